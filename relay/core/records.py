@@ -1,0 +1,121 @@
+"""The records of the log. The mailroom folds them; nothing else gives them meaning.
+
+Every record is an array whose first element is its tag. A tag, once used in a release, never changes its meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+from relay.core.codec import Decoder, Struct, encode
+from relay.core.envelope import To
+from relay.core.shapes import CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHash, Name, Nonce, Position, Text, UInt
+from relay.limits import MAX_BLOCK
+
+
+class FoldVersion(Struct, tag=1):
+    """The rules that the fold follows from here on (rule 10)."""
+
+    version: UInt
+
+
+class Home(Struct, tag=2):
+    """One version of a user's home record, signed; verified before it was appended (rule 17)."""
+
+    signed: bytes
+
+
+class Session(Struct, tag=3):
+    """A device's session starts and fences its older one (rule 18). `cursor` is what the device already has."""
+
+    device: Key
+    node: Name
+    nonce: Nonce
+    cursor: Position
+
+
+class Submit(Struct, tag=4):
+    """An envelope from a device of this cell. `dest` is the recipient's cell (mailbox), or this cell (roster)."""
+
+    device: Key
+    dest: CellName
+    envelope: EnvelopeBytes
+
+
+class Ack(Struct, tag=5):
+    """Everything up to `position` reached the device."""
+
+    device: Key
+    position: Position
+
+
+class Roster(Struct, tag=6):
+    """A roster version from a device of this cell: the signed head and the member list of each cell."""
+
+    device: Key
+    head: bytes
+    parts: tuple[tuple[CellName, bytes], ...]
+
+
+class HandIn(Struct, tag=7):
+    """Number `number` of the outbox that `origin` (under its log id) keeps for this cell (rule 16).
+
+    `what`: 0 void, 1 envelope (item = envelope), 2 roster version (item = signed head, part = our member list).
+    `confirmed`: the origin has recorded our outcomes up to here.
+    """
+
+    origin: CellName
+    origin_log: LogId
+    number: UInt
+    confirmed: UInt
+    what: UInt
+    item: bytes
+    part: bytes
+
+
+class HandedAnswer(Struct):
+    """One outcome that the destination gave: its code, and the newest version of the address it knows."""
+
+    number: UInt
+    code: UInt
+    newest: UInt
+
+
+class Handed(Struct, tag=8):
+    """`dest` has applied everything up to `upto` and answered; numbers it does not list were void."""
+
+    dest: CellName
+    upto: UInt
+    answers: tuple[HandedAnswer, ...]
+
+
+class Carried(Struct):
+    """A record that still waits, with the source (index, ordinal) it had."""
+
+    index: UInt
+    ordinal: UInt
+    record: bytes
+
+
+class Carry(Struct, tag=9):
+    """What still waits in the oldest stretch, appended again so that the prefix can go."""
+
+    items: tuple[Carried, ...]
+
+
+class Tick(Struct, tag=10):
+    """Nothing but a block's time: a due expiry must be applied even when nobody writes (rule 14)."""
+
+
+Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick]
+
+HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER = 0, 1, 2
+
+decode_record: Decoder[Record] = Decoder(Record, "log record", MAX_BLOCK)
+encode_record = encode
+
+__all__ = [
+    "Ack", "Carried", "Carry", "FoldVersion", "HANDIN_ENVELOPE", "HANDIN_ROSTER", "HANDIN_VOID", "HandIn", "Handed",
+    "HandedAnswer", "Home", "MaybeHash", "Record", "Roster", "Session", "Submit", "Text", "Tick", "To",
+    "decode_record", "encode_record",
+]

@@ -1,0 +1,248 @@
+"""The client protocol `posthouse.v0`: one struct a message, one decoder a direction. docs/PROTOCOL.md is its text.
+
+A message is one binary WebSocket message: a msgpack array whose first element is the tag.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Union
+
+from msgspec import Meta
+
+from relay.core.codec import Decoder, Struct, digest, encode, pack
+from relay.core.shapes import (
+    CellName, EnvelopeBytes, Hash, Key, LogId, MaybeLogId, Millis, Name, Nonce, Position, Signature, Text, UInt,
+)
+from relay.limits import MAX_BATCH, MAX_CHAIN, MAX_FRAME
+
+SUBPROTOCOL = "posthouse.v0"
+VERSION = 0
+
+
+class Code(IntEnum):
+    """Outcomes of a request. Below 16 it was taken; 16–63 is final; from 64 on it may be tried again."""
+
+    ACCEPTED = 1  # durable in the sender's cell
+    STORED = 2  # durable in the recipient's home cell
+    STALE = 16  # `created` lies outside the admission window: seal anew under the same counter
+    EXPIRED = 17  # past its expiry
+    LIFETIME = 18  # expires - created is above the limit, or not positive
+    UNKNOWN_USER = 19  # nobody of that id is at home there
+    UNKNOWN_REGION = 20  # no such region or cell in the federation
+    UNKNOWN_ROSTER = 21  # no such group here, or it may not wait any longer
+    NOT_MEMBER = 22  # the sender is not a member of that roster version
+    MAILBOX_FULL = 23
+    BAD_ENVELOPE = 24  # header not well formed, or a version nobody has signed
+    BAD_RECORD = 25  # a home record or roster that does not verify
+    NOT_PERMITTED = 26  # policy of the region
+    UNREACHABLE = 64  # the home record could not be looked up now
+    OUTBOX_FULL = 65
+    OVERLOADED = 66
+
+    @property
+    def taken(self) -> bool:
+        """The envelope is durable somewhere."""
+        return self < 16
+
+    @property
+    def final(self) -> bool:
+        """Trying again with the same bytes gives the same answer."""
+        return self < 64
+
+
+class Fault(IntEnum):
+    """Codes of ERROR: why a connection ends."""
+
+    PROTOCOL = 1  # bytes that break the protocol
+    AUTH = 2  # the device did not prove its key, or is not (or no longer) enrolled
+    NOT_HOME = 3  # the device's user is at home elsewhere
+    FENCED = 4  # the device started a newer session
+    ROLLED_BACK = 5  # the client's cursor lies beyond this log's tip (rule 13): stop, tell the operator
+    TIMEOUT = 6  # handshake or idle deadline
+    OVERLOADED = 7  # no room for another connection; see retry_after
+    INTERNAL = 8  # the node is stopping because of its own trouble
+
+
+# --- client to server ----------------------------------------------------------------------------
+class Hello(Struct, tag=1):
+    """First. `log_id` and `cursor` are what the client has (empty and 0 when new). `receive`: start a session that
+    is delivered to (and fences the device's older one), or only submit."""
+
+    version: UInt
+    log_id: MaybeLogId
+    cursor: Position
+    receive: bool
+    software: Text
+
+
+class Auth(Struct, tag=2):
+    """The answer to CHALLENGE. `records` are home records of `user` that the cell may not have yet, oldest first."""
+
+    user: Hash
+    device: Key
+    signature: Signature
+    records: Annotated[tuple[bytes, ...], Meta(max_length=MAX_CHAIN)]
+
+
+class SubmitItem(Struct):
+    """One envelope, with the region its address card hints at (empty for a roster)."""
+
+    hint: Text
+    envelope: EnvelopeBytes
+
+
+class Submit(Struct, tag=3):
+    """A batch of envelopes, each answered by one receipt."""
+
+    items: Annotated[tuple[SubmitItem, ...], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class Ack(Struct, tag=4):
+    """Everything up to `position` is safe with the client."""
+
+    position: Position
+
+
+class Lookup(Struct, tag=5):
+    """Ask for the home records of `user` after version `after`. Answered by RECORD with the same `request`."""
+
+    request: UInt
+    user: Hash
+    hint: Text
+    after: UInt
+
+
+class Roster(Struct, tag=6):
+    """Publish a roster version: signed head, and for each cell its member list. Answered by a receipt whose id is
+    the digest of `head`."""
+
+    head: bytes
+    parts: tuple[tuple[CellName, bytes], ...]
+
+
+class Ephemeral(Struct, tag=7):
+    """Presence, typing, call signalling: to whoever of `user`'s devices is online, without a record or a receipt."""
+
+    user: Hash
+    hint: Text
+    payload: Annotated[bytes, Meta(max_length=4096)]
+
+
+ClientMessage = Union[Hello, Auth, Submit, Ack, Lookup, Roster, Ephemeral]
+decode_client: Decoder[ClientMessage] = Decoder(ClientMessage, "client message", MAX_FRAME)
+
+
+# --- server to client ----------------------------------------------------------------------------
+class Challenge(Struct, tag=64):
+    """What AUTH signs over: see `challenge_bytes`. `time` is the server's, Unix ms."""
+
+    nonce: Nonce
+    region: Name
+    cell: CellName
+    node: Name
+    log_id: LogId
+    time: Millis
+
+
+class Welcome(Struct, tag=65):
+    """The device is served. `cursor` is the fold's own; deliveries start after it. Ack every `ack_every` deliveries or
+    `ack_ms`. `max_envelope` in bytes, `max_batch` in envelopes. `time` is the server's, Unix ms."""
+
+    log_id: LogId
+    cursor: Position
+    time: Millis
+    home_version: UInt
+    ack_every: UInt
+    ack_ms: UInt
+    max_envelope: UInt
+    max_batch: UInt
+
+
+class ReceiptItem(Struct):
+    """One outcome. `position` is where the record stands in the answering cell's log (0 if refused); `newest` the
+    newest version of the address known there; `cell` who answered."""
+
+    id: Hash
+    code: UInt
+    position: Position
+    newest: UInt
+    cell: CellName
+
+
+class Receipt(Struct, tag=66):
+    """Outcomes of submits on this connection, as they become known."""
+
+    items: tuple[ReceiptItem, ...]
+
+
+class Deliver(Struct, tag=67):
+    """One envelope at its position. The same bytes for every recipient."""
+
+    position: Position
+    envelope: EnvelopeBytes
+
+
+class Empty(Struct, tag=68):
+    """Everything up to `position`, where the session started, has been sent."""
+
+    position: Position
+
+
+class Record(Struct, tag=69):
+    """The answer to LOOKUP: signed home records, oldest first. `code` is STORED, UNKNOWN_USER, UNKNOWN_REGION or
+    UNREACHABLE."""
+
+    request: UInt
+    code: UInt
+    records: Annotated[tuple[bytes, ...], Meta(max_length=MAX_CHAIN)]
+
+
+class Notice(Struct, tag=70):
+    """A durable outcome for the sender, at a position of the sender's own stream: acked like a delivery."""
+
+    position: Position
+    id: Hash
+    code: UInt
+    newest: UInt
+    cell: CellName
+
+
+class Drain(Struct, tag=71):
+    """The node is going away: finish, and reconnect after about `spread_ms`."""
+
+    spread_ms: UInt
+
+
+class Error(Struct, tag=72):
+    """The connection ends. `code` is a Fault."""
+
+    code: UInt
+    text: str
+    retry_after_ms: UInt
+
+
+class EphemeralFrom(Struct, tag=73):
+    """An ephemeral payload; its sender as the sender's node vouches for it."""
+
+    user: Hash
+    device: Key
+    payload: Annotated[bytes, Meta(max_length=4096)]
+
+
+ServerMessage = Union[
+    Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom
+]
+decode_server: Decoder[ServerMessage] = Decoder(ServerMessage, "server message", 4 * MAX_FRAME)
+encode_message = encode
+
+
+def encode_deliver(position: int, envelope: bytes) -> bytes:
+    """`encode_message(Deliver(…))`, for the hot path."""
+    return pack([67, position, envelope])
+
+
+def challenge_bytes(challenge: Challenge, user: bytes, device: bytes) -> bytes:
+    """What the device key signs: bound to the node, the region, the log and a fresh nonce."""
+    fields = [challenge.nonce, challenge.region, challenge.cell, challenge.node, challenge.log_id, user, device]
+    return digest(pack(fields), b"posthouse.auth")

@@ -1,0 +1,134 @@
+"""The error tree: whose fault it is, and what to do about it.
+
+    PosthouseError
+    ├── ClientError            the peer on a client connection did something wrong
+    │   ├── ProtocolError      bytes that break the protocol; the connection ends
+    │   ├── AuthError          the proof of a device key did not hold
+    │   └── Refused            one request was refused; the connection goes on
+    ├── TrustError             a signature, chain, version or expiry did not hold; never retried
+    │   ├── BadSignature
+    │   ├── BrokenChain
+    │   ├── Rollback
+    │   └── NotValidNow
+    ├── PeerError              another node did something wrong, or proved to be somebody else
+    ├── ResidencyError         bytes that must not rest here; refused by the disk writer
+    ├── OperatorError          a config, file, port or command that the operator can mend
+    │   ├── ConfigError        carries every finding at once
+    │   └── StoreError         a store that is locked, foreign, newer or damaged
+    │       ├── StoreLocked
+    │       ├── StoreForeign
+    │       └── StoreDamaged
+    ├── DiskFailed             an I/O or fsync error: stop acknowledging, exit (rule 7)
+    ├── Overloaded             a bound was reached; try again after `retry_after_ms`
+    └── RolledBack             a cursor beyond the tip of the same log: somebody restored an old log (rule 13)
+
+Every error has a one-line text and a remedy; `str(error)` shows both, so that a user reads what, where and what to do.
+"""
+
+from __future__ import annotations
+
+
+class PosthouseError(Exception):
+    """The root. `text` says what and where, `remedy` what to do (may be empty)."""
+
+    def __init__(self, text: str, remedy: str = "") -> None:
+        super().__init__(text, remedy)
+        self.text = text
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.text}. {self.remedy}" if self.remedy else self.text
+
+
+class ClientError(PosthouseError):
+    """The other side of a client connection is at fault."""
+
+
+class ProtocolError(ClientError):
+    """Bytes that break the protocol: the connection ends with this text."""
+
+
+class AuthError(ClientError):
+    """The device could not prove its key, or may not be served here."""
+
+
+class Refused(ClientError):
+    """One request was refused with an outcome `code` (relay.core.wire.Code); the connection goes on."""
+
+    def __init__(self, code: int, text: str, remedy: str = "", retry_after_ms: int = 0) -> None:
+        super().__init__(text, remedy)
+        self.code = code
+        self.retry_after_ms = retry_after_ms
+
+
+class TrustError(PosthouseError):
+    """Something signed did not verify. Never retried with the same bytes."""
+
+
+class BadSignature(TrustError):
+    """A signature by the expected key is missing or wrong."""
+
+
+class BrokenChain(TrustError):
+    """A version does not follow from the one before it."""
+
+
+class Rollback(TrustError):
+    """An older version than one that was already seen."""
+
+
+class NotValidNow(TrustError):
+    """Expired, or not valid yet."""
+
+
+class PeerError(PosthouseError):
+    """Another node is at fault, or is not who it should be."""
+
+
+class ResidencyError(PosthouseError):
+    """Bytes that must not rest in this region."""
+
+
+class OperatorError(PosthouseError):
+    """Something the operator can mend: a config, a file, a port, a command."""
+
+
+class ConfigError(OperatorError):
+    """A config with mistakes. `findings` has one (where, what, remedy) for each, all at once."""
+
+    def __init__(self, source: str, findings: list[tuple[str, str, str]]) -> None:
+        lines = [f"  {where}: {what}. {remedy}" for where, what, remedy in findings]
+        super().__init__("\n".join([f"{source}: {len(findings)} mistake(s)", *lines]))
+        self.findings = findings
+
+
+class StoreError(OperatorError):
+    """A store that cannot be served."""
+
+
+class StoreLocked(StoreError):
+    """Another process holds the store."""
+
+
+class StoreForeign(StoreError):
+    """The store of another cell, federation, key or a newer format."""
+
+
+class StoreDamaged(StoreError):
+    """A checksum, hash or seal did not hold. Nothing is skipped and nothing overwritten."""
+
+
+class DiskFailed(PosthouseError):
+    """An I/O or fsync error. The node stops acknowledging and exits; an fsync is never retried (rule 7)."""
+
+
+class Overloaded(PosthouseError):
+    """A bound was reached. Nothing was taken; try again after `retry_after_ms`."""
+
+    def __init__(self, text: str, retry_after_ms: int = 1000) -> None:
+        super().__init__(text, f"Try again in {retry_after_ms} ms")
+        self.retry_after_ms = retry_after_ms
+
+
+class RolledBack(PosthouseError):
+    """A cursor or vector lies beyond the tip of the same log id: acknowledged history is missing (rule 13)."""

@@ -1,0 +1,56 @@
+"""Every bound, with its unit and its reason. Operators may tighten some in the config; nobody may remove one."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+SECOND: Final = 1_000  # ms
+MINUTE: Final = 60 * SECOND
+DAY: Final = 24 * 60 * MINUTE
+
+# --- envelopes -----------------------------------------------------------------------------------
+MAX_ENVELOPE: Final = 128 * KIB  # bytes; a chunk of 96 KiB, its wraps for 100 devices and padding fit
+CHUNK: Final = 96 * KIB  # bytes of content per envelope; larger messages travel as several envelopes
+MAX_LIFETIME: Final = 30 * DAY  # ms between created and expires; a queue must not keep what nobody will collect
+DEFAULT_LIFETIME: Final = 14 * DAY  # ms; what the SDK asks for
+ADMISSION_WINDOW: Final = 10 * MINUTE  # ms (D in rule 15); ids are remembered this long past `created`
+MAX_CLOCK_AHEAD: Final = 1 * MINUTE  # ms a `created` may lie in the future (rule 15)
+
+# --- frames --------------------------------------------------------------------------------------
+MAX_FRAME: Final = 1 * MIB  # bytes of one WebSocket message, checked before it is decoded
+MAX_BATCH: Final = 256  # envelopes in one SUBMIT, hand-overs in one HANDOVER; bounds decode time per frame
+MAX_STRING: Final = 256  # characters of any string on the wire
+MAX_ARRAY: Final = 10_000  # elements of any array on the wire
+MAX_LINK_FRAME: Final = 4 * MIB  # bytes of one frame between nodes; a full hand-over batch of small envelopes fits
+MAX_HANDOVER: Final = 1 * MIB  # bytes of envelopes in one hand-over batch, so that one answer never waits long
+
+# --- blocks --------------------------------------------------------------------------------------
+MAX_BLOCK: Final = 4 * MIB  # bytes of records in one block; bounds one commit and one replication message
+MAX_BLOCK_RECORDS: Final = 4_096  # records in one block; below 2**SLOT_BITS with room for virtual slots
+SLOT_BITS: Final = 20  # a position is index << SLOT_BITS | slot, one signed 64-bit integer
+MAX_INTAKE: Final = 16 * MIB  # bytes waiting for the journal; past it submitters are told to retry
+CHECKPOINT_BYTES: Final = 8 * MIB  # log bytes between two checkpoints; bounds replay at start
+CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this share of it is still live
+CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
+MAX_CLOCK_JUMP: Final = 1 * MINUTE  # ms the wall clock may depart from the monotonic one (rule 14, solo)
+
+# --- per user ------------------------------------------------------------------------------------
+MAX_DEVICES: Final = 32  # devices in one home record; a wrap is about 100 bytes in every envelope
+MAX_CHAIN: Final = 256  # home records in one chain
+MAX_MEMBERS: Final = 10_000  # members of a roster in this first form
+MAX_MAILBOX: Final = 64 * MIB  # bytes waiting in one mailbox; past it MAILBOX_FULL, a final outcome
+MAX_OUTBOX: Final = 1_024 * MIB  # bytes waiting for one other cell; past it OUTBOX_FULL, retryable
+MAX_WAITING: Final = 16 * MIB  # bytes waiting for a roster version that has not arrived (rule 17)
+
+# --- connections ---------------------------------------------------------------------------------
+MAX_CONNECTIONS: Final = 10_000  # client connections of one node
+HANDSHAKE_S: Final = 10.0  # seconds from accept to WELCOME; a silent socket must not hold a slot
+IDLE_S: Final = 120.0  # seconds without a byte before a client is let go; the SDK pings every 30 s
+OUTBOX_BYTES: Final = 1 * MIB  # bytes queued for one socket; past it the session is demoted to catch-up
+ACK_EVERY: Final = 64  # deliveries after which a client acks
+ACK_MS: Final = 50  # ms after which a client acks what it has
+UNACKED_BYTES: Final = 8 * MIB  # bytes sent and not acked on one connection; past it delivery waits for an ack
+LINK_DEADLINE_S: Final = 30.0  # seconds a link waits for an answer before it reconnects
+DRAIN_S: Final = 10.0  # seconds a stopping node gives its clients

@@ -1,0 +1,108 @@
+"""The ports: what a relay needs from outside, and what it offers to those who compose it.
+
+cluster implements Directory and Env (and, later, a replicated Journal); relay.journal implements Journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from relay.core.block import Block
+from relay.core.trust import HomeRecord
+
+
+class Clock(Protocol):
+    """Time, as the process sees it."""
+
+    def wall_ms(self) -> int:
+        """Unix time, ms."""
+
+    def monotonic_ms(self) -> int:
+        """A clock that never goes back, ms, from an arbitrary start."""
+
+
+class Env(Protocol):
+    """Everything that is not deterministic: clock, randomness, network, disk. Simulated as a whole in tests."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def random_bytes(self, count: int) -> bytes:
+        """Cryptographic randomness."""
+
+    def random_float(self) -> float:
+        """Uniform in [0, 1): jitter only."""
+
+    async def dial(self, host: str, port: int) -> trio.abc.Stream:
+        """A TCP connection. Raises OSError."""
+
+    async def listen(self, host: str, port: int) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
+        """TCP listeners. Raises OperatorError naming the address when it is in use or may not be bound."""
+
+    async def listen_unix(self, path: Path) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
+        """A Unix-socket listener, mode 0600; a stale socket file is replaced. Raises OperatorError."""
+
+    def data_dir(self, path: Path) -> Path:
+        """The directory for a store, made with mode 0700 if missing. Raises OperatorError."""
+
+
+class Journal(Protocol):
+    """One log: append from here, follow in order, read, release.
+
+    A journal is opened by its implementation's async context manager; every method raises DiskFailed after the first
+    I/O error (nothing is acknowledged after it) and StoreDamaged where a block does not verify.
+    """
+
+    @property
+    def log_id(self) -> bytes: ...
+
+    @property
+    def first(self) -> int:
+        """Index of the oldest block that is kept; tip + 1 when none is."""
+
+    @property
+    def tip(self) -> int:
+        """Index of the newest committed block; 0 in a new log."""
+
+    async def append(self, records: Sequence[bytes]) -> None:
+        """Commit records, in this order, in one block (at most MAX_BLOCK bytes, MAX_BLOCK_RECORDS). Returns when they are
+        durable; raises ResidencyError where the disk writer refuses one (then none is written). One caller at a time:
+        the intake owns appending. Once started the commit completes; a cancelled caller does not learn whether."""
+
+    def follow(self, after: int) -> AsyncIterator[Block]:
+        """Committed blocks after index `after`, in order, then each new one as it commits. Never ends by itself."""
+
+    async def read(self, index: int) -> Block:
+        """One committed block. Raises LookupError below `first` or beyond `tip`."""
+
+    async def release(self, below: int) -> None:
+        """Forget the blocks below index `below`: they are settled or carried, and below the saved checkpoint."""
+
+    async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
+        """Replace the checkpoint by `rows` (each ≤ 1 MiB), taken after applying block `index`, atomically."""
+
+    async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
+        """The last checkpoint: (index, rows), checksums verified. None in a new log."""
+
+
+class Directory(Protocol):
+    """Where users are at home. The first form; proofs and witnesses come behind the same seam."""
+
+    async def lookup(self, user: bytes, hint: str) -> HomeRecord:
+        """The newest verified record of `user`: from this cell, from the cache, or from the hinted region.
+
+        Raises Refused with UNKNOWN_USER, UNKNOWN_REGION or UNREACHABLE; TrustError where an answer did not verify."""
+
+    async def chain(self, user: bytes, hint: str, after: int) -> list[bytes]:
+        """The signed records after version `after`, oldest first. Raises like `lookup`."""
+
+
+class Residency(Protocol):
+    """The disk writer's own check (section 5, rule 2), made just before a block is written."""
+
+    def check(self, records: Sequence[bytes]) -> None:
+        """Raises ResidencyError if one of the records must not rest on this disk."""
