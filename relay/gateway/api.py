@@ -1,0 +1,92 @@
+"""What the gateway and the office need of each other. The gateway implements Line, the office (relay/office.py) Office."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from relay.core import wire
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this node is: what CHALLENGE says, and the device signs."""
+
+    region: str
+    cell: str
+    node: str
+    log_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A device is served: what WELCOME says. `position` is where the session started, `time_ms` Unix time, ms."""
+
+    log_id: bytes
+    cursor: int
+    position: int
+    home_version: int
+    time_ms: int
+
+
+class Line(Protocol):
+    """One authenticated connection, as the office sees it."""
+
+    @property
+    def device(self) -> bytes:
+        """The device's signing key."""
+
+    @property
+    def user(self) -> bytes:
+        """The user id."""
+
+    def push(self, frames: Sequence[bytes]) -> bool:
+        """Queue encoded WebSocket frames (`relay.core.frames.server_frame`), shared between lines. False, and nothing
+        queued, when OUTBOX_BYTES would be passed, or when the connection is ending."""
+
+    def flush(self) -> None:
+        """Write what is queued now. Never blocks: what does not fit is left to a writer task."""
+
+    async def send(self, frame: bytes) -> None:
+        """Queue one frame and write it, waiting for room. Once the connection is ending this waits to be cancelled,
+        which happens at once."""
+
+    def end(self, fault: wire.Fault, text: str, retry_after_ms: int = 0) -> None:
+        """ERROR, then close. Never blocks; the first call counts."""
+
+
+class Office(Protocol):
+    """The relay behind the gateway: sessions, submits, deliveries. Every method may raise PosthouseError."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    async def admit(self, user: bytes, device: bytes, records: Sequence[bytes]) -> None:
+        """The device proved its key. Verifies `records`, appends newer home records and waits until they are applied.
+        Raises AuthError (Fault.AUTH) when the device is not enrolled, Refused (Fault.NOT_HOME) when it is not served here."""
+
+    async def start(self, line: Line, hello: wire.Hello, nonce: bytes) -> Started:
+        """Begin. `hello.receive`: appends SESSION(nonce), waits until it is applied, fences the older session. Otherwise
+        the line is attached for receipts only. Raises RolledBack."""
+
+    async def serve(self, line: Line) -> None:
+        """Catch-up and live delivery for the line, until cancelled. Only when `hello.receive`."""
+
+    async def submit(self, line: Line, items: Sequence[wire.SubmitItem]) -> None:
+        """Route the envelopes and hand them to the intake. Receipts come by `line.push`."""
+
+    def ack(self, line: Line, position: int) -> None:
+        """Everything up to `position` is safe with the device."""
+
+    async def lookup(self, line: Line, request: wire.Lookup) -> wire.Record:
+        """The answer to LOOKUP."""
+
+    async def roster(self, line: Line, roster: wire.Roster) -> None:
+        """Publish a roster version. The receipt comes by `line.push`."""
+
+    async def ephemeral(self, line: Line, message: wire.Ephemeral) -> None:
+        """Pass an ephemeral payload on to who is online."""
+
+    def detach(self, line: Line) -> None:
+        """The connection has ended. Called exactly once for every line that `start` was called with."""
