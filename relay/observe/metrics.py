@@ -1,0 +1,63 @@
+"""What a node counts. Labels are bounded: cells come from the root document, reasons from wire.Code and wire.Fault.
+
+Never a user, a device or an address in a label: a metric is a disk too (DESIGN section 5, rules 2 and 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, cast
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+_exposition = cast("Callable[[CollectorRegistry], bytes]", generate_latest)  # the library leaves it untyped
+
+# Seconds. A commit is about 1 ms on a healthy disk; past a second something is wrong with it.
+_COMMIT_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+# Seconds. Live deliveries take milliseconds; what waited for a device that was away goes to the last ones.
+_DELIVERY_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 60.0, 3600.0, 86400.0)
+
+
+class Metrics:
+    """The metrics of one node, in a registry of their own, so that several nodes can live in one test process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=self.registry)  # CPU seconds, resident memory, open files
+        # envelopes
+        self.submitted = self._counter("submitted", "Envelopes that clients submitted")
+        self.admitted = self._counter("admitted", "Envelopes that the fold took (from clients and from other cells)")
+        self.delivered = self._counter("delivered", "Envelopes queued for a device's socket, once for each device")
+        self.forwarded = self._counter("forwarded", "Numbers of an outbox that the other cell answered", "cell")
+        self.refused = self._counter("refused", "Requests and connections refused, by wire code or fault", "reason")
+        self.carried = self._counter("carried", "Records that were appended again so that a prefix could go")
+        # connections
+        self.connections = self._gauge("connections", "Open client connections, authenticated or not")
+        self.sessions = self._gauge("sessions", "Device sessions that are delivered to")
+        self.links_up = self._gauge("links_up", "1 while this node has a working link to the cell", "cell")
+        # what waits
+        self.queue_depth = self._gauge("queue_depth", "Records that wait for the journal's next block")
+        self.outbox_bytes = self._gauge("outbox_bytes", "Bytes queued for clients' sockets")
+        # the journal
+        self.journal_blocks = self._gauge("journal_blocks", "Blocks that the journal keeps")
+        self.journal_bytes = self._counter("journal_bytes", "Bytes of records committed since the start")
+        # how long
+        self.commit_seconds = self._histogram("commit_seconds", "From append to durable", _COMMIT_BUCKETS)
+        self.delivery_seconds = self._histogram(
+            "delivery_seconds", "From the block's time to the write to a socket", _DELIVERY_BUCKETS
+        )
+
+    def render(self) -> bytes:
+        """All metrics as OpenMetrics 1.0 text; its content type is `CONTENT_TYPE`."""
+        return _exposition(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"posthouse_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"posthouse_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"posthouse_{name}", text, buckets=buckets, registry=self.registry)
