@@ -54,3 +54,15 @@ ACK_MS: Final = 50  # ms after which a client acks what it has
 UNACKED_BYTES: Final = 8 * MIB  # bytes sent and not acked on one connection; past it delivery waits for an ack
 LINK_DEADLINE_S: Final = 30.0  # seconds a link waits for an answer before it reconnects
 DRAIN_S: Final = 10.0  # seconds a stopping node gives its clients
+
+# --- links between nodes -------------------------------------------------------------------------
+MAX_LINKS: Final = 256  # inbound links of one node; each may hold LINK_BYTES
+MAX_LINK_HELLO: Final = 1 * KIB  # bytes of a link's first frame: before it nobody needs more
+LINK_REQUESTS: Final = 64  # requests in flight on one link, keepalive included
+LINK_BYTES: Final = 8 * MIB  # bytes of requests in flight on one link, each way
+LINK_HANDSHAKE_S: Final = 10.0  # seconds from connect to the other's hello
+LINK_PING_S: Final = 4.0  # seconds without a byte after which a dialer pings
+LINK_SILENCE_S: Final = 12.0  # seconds without a byte after which a link is dead (half-open, swallowed)
+LINK_BACKOFF_S: Final = 0.05  # seconds before the second dial; doubled up to LINK_BACKOFF_MAX_S, jittered
+LINK_BACKOFF_MAX_S: Final = 5.0
+MAX_EPHEMERAL: Final = 4_096  # bytes of an ephemeral payload

@@ -1,0 +1,132 @@
+"""The real world: clock, randomness, network and disk of a process (relay.ports.Env).
+
+System errors are translated here, once: what an operator can mend becomes an OperatorError that says how.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import SystemRandom
+
+import trio
+
+from relay.errors import OperatorError
+
+_REASONS = {
+    errno.EADDRINUSE: ("the port is in use", "Stop what listens there, or choose another port under [listen]"),
+    errno.EACCES: ("permission denied", "Choose a port above 1023, or give the process CAP_NET_BIND_SERVICE"),
+    errno.EADDRNOTAVAIL: ("this machine has no such address", "Choose an address of this machine under [listen]"),
+    errno.EAFNOSUPPORT: ("this machine does not speak that address family", "Choose another address under [listen]"),
+}
+_UNIX_PATH = 107  # bytes that Linux takes for the path of a Unix socket (unix(7)), less the closing zero
+
+
+class RealClock:
+    """The clocks of this process."""
+
+    def wall_ms(self) -> int:
+        """Unix time, ms."""
+        return time.time_ns() // 1_000_000
+
+    def monotonic_ms(self) -> int:
+        """A clock that never goes back, ms."""
+        return time.monotonic_ns() // 1_000_000
+
+
+class RealEnv:
+    """relay.ports.Env on the machine it runs on. trio sets TCP_NODELAY on every stream that it makes."""
+
+    def __init__(self) -> None:
+        self._clock = RealClock()
+        self._random = SystemRandom()
+
+    @property
+    def clock(self) -> RealClock:
+        return self._clock
+
+    def random_bytes(self, count: int) -> bytes:
+        """Cryptographic randomness."""
+        return secrets.token_bytes(count)
+
+    def random_float(self) -> float:
+        """Uniform in [0, 1): jitter only."""
+        return self._random.random()
+
+    async def dial(self, host: str, port: int) -> trio.SocketStream:
+        """A TCP connection. Raises OSError; the caller sets the deadline."""
+        return await trio.open_tcp_stream(host, port)
+
+    async def listen(self, host: str, port: int) -> Sequence[trio.SocketListener]:
+        """TCP listeners, one an address of `host`. Raises OperatorError."""
+        try:
+            return await trio.open_tcp_listeners(port, host=host)
+        except (OSError, OverflowError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            reason, remedy = _REASONS.get(number or 0, (str(error), "Check the address under [listen]"))
+            raise OperatorError(f"cannot listen on {host}:{port}: {reason}", remedy) from error
+
+    async def listen_unix(self, path: Path) -> Sequence[trio.SocketListener]:
+        """A Unix-socket listener, mode 0600; a stale socket file is replaced. Raises OperatorError."""
+        if len(os.fsencode(path)) + len(_unique("")) > _UNIX_PATH:
+            raise OperatorError(f"cannot listen on {path}: the path is too long", "Choose a shorter one")
+        await _check_free(path)
+        return [await _bind_unix(path)]
+
+    def data_dir(self, path: Path) -> Path:
+        """The directory for a store, made with mode 0700 if missing. Raises OperatorError."""
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise OperatorError(f"{path} is not a directory", "Move it away, or set [paths] data") from error
+        except OSError as error:
+            raise OperatorError(f"cannot make {path}: {error.strerror}", "Make it, mode 0700, for this user") from error
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise OperatorError(f"{path} may not be read and written", "Give it to the user that runs the node")
+        return path
+
+
+def _unique(name: str) -> str:
+    return f"{name}.{secrets.token_hex(4)}"
+
+
+def _check_socket(path: Path) -> None:
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise OperatorError(f"{path} exists and is not a socket", "Move it away, or choose another path")
+
+
+async def _check_free(path: Path) -> None:
+    """Whoever answers on the socket is alive; whatever is no socket is not ours to replace."""
+    try:
+        _check_socket(path)
+        stream = await trio.open_unix_socket(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return
+    except OSError as error:
+        raise OperatorError(f"cannot look at {path}: {error.strerror}", "Check its permissions") from error
+    await stream.aclose()
+    raise OperatorError(f"{path} is in use by a running process", "Stop it, or choose another path")
+
+
+async def _bind_unix(path: Path) -> trio.SocketListener:
+    """Bind under another name and rename: nobody can connect before the mode is right, and the swap is atomic."""
+    sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    fresh = path.with_name(_unique(path.name))
+    try:
+        await sock.bind(str(fresh))
+        fresh.chmod(0o600)
+        sock.listen(1024)
+        fresh.replace(path)
+        return trio.SocketListener(sock)
+    except BaseException as error:
+        sock.close()
+        fresh.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            what = f"cannot listen on {path}: {error.strerror}"
+            raise OperatorError(what, "Check that the directory exists and may be written") from error
+        raise
