@@ -1,0 +1,179 @@
+"""What a node's config points at: the root document, certificate and keys must fit each other and the config."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from relay.core.trust import Root, RootNode, verify_root
+from relay.errors import NotValidNow, PosthouseError
+
+if TYPE_CHECKING:
+    from cluster.config import ListenSection, NodeSection, PathsSection
+
+Finding: TypeAlias = tuple[str, str, str]  # where (dotted key), what, remedy
+
+
+def check_root(path: Path, pin: str, now_ms: int, findings: list[Finding]) -> Root | None:
+    """The verified root document; None, with the reason in `findings`, where there is none."""
+    data = _read(path, "paths.root", findings)
+    if data is None:
+        return None
+    try:
+        return verify_root(data, now_ms, pinned=bytes.fromhex(pin) or None)
+    except NotValidNow as error:
+        findings.append(("paths.root", error.text, "Get the newer root document that the federation has signed"))
+    except PosthouseError as error:
+        remedy = error.remedy or "Get the root document again, from somebody you trust"
+        findings.append(("paths.root_digest" if pin else "paths.root", f"{path}: {error.text}", remedy))
+    return None
+
+
+def check_secrets(files: dict[str, Path], data: Path) -> Iterator[Finding]:
+    """Key files: there, only for their owner, and not in the data directory (rule 7)."""
+    for key, path in files.items():
+        where = f"paths.{key}"
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except OSError as error:
+            yield where, f"{path}: {error.strerror}", "Point to the key file that `posthouse init` wrote"
+            continue
+        if mode & 0o077:
+            yield where, f"{path} may be read by others (mode {mode:04o})", f"Run: chmod 600 {path}"
+        if path.resolve().is_relative_to(data.resolve()):
+            yield where, f"{path} lies in the data directory, beside what it protects", "Keep keys outside paths.data"
+
+
+def check_data(path: Path) -> Iterator[Finding]:
+    """The data directory is made when missing; what exists must be a directory that can be written."""
+    if path.exists() and not path.is_dir():
+        yield "paths.data", f"{path} is not a directory", "Name a directory, which will be made if it is missing"
+    elif path.exists() and not os.access(path, os.W_OK | os.X_OK):
+        yield "paths.data", f"{path} cannot be written by this user", "Give it to the user that runs the node"
+
+
+def check_identity(
+    node: NodeSection, paths: PathsSection, listen: ListenSection, root: Root | None, now_ms: int
+) -> list[Finding]:
+    """What the config says of this node against the root document, and the certificate against both."""
+    findings: list[Finding] = []
+    if not node.cell.startswith(node.region + "/"):
+        remedy = f"A cell is named region/name: {node.region}/1"
+        findings.append(("node.cell", f"{node.cell} is not a cell of region {node.region}", remedy))
+    listed = _listed(node, root, findings) if root else None
+    if listed:
+        findings += _check_listed(listed, listen)
+    findings += _check_certificate(node, paths, root, now_ms)
+    return findings
+
+
+def _listed(node: NodeSection, root: Root, findings: list[Finding]) -> RootNode | None:
+    """The root's entry for this node. Looks for the first name that is wrong: the others depend on it."""
+    regions = {region.name: region for region in root.payload.regions}
+    if node.region not in regions:
+        findings.append(_not_in_root("node.region", node.region, list(regions)))
+        return None
+    cells = {cell.name: cell for cell in regions[node.region].cells}
+    if node.cell not in cells:
+        findings.append(_not_in_root("node.cell", node.cell, list(cells)))
+        return None
+    nodes = {entry.name: entry for entry in cells[node.cell].nodes}
+    if node.name not in nodes:
+        findings.append(_not_in_root("node.name", node.name, list(nodes)))
+    return nodes.get(node.name)
+
+
+def _not_in_root(where: str, name: str, known: list[str]) -> Finding:
+    meant = get_close_matches(name, known, 1)
+    remedy = f"Did you mean {meant[0]!r}?" if meant else f"The root has: {', '.join(known) or 'none'}"
+    return where, f"{name!r} is not in the root document", remedy
+
+
+def _check_listed(listed: RootNode, listen: ListenSection) -> Iterator[Finding]:
+    advertised = listen.links_advertised or listen.links
+    if str(advertised) != listed.link:
+        yield (
+            "listen.links_advertised" if listen.links_advertised else "listen.links",
+            f"the root document tells other cells to dial {listed.link}, not {advertised}",
+            f'Listen there, or set links_advertised = "{listed.link}" if that address leads here',
+        )
+    plain = [url for url in listed.clients if url.startswith("ws://")]
+    if listen.tls and listen.clients and plain:
+        remedy = "Set tls = false (loopback only), or have the root document say wss://"
+        yield "listen.tls", f"the root document sends clients to {plain[0]}, without TLS", remedy
+
+
+def _check_certificate(node: NodeSection, paths: PathsSection, root: Root | None, now_ms: int) -> list[Finding]:
+    findings: list[Finding] = []
+    where, path = "paths.certificate", paths.certificate
+    data = _read(path, where, findings)
+    if data is None:
+        return findings
+    try:
+        certificate = x509.load_pem_x509_certificate(data)
+    except ValueError:
+        return [(where, f"{path} is not a PEM certificate", "Use the one that the region's authority issued")]
+    findings += _check_subject(certificate, node, path)
+    findings += _check_dates(certificate, path, now_ms)
+    region = next((entry for entry in root.payload.regions if entry.name == node.region), None) if root else None
+    if region is not None:
+        try:
+            certificate.verify_directly_issued_by(x509.load_der_x509_certificate(region.authority))
+        except (InvalidSignature, ValueError, TypeError):
+            what = f"{path} was not issued by the authority that the root names for region {region.name}"
+            findings.append((where, what, f"Have it issued by {region.name}'s authority"))
+    findings += _check_key(certificate, paths.private_key)
+    return findings
+
+
+def _check_subject(certificate: x509.Certificate, node: NodeSection, path: Path) -> Iterator[Finding]:
+    wanted = f"posthouse://{node.region}/{node.cell.partition('/')[2]}/{node.name}"
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (x509.ExtensionNotFound, ValueError):
+        uris = []
+    if wanted not in uris:
+        what = f"{path} is for {', '.join(uris) or 'nobody of this federation'}, and this node is {wanted}"
+        yield "paths.certificate", what, "Use this node's own certificate, or mend [node]"
+
+
+def _check_dates(certificate: x509.Certificate, path: Path, now_ms: int) -> Iterator[Finding]:
+    now = datetime.fromtimestamp(now_ms / 1000, UTC)
+    if now > certificate.not_valid_after_utc:
+        what = f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+        yield "paths.certificate", what, "Have the region's authority issue a new one"
+    if now < certificate.not_valid_before_utc:
+        what = f"{path} is valid only from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on"
+        yield "paths.certificate", what, "Set this machine's clock, or wait"
+
+
+def _check_key(certificate: x509.Certificate, path: Path) -> Iterator[Finding]:
+    if not path.is_file():
+        return  # check_secrets says so
+    where = "paths.private_key"
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError):
+        remedy = "Use the key that was made with the certificate"
+        yield where, f"{path} is not a PEM private key without a password", remedy
+        return
+    if key.public_key() != certificate.public_key():
+        yield where, f"{path} does not belong to the certificate", "Use the key that was made with the certificate"
+
+
+def _read(path: Path, where: str, findings: list[Finding]) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        findings.append((where, f"{path}: {error.strerror}", "Put the file there, or mend the path"))
+        return None
