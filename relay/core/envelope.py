@@ -23,7 +23,7 @@ class To(IntEnum):
     ROSTER = 1  # `to` is a group id, `to_version` the roster version it was sealed for
 
 
-class Header(Struct):
+class Header(Struct, frozen=True):
     """What the relay reads. Times are Unix ms."""
 
     format: Literal[1]
@@ -35,7 +35,7 @@ class Header(Struct):
     suite: UInt
 
 
-class _Envelope(Struct):
+class _Envelope(Struct, frozen=True):
     header: bytes
     body: bytes
 

@@ -13,19 +13,19 @@ from relay.core.shapes import CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHa
 from relay.limits import MAX_BLOCK
 
 
-class FoldVersion(Struct, tag=1):
+class FoldVersion(Struct, frozen=True, tag=1):
     """The rules that the fold follows from here on (rule 10)."""
 
     version: UInt
 
 
-class Home(Struct, tag=2):
+class Home(Struct, frozen=True, tag=2):
     """One version of a user's home record, signed; verified before it was appended (rule 17)."""
 
     signed: bytes
 
 
-class Session(Struct, tag=3):
+class Session(Struct, frozen=True, tag=3):
     """A device's session starts and fences its older one (rule 18). `cursor` is what the device already has."""
 
     device: Key
@@ -34,7 +34,7 @@ class Session(Struct, tag=3):
     cursor: Position
 
 
-class Submit(Struct, tag=4):
+class Submit(Struct, frozen=True, tag=4):
     """An envelope from a device of this cell. `dest` is the recipient's cell (mailbox), or this cell (roster)."""
 
     device: Key
@@ -42,14 +42,14 @@ class Submit(Struct, tag=4):
     envelope: EnvelopeBytes
 
 
-class Ack(Struct, tag=5):
+class Ack(Struct, frozen=True, tag=5):
     """Everything up to `position` reached the device."""
 
     device: Key
     position: Position
 
 
-class Roster(Struct, tag=6):
+class Roster(Struct, frozen=True, tag=6):
     """A roster version from a device of this cell: the signed head and the member list of each cell."""
 
     device: Key
@@ -57,7 +57,7 @@ class Roster(Struct, tag=6):
     parts: tuple[tuple[CellName, bytes], ...]
 
 
-class HandIn(Struct, tag=7):
+class HandIn(Struct, frozen=True, tag=7):
     """Number `number` of the outbox that `origin` (under its log id) keeps for this cell (rule 16).
 
     `what`: 0 void, 1 envelope (item = envelope), 2 roster version (item = signed head, part = our member list).
@@ -73,7 +73,7 @@ class HandIn(Struct, tag=7):
     part: bytes
 
 
-class HandedAnswer(Struct):
+class HandedAnswer(Struct, frozen=True):
     """One outcome that the destination gave: its code, and the newest version of the address it knows."""
 
     number: UInt
@@ -81,7 +81,7 @@ class HandedAnswer(Struct):
     newest: UInt
 
 
-class Handed(Struct, tag=8):
+class Handed(Struct, frozen=True, tag=8):
     """`dest` has applied everything up to `upto` and answered; numbers it does not list were void."""
 
     dest: CellName
@@ -89,7 +89,7 @@ class Handed(Struct, tag=8):
     answers: tuple[HandedAnswer, ...]
 
 
-class Carried(Struct):
+class Carried(Struct, frozen=True):
     """A record that still waits, with the source (index, ordinal) it had."""
 
     index: UInt
@@ -97,13 +97,13 @@ class Carried(Struct):
     record: bytes
 
 
-class Carry(Struct, tag=9):
+class Carry(Struct, frozen=True, tag=9):
     """What still waits in the oldest stretch, appended again so that the prefix can go."""
 
     items: tuple[Carried, ...]
 
 
-class Tick(Struct, tag=10):
+class Tick(Struct, frozen=True, tag=10):
     """Nothing but a block's time: a due expiry must be applied even when nobody writes (rule 14)."""
 
 

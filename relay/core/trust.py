@@ -33,7 +33,7 @@ def _sign(key: SigningKey, domain: bytes, payload: bytes) -> bytes:
 
 
 # --- home records --------------------------------------------------------------------------------
-class Device(Struct):
+class Device(Struct, frozen=True):
     """A device: its Ed25519 key (which is its id), its X25519 key, and the home version that enrolled it."""
 
     id: Key
@@ -41,7 +41,7 @@ class Device(Struct):
     since: UInt
 
 
-class HomePayload(Struct):
+class HomePayload(Struct, frozen=True):
     """What is signed. `user` and `prev` are empty in version 1."""
 
     format: Literal[1]
@@ -57,13 +57,13 @@ class HomePayload(Struct):
     expires: Millis
 
 
-class _SignedHome(Struct):
+class _SignedHome(Struct, frozen=True):
     payload: bytes
     user_signature: Signature
     registrar_signature: Signature
 
 
-class HomeRecord(Struct):
+class HomeRecord(Struct, frozen=True):
     """A verified home record: `user` is filled in also for version 1, `digest` is what the next one chains to."""
 
     user: Hash
@@ -167,7 +167,7 @@ def check_current(record: HomeRecord, now_ms: int) -> None:
 
 
 # --- the root ------------------------------------------------------------------------------------
-class RootNode(Struct):
+class RootNode(Struct, frozen=True):
     """A node: its name, where other cells reach it (host:port), and the URLs that clients use."""
 
     name: Name
@@ -175,14 +175,14 @@ class RootNode(Struct):
     clients: tuple[Text, ...]
 
 
-class RootCell(Struct):
+class RootCell(Struct, frozen=True):
     """A cell: `region/name` and its nodes."""
 
     name: CellName
     nodes: tuple[RootNode, ...]
 
 
-class RootRegion(Struct):
+class RootRegion(Struct, frozen=True):
     """A region: its X.509 authority (DER), its registrar's Ed25519 key, its cells."""
 
     name: Name
@@ -195,7 +195,7 @@ class RootRegion(Struct):
         return frozenset(cell.name for cell in self.cells)
 
 
-class RootPayload(Struct):
+class RootPayload(Struct, frozen=True):
     """What the root keys sign. `prev` is empty in version 1; the federation's id is the digest of version 1."""
 
     format: Literal[1]
@@ -208,12 +208,12 @@ class RootPayload(Struct):
     regions: tuple[RootRegion, ...]
 
 
-class _SignedRoot(Struct):
+class _SignedRoot(Struct, frozen=True):
     payload: bytes
     signatures: tuple[tuple[Key, Signature], ...]
 
 
-class Root(Struct):
+class Root(Struct, frozen=True):
     """A verified root document."""
 
     digest: Hash
@@ -279,7 +279,7 @@ def _threshold(outer: _SignedRoot, names: RootPayload) -> None:
 
 
 # --- rosters -------------------------------------------------------------------------------------
-class RosterCell(Struct):
+class RosterCell(Struct, frozen=True):
     """A cell with members of the group: how many, and the digest of its member list."""
 
     cell: CellName
@@ -287,7 +287,7 @@ class RosterCell(Struct):
     part: Hash
 
 
-class RosterHead(Struct):
+class RosterHead(Struct, frozen=True):
     """What the owner signs: which cells have members, never who they are. `group` and `prev` are empty in version 1;
     the group's id is the digest of version 1. `owner_key` is the owner's device key."""
 
@@ -299,21 +299,21 @@ class RosterHead(Struct):
     cells: tuple[RosterCell, ...]
 
 
-class Member(Struct):
+class Member(Struct, frozen=True):
     """A member and the roster version that (last) added it."""
 
     user: Hash
     since: UInt
 
 
-class RosterPart(Struct):
+class RosterPart(Struct, frozen=True):
     """The members of one cell in one version, sorted by user id. Resident in that cell."""
 
     version: UInt
     members: Annotated[tuple[Member, ...], Meta(max_length=MAX_MEMBERS)]
 
 
-class VerifiedHead(Struct):
+class VerifiedHead(Struct, frozen=True):
     """A roster head whose signature held. `group` is filled in also for version 1."""
 
     group: Hash
@@ -322,7 +322,7 @@ class VerifiedHead(Struct):
     signed: bytes
 
 
-class _SignedHead(Struct):
+class _SignedHead(Struct, frozen=True):
     payload: bytes
     signature: Signature
 

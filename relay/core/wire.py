@@ -65,7 +65,7 @@ class Fault(IntEnum):
 
 
 # --- client to server ----------------------------------------------------------------------------
-class Hello(Struct, tag=1):
+class Hello(Struct, frozen=True, tag=1):
     """First. `log_id` and `cursor` are what the client has (empty and 0 when new). `receive`: start a session that
     is delivered to (and fences the device's older one), or only submit."""
 
@@ -76,7 +76,7 @@ class Hello(Struct, tag=1):
     software: Text
 
 
-class Auth(Struct, tag=2):
+class Auth(Struct, frozen=True, tag=2):
     """The answer to CHALLENGE. `records` are home records of `user` that the cell may not have yet, oldest first."""
 
     user: Hash
@@ -85,26 +85,26 @@ class Auth(Struct, tag=2):
     records: Annotated[tuple[bytes, ...], Meta(max_length=MAX_CHAIN)]
 
 
-class SubmitItem(Struct):
+class SubmitItem(Struct, frozen=True):
     """One envelope, with the region its address card hints at (empty for a roster)."""
 
     hint: Text
     envelope: EnvelopeBytes
 
 
-class Submit(Struct, tag=3):
+class Submit(Struct, frozen=True, tag=3):
     """A batch of envelopes, each answered by one receipt."""
 
     items: Annotated[tuple[SubmitItem, ...], Meta(min_length=1, max_length=MAX_BATCH)]
 
 
-class Ack(Struct, tag=4):
+class Ack(Struct, frozen=True, tag=4):
     """Everything up to `position` is safe with the client."""
 
     position: Position
 
 
-class Lookup(Struct, tag=5):
+class Lookup(Struct, frozen=True, tag=5):
     """Ask for the home records of `user` after version `after`. Answered by RECORD with the same `request`."""
 
     request: UInt
@@ -113,7 +113,7 @@ class Lookup(Struct, tag=5):
     after: UInt
 
 
-class Roster(Struct, tag=6):
+class Roster(Struct, frozen=True, tag=6):
     """Publish a roster version: signed head, and for each cell its member list. Answered by a receipt whose id is
     the digest of `head`."""
 
@@ -121,7 +121,7 @@ class Roster(Struct, tag=6):
     parts: tuple[tuple[CellName, bytes], ...]
 
 
-class Ephemeral(Struct, tag=7):
+class Ephemeral(Struct, frozen=True, tag=7):
     """Presence, typing, call signalling: to whoever of `user`'s devices is online, without a record or a receipt."""
 
     user: Hash
@@ -134,7 +134,7 @@ decode_client: Decoder[ClientMessage] = Decoder(ClientMessage, "client message",
 
 
 # --- server to client ----------------------------------------------------------------------------
-class Challenge(Struct, tag=64):
+class Challenge(Struct, frozen=True, tag=64):
     """What AUTH signs over: see `challenge_bytes`. `time` is the server's, Unix ms."""
 
     nonce: Nonce
@@ -145,7 +145,7 @@ class Challenge(Struct, tag=64):
     time: Millis
 
 
-class Welcome(Struct, tag=65):
+class Welcome(Struct, frozen=True, tag=65):
     """The device is served. `cursor` is the fold's own; deliveries start after it. Ack every `ack_every` deliveries or
     `ack_ms`. `max_envelope` in bytes, `max_batch` in envelopes. `time` is the server's, Unix ms."""
 
@@ -159,7 +159,7 @@ class Welcome(Struct, tag=65):
     max_batch: UInt
 
 
-class ReceiptItem(Struct):
+class ReceiptItem(Struct, frozen=True):
     """One outcome. `position` is where the record stands in the answering cell's log (0 if refused); `newest` the
     newest version of the address known there; `cell` who answered."""
 
@@ -170,26 +170,26 @@ class ReceiptItem(Struct):
     cell: CellName
 
 
-class Receipt(Struct, tag=66):
+class Receipt(Struct, frozen=True, tag=66):
     """Outcomes of submits on this connection, as they become known."""
 
     items: tuple[ReceiptItem, ...]
 
 
-class Deliver(Struct, tag=67):
+class Deliver(Struct, frozen=True, tag=67):
     """One envelope at its position. The same bytes for every recipient."""
 
     position: Position
     envelope: EnvelopeBytes
 
 
-class Empty(Struct, tag=68):
+class Empty(Struct, frozen=True, tag=68):
     """Everything up to `position`, where the session started, has been sent."""
 
     position: Position
 
 
-class Record(Struct, tag=69):
+class Record(Struct, frozen=True, tag=69):
     """The answer to LOOKUP: signed home records, oldest first. `code` is STORED, UNKNOWN_USER, UNKNOWN_REGION or
     UNREACHABLE."""
 
@@ -198,7 +198,7 @@ class Record(Struct, tag=69):
     records: Annotated[tuple[bytes, ...], Meta(max_length=MAX_CHAIN)]
 
 
-class Notice(Struct, tag=70):
+class Notice(Struct, frozen=True, tag=70):
     """A durable outcome for the sender, at a position of the sender's own stream: acked like a delivery."""
 
     position: Position
@@ -208,13 +208,13 @@ class Notice(Struct, tag=70):
     cell: CellName
 
 
-class Drain(Struct, tag=71):
+class Drain(Struct, frozen=True, tag=71):
     """The node is going away: finish, and reconnect after about `spread_ms`."""
 
     spread_ms: UInt
 
 
-class Error(Struct, tag=72):
+class Error(Struct, frozen=True, tag=72):
     """The connection ends. `code` is a Fault."""
 
     code: UInt
@@ -222,7 +222,7 @@ class Error(Struct, tag=72):
     retry_after_ms: UInt
 
 
-class EphemeralFrom(Struct, tag=73):
+class EphemeralFrom(Struct, frozen=True, tag=73):
     """An ephemeral payload; its sender as the sender's node vouches for it."""
 
     user: Hash

@@ -1,0 +1,3 @@
+"""The fold: admission, index, cursors, rosters, outboxes. Pure."""
+
+from relay.core.mailroom.fold import Mailroom as Mailroom

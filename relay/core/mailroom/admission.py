@@ -1,0 +1,126 @@
+"""Admission: what becomes of an envelope when the block that carries it is applied (rules 14, 15, 17)."""
+
+from __future__ import annotations
+
+from relay.core import records
+from relay.core.envelope import Header, To, envelope_id, read_header
+from relay.core.mailroom import outboxes, rosters
+from relay.core.mailroom.effects import Filed
+from relay.core.mailroom.state import Entry, Source, State
+from relay.core.mailroom.turn import EXPIRE_MAILBOX, Turn
+from relay.core.wire import Code, ReceiptItem
+from relay.errors import ProtocolError
+from relay.limits import ADMISSION_WINDOW, MAX_CLOCK_AHEAD, MAX_LIFETIME, MAX_MAILBOX, MAX_OUTBOX
+
+
+def submit(turn: Turn, record: records.Submit, size: int) -> None:
+    """Apply an envelope from a device of this cell."""
+    pos = turn.next_position()
+    own = envelope_id(record.envelope)
+    known = turn.state.outcomes.get(own)
+    if known is not None:
+        turn.answer(record.device, known, None)
+        return
+    if record.device not in turn.state.devices:
+        return  # its enrolment ended while the record was under way; nobody is left to be told
+    try:
+        header = read_header(record.envelope)
+    except ProtocolError:
+        turn.answer(record.device, turn.receipt(own, Code.BAD_ENVELOPE), None)
+        return
+    code = _age(header, turn.time, window=True)
+    if code is not None:
+        turn.answer(record.device, turn.receipt(own, code), None)
+    elif header.kind is To.ROSTER:
+        item = rosters.admit(turn, header, own, turn.source(size), record.device, pos)
+        turn.answer(record.device, item, header.created)
+    elif record.dest == turn.state.cell:
+        item = _to_mailbox(turn, header, own, turn.source(size), pos)
+        turn.answer(record.device, item, header.created)
+    else:
+        _to_outbox(turn, record, header, own, turn.source(size), pos)
+
+
+def hand_in(turn: Turn, record: records.HandIn, size: int) -> None:
+    """Apply number `record.number` of another cell's outbox: exactly the vector + 1, anything else is ignored."""
+    pos = turn.next_position()
+    origin = turn.state.origins.get((record.origin, record.origin_log))
+    if origin is None:
+        origin = outboxes.new_origin(turn.state, record.origin, record.origin_log)
+    for number in range(origin.confirmed + 1, min(record.confirmed, origin.vector) + 1):
+        origin.outcomes.pop(number, None)
+    origin.confirmed = max(origin.confirmed, min(record.confirmed, origin.vector))
+    if record.number != origin.vector + 1:
+        return
+    origin.vector = record.number
+    if record.what == records.HANDIN_VOID:
+        return
+    if record.what == records.HANDIN_ROSTER:
+        code, newest = rosters.hand_in(turn, record)
+    else:
+        code, newest = _hand_in_envelope(turn, record, size, pos)
+    origin.outcomes[record.number] = (code, newest)
+
+
+def _hand_in_envelope(turn: Turn, record: records.HandIn, size: int, pos: int) -> tuple[int, int]:
+    own = envelope_id(record.item)
+    known = turn.state.outcomes.get(own)
+    if known is not None:
+        return known.code, known.newest
+    try:
+        header = read_header(record.item)
+    except ProtocolError:
+        return Code.BAD_ENVELOPE, 0
+    code = _age(header, turn.time, window=False)
+    if code is not None:
+        return code, 0
+    if header.kind is To.ROSTER:
+        item = rosters.admit(turn, header, own, turn.source(size), b"", pos, origin=record.origin)
+    else:
+        item = _to_mailbox(turn, header, own, turn.source(size), pos)
+    turn.remember(item, header.created)
+    return item.code, item.newest
+
+
+def _age(header: Header, time: int, window: bool) -> Code | None:
+    """Rule 15: `created` in [T − D, T + 1 min] for first submits; rule 14: nothing expired is admitted."""
+    lifetime = header.expires - header.created
+    if not 0 < lifetime <= MAX_LIFETIME:
+        return Code.LIFETIME
+    if header.expires <= time:
+        return Code.EXPIRED
+    if window and not time - ADMISSION_WINDOW <= header.created <= time + MAX_CLOCK_AHEAD:
+        return Code.STALE
+    return None
+
+
+def _to_mailbox(turn: Turn, header: Header, own: bytes, source: Source, pos: int) -> ReceiptItem:
+    user = turn.state.users.get(header.to)
+    if user is None:
+        return turn.receipt(own, Code.UNKNOWN_USER)
+    newest = user.record.version
+    if not 1 <= header.to_version <= newest:
+        return turn.receipt(own, Code.BAD_ENVELOPE, newest)
+    if user.box.bytes + source.size > mailbox_limit(turn.state):
+        return turn.receipt(own, Code.MAILBOX_FULL, newest)
+    if any(device.since <= header.to_version for device in user.record.devices):
+        entry = Entry(pos, turn.state.hold(source), own, header.to_version, header.expires, source.size)
+        user.box.add(entry)
+        turn.expire_later(header.expires, EXPIRE_MAILBOX, header.to, pos)
+        turn.effects.append(Filed(False, header.to, entry))
+    return turn.receipt(own, Code.STORED, newest, pos)
+
+
+def mailbox_limit(state: State) -> int:
+    """Bytes that may wait in one mailbox: a rule of the fold, the same on every node."""
+    return MAX_MAILBOX
+
+
+def _to_outbox(turn: Turn, record: records.Submit, header: Header, own: bytes, source: Source, pos: int) -> None:
+    outbox = turn.state.outboxes.get(record.dest)
+    if outbox is not None and outbox.bytes + source.size > MAX_OUTBOX:
+        turn.answer(record.device, turn.receipt(own, Code.OUTBOX_FULL), None)
+        return
+    outboxes.put(turn, record.dest, records.HANDIN_ENVELOPE, source, own, header.expires)
+    outboxes.await_answers(turn, own, record.device, 1)
+    turn.answer(record.device, turn.receipt(own, Code.ACCEPTED, 0, pos), header.created)

@@ -1,0 +1,219 @@
+"""The mailroom's state as rows of bytes and back (rule 11). Canonical: the same state gives the same rows.
+
+A row is the msgpack of [section, items…]; derived tables (expiries, sources, memberships) are rebuilt while loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from heapq import heapify
+from typing import Any
+
+import msgpack
+
+from relay.core.codec import pack
+from relay.core.mailroom.state import (
+    BlockUse, Box, DeviceState, Entry, Interval, Notice, Origin, Outbox, OutItem, Pending, RosterState, Source, State,
+    UserState, Waiting,
+)
+from relay.core.mailroom.turn import (
+    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_ROSTER, EXPIRE_WAITING,
+)
+from relay.core.trust import read_home, verify_roster
+from relay.core.wire import ReceiptItem
+from relay.errors import StoreDamaged
+
+ROW_BYTES = 256 * 1024  # a row is closed when it passes this; far below the journal's 1 MiB
+
+
+def dump(state: State) -> list[bytes]:
+    """All of the state, as rows."""
+    rows: list[bytes] = []
+    for section, items in _sections(state):
+        chunk: list[bytes] = []
+        size = 0
+        for item in items:
+            packed = pack(item)
+            chunk.append(packed)
+            size += len(packed)
+            if size > ROW_BYTES:
+                rows.append(pack([section, chunk]))
+                chunk, size = [], 0
+        if chunk:
+            rows.append(pack([section, chunk]))
+    return rows
+
+
+def state_digest(state: State) -> bytes:
+    """A digest of the state, to be compared between nodes (rule 10)."""
+    total = blake2b(digest_size=32, person=b"posthouse.state")
+    for row in dump(state):
+        total.update(row)
+    return total.digest()
+
+
+def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
+    yield "meta", [[state.cell, state.log_id, state.index, state.time, state.fold_version]]
+    yield "blocks", ([index, use.size] for index, use in state.blocks.items())
+    yield "sources", ([s.key, s.index, s.ordinal, s.size] for _, s in sorted(state.sources.items()))
+    yield "users", ([key, user.chain] for key, user in sorted(state.users.items()))
+    yield "mail", (_entry(key, e) for key, user in sorted(state.users.items()) for e in user.box.after(-1))
+    yield "devices", ([d.id, d.user, d.since, d.cursor, d.session] for _, d in sorted(state.devices.items()))
+    yield "notices", (
+        [key, n.position, n.id, n.code, n.newest, n.cell, n.expires]
+        for key, device in sorted(state.devices.items())
+        for n in device.notices.values()
+    )
+    yield "rosters", (_roster(key, roster) for key, roster in sorted(state.rosters.items()))
+    yield "group mail", (_entry(key, e) for key, roster in sorted(state.rosters.items()) for e in roster.box.after(-1))
+    yield "waiting", (
+        [key, w.source.key, w.id, w.device, w.version, w.expires, w.size, w.position]
+        for key, roster in sorted(state.rosters.items())
+        for w in roster.waiting
+    )
+    yield "outboxes", ([cell, box.done, box.last] for cell, box in sorted(state.outboxes.items()))
+    yield "outbound", (
+        [cell, number, item.what, item.source.key if item.source else 0, item.id, item.expires, item.size]
+        for cell, box in sorted(state.outboxes.items())
+        for number, item in sorted(box.items.items())
+    )
+    yield "origins", ([cell, log, o.vector, o.confirmed] for (cell, log), o in state.origins.items())
+    yield "outcomes of origins", (
+        [cell, log, number, *outcome]
+        for (cell, log), origin in state.origins.items()
+        for number, outcome in sorted(origin.outcomes.items())
+    )
+    yield "pending", ([key, p.device, p.remaining, p.newest, p.refused] for key, p in sorted(state.pending.items()))
+    yield "outcomes", (
+        [minute, r.id, r.code, r.position, r.newest, r.cell]
+        for minute, ids in sorted(state.outcome_minutes.items())
+        for r in (state.outcomes[own] for own in ids)
+    )
+
+
+def _entry(address: bytes, e: Entry) -> list[Any]:
+    return [address, e.position, e.source.key, e.id, e.version, e.expires, e.size]
+
+
+def _roster(group: bytes, roster: RosterState) -> list[Any]:
+    members = [
+        [user, [[s.since, s.since_position, s.until, s.until_position] for s in stays]]
+        for user, stays in sorted(roster.members.items())
+    ]
+    return [group, roster.head.signed if roster.head else b"", roster.dirty, members]
+
+
+def load(rows: Sequence[bytes]) -> State:
+    """The state that `dump` made rows of. Raises StoreDamaged where they are not such rows."""
+    loader = _Loader()
+    try:
+        for row in rows:
+            section, chunk = msgpack.unpackb(row)
+            take = _TAKE[section]
+            for packed in chunk:
+                take(loader, *msgpack.unpackb(packed, use_list=True))
+        heapify(loader.state.expiries)
+        return loader.state
+    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
+        raise StoreDamaged(f"the checkpoint cannot be read: {type(error).__name__}: {error}") from None
+
+
+class _Loader:
+    """Takes the items of each section in the order in which `dump` writes them."""
+
+    state: State
+
+    def meta(self, cell: str, log_id: bytes, index: int, time: int, fold_version: int) -> None:
+        self.state = State(cell, log_id, index, time, fold_version)
+
+    def block(self, index: int, size: int) -> None:
+        self.state.blocks[index] = BlockUse(size)
+
+    def source(self, key: int, index: int, ordinal: int, size: int) -> None:
+        self.state.sources[key] = Source(key, index, ordinal, size)
+        use = self.state.blocks[index]
+        use.live += 1
+        use.live_bytes += size
+
+    def _hold(self, key: int) -> Source:
+        source = self.state.sources[key]
+        source.refs += 1
+        return source
+
+    def user(self, key: bytes, chain: list[bytes]) -> None:
+        self.state.users[key] = UserState(read_home(chain[-1]), chain)
+
+    def _entry(self, box: Box, kind: int, address: bytes, pos: int, key: int, *rest: Any) -> None:
+        entry = Entry(pos, self._hold(key), *rest)
+        box.add(entry)
+        self.state.expiries.append((entry.expires, kind, address, pos))
+
+    def mail(self, address: bytes, pos: int, key: int, *rest: Any) -> None:
+        self._entry(self.state.users[address].box, EXPIRE_MAILBOX, address, pos, key, *rest)
+
+    def device(self, key: bytes, *rest: Any) -> None:
+        self.state.devices[key] = DeviceState(key, *rest)
+
+    def notice(self, key: bytes, *rest: Any) -> None:
+        notice = Notice(*rest)
+        self.state.devices[key].notices[notice.position] = notice
+        self.state.expiries.append((notice.expires, EXPIRE_NOTICE, key, notice.position))
+
+    def roster(self, group: bytes, signed: bytes, dirty: bool, members: list[Any]) -> None:
+        roster = self.state.rosters[group] = RosterState(verify_roster(signed) if signed else None, dirty=dirty)
+        for user, stays in members:
+            roster.members[user] = [Interval(*stay) for stay in stays]
+            self.state.memberships.setdefault(user, set()).add(group)
+
+    def group_mail(self, group: bytes, pos: int, key: int, *rest: Any) -> None:
+        self._entry(self.state.rosters[group].box, EXPIRE_ROSTER, group, pos, key, *rest)
+
+    def waiting(self, group: bytes, key: int, *rest: Any) -> None:
+        entry = Waiting(self._hold(key), *rest)
+        self.state.rosters[group].waiting.append(entry)
+        self.state.expiries.append((entry.expires, EXPIRE_WAITING, group, entry.position))
+
+    def outbox(self, cell: str, done: int, last: int) -> None:
+        self.state.outboxes[cell] = Outbox(done, last)
+
+    def outbound(self, cell: str, number: int, what: int, key: int, own: bytes, expires: int, size: int) -> None:
+        box = self.state.outboxes[cell]
+        box.items[number] = OutItem(what, self._hold(key) if key else None, own, expires, size)
+        box.bytes += size
+        if expires:
+            self.state.expiries.append((expires, EXPIRE_OUTBOX, cell.encode(), number))
+
+    def origin(self, cell: str, log: bytes, vector: int, confirmed: int) -> None:
+        self.state.origins[cell, log] = Origin(vector, confirmed)
+
+    def origin_outcome(self, cell: str, log: bytes, number: int, code: int, newest: int) -> None:
+        self.state.origins[cell, log].outcomes[number] = (code, newest)
+
+    def pending(self, key: bytes, *rest: Any) -> None:
+        self.state.pending[key] = Pending(*rest)
+
+    def outcome(self, minute: int, *rest: Any) -> None:
+        item = ReceiptItem(*rest)
+        self.state.outcomes[item.id] = item
+        self.state.outcome_minutes.setdefault(minute, []).append(item.id)
+
+
+_TAKE: dict[str, Callable[..., None]] = {
+    "meta": _Loader.meta,
+    "blocks": _Loader.block,
+    "sources": _Loader.source,
+    "users": _Loader.user,
+    "mail": _Loader.mail,
+    "devices": _Loader.device,
+    "notices": _Loader.notice,
+    "rosters": _Loader.roster,
+    "group mail": _Loader.group_mail,
+    "waiting": _Loader.waiting,
+    "outboxes": _Loader.outbox,
+    "outbound": _Loader.outbound,
+    "origins": _Loader.origin,
+    "outcomes of origins": _Loader.origin_outcome,
+    "pending": _Loader.pending,
+    "outcomes": _Loader.outcome,
+}

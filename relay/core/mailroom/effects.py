@@ -1,0 +1,67 @@
+"""What applying a block asks of the shells around the mailroom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relay.core.mailroom.state import Entry, Notice
+from relay.core.wire import ReceiptItem
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A submit of `device` has this outcome: a receipt, if it is still connected."""
+
+    device: bytes
+    item: ReceiptItem
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """An entry was filed at a mailbox (`roster` False, `address` a user id) or a roster (a group id)."""
+
+    roster: bool
+    address: bytes
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """A durable outcome stands in the stream of `device`."""
+
+    device: bytes
+    notice: Notice
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStarted:
+    """`device` is served under `nonce` from here on; older sessions of it are fenced (rule 18)."""
+
+    device: bytes
+    nonce: bytes
+    position: int
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGone:
+    """`device` is no longer enrolled: its connections end."""
+
+    device: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipChanged:
+    """`user` joined or left a roster: its sessions listen at other addresses now."""
+
+    user: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxGrew:
+    """There is something new for `cell`."""
+
+    cell: str
+
+
+Effect = Answered | Filed | Noticed | SessionStarted | DeviceGone | MembershipChanged | OutboxGrew

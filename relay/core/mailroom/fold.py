@@ -1,0 +1,97 @@
+"""The mailroom: the deterministic fold over a cell's log (DESIGN sections 2 and 4, rules 10 to 18).
+
+`apply` takes committed blocks in order and gives effects; the same blocks give the same state, effects and digest on
+every node, whatever the clock says there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from relay.core import records
+from relay.core.block import Block, position
+from relay.core.mailroom import admission, checkpoint, outboxes, residents, rosters, settle
+from relay.core.mailroom.effects import Effect
+from relay.core.mailroom.state import FOLD_VERSION, BlockUse, State
+from relay.core.mailroom.turn import Turn
+from relay.errors import StoreDamaged, StoreForeign
+
+
+class Mailroom:
+    """Owns the state. Readers use relay.core.mailroom.reading on `state`; nobody else changes it."""
+
+    def __init__(self, cell: str, log_id: bytes) -> None:
+        self.state = State(cell, log_id)
+
+    @classmethod
+    def from_checkpoint(cls, rows: Sequence[bytes]) -> Mailroom:
+        """Raises StoreDamaged where the rows are not a checkpoint."""
+        room = cls.__new__(cls)
+        room.state = checkpoint.load(rows)
+        return room
+
+    def checkpoint(self) -> list[bytes]:
+        """The state as rows, to be saved with `state.index`."""
+        return checkpoint.dump(self.state)
+
+    def digest(self) -> bytes:
+        return checkpoint.state_digest(self.state)
+
+    @property
+    def tip(self) -> int:
+        """The highest position that the log can have given out so far."""
+        return position(self.state.index + 1, 0) - 1
+
+    def apply(self, block: Block) -> list[Effect]:
+        """Apply the next block. Raises StoreDamaged where it is not the next one of this log."""
+        state = self.state
+        if block.log_id != state.log_id or block.index != state.index + 1 or block.time < state.time:
+            raise StoreDamaged(f"block {block.index} is not the one after {state.index} of this log")
+        state.index, state.time = block.index, block.time
+        state.blocks[block.index] = BlockUse(block.size)
+        turn = Turn(state, block.index, block.time)
+        settle.expire_due(turn)
+        settle.forget_outcomes(turn)
+        for ordinal, data in enumerate(block.records):
+            turn.ordinal = ordinal
+            self._apply_record(turn, records.decode_record(data), len(data))
+        if block.index % settle.SETTLE_EVERY == 0:
+            settle.settle_rosters(state)
+            self._forget_blocks()
+        return turn.effects
+
+    def _apply_record(self, turn: Turn, record: records.Record, size: int) -> None:
+        match record:
+            case records.Submit():
+                admission.submit(turn, record, size)
+            case records.Ack():
+                residents.ack(turn, record)
+            case records.HandIn():
+                admission.hand_in(turn, record, size)
+            case records.Handed():
+                outboxes.handed(turn, record)
+            case records.Session():
+                residents.session(turn, record)
+            case records.Home():
+                residents.home(turn, record)
+            case records.Roster():
+                rosters.publish(turn, record, size)
+            case records.Carry():
+                settle.carry(turn, record)
+            case records.FoldVersion():
+                _fold_version(turn, record)
+            case records.Tick():
+                pass
+
+    def _forget_blocks(self) -> None:
+        floor = self.state.floor()
+        for index in [index for index in self.state.blocks if index < floor and index < self.state.index]:
+            del self.state.blocks[index]
+
+
+def _fold_version(turn: Turn, record: records.FoldVersion) -> None:
+    if record.version > FOLD_VERSION:
+        raise StoreForeign(
+            f"the log asks for fold version {record.version}, this release knows {FOLD_VERSION}", "Install a newer release"
+        )
+    turn.state.fold_version = record.version

@@ -1,0 +1,82 @@
+"""Outboxes: one per destination cell, densely numbered, and what their answers mean for the senders (rule 16)."""
+
+from __future__ import annotations
+
+from relay.core import records
+from relay.core.mailroom.effects import OutboxGrew
+from relay.core.mailroom.state import Origin, Outbox, OutItem, Pending, Source, State
+from relay.core.mailroom.turn import EXPIRE_OUTBOX, Turn
+from relay.core.wire import Code
+
+MAX_ORIGIN_LOGS = 4  # log ids remembered per origin cell: its present one, and a few before repairs
+
+
+def put(turn: Turn, cell: str, what: int, source: Source, own: bytes, expires: int) -> None:
+    """Give the record being applied the next number of the outbox of `cell`."""
+    outbox = turn.state.outboxes.setdefault(cell, Outbox())
+    outbox.last += 1
+    outbox.items[outbox.last] = OutItem(what, turn.state.hold(source), own, expires, source.size)
+    outbox.bytes += source.size
+    if expires:
+        turn.expire_later(expires, EXPIRE_OUTBOX, cell.encode(), outbox.last)
+    turn.effects.append(OutboxGrew(cell))
+
+
+def await_answers(turn: Turn, own: bytes, device: bytes, cells: int) -> None:
+    """The sender is told *stored* when `cells` other cells have answered for envelope `own`."""
+    turn.state.pending[own] = Pending(device, cells)
+
+
+def expire(turn: Turn, cell: str, number: int) -> None:
+    """An item ran out before it was handed over: its number goes out void, and the sender is told."""
+    outbox = turn.state.outboxes.get(cell)
+    item = outbox.items.get(number) if outbox else None
+    if outbox is None or item is None or item.what == records.HANDIN_VOID:
+        return
+    outbox.bytes -= item.size
+    turn.state.drop(item.source)
+    outbox.items[number] = OutItem(records.HANDIN_VOID, None, item.id, 0, 0)
+    _answered(turn, item.id, Code.EXPIRED, 0, turn.state.cell)
+
+
+def handed(turn: Turn, record: records.Handed) -> None:
+    """The destination has applied everything up to `record.upto`; tell the senders what became of it."""
+    turn.next_position()
+    outbox = turn.state.outboxes.get(record.dest)
+    if outbox is None or record.upto > outbox.last:
+        return
+    answers = {answer.number: answer for answer in record.answers}
+    for number in range(outbox.done + 1, record.upto + 1):
+        item = outbox.items.pop(number)
+        outbox.bytes -= item.size
+        turn.state.drop(item.source)
+        answer = answers.get(number)
+        if item.what == records.HANDIN_ENVELOPE:
+            # Without an answer the destination saw a void number: it expired on a forward that was under way.
+            code = answer.code if answer else Code.EXPIRED
+            _answered(turn, item.id, code, answer.newest if answer else 0, record.dest)
+    outbox.done = max(outbox.done, record.upto)
+
+
+def _answered(turn: Turn, own: bytes, code: int, newest: int, cell: str) -> None:
+    pending = turn.state.pending.get(own)
+    if pending is None:
+        return
+    pending.remaining -= 1
+    pending.newest = max(pending.newest, newest)
+    if not Code(code).taken:
+        pending.refused = True
+        turn.notice(pending.device, own, code, newest, cell)
+    if pending.remaining == 0:
+        del turn.state.pending[own]
+        if not pending.refused:
+            turn.notice(pending.device, own, Code.STORED, pending.newest, cell)
+
+
+def new_origin(state: State, cell: str, log_id: bytes) -> Origin:
+    """Start counting what `cell` hands over under a log id not seen before."""
+    known = [key for key in state.origins if key[0] == cell]
+    for key in known[: max(0, len(known) + 1 - MAX_ORIGIN_LOGS)]:
+        del state.origins[key]
+    origin = state.origins[cell, log_id] = Origin()
+    return origin

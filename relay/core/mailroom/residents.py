@@ -1,0 +1,73 @@
+"""Home records, sessions and acknowledgements: what devices of this cell do (rules 17, 18)."""
+
+from __future__ import annotations
+
+from relay.core import records
+from relay.core.block import position
+from relay.core.mailroom.effects import DeviceGone, SessionStarted
+from relay.core.mailroom.settle import settle_mailbox
+from relay.core.mailroom.state import DeviceState, State, UserState
+from relay.core.mailroom.turn import Turn
+from relay.core.trust import HomeRecord, read_home
+
+
+def home(turn: Turn, record: records.Home) -> None:
+    """Apply the next version of a user's home record. It was verified before it was appended; anything but the next
+    version is a repeat and ignored."""
+    pos = turn.next_position()
+    new = read_home(record.signed)
+    user = turn.state.users.get(new.user)
+    follows = new.version == user.record.version + 1 if user else new.version == 1
+    if not follows or new.cell != turn.state.cell:
+        return
+    if user is None:
+        user = turn.state.users[new.user] = UserState(new, [])
+    user.record = new
+    user.chain.append(record.signed)
+    _enrol(turn, new, pos)
+    settle_mailbox(turn.state, user)
+
+
+def _enrol(turn: Turn, new: HomeRecord, pos: int) -> None:
+    named = {device.id for device in new.devices}
+    gone = [device.id for device in turn.state.devices.values() if device.user == new.user and device.id not in named]
+    for device_id in gone:
+        del turn.state.devices[device_id]
+        turn.effects.append(DeviceGone(device_id))
+    for device in new.devices:
+        known = turn.state.devices.get(device.id)
+        if known is None:
+            turn.state.devices[device.id] = DeviceState(device.id, new.user, device.since, pos)
+    if gone:
+        for group in turn.state.memberships.get(new.user, ()):
+            turn.state.rosters[group].dirty = True
+
+
+def session(turn: Turn, record: records.Session) -> None:
+    """A device's session starts: the older one is fenced. What the client already has counts as acknowledged."""
+    pos = turn.next_position()
+    device = turn.state.devices.get(record.device)
+    if device is None:
+        return
+    device.session = record.nonce
+    if record.cursor < pos:
+        _advance(turn.state, device, record.cursor)
+    turn.effects.append(SessionStarted(device.id, record.nonce, pos, device.cursor))
+
+
+def ack(turn: Turn, record: records.Ack) -> None:
+    """Everything up to the position is safe with the device."""
+    device = turn.state.devices.get(record.device)
+    if device is not None and record.position < position(turn.index, 0):
+        _advance(turn.state, device, record.position)
+
+
+def _advance(state: State, device: DeviceState, cursor: int) -> None:
+    if cursor <= device.cursor:
+        return
+    device.cursor = cursor
+    for pos in [pos for pos in device.notices if pos <= cursor]:
+        del device.notices[pos]
+    settle_mailbox(state, state.users[device.user])
+    for group in state.memberships.get(device.user, ()):
+        state.rosters[group].dirty = True

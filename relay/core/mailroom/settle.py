@@ -1,0 +1,110 @@
+"""When a record is settled: everybody has acknowledged it, or it ran out. And what a carry does."""
+
+from __future__ import annotations
+
+from heapq import heappop
+
+from relay.core import records
+from relay.core.mailroom import outboxes, rosters
+from relay.core.mailroom.state import RosterState, State, UserState, source_key
+from relay.core.mailroom.turn import (
+    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_ROSTER, EXPIRE_WAITING, Turn,
+)
+from relay.limits import ADMISSION_WINDOW, MINUTE
+
+SETTLE_EVERY = 64  # blocks between two passes over the rosters whose members have acknowledged something
+MAX_EXPIRIES = 65_536  # expiries applied in one block; the rest comes with the next one
+
+
+def expire_due(turn: Turn) -> None:
+    """Drop what has expired by this block's time (rule 14), a bounded number at a time."""
+    heap = turn.state.expiries
+    for _ in range(MAX_EXPIRIES):
+        if not heap or heap[0][0] > turn.time:
+            break
+        _, kind, address, number = heappop(heap)
+        if kind == EXPIRE_MAILBOX and address in turn.state.users:
+            entry = turn.state.users[address].box.remove(number)
+            turn.state.drop(entry.source if entry else None)
+        elif kind == EXPIRE_ROSTER and address in turn.state.rosters:
+            entry = turn.state.rosters[address].box.remove(number)
+            turn.state.drop(entry.source if entry else None)
+        elif kind == EXPIRE_OUTBOX:
+            outboxes.expire(turn, address.decode(), number)
+        elif kind == EXPIRE_WAITING:
+            rosters.expire_waiting(turn, address, number)
+        elif kind == EXPIRE_NOTICE and address in turn.state.devices:
+            turn.state.devices[address].notices.pop(number, None)
+
+
+def forget_outcomes(turn: Turn) -> None:
+    """Ids live until created + D (rule 15)."""
+    minutes = turn.state.outcome_minutes
+    for minute in [minute for minute in minutes if (minute + 1) * MINUTE + ADMISSION_WINDOW < turn.time]:
+        for own in minutes.pop(minute):
+            turn.state.outcomes.pop(own, None)
+
+
+def settle_mailbox(state: State, user: UserState) -> None:
+    """Let go from the front of a mailbox what every recipient device has acknowledged."""
+    cursors = [(device.since, state.devices[device.id].cursor) for device in user.record.devices]
+    done = []
+    for entry in user.box.after(-1):
+        if any(since <= entry.version and cursor < entry.position for since, cursor in cursors):
+            break
+        done.append(entry.position)
+    for pos in done:
+        entry_gone = user.box.remove(pos)
+        state.drop(entry_gone.source if entry_gone else None)
+
+
+def settle_rosters(state: State) -> None:
+    """The same for rosters in which somebody has acknowledged something since the last pass."""
+    for roster in state.rosters.values():
+        if roster.dirty:
+            roster.dirty = False
+            _settle_roster(state, roster)
+
+
+def _settle_roster(state: State, roster: RosterState) -> None:
+    lagging = sorted(
+        (state.devices[device.id].cursor, user)
+        for user in roster.members
+        if user in state.users
+        for device in state.users[user].record.devices
+    )
+    done = []
+    for entry in roster.box.after(-1):
+        if any(rosters.receives(state, roster, user, entry) for cursor, user in lagging if cursor < entry.position):
+            break
+        done.append(entry.position)
+    for pos in done:
+        gone = roster.box.remove(pos)
+        state.drop(gone.source if gone else None)
+    _forget_stays(state, roster)
+
+
+def _forget_stays(state: State, roster: RosterState) -> None:
+    """A stay that ended is needed only while entries from its time wait."""
+    oldest = next((entry.position for entry in roster.box.after(-1)), None)
+    for user in list(roster.members):
+        stays = [
+            stay for stay in roster.members[user]
+            if not stay.until or (oldest is not None and oldest < stay.until_position)
+        ]
+        if stays:
+            roster.members[user] = stays
+            continue
+        del roster.members[user]
+        if roster.head is not None:
+            groups = state.memberships.get(user, set())
+            groups.discard(roster.head.group)
+            if not groups:
+                state.memberships.pop(user, None)
+
+
+def carry(turn: Turn, record: records.Carry) -> None:
+    """The records that a carry brings along lie here from now on; their positions stay what they were."""
+    turn.next_position()
+    for item in record.items:
+        turn.state.relocate(source_key(item.index, item.ordinal), turn.index, turn.ordinal)

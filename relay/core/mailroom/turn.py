@@ -1,0 +1,74 @@
+"""One block's turn of the fold: its place and time, the slots it hands out, and the effects it collects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from heapq import heappush
+
+from relay.core.block import position
+from relay.core.mailroom.effects import Answered, Effect, Noticed
+from relay.core.mailroom.state import Notice, Source, State, source_key
+from relay.core.wire import Code, ReceiptItem
+from relay.limits import ADMISSION_WINDOW, MAX_LIFETIME, MINUTE, SLOT_BITS
+
+# What an expiry entry refers to.
+EXPIRE_MAILBOX, EXPIRE_ROSTER, EXPIRE_OUTBOX, EXPIRE_WAITING, EXPIRE_NOTICE = range(5)
+
+
+@dataclass(slots=True)
+class Turn:
+    """`ordinal` is the place in the block of the record being applied, `slot` the next free slot of the block.
+
+    Slots are virtual: an entry that takes its place late (it waited for a roster) gets a slot of the block that let it
+    in, so that positions rise in the order in which things become deliverable."""
+
+    state: State
+    index: int
+    time: int
+    ordinal: int = 0
+    slot: int = 0
+    effects: list[Effect] = field(default_factory=list)
+
+    def next_position(self) -> int:
+        pos = position(self.index, self.slot)
+        self.slot += 1
+        assert self.slot < 1 << SLOT_BITS, "a block's slots ran out: MAX_BLOCK_RECORDS and MAX_EXPIRIES bound them"
+        return pos
+
+    def source(self, size: int) -> Source:
+        """The source for the record being applied (one object for all that refer to it)."""
+        key = source_key(self.index, self.ordinal)
+        return self.state.sources.get(key) or Source(key, self.index, self.ordinal, size)
+
+    def expire_later(self, expires: int, kind: int, address: bytes, number: int) -> None:
+        heappush(self.state.expiries, (expires, kind, address, number))
+
+    def answer(self, device: bytes, item: ReceiptItem, created: int | None) -> None:
+        """Tell `device` and, with `created`, remember the outcome for as long as the id may come again (rule 15)."""
+        if created is not None:
+            self.remember(item, created)
+        if device:
+            self.effects.append(Answered(device, item))
+
+    def remember(self, item: ReceiptItem, created: int) -> None:
+        if created + ADMISSION_WINDOW < self.time or item.id in self.state.outcomes:
+            return
+        self.state.outcomes[item.id] = item
+        self.state.outcome_minutes.setdefault(created // MINUTE, []).append(item.id)
+
+    def receipt(self, envelope_id: bytes, code: Code, newest: int = 0, pos: int = 0) -> ReceiptItem:
+        return ReceiptItem(envelope_id, code, pos, newest, self.state.cell)
+
+    def notice(self, device: bytes, envelope_id: bytes, code: int, newest: int, cell: str) -> None:
+        """A durable outcome for the sender (rule 16), in its own stream; and a receipt, if it listens now."""
+        known = self.state.outcomes.get(envelope_id)
+        if known is not None:
+            self.state.outcomes[envelope_id] = ReceiptItem(envelope_id, code, known.position, newest, cell)
+        owner = self.state.devices.get(device)
+        if owner is None:
+            return
+        notice = Notice(self.next_position(), envelope_id, code, newest, cell, self.time + MAX_LIFETIME)
+        owner.notices[notice.position] = notice
+        self.expire_later(notice.expires, EXPIRE_NOTICE, device, notice.position)
+        self.effects.append(Answered(device, ReceiptItem(envelope_id, code, notice.position, newest, cell)))
+        self.effects.append(Noticed(device, notice))
