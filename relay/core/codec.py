@@ -7,7 +7,7 @@ Every shape on the wire, in the log and in the directory is a `Struct` below: an
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, dataclass_transform
 
 import msgpack
 import msgspec
@@ -19,6 +19,7 @@ T = TypeVar("T")
 _NATIVE = (bytes,)
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))  # so that type checkers see the frozen
 class Struct(
     msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, kw_only=False
 ):
