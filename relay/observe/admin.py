@@ -1,0 +1,133 @@
+"""The admin face of a node: /metrics, /healthz and /readyz over HTTP/1.1 (RFC 9112), on a loopback port.
+
+It answers GET and HEAD, one request a connection, to few at once and within a deadline; nothing it says is secret, and
+nothing that arrives can do more than cost a little time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+import h11
+import structlog
+import trio
+
+from relay.limits import KIB
+from relay.observe.metrics import CONTENT_TYPE, Metrics
+
+REQUEST_S: Final = 5.0  # seconds to send a request, and again to take the answer; a scraper needs milliseconds
+LINGER_S: Final = 1.0  # seconds for the other side to hear the answer before the connection goes
+MAX_HEAD: Final = 8 * KIB  # bytes of request line and headers
+MAX_AT_ONCE: Final = 32  # connections; a scraper and a few curious operators
+
+_TEXT: Final = "text/plain; charset=utf-8"
+_PATHS: Final = ("/metrics", "/healthz", "/readyz")
+_log = structlog.get_logger("relay.observe.admin")
+
+
+class Answer(NamedTuple):
+    """A status (RFC 9110 section 15) and a body, which a HEAD request only gets the length of."""
+
+    status: HTTPStatus
+    body: bytes
+    content_type: str = _TEXT
+    head: bool = False
+
+
+async def serve_admin(
+    listeners: Sequence[trio.abc.Listener[trio.abc.Stream]],
+    metrics: Metrics,
+    ready: Callable[[], str | None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled. `ready` returns None, or in a few words why the node is not ready."""
+    limiter = trio.CapacityLimiter(MAX_AT_ONCE)
+
+    async def handle(stream: trio.abc.Stream) -> None:
+        async with stream:
+            if limiter.available_tokens < 1:
+                return
+            async with limiter:
+                await _serve_one(stream, metrics, ready)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(trio.serve_listeners, handle, listeners))
+        task_status.started()
+
+
+def answer(method: str, target: str, metrics: Metrics, ready: Callable[[], str | None]) -> Answer:
+    """What a request gets. Queries are ignored."""
+    path = target.partition("?")[0]
+    if path not in _PATHS:
+        return Answer(HTTPStatus.NOT_FOUND, f"No such page. There are: {', '.join(_PATHS)}\n".encode())
+    if method not in ("GET", "HEAD"):
+        return Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET and HEAD\n")
+    if path == "/metrics":
+        return Answer(HTTPStatus.OK, metrics.render(), CONTENT_TYPE)
+    if path == "/healthz":
+        return Answer(HTTPStatus.OK, b"ok\n")
+    reason = ready()
+    if reason is None:
+        return Answer(HTTPStatus.OK, b"ready\n")
+    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n".encode())
+
+
+async def _serve_one(stream: trio.abc.Stream, metrics: Metrics, ready: Callable[[], str | None]) -> None:
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+    try:
+        with trio.move_on_after(REQUEST_S) as deadline:
+            reply = await _reply(connection, stream, metrics, ready)
+        if deadline.cancelled_caught:
+            reply = Answer(HTTPStatus.REQUEST_TIMEOUT, b"The request did not arrive in time\n")
+        if reply is not None:
+            with trio.move_on_after(REQUEST_S):
+                await _send(connection, stream, reply)
+                await _linger(stream)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # whoever asked has gone
+
+
+async def _reply(
+    connection: h11.Connection, stream: trio.abc.Stream, metrics: Metrics, ready: Callable[[], str | None]
+) -> Answer | None:
+    """Read one request. None when the other side closed without one."""
+    try:
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                connection.receive_data(await stream.receive_some(MAX_HEAD))
+            elif isinstance(event, h11.Request):
+                method = event.method.decode("ascii")
+                reply = answer(method, event.target.decode("ascii", "replace"), metrics, ready)
+                return reply._replace(head=method == "HEAD")
+            else:
+                return None
+    except h11.RemoteProtocolError as error:
+        return Answer(HTTPStatus(error.error_status_hint), f"Not a request that is understood here: {error}\n".encode())
+    except Exception:  # noqa: BLE001 - a mistake in what is shown must not stop the node
+        _log.exception("admin_request_failed")
+        return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"The node could not answer; its log says why\n")
+
+
+async def _send(connection: h11.Connection, stream: trio.abc.Stream, reply: Answer) -> None:
+    headers = [("Content-Type", reply.content_type), ("Content-Length", str(len(reply.body))), ("Connection", "close")]
+    if reply.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers.append(("Allow", "GET, HEAD"))
+    response = h11.Response(status_code=reply.status, headers=headers, reason=reply.status.phrase)
+    data = connection.send(response) or b""
+    if not reply.head:
+        data += connection.send(h11.Data(data=reply.body)) or b""
+    await stream.send_all(data)
+
+
+async def _linger(stream: trio.abc.Stream) -> None:
+    """Say that this was all and let the other side finish: closing over unread bytes would cut off the answer."""
+    if isinstance(stream, trio.abc.HalfCloseableStream):
+        await stream.send_eof()
+    with trio.move_on_after(LINGER_S):
+        while await stream.receive_some(MAX_HEAD):
+            pass
