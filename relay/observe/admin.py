@@ -7,7 +7,6 @@ nothing that arrives can do more than cost a little time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -42,7 +41,7 @@ async def serve_admin(
     metrics: Metrics,
     ready: Callable[[], str | None],
     *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[list[trio.abc.Listener[trio.abc.Stream]]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled. `ready` returns None, or in a few words why the node is not ready."""
     limiter = trio.CapacityLimiter(MAX_AT_ONCE)
@@ -54,9 +53,7 @@ async def serve_admin(
             async with limiter:
                 await _serve_one(stream, metrics, ready)
 
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(trio.serve_listeners, handle, listeners))
-        task_status.started()
+    await trio.serve_listeners(handle, list(listeners), task_status=task_status)
 
 
 def answer(method: str, target: str, metrics: Metrics, ready: Callable[[], str | None]) -> Answer:
@@ -99,7 +96,7 @@ async def _reply(
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
-                connection.receive_data(await stream.receive_some(MAX_HEAD))
+                connection.receive_data(bytes(await stream.receive_some(MAX_HEAD)))
             elif isinstance(event, h11.Request):
                 method = event.method.decode("ascii")
                 reply = answer(method, event.target.decode("ascii", "replace"), metrics, ready)
