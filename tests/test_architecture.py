@@ -225,9 +225,9 @@ def test_files_and_functions_stay_small() -> None:
 def test_annotations_are_lazy() -> None:
     findings = []
     for path, tree in sources(*PACKAGES, "tests").items():
-        body = [node for node in tree.body if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
-        future = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in body)
-        if body and not future:
+        future = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+        annotated = any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.AnnAssign) for node in ast.walk(tree))
+        if annotated and not future:
             findings.append(f"{path}: begin with `from __future__ import annotations`")
     complain(findings)
 
