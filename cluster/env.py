@@ -66,9 +66,8 @@ class RealEnv:
         """TCP listeners, one an address of `host`. Raises OperatorError."""
         try:
             return await trio.open_tcp_listeners(port, host=host)
-        except (OSError, OverflowError) as error:
-            number = error.errno if isinstance(error, OSError) else None
-            reason, remedy = _REASONS.get(number or 0, (str(error), "Check the address under [listen]"))
+        except OSError as error:
+            reason, remedy = _REASONS.get(error.errno or 0, (str(error), "Check the address under [listen]"))
             raise OperatorError(f"cannot listen on {host}:{port}: {reason}", remedy) from error
 
     async def listen_unix(self, path: Path) -> Sequence[trio.SocketListener]:

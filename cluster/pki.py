@@ -1,0 +1,250 @@
+"""Certificates: a region's authority, its nodes, and the TLS contexts that links and gateways are served with.
+
+X.509 v3 (RFC 5280) with Ed25519 keys (RFC 8410). A node's identity is one URI in its subjectAltName,
+`posthouse://region/cell-name/node`; host names and addresses stand beside it for the clients' wss. Whom a certificate
+may speak for is decided in `identify`, by the authority that the root names for the *claimed* region, and by nothing
+else: a context that trusts several authorities must not let one region's vouch for another's node.
+"""
+
+from __future__ import annotations
+
+import ssl
+import stat
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from cluster.core.linkwire import Peer
+from relay.core.trust import Root, RootRegion
+from relay.errors import OperatorError, PeerError, TrustError
+
+AUTHORITY_LIFETIME: Final = timedelta(days=3_653)  # ten years: a new one means a new root
+NODE_LIFETIME: Final = timedelta(days=365)
+_SKEW: Final = timedelta(hours=1)  # certificates start this long ago, for clocks that are behind
+_SCHEME: Final = "posthouse"
+
+
+# --- making --------------------------------------------------------------------------------------
+def make_authority(region: str, *, now_ms: int | None = None) -> tuple[bytes, bytes]:
+    """(certificate DER, private key PEM) of a new authority for `region`."""
+    key = Ed25519PrivateKey.generate()
+    name = _name(f"Posthouse authority of {region}")
+    builder = _builder(name, name, key.public_key(), key.public_key(), AUTHORITY_LIFETIME, now_ms)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(sign_certificates=True), critical=True)
+    return builder.sign(key, None).public_bytes(Encoding.DER), _pem(key)
+
+
+def issue_node(
+    authority_cert: bytes,
+    authority_key: bytes,
+    region: str,
+    cell: str,
+    node: str,
+    hosts: list[str] | tuple[str, ...],
+    *,
+    now_ms: int | None = None,
+) -> tuple[bytes, bytes]:
+    """(certificate PEM, private key PEM) of a node, by the authority (certificate DER, key PEM). `hosts`: names and IP
+    addresses under which clients reach it. Raises OperatorError where the parts do not belong together."""
+    if not cell.startswith(region + "/"):
+        raise OperatorError(f"cell {cell} is not one of region {region}", f"Name it {region}/…")
+    authority = x509.load_der_x509_certificate(authority_cert)
+    signer = _private_key(authority_key, "the authority's key")
+    if _raw(signer.public_key()) != _raw(authority.public_key()):
+        raise OperatorError("the authority's key does not belong to its certificate", "Use the pair made together")
+    key = Ed25519PrivateKey.generate()
+    subject = _name(f"Posthouse node {cell}/{node}")
+    builder = _builder(subject, authority.subject, key.public_key(), signer.public_key(), NODE_LIFETIME, now_ms)
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"{_SCHEME}://{cell}/{node}"), *map(_host, hosts)]
+    both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_usage(sign_certificates=False), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder.sign(signer, None).public_bytes(Encoding.PEM), _pem(key)
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])  # RFC 5280 ub-common-name
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: Ed25519PublicKey,
+    issuer_key: Ed25519PublicKey,
+    lifetime: timedelta,
+    now_ms: int | None,
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC) if now_ms is None else datetime.fromtimestamp(now_ms / 1000, UTC)
+    return (
+        x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), now - _SKEW, now + lifetime)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
+    )
+
+
+def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates, key_cert_sign=sign_certificates, crl_sign=sign_certificates,
+        content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
+        encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _raw(key: object) -> bytes:
+    return key.public_bytes(Encoding.Raw, PublicFormat.Raw) if isinstance(key, Ed25519PublicKey) else b""
+
+
+def _pem(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _private_key(pem: bytes, what: str) -> Ed25519PrivateKey:
+    try:
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError) as error:
+        raise OperatorError(f"{what} is not an unencrypted PEM private key", "Issue the node's pair again") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise OperatorError(f"{what} is not an Ed25519 key", "Issue the node's pair again")
+    return key
+
+
+# --- whom a certificate speaks for ---------------------------------------------------------------
+def identify(certificate: bytes, root: Root) -> Peer:
+    """The node that a certificate (DER) proves: its URI, vouched for by the claimed region's own authority, listed in
+    the root. Dates are the TLS layer's to check. Raises PeerError."""
+    try:
+        cert = x509.load_der_x509_certificate(certificate)
+        peer = _claimed(cert)
+    except ValueError as error:
+        raise PeerError("not the certificate of a Posthouse node", "Issue it with posthouse init") from error
+    try:
+        region = root.region(peer.region)
+    except TrustError as error:
+        raise PeerError(f"a certificate of an unknown region: {error.text}") from error
+    if not _issued_by(cert, region):
+        makers = [other.name for other in root.payload.regions if _issued_by(cert, other)]
+        by = f"region {makers[0]}" if makers else "nobody in this federation"
+        raise PeerError(f"a certificate for {peer.cell}/{peer.node} was issued by the authority of {by}")
+    cell = root.cell(peer.cell)
+    if cell is None or peer.node not in {node.name for node in cell.nodes}:
+        raise PeerError(f"the root does not list {peer.cell}/{peer.node}", "Compare the root documents of both sides")
+    return peer
+
+
+def _claimed(cert: x509.Certificate) -> Peer:
+    """What the one posthouse URI says. Raises ValueError (x509.ExtensionNotFound is translated)."""
+    try:
+        names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as error:
+        raise ValueError("no subjectAltName") from error
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    ours = [uri for uri in uris if uri.startswith(f"{_SCHEME}://")]
+    if len(ours) != 1 or ours[0].count("/") != 4:
+        raise ValueError("not exactly one posthouse URI")
+    region, name, node = ours[0].removeprefix(f"{_SCHEME}://").split("/")
+    return Peer(region, f"{region}/{name}", node)
+
+
+def _issued_by(cert: x509.Certificate, region: RootRegion) -> bool:
+    try:
+        cert.verify_directly_issued_by(x509.load_der_x509_certificate(region.authority))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+# --- a node's own --------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class NodeCredentials:
+    """A node's certificate and key, checked against the root, as the TLS contexts that it needs (TLS 1.3 only)."""
+
+    peer: Peer
+    links_server: ssl.SSLContext = field(repr=False)  # for inbound links: a client certificate is required
+    clients_server: ssl.SSLContext = field(repr=False)  # for clients' wss: they prove device keys, not certificates
+    _links_client: dict[str, ssl.SSLContext] = field(repr=False)
+
+    @classmethod
+    def load(cls, cert_path: Path, key_path: Path, root: Root, *, now_ms: int | None = None) -> NodeCredentials:
+        """Raises OperatorError where a file is missing, damaged, expired, readable by everybody, or of another node."""
+        cert = _load_certificate(cert_path, now_ms)
+        key = _private_key(_read(key_path, private=True), str(key_path))
+        if _raw(key.public_key()) != _raw(cert.public_key()):
+            raise OperatorError(f"{key_path} is not the key of {cert_path}", "Use the pair that was issued together")
+        try:
+            peer = identify(cert.public_bytes(Encoding.DER), root)
+        except PeerError as error:
+            remedy = error.remedy or "Use the certificate that this federation's region issued for this node"
+            raise OperatorError(f"{cert_path}: {error.text}", remedy) from error
+        pair = (cert_path, key_path)
+        authorities = {region.name: region.authority for region in root.payload.regions}
+        return cls(
+            peer=peer,
+            links_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, list(authorities.values())),
+            clients_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, []),
+            _links_client={
+                name: _context(ssl.PROTOCOL_TLS_CLIENT, pair, [authority]) for name, authority in authorities.items()
+            },
+        )
+
+    def links_client(self, region: str) -> ssl.SSLContext:
+        """For dialling a cell of `region`: trusts that region's authority and no other. Raises KeyError."""
+        return self._links_client[region]
+
+
+def _read(path: Path, *, private: bool = False) -> bytes:
+    try:
+        if private and stat.S_IMODE(path.stat().st_mode) & 0o007:
+            raise OperatorError(f"{path} may be read by everybody on this machine", f"Run: chmod 600 {path}")
+        return path.read_bytes()
+    except OSError as error:
+        remedy = "Check [paths] in the config, or issue it again with posthouse init"
+        raise OperatorError(f"cannot read {path}: {error.strerror}", remedy) from error
+
+
+def _load_certificate(path: Path, now_ms: int | None) -> x509.Certificate:
+    try:
+        cert = x509.load_pem_x509_certificate(_read(path))
+    except ValueError as error:
+        raise OperatorError(f"{path} is not a PEM certificate", "Issue it again with posthouse init") from error
+    now = datetime.now(UTC) if now_ms is None else datetime.fromtimestamp(now_ms / 1000, UTC)
+    if now >= cert.not_valid_after_utc:
+        raise OperatorError(f"{path} expired on {cert.not_valid_after_utc:%Y-%m-%d}", "Issue a new one for this node")
+    if now < cert.not_valid_before_utc:
+        raise OperatorError(f"{path} is valid from {cert.not_valid_before_utc:%Y-%m-%d} on", "Set this machine's clock")
+    return cert
+
+
+def _context(protocol: int, pair: tuple[Path, Path], authorities: list[bytes]) -> ssl.SSLContext:
+    """Peers are known by the URI in their certificates (`identify`), not by the address that they are dialled at."""
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(*pair)
+    if authorities:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        for authority in authorities:
+            context.load_verify_locations(cadata=authority)
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0  # every link shows its certificate anew; a ticket would outlive a changed root
+    return context

@@ -1,0 +1,142 @@
+"""Certificates say who a node is, and only the claimed region's own authority can make them say it."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from nacl.signing import SigningKey
+
+from cluster.core.linkwire import Peer
+from cluster.pki import AUTHORITY_LIFETIME, NODE_LIFETIME, NodeCredentials, identify, issue_node, make_authority
+from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, sign_root, verify_root
+from relay.errors import OperatorError, PeerError
+
+NOW = 1_800_000_000_000  # Unix ms
+YEAR = 366 * 86_400_000
+NORDEN, SUEDEN = make_authority("norden", now_ms=NOW), make_authority("sueden", now_ms=NOW)
+
+
+def make_root() -> Root:
+    key = SigningKey(bytes(32))
+    public = bytes(key.verify_key)
+    regions = [
+        RootRegion(name, authority[0], public, (RootCell(f"{name}/1", (RootNode("n1", "127.0.0.1:1", ()),)),))
+        for name, authority in (("norden", NORDEN), ("sueden", SUEDEN))
+    ]
+    payload = RootPayload(1, "test", 1, b"", NOW + 20 * YEAR, (public,), 1, tuple(regions))
+    return verify_root(sign_root(payload, [key]), NOW)
+
+
+def der(pem: bytes) -> bytes:
+    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+def write(folder: Path, cert: bytes, key: bytes) -> tuple[Path, Path]:
+    paths = (folder / "node.crt", folder / "node.key")
+    for path, data in zip(paths, (cert, key), strict=True):
+        path.write_bytes(data)
+        path.chmod(0o600)
+    return paths
+
+
+def norden() -> tuple[bytes, bytes]:
+    return issue_node(*NORDEN, "norden", "norden/1", "n1", ["127.0.0.1", "::1", "n1.example"], now_ms=NOW)
+
+
+def test_an_authority_may_sign_certificates_and_nothing_else() -> None:
+    cert = x509.load_der_x509_certificate(NORDEN[0])
+    usage = cert.extensions.get_extension_for_class(x509.KeyUsage)
+    assert usage.critical and usage.value.key_cert_sign and not usage.value.digital_signature
+    basic = cert.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert basic.critical and basic.value.ca and basic.value.path_length == 0
+    assert cert.version is x509.Version.v3
+    assert cert.not_valid_after_utc - cert.not_valid_before_utc > AUTHORITY_LIFETIME
+
+
+def test_a_node_certificate_names_the_node_and_its_hosts() -> None:
+    cert = x509.load_pem_x509_certificate(norden()[0])
+    names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["posthouse://norden/1/n1"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1"]
+    assert names.get_values_for_type(x509.DNSName) == ["n1.example"]
+    assert len(list(cert.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)) == 2
+    assert not cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert NODE_LIFETIME < cert.not_valid_after_utc - cert.not_valid_before_utc < NODE_LIFETIME * 2
+
+
+def test_identify_knows_a_listed_node() -> None:
+    assert identify(der(norden()[0]), make_root()) == Peer("norden", "norden/1", "n1")
+
+
+@pytest.mark.parametrize(
+    ("cert", "why"),
+    [
+        (issue_node(*NORDEN, "sueden", "sueden/1", "n1", [], now_ms=NOW), "issued by the authority of region norden"),
+        (issue_node(*make_authority("norden"), "norden", "norden/1", "n1", []), "nobody in this federation"),
+        (issue_node(*make_authority("west"), "west", "west/1", "n1", []), "unknown region"),
+        (issue_node(*NORDEN, "norden", "norden/2", "n1", [], now_ms=NOW), "does not list norden/2/n1"),
+        (issue_node(*NORDEN, "norden", "norden/1", "n2", [], now_ms=NOW), "does not list norden/1/n2"),
+    ],
+)
+def test_identify_refuses_who_may_not_speak(cert: tuple[bytes, bytes], why: str) -> None:
+    with pytest.raises(PeerError, match=why):
+        identify(der(cert[0]), make_root())
+
+
+@pytest.mark.parametrize("certificate", [b"", b"garbage", NORDEN[0]])
+def test_identify_refuses_what_is_no_node(certificate: bytes) -> None:
+    with pytest.raises(PeerError, match="not the certificate of a Posthouse node"):
+        identify(certificate, make_root())
+
+
+def test_credentials_load_into_contexts_for_tls_13_only(tmp_path: Path) -> None:
+    credentials = NodeCredentials.load(*write(tmp_path, *norden()), make_root(), now_ms=NOW)
+    assert credentials.peer == Peer("norden", "norden/1", "n1")
+    contexts = [credentials.links_server, credentials.clients_server, credentials.links_client("sueden")]
+    assert {context.minimum_version for context in contexts} == {ssl.TLSVersion.TLSv1_3}
+    assert credentials.links_server.verify_mode is ssl.CERT_REQUIRED
+    assert credentials.clients_server.verify_mode is ssl.CERT_NONE
+    assert len(credentials.links_server.get_ca_certs()) == 2
+    (trusted,) = credentials.links_client("sueden").get_ca_certs(binary_form=True)
+    assert trusted == SUEDEN[0]
+
+
+def test_credentials_refuse_another_key(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="is not the key of"):
+        NodeCredentials.load(*write(tmp_path, norden()[0], norden()[1]), make_root(), now_ms=NOW)
+
+
+@pytest.mark.parametrize(("days", "why"), [(400, "expired on"), (-1, "is valid from")])
+def test_credentials_refuse_other_times(tmp_path: Path, days: int, why: str) -> None:
+    with pytest.raises(OperatorError, match=why):
+        NodeCredentials.load(*write(tmp_path, *norden()), make_root(), now_ms=NOW + days * 86_400_000)
+
+
+def test_credentials_refuse_another_regions_certificate(tmp_path: Path) -> None:
+    pair = issue_node(*NORDEN, "sueden", "sueden/1", "n1", [], now_ms=NOW)
+    with pytest.raises(OperatorError, match="region norden"):
+        NodeCredentials.load(*write(tmp_path, *pair), make_root(), now_ms=NOW)
+
+
+def test_credentials_say_which_file_is_missing_damaged_or_open(tmp_path: Path) -> None:
+    cert, key = write(tmp_path, *norden())
+    with pytest.raises(OperatorError, match=r"nothing\.crt.*No such file"):
+        NodeCredentials.load(tmp_path / "nothing.crt", key, make_root(), now_ms=NOW)
+    with pytest.raises(OperatorError, match=r"node\.key is not a PEM certificate"):
+        NodeCredentials.load(key, key, make_root(), now_ms=NOW)
+    with pytest.raises(OperatorError, match=r"node\.crt is not an unencrypted PEM private key"):
+        NodeCredentials.load(cert, cert, make_root(), now_ms=NOW)
+    key.chmod(0o644)
+    with pytest.raises(OperatorError, match="chmod 600"):
+        NodeCredentials.load(cert, key, make_root(), now_ms=NOW)
+
+
+def test_issue_node_refuses_parts_that_do_not_belong_together() -> None:
+    with pytest.raises(OperatorError, match="not one of region norden"):
+        issue_node(*NORDEN, "norden", "sueden/1", "n1", [])
+    with pytest.raises(OperatorError, match="does not belong to its certificate"):
+        issue_node(NORDEN[0], SUEDEN[1], "norden", "norden/1", "n1", [])
