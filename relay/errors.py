@@ -86,7 +86,11 @@ class PeerError(PosthouseError):
 
 
 class ResidencyError(PosthouseError):
-    """Bytes that must not rest in this region."""
+    """Bytes that must not rest in this region. `ordinal` is the record's place in the refused batch."""
+
+    def __init__(self, text: str, remedy: str = "", ordinal: int = 0) -> None:
+        super().__init__(text, remedy)
+        self.ordinal = ordinal
 
 
 class OperatorError(PosthouseError):

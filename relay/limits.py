@@ -36,6 +36,13 @@ CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this s
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
 MAX_CLOCK_JUMP: Final = 1 * MINUTE  # ms the wall clock may depart from the monotonic one (rule 14, solo)
 
+# --- the store -----------------------------------------------------------------------------------
+MAX_CHECKPOINT_ROW: Final = 1 * MIB  # bytes of one checkpoint row; rows are written and read one batch at a time
+RECENT_BLOCKS: Final = 16 * MIB  # bytes of the newest blocks kept in memory: followers and replay do not read the disk
+READ_BATCH: Final = 1 * MIB  # bytes of blocks that one read of the disk fetches ahead for a follower
+WAL_BYTES: Final = 4 * MIB  # bytes written to SQLite's write-ahead log before it is folded into the database file
+DISK_DEADLINE_S: Final = 30.0  # seconds one database call may take; a disk that hangs longer has failed (rule 7)
+
 # --- per user ------------------------------------------------------------------------------------
 MAX_DEVICES: Final = 32  # devices in one home record; a wrap is about 100 bytes in every envelope
 MAX_CHAIN: Final = 256  # home records in one chain
@@ -50,7 +57,7 @@ HANDSHAKE_S: Final = 10.0  # seconds from accept to WELCOME; a silent socket mus
 IDLE_S: Final = 120.0  # seconds without a byte before a client is let go; the SDK pings every 30 s
 OUTBOX_BYTES: Final = 1 * MIB  # bytes queued for one socket; past it the session is demoted to catch-up
 ACK_EVERY: Final = 64  # deliveries after which a client acks
-ACK_MS: Final = 50  # ms after which a client acks what it has
+ACK_MS: Final = 1_000  # ms after which a client acks what it has; every ack is a record of the log
 UNACKED_BYTES: Final = 8 * MIB  # bytes sent and not acked on one connection; past it delivery waits for an ack
 LINK_DEADLINE_S: Final = 30.0  # seconds a link waits for an answer before it reconnects
 DRAIN_S: Final = 10.0  # seconds a stopping node gives its clients

@@ -69,8 +69,8 @@ class Journal(Protocol):
         """Index of the newest committed block; 0 in a new log."""
 
     async def append(self, records: Sequence[bytes]) -> None:
-        """Commit records, in this order, in one block (at most MAX_BLOCK bytes, MAX_BLOCK_RECORDS). Returns when they are
-        durable; raises ResidencyError where the disk writer refuses one (then none is written). One caller at a time:
+        """Commit records, in this order, in one block (at most MAX_BLOCK bytes, MAX_BLOCK_RECORDS). Returns when they
+        are durable; raises ResidencyError where the disk writer refuses one (then none is written). One caller at a time:
         the intake owns appending. Once started the commit completes; a cancelled caller does not learn whether."""
 
     def follow(self, after: int) -> AsyncIterator[Block]:
@@ -101,8 +101,23 @@ class Directory(Protocol):
         """The signed records after version `after`, oldest first. Raises like `lookup`."""
 
 
-class Residency(Protocol):
-    """The disk writer's own check (section 5, rule 2), made just before a block is written."""
+class Abroad(Protocol):
+    """What reaches other cells at once, or not at all."""
 
-    def check(self, records: Sequence[bytes]) -> None:
-        """Raises ResidencyError if one of the records must not rest on this disk."""
+    async def ephemeral(self, cell: str, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:
+        """Pass an ephemeral payload to the cell of `user`; it is dropped where the cell cannot be reached now."""
+
+
+class Residency(Protocol):
+    """The disk writer's own check (section 5, rule 2), made just before a block is written.
+
+    A fact (key of 32 bytes, value) is something it must still know when the records it was learned from are released;
+    the journal keeps facts, sealed, in the transaction of the block that taught them."""
+
+    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+        """The facts that the records teach; changes nothing. Later records may build on earlier ones of the batch.
+
+        Raises ResidencyError, with the ordinal of the record, if one must not rest on this disk."""
+
+    def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take in facts: those of a block once it is committed, and all that were kept when a store opens."""
