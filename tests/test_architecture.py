@@ -226,8 +226,8 @@ def test_annotations_are_lazy() -> None:
     findings = []
     for path, tree in sources(*PACKAGES, "tests").items():
         future = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
-        annotated = any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.AnnAssign) for node in ast.walk(tree))
-        if annotated and not future:
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.AnnAssign
+        if not future and any(isinstance(node, kinds) for node in ast.walk(tree)):
             findings.append(f"{path}: begin with `from __future__ import annotations`")
     complain(findings)
 

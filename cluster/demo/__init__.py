@@ -1,0 +1,1 @@
+"""`posthouse demo`: a federation is started, used, hurt and healed, and then every byte it left is looked at."""

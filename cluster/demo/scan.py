@@ -1,0 +1,107 @@
+"""Finds secrets in bytes, however they were written down: raw, hex, base64.
+
+A secret is looked for in every spelling at once. Base64 puts three bytes into four characters, so the same secret is
+spelled in three ways, depending on where it begins; only the characters that it alone decides are looked for. One
+pass over the bytes finds all spellings of all secrets: each offset's eight bytes are looked up in one set.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+WORD = 8  # bytes of a spelling that are looked up; no secret may be spelled shorter
+CHUNK = 1 << 20  # bytes read from a file at a time
+MIN_SECRET = 10  # bytes; shorter ones would leave a base64 spelling below WORD characters
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+@dataclass(frozen=True, slots=True)
+class Hit(Generic[T]):
+    """A spelling of a secret: whose, in which encoding, at which byte offset, how many bytes long."""
+
+    secret: T
+    encoding: str
+    offset: int
+    length: int
+
+
+def spellings(secret: bytes) -> Iterator[tuple[str, bytes]]:
+    """(encoding, bytes) of every way in which `secret` is looked for."""
+    yield "raw", secret
+    yield "hex", secret.hex().encode()
+    yield "hex", secret.hex().upper().encode()
+    for before in range(3):
+        text = b64encode(bytes(before) + secret)
+        # the first characters also hold bits of what stands before, the last ones bits of what follows
+        first, whole = -(-before * 8 // 6), (before + len(secret)) * 8 // 6
+        kept = text[first:whole]
+        yield "base64", kept
+        if kept.translate(_URL_SAFE) != kept:
+            yield "base64", kept.translate(_URL_SAFE)
+
+
+class Scanner(Generic[T]):
+    """Looks for many secrets at once. `secrets`: (bytes, what a hit shall carry)."""
+
+    def __init__(self, secrets: Iterable[tuple[bytes, T]]) -> None:
+        self._by_word: dict[int, list[tuple[bytes, str, T]]] = defaultdict(list)
+        self._longest = WORD
+        for secret, name in secrets:
+            if len(secret) < MIN_SECRET:
+                raise ValueError(f"a secret of {len(secret)} bytes is found by chance; at least {MIN_SECRET}")
+            for encoding, spelling in dict.fromkeys(spellings(secret)):
+                self._by_word[_word(spelling)].append((spelling, encoding, name))
+                self._longest = max(self._longest, len(spelling))
+        self._words = frozenset(self._by_word)
+
+    def scan(self, chunks: Iterable[bytes]) -> Iterator[Hit[T]]:
+        """Every hit in a stream that comes in pieces; one that lies across pieces is found once."""
+        tail, start = b"", 0
+        for chunk in chunks:
+            data = tail + chunk
+            keep = min(len(data), self._longest - 1)
+            for hit in self._find(data):
+                if hit.offset + hit.length > len(tail):  # else it was found in the piece before
+                    yield Hit(hit.secret, hit.encoding, start + hit.offset, hit.length)
+            tail, start = data[len(data) - keep :], start + len(data) - keep
+
+    def scan_bytes(self, data: bytes) -> Iterator[Hit[T]]:
+        return self.scan([data])
+
+    def scan_file(self, path: Path) -> Iterator[Hit[T]]:
+        with path.open("rb") as file:
+            yield from self.scan(iter(lambda: file.read(CHUNK), b""))
+
+    def _find(self, data: bytes) -> Iterator[Hit[T]]:
+        for word in self._words_of(data):
+            for spelling, encoding, name in self._by_word[word]:
+                offset = data.find(spelling)
+                while offset >= 0:
+                    yield Hit(name, encoding, offset, len(spelling))
+                    offset = data.find(spelling, offset + 1)
+
+    def _words_of(self, data: bytes) -> set[int]:
+        """Which of the looked-up words occur in `data`, at any offset. The loop over the bytes runs in C."""
+        found: set[int] = set()
+        view = memoryview(data)
+        for shift in range(min(WORD, len(data))):
+            count = (len(data) - shift) // WORD
+            found |= self._words.intersection(view[shift : shift + count * WORD].cast("Q"))
+        return found
+
+
+def _word(spelling: bytes) -> int:
+    return memoryview(spelling[:WORD]).cast("Q")[0]
+
+
+def files_below(top: Path) -> list[Path]:
+    """Every regular file below `top`, in a settled order; links are not followed."""
+    return sorted(path for path in top.rglob("*") if path.is_file() and not path.is_symlink())
