@@ -1,4 +1,4 @@
-"""What the gateway and the office need of each other. The gateway implements Line, the office (relay/office.py) Office."""
+"""The seam between gateway and office: the gateway implements Line, the office (relay/office.py) Office."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Line(Protocol):
 
     def push(self, frames: Sequence[bytes]) -> bool:
         """Queue encoded WebSocket frames (`relay.core.frames.server_frame`), shared between lines. False, and nothing
-        queued, when OUTBOX_BYTES would be passed, or when the connection is ending."""
+        queued, when OUTBOX_BYTES would be passed, before WELCOME, and when the connection is ending."""
 
     def flush(self) -> None:
         """Write what is queued now. Never blocks: what does not fit is left to a writer task."""
 
     async def send(self, frame: bytes) -> None:
-        """Queue one frame and write it, waiting for room. Once the connection is ending this waits to be cancelled,
-        which happens at once."""
+        """Queue one frame and write it, waiting for room. Once the connection is ending this only waits to be
+        cancelled, which happens at once."""
 
     def end(self, fault: wire.Fault, text: str, retry_after_ms: int = 0) -> None:
         """ERROR, then close. Never blocks; the first call counts."""
@@ -64,11 +64,12 @@ class Office(Protocol):
 
     async def admit(self, user: bytes, device: bytes, records: Sequence[bytes]) -> None:
         """The device proved its key. Verifies `records`, appends newer home records and waits until they are applied.
-        Raises AuthError (Fault.AUTH) when the device is not enrolled, Refused (Fault.NOT_HOME) when it is not served here."""
+        Raises AuthError (Fault.AUTH) when the device is not enrolled, Refused (Fault.NOT_HOME) when its user is at home
+        elsewhere."""
 
     async def start(self, line: Line, hello: wire.Hello, nonce: bytes) -> Started:
-        """Begin. `hello.receive`: appends SESSION(nonce), waits until it is applied, fences the older session. Otherwise
-        the line is attached for receipts only. Raises RolledBack."""
+        """Begin. `hello.receive`: appends SESSION(nonce), waits until it is applied, fences the older session.
+        Otherwise the line is attached for receipts only. Raises RolledBack."""
 
     async def serve(self, line: Line) -> None:
         """Catch-up and live delivery for the line, until cancelled. Only when `hello.receive`."""
