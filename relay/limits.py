@@ -34,6 +34,7 @@ MAX_INTAKE: Final = 16 * MIB  # bytes waiting for the journal; past it submitter
 CHECKPOINT_BYTES: Final = 8 * MIB  # log bytes between two checkpoints; bounds replay at start
 CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this share of it is still live
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
+CARRY_BATCH: Final = 64 * KIB  # bytes of records in one CARRY; reading one of them decodes them all
 MAX_CLOCK_JUMP: Final = 1 * MINUTE  # ms the wall clock may depart from the monotonic one (rule 14, solo)
 
 # --- the store -----------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ class Roster(Struct, frozen=True, tag=6):
 class HandIn(Struct, frozen=True, tag=7):
     """Number `number` of the outbox that `origin` (under its log id) keeps for this cell (rule 16).
 
-    `what`: 0 void, 1 envelope (item = envelope), 2 roster version (item = signed head, part = our member list).
+    `what`: 0 void, 1 envelope (item = envelope), 2 roster version (item = signed head, part = our member list),
+    3 an envelope for somebody who is not at home here: refused, and its bytes never written (section 5, rule 2).
     `confirmed`: the origin has recorded our outcomes up to here.
     """
 
@@ -109,13 +110,13 @@ class Tick(Struct, frozen=True, tag=10):
 
 Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick]
 
-HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER = 0, 1, 2
+HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED = 0, 1, 2, 3
 
 decode_record: Decoder[Record] = Decoder(Record, "log record", MAX_BLOCK)
 encode_record = encode
 
 __all__ = [
-    "Ack", "Carried", "Carry", "FoldVersion", "HANDIN_ENVELOPE", "HANDIN_ROSTER", "HANDIN_VOID", "HandIn", "Handed",
+    "Ack", "Carried", "Carry", "FoldVersion", "HANDIN_ENVELOPE", "HANDIN_REFUSED", "HANDIN_ROSTER", "HANDIN_VOID", "HandIn", "Handed",
     "HandedAnswer", "Home", "MaybeHash", "Record", "Roster", "Session", "Submit", "Text", "Tick", "To",
     "decode_record", "encode_record",
 ]

@@ -128,7 +128,8 @@ def _check_chain(record: HomeRecord, prev: HomeRecord | None) -> None:
     else:
         chained = payload.version == prev.version + 1 and payload.user == prev.user and payload.prev == prev.digest
     if not chained:
-        raise BrokenChain(f"home record version {payload.version} does not follow {prev.version if prev else 'nothing'}")
+        last = prev.version if prev else "nothing"
+        raise BrokenChain(f"home record version {payload.version} does not follow {last}")
     if len({device.id for device in payload.devices}) != len(payload.devices):
         raise BrokenChain("home record: a device is listed twice")
     for device in payload.devices:

@@ -55,7 +55,10 @@ def hand_in(turn: Turn, record: records.HandIn, size: int) -> None:
     origin.vector = record.number
     if record.what == records.HANDIN_VOID:
         return
-    if record.what == records.HANDIN_ROSTER:
+    code: int
+    if record.what == records.HANDIN_REFUSED:
+        code, newest = Code.UNKNOWN_USER, 0
+    elif record.what == records.HANDIN_ROSTER:
         code, newest = rosters.hand_in(turn, record)
     else:
         code, newest = _hand_in_envelope(turn, record, size, pos)

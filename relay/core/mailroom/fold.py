@@ -22,12 +22,14 @@ class Mailroom:
 
     def __init__(self, cell: str, log_id: bytes) -> None:
         self.state = State(cell, log_id)
+        self.admitted = 0  # envelopes taken since the start: for the metrics, not part of the state
 
     @classmethod
     def from_checkpoint(cls, rows: Sequence[bytes]) -> Mailroom:
         """Raises StoreDamaged where the rows are not a checkpoint."""
         room = cls.__new__(cls)
         room.state = checkpoint.load(rows)
+        room.admitted = 0
         return room
 
     def checkpoint(self) -> list[bytes]:
@@ -58,6 +60,7 @@ class Mailroom:
         if block.index % settle.SETTLE_EVERY == 0:
             settle.settle_rosters(state)
             self._forget_blocks()
+        self.admitted += turn.admitted
         return turn.effects
 
     def _apply_record(self, turn: Turn, record: records.Record, size: int) -> None:

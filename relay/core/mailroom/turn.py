@@ -28,6 +28,7 @@ class Turn:
     ordinal: int = 0
     slot: int = 0
     effects: list[Effect] = field(default_factory=list)
+    admitted: int = 0
 
     def next_position(self) -> int:
         pos = position(self.index, self.slot)
@@ -51,6 +52,7 @@ class Turn:
             self.effects.append(Answered(device, item))
 
     def remember(self, item: ReceiptItem, created: int) -> None:
+        self.admitted += Code(item.code).taken
         if created + ADMISSION_WINDOW < self.time or item.id in self.state.outcomes:
             return
         self.state.outcomes[item.id] = item

@@ -1,0 +1,302 @@
+"""Delivery: owns the mailroom. Follows the journal, applies each block, answers senders and wakes whoever is served.
+
+A seat is a device that is served on a line. It catches up at its own pace, reading from the journal; once nothing is
+left it is live, and frames are pushed to it as blocks are applied. A line that cannot keep up is demoted to catch-up:
+it loses nothing and delays nobody (DESIGN section 8).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import structlog
+import trio
+
+from relay.core import wire
+from relay.core.block import Block
+from relay.core.frames import server_frame
+from relay.core.mailroom import Mailroom, reading
+from relay.core.mailroom.effects import (
+    Answered, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, SessionStarted,
+)
+from relay.core.mailroom.state import Entry, Notice
+from relay.core.wire import Code, Fault
+from relay.gateway.api import Line
+from relay.limits import UNACKED_BYTES
+from relay.observe.metrics import Metrics
+from relay.ports import Clock, Journal
+
+_log = structlog.get_logger("relay.delivery")
+_CATCH_UP = 64  # entries read at a time while catching up: bounds what one slow reader holds
+Address = tuple[bool, bytes]  # (is it a roster, user id or group id)
+
+
+class Seat:
+    """A device that is served. `sent`: everything up to this position was sent on its line."""
+
+    def __init__(self, line: Line, nonce: bytes, started: int, cursor: int) -> None:
+        self.line = line
+        self.nonce = nonce
+        self.started = started
+        self.sent = cursor
+        self.live = False
+        self.wake = trio.Event()
+        self.unacked: deque[tuple[int, int]] = deque()
+        self.unacked_bytes = 0
+        self.addresses: list[Address] = []
+
+    def count(self, pos: int, size: int) -> None:
+        self.sent = pos
+        self.unacked.append((pos, size))
+        self.unacked_bytes += size
+
+    def acked(self, pos: int) -> None:
+        while self.unacked and self.unacked[0][0] <= pos:
+            self.unacked_bytes -= self.unacked.popleft()[1]
+        if self.unacked_bytes <= UNACKED_BYTES:
+            self.wake.set()
+
+    def demote(self) -> None:
+        self.live = False
+        self.wake.set()
+
+
+class Delivery:
+    """The one task that changes the mailroom, and the lines it answers."""
+
+    def __init__(self, journal: Journal, room: Mailroom, metrics: Metrics, clock: Clock) -> None:
+        self.room = room
+        self._journal = journal
+        self._metrics = metrics
+        self._clock = clock
+        self._lines: dict[bytes, list[Line]] = {}
+        self._seats: dict[bytes, Seat] = {}
+        self._online: dict[Address, dict[Seat, None]] = {}
+        self._started: dict[bytes, SessionStarted] = {}
+        self._awaited: set[bytes] = set()
+        self._applied = trio.Event()
+        self.outbox_grew: Callable[[str], None] = lambda cell: None
+
+    # --- following -------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Apply blocks until cancelled. Raises DiskFailed or StoreDamaged: the node stops."""
+        async for block in self._journal.follow(self.room.state.index):
+            self.apply(block)
+
+    def apply(self, block: Block) -> None:
+        """Apply one block and act on its effects. Never waits."""
+        before = self.room.admitted
+        effects = self.room.apply(block)
+        self._metrics.admitted.inc(self.room.admitted - before)
+        touched: dict[Line, list[wire.ReceiptItem]] = {}
+        delivered = 0
+        for effect in effects:
+            delivered += self._act(effect, block, touched)
+        for line, items in touched.items():
+            if items:
+                line.push([server_frame(wire.encode_message(wire.Receipt(tuple(items))))])
+            line.flush()
+        if delivered:
+            self._metrics.delivered.inc(delivered)
+            self._metrics.delivery_seconds.observe(max(0, self._clock.wall_ms() - block.time) / 1000)
+        self._metrics.journal_blocks.set(self._journal.tip + 1 - self._journal.first)
+        self._applied.set()
+        self._applied = trio.Event()
+
+    def _act(self, effect: Effect, block: Block, touched: dict[Line, list[wire.ReceiptItem]]) -> int:
+        match effect:
+            case Filed():
+                return self._file(effect, block, touched)
+            case Answered():
+                self._answer(effect, touched)
+            case Noticed():
+                seat = self._seats.get(effect.device)
+                if seat is not None and seat.live:
+                    self._push(seat, effect.notice.position, notice_frame(effect.notice), touched)
+            case SessionStarted():
+                self._session(effect)
+            case DeviceGone():
+                for line in self._lines.get(effect.device, ()):
+                    line.end(Fault.AUTH, "this device is no longer enrolled")
+            case MembershipChanged():
+                self._relisten(effect.user)
+            case OutboxGrew():
+                self.outbox_grew(effect.cell)
+        return 0
+
+    def _answer(self, effect: Answered, touched: dict[Line, list[wire.ReceiptItem]]) -> None:
+        code = Code(effect.item.code)
+        if not code.taken:
+            self._metrics.refused.labels(code.name.lower()).inc()
+        for line in self._lines.get(effect.device, ()):
+            touched.setdefault(line, []).append(effect.item)
+
+    def _file(self, effect: Filed, block: Block, touched: dict[Line, list[wire.ReceiptItem]]) -> int:
+        seats = self._online.get((effect.roster, effect.address))
+        if not seats:
+            return 0
+        entry, frame, count = effect.entry, b"", 0
+        for seat in seats:
+            if not seat.live:
+                continue
+            if not reading.receives(self.room.state, seat.line.device, effect.address, effect.roster, entry):
+                continue
+            if entry.source.index != block.index:
+                seat.demote()  # it waited in an older block: catch-up reads it from there
+                continue
+            if not frame:
+                frame = envelope_frame(entry, block)
+            count += self._push(seat, entry.position, frame, touched)
+        return count
+
+    def _push(self, seat: Seat, pos: int, frame: bytes, touched: dict[Line, list[wire.ReceiptItem]]) -> int:
+        if seat.unacked_bytes > UNACKED_BYTES or not seat.line.push((frame,)):
+            seat.demote()
+            return 0
+        seat.count(pos, len(frame))
+        touched.setdefault(seat.line, [])
+        return 1
+
+    # --- sessions --------------------------------------------------------------------------------
+    def _session(self, effect: SessionStarted) -> None:
+        seat = self._seats.get(effect.device)
+        if seat is not None and seat.nonce != effect.nonce:
+            seat.line.end(Fault.FENCED, "the device started a newer session")
+            self._leave(seat)
+        if effect.nonce in self._awaited:
+            self._started[effect.nonce] = effect
+
+    async def session_started(self, nonce: bytes) -> SessionStarted:
+        """Wait until the session's record is applied. The caller sets the deadline."""
+        self._awaited.add(nonce)
+        try:
+            await self.wait_for(lambda: nonce in self._started)
+            return self._started[nonce]
+        finally:
+            self._awaited.discard(nonce)
+            self._started.pop(nonce, None)
+
+    async def wait_for(self, true: Callable[[], bool]) -> None:
+        """Wait until `true()`; asked again after every applied block. The caller sets the deadline."""
+        while not true():
+            await self._applied.wait()
+
+    def attach(self, line: Line) -> None:
+        """Receipts for its device go to this line as well."""
+        self._lines.setdefault(line.device, []).append(line)
+
+    def detach(self, line: Line) -> None:
+        """The line has ended."""
+        lines = self._lines.get(line.device, [])
+        if line in lines:
+            lines.remove(line)
+        if not lines:
+            self._lines.pop(line.device, None)
+        seat = self._seats.get(line.device)
+        if seat is not None and seat.line is line:
+            self._leave(seat)
+
+    def sit(self, line: Line, started: SessionStarted, cursor: int) -> Seat:
+        """Give the line its seat; `serve` fills it."""
+        seat = Seat(line, started.nonce, started.position, cursor)
+        old = self._seats.get(line.device)
+        if old is not None:
+            self._leave(old)
+        self._seats[line.device] = seat
+        self._listen(seat)
+        self._metrics.sessions.set(len(self._seats))
+        return seat
+
+    def _leave(self, seat: Seat) -> None:
+        if self._seats.get(seat.line.device) is seat:
+            del self._seats[seat.line.device]
+        for address in seat.addresses:
+            seats = self._online[address]
+            del seats[seat]
+            if not seats:
+                del self._online[address]
+        seat.addresses = []
+        seat.demote()
+        self._metrics.sessions.set(len(self._seats))
+
+    def _listen(self, seat: Seat) -> None:
+        user = seat.line.user
+        groups = sorted(self.room.state.memberships.get(user, ()))
+        seat.addresses = [(False, user), *((True, group) for group in groups)]
+        for address in seat.addresses:
+            self._online.setdefault(address, {})[seat] = None
+
+    def _relisten(self, user: bytes) -> None:
+        for seat in list(self._online.get((False, user), ())):
+            for address in seat.addresses:
+                self._online[address].pop(seat, None)
+            self._listen(seat)
+
+    def seat_of(self, line: Line) -> Seat | None:
+        """The seat of a line that is served; None once it was fenced or has ended."""
+        seat = self._seats.get(line.device)
+        return seat if seat is not None and seat.line is line else None
+
+    def lines_of(self, user: bytes) -> Iterable[Line]:
+        """The lines on which devices of `user` are served."""
+        return [seat.line for seat in self._online.get((False, user), ())]
+
+    # --- serving ---------------------------------------------------------------------------------
+    async def serve(self, seat: Seat) -> None:
+        """Catch up, say EMPTY once, then be live; again whenever the line was demoted. Until cancelled or fenced."""
+        told = False
+        while self._seats.get(seat.line.device) is seat:
+            seat.wake = trio.Event()
+            if seat.unacked_bytes > UNACKED_BYTES:
+                await seat.wake.wait()
+                continue
+            items = reading.pending(self.room.state, seat.line.device, seat.sent, _CATCH_UP)
+            if items:
+                await self._catch_up(seat, items)
+                continue
+            if not told:
+                told = True
+                await seat.line.send(server_frame(wire.encode_message(wire.Empty(seat.started))))
+                continue  # something may have come while the line was slow
+            seat.live = True
+            while seat.live:
+                await seat.wake.wait()
+                seat.wake = trio.Event() if seat.live else seat.wake
+        await trio.sleep_forever()  # fenced: the gateway ends the line
+
+    async def _catch_up(self, seat: Seat, items: list[Entry | Notice]) -> None:
+        sent = 0
+        for item in items:
+            if item.expires <= self.room.state.time:
+                seat.sent = item.position  # rule 14: nothing expired is delivered
+                continue
+            if isinstance(item, Notice):
+                frame = notice_frame(item)
+            else:
+                try:
+                    block = await self._journal.read(item.source.index)
+                except LookupError:
+                    break  # settled or carried while we waited: look again
+                if block.index != item.source.index:
+                    break
+                frame = envelope_frame(item, block)
+            await seat.line.send(frame)
+            seat.count(item.position, len(frame))
+            sent += 1
+            if seat.unacked_bytes > UNACKED_BYTES:
+                break
+        self._metrics.delivered.inc(sent)
+        await trio.lowlevel.checkpoint()
+
+
+def envelope_frame(entry: Entry, block: Block) -> bytes:
+    """The WebSocket frame that delivers an entry whose record lies in `block`; the same for every recipient."""
+    envelope = reading.envelope_of(reading.record_of(block, entry.source))
+    return server_frame(wire.encode_deliver(entry.position, envelope))
+
+
+def notice_frame(notice: Notice) -> bytes:
+    """The WebSocket frame of a notice."""
+    message = wire.Notice(notice.position, notice.id, notice.code, notice.newest, notice.cell)
+    return server_frame(wire.encode_message(message))

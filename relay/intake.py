@@ -1,0 +1,94 @@
+"""Intake: owns the batches that go to the journal. Natural group commit: what arrived while the last commit was in
+flight goes into the next block, without a timer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from relay.errors import Overloaded, PosthouseError, ResidencyError
+from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
+from relay.observe.metrics import Metrics
+from relay.ports import Journal
+
+_log = structlog.get_logger("relay.intake")
+OnRefused = Callable[[PosthouseError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    records: tuple[bytes, ...]
+    size: int
+    refused: OnRefused | None
+
+
+class Intake:
+    """`offer` from anywhere in the node; one task runs `run`."""
+
+    def __init__(self, journal: Journal, metrics: Metrics, max_bytes: int = MAX_INTAKE) -> None:
+        self._journal = journal
+        self._metrics = metrics
+        self._max_bytes = max_bytes
+        self._queue: deque[_Offer] = deque()
+        self._bytes = 0
+        self._records = 0
+        self._arrived = trio.Event()
+
+    def offer(self, records: Sequence[bytes], refused: OnRefused | None = None) -> None:
+        """Queue records for the journal: they stay together, in order. `refused` is called if the disk writer refuses
+        them. At most MAX_BLOCK bytes. Raises Overloaded, and nothing is taken, when the queue is full."""
+        size = sum(map(len, records))
+        if self._bytes + size > self._max_bytes:
+            raise Overloaded("the node has more to write than its disk takes")
+        self._queue.append(_Offer(tuple(records), size, refused))
+        self._bytes += size
+        self._records += len(records)
+        self._metrics.queue_depth.set(self._records)
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Write until cancelled. Raises DiskFailed, after which nothing was or will be acknowledged (rule 7)."""
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            try:
+                await self._append(batch)
+            except ResidencyError:
+                for offer in batch:
+                    await self._append_alone(offer)
+            if not self._queue:
+                self._arrived = trio.Event()
+            self._metrics.queue_depth.set(self._records)
+
+    def _take(self) -> list[_Offer]:
+        batch: list[_Offer] = []
+        size = count = 0
+        while self._queue:
+            offer = self._queue[0]
+            if batch and (size + offer.size > MAX_BLOCK or count + len(offer.records) > MAX_BLOCK_RECORDS):
+                break
+            batch.append(self._queue.popleft())
+            size += offer.size
+            count += len(offer.records)
+        self._bytes -= size
+        self._records -= count
+        return batch
+
+    async def _append(self, batch: list[_Offer]) -> None:
+        records = [record for offer in batch for record in offer.records]
+        with self._metrics.commit_seconds.time():
+            await self._journal.append(records)
+        self._metrics.journal_bytes.inc(sum(offer.size for offer in batch))
+
+    async def _append_alone(self, offer: _Offer) -> None:
+        """One of the batch must not rest here: write the others, and tell who offered it."""
+        try:
+            await self._append([offer])
+        except ResidencyError as error:
+            _log.error("residency_refused", text=error.text, records=len(offer.records))
+            if offer.refused is not None:
+                offer.refused(error)

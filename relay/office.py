@@ -1,0 +1,216 @@
+"""The office: what the gateway asks for, done over directory, intake and delivery (relay.gateway.api.Office)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from relay.core import records, wire
+from relay.core.block import position_index
+from relay.core.codec import digest
+from relay.core.envelope import Header, To, envelope_id, read_header
+from relay.core.frames import server_frame
+from relay.core.route import route
+from relay.core.trust import HomeRecord, Root, check_current, verify_chain
+from relay.core.wire import Code, Fault
+from relay.delivery import Delivery
+from relay.errors import AuthError, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError
+from relay.gateway.api import Identity, Line, Started
+from relay.intake import Intake
+from relay.observe.metrics import Metrics
+from relay.ports import Abroad, Clock, Directory
+
+_log = structlog.get_logger("relay.office")
+_APPLY_S = 10.0  # seconds to wait for a record of ours to be applied: within the gateway's handshake deadline
+
+
+class Office:
+    """Admits devices, starts sessions, routes submits. Holds no state of its own."""
+
+    def __init__(
+        self, identity: Identity, root: Root, delivery: Delivery, intake: Intake, directory: Directory, abroad: Abroad,
+        metrics: Metrics, clock: Clock,
+    ) -> None:
+        self.identity = identity
+        self._root = root
+        self._delivery = delivery
+        self._intake = intake
+        self._directory = directory
+        self._abroad = abroad
+        self._metrics = metrics
+        self._clock = clock
+
+    # --- sessions --------------------------------------------------------------------------------
+    async def admit(self, user: bytes, device: bytes, records_: Sequence[bytes]) -> None:
+        """See relay.gateway.api.Office."""
+        state = self._delivery.room.state
+        known = state.users.get(user)
+        record = known.record if known else None
+        try:
+            if records_:
+                newest = verify_chain(records_, self._root, self._clock.wall_ms(), user, record)
+                await self._enrol(newest, record, records_)
+                record = newest
+            if record is None:
+                raise Refused(Fault.NOT_HOME, "this user is not at home here", "Send the home records with AUTH")
+            check_current(record, self._clock.wall_ms())
+        except TrustError as error:
+            raise AuthError(f"the home records do not hold: {error.text}", error.remedy) from None
+        enrolled = state.devices.get(device)
+        if enrolled is None or enrolled.user != user:
+            raise AuthError("this device is not enrolled", "Enrol it with a newer home record")
+
+    async def _enrol(self, newest: HomeRecord, known: HomeRecord | None, chain: Sequence[bytes]) -> None:
+        """Append the versions that this cell does not have yet, and wait until they are applied."""
+        if newest.cell != self.identity.cell:
+            raise Refused(Fault.NOT_HOME, f"this user is at home in {newest.cell}", "Connect to a node of that cell")
+        after = known.version if known else 0
+        if newest.version <= after:
+            return
+        users = self._delivery.room.state.users
+        self._intake.offer([records.encode_record(records.Home(signed)) for signed in chain])
+        await self._applied(lambda: newest.user in users and users[newest.user].record.version >= newest.version)
+
+    async def _applied(self, true: Callable[[], bool]) -> None:
+        with trio.move_on_after(_APPLY_S) as scope:
+            await self._delivery.wait_for(true)
+        if scope.cancelled_caught:
+            raise Overloaded("the journal did not take a record in time")
+
+    async def start(self, line: Line, hello: wire.Hello, nonce: bytes) -> Started:
+        """See relay.gateway.api.Office."""
+        room, log_id = self._delivery.room, self.identity.log_id
+        same_log = hello.log_id == log_id
+        if same_log and position_index(hello.cursor) > room.state.index:
+            _log.error("rolled_back", device=line.device[:4].hex(), log=log_id.hex())
+            raise RolledBack(
+                "the device has acknowledged more than this log holds: acknowledged history is missing here",
+                "Do not go on; tell the operator that an older copy of the log is being served",
+            )
+        device = room.state.devices[line.device]
+        version = room.state.users[line.user].record.version
+        if not hello.receive:
+            self._delivery.attach(line)
+            return Started(log_id, device.cursor, 0, version, self._clock.wall_ms())
+        cursor = hello.cursor if same_log else 0
+        session = records.Session(line.device, self.identity.node, nonce, cursor)
+        self._intake.offer([records.encode_record(session)])
+        with trio.move_on_after(_APPLY_S) as scope:
+            started = await self._delivery.session_started(nonce)
+        if scope.cancelled_caught:
+            raise Overloaded("the journal did not take the session's start in time")
+        self._delivery.attach(line)
+        self._delivery.sit(line, started, started.cursor)
+        return Started(log_id, started.cursor, started.position, version, self._clock.wall_ms())
+
+    async def serve(self, line: Line) -> None:
+        """See relay.gateway.api.Office."""
+        seat = self._delivery.seat_of(line)
+        if seat is not None:
+            await self._delivery.serve(seat)
+
+    def detach(self, line: Line) -> None:
+        """See relay.gateway.api.Office."""
+        self._delivery.detach(line)
+
+    # --- requests --------------------------------------------------------------------------------
+    async def submit(self, line: Line, items: Sequence[wire.SubmitItem]) -> None:
+        """See relay.gateway.api.Office."""
+        self._metrics.submitted.inc(len(items))
+        taken: list[bytes] = []
+        ids: list[bytes] = []
+        refused: list[wire.ReceiptItem] = []
+        for item in items:
+            try:
+                header = read_header(item.envelope)
+                home = await self._home(header, item.hint)
+                dest = route(header, self.identity.cell, home, self._root)
+                taken.append(records.encode_record(records.Submit(line.device, dest, item.envelope)))
+                ids.append(envelope_id(item.envelope))
+            except ProtocolError:
+                refused.append(self._outcome(envelope_id(item.envelope), Code.BAD_ENVELOPE))
+            except Refused as error:
+                refused.append(self._outcome(envelope_id(item.envelope), error.code))
+            except TrustError as error:
+                _log.error("directory_answer_refused", text=error.text)
+                refused.append(self._outcome(envelope_id(item.envelope), Code.UNREACHABLE))
+        self._receipt(line, refused)
+        if taken:
+            self._offer(line, taken, ids)
+
+    async def _home(self, header: Header, hint: str) -> HomeRecord | None:
+        if header.kind is To.ROSTER:
+            return None
+        own = self._delivery.room.state.users.get(header.to)
+        return own.record if own else await self._directory.lookup(header.to, hint)
+
+    def _offer(self, line: Line, taken: list[bytes], ids: list[bytes]) -> None:
+        def refused(error: PosthouseError) -> None:
+            self._receipt(line, [self._outcome(own, Code.NOT_PERMITTED) for own in ids])
+
+        try:
+            self._intake.offer(taken, refused)
+        except Overloaded:
+            self._receipt(line, [self._outcome(own, Code.OVERLOADED) for own in ids])
+
+    def _outcome(self, own: bytes, code: int) -> wire.ReceiptItem:
+        return wire.ReceiptItem(own, code, 0, 0, self.identity.cell)
+
+    def _receipt(self, line: Line, items: list[wire.ReceiptItem]) -> None:
+        for item in items:
+            self._metrics.refused.labels(Code(item.code).name.lower()).inc()
+        if items:
+            line.push([server_frame(wire.encode_message(wire.Receipt(tuple(items))))])
+            line.flush()
+
+    def ack(self, line: Line, position: int) -> None:
+        """See relay.gateway.api.Office. Counts up to what was sent on this line (rule 18)."""
+        seat = self._delivery.seat_of(line)
+        if seat is None:
+            return
+        position = min(position, seat.sent)
+        seat.acked(position)
+        try:
+            self._intake.offer([records.encode_record(records.Ack(line.device, position))])
+        except Overloaded:
+            _log.warning("ack_dropped")  # the next one says it again
+
+    async def lookup(self, line: Line, request: wire.Lookup) -> wire.Record:
+        """See relay.gateway.api.Office."""
+        try:
+            chain = await self._directory.chain(request.user, request.hint, request.after)
+            return wire.Record(request.request, Code.STORED, tuple(chain))
+        except Refused as error:
+            return wire.Record(request.request, error.code, ())
+        except TrustError as error:
+            _log.error("directory_answer_refused", text=error.text)
+            return wire.Record(request.request, Code.UNREACHABLE, ())
+
+    async def roster(self, line: Line, roster: wire.Roster) -> None:
+        """See relay.gateway.api.Office."""
+        unknown = [cell for cell, _ in roster.parts if self._root.cell(cell) is None]
+        if unknown:
+            self._receipt(line, [self._outcome(digest(roster.head), Code.UNKNOWN_REGION)])
+            return
+        record = records.Roster(line.device, roster.head, roster.parts)
+        self._offer(line, [records.encode_record(record)], [digest(roster.head)])
+
+    async def ephemeral(self, line: Line, message: wire.Ephemeral) -> None:
+        """See relay.gateway.api.Office."""
+        if message.user in self._delivery.room.state.users:
+            self.deliver_ephemeral(message.user, line.user, line.device, message.payload)
+            return
+        try:
+            home = await self._directory.lookup(message.user, message.hint)
+        except (Refused, TrustError):
+            return  # there is no receipt for what is off the log
+        await self._abroad.ephemeral(home.cell, message.user, line.user, line.device, message.payload)
+
+    def deliver_ephemeral(self, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:
+        """To whoever of `user`'s devices is served by this node; dropped where a line is full."""
+        frame = server_frame(wire.encode_message(wire.EphemeralFrom(from_user, from_device, payload)))
+        for line in self._delivery.lines_of(user):
+            if line.push([frame]):
+                line.flush()
