@@ -1,7 +1,7 @@
 """WebSockets, both sides. The only file that imports trio_websocket; its exceptions are translated here, once.
 
 Server: `accept` answers the HTTP handshake on a stream that the gateway owns. Everything the library writes goes
-through the `Door` that the gateway gives (its outbox), so that pongs, closes and shared data frames never interleave.
+through the gateway's outbox, so that pongs, closes and shared data frames never interleave.
 The library's own closes on errors are kept back: the connection says ERROR first and closes itself.
 
 Client: `connect` for ws://, wss:// and ws+unix: addresses.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, Protocol, cast
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 import trio
@@ -43,14 +43,8 @@ class NotConnected(PosthouseError):
     """No connection could be made now: nobody there, a timeout, or no WebSocket. Trying again later is fine."""
 
 
-class Door(Protocol):
-    """The stream of a server connection, as the library may use it: it reads, and writes through the outbox."""
-
-    async def send_all(self, data: bytes) -> None:
-        """Raises trio.BrokenResourceError or trio.ClosedResourceError."""
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Empty at the end. Raises trio.BrokenResourceError or trio.ClosedResourceError."""
+Write = Callable[[bytes], Awaitable[None]]  # raises trio.BrokenResourceError or trio.ClosedResourceError
+Read = Callable[[int | None], Awaitable[bytes | bytearray]]  # at most so many; empty at the end; raises the same
 
 
 class _Reader:
@@ -80,11 +74,12 @@ class _Reader:
         return cast("trio.Nursery", self)
 
 
-class _LibraryStream(trio.abc.Stream):
-    """What the library sees of a Door. It cannot close the real one: the connection does, after its last words."""
+class _Door(trio.abc.Stream):
+    """The stream that the library sees. It cannot close the real one: the connection does, after its last words."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, write: Write, read: Read) -> None:
+        self._write = write
+        self._read = read
         self._closed = False
         self.echoed = False  # the answer to the client's close frame went through
 
@@ -95,12 +90,12 @@ class _LibraryStream(trio.abc.Stream):
         if code in _PROTOCOL_CODES:
             return
         self.echoed = self.echoed or code is not None
-        await self._door.send_all(data)
+        await self._write(data)
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._closed:
             raise trio.ClosedResourceError
-        return await self._door.receive_some(max_bytes)
+        return await self._read(max_bytes)
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -113,9 +108,9 @@ class _LibraryStream(trio.abc.Stream):
 class ServerSocket:
     """The receiving half of an accepted connection; the sending half is the outbox."""
 
-    def __init__(self, connection: library.WebSocketConnection, stream: _LibraryStream) -> None:
+    def __init__(self, connection: library.WebSocketConnection, door: _Door) -> None:
         self._connection = connection
-        self._stream = stream
+        self._door = door
 
     async def receive(self) -> bytes:
         """The next binary message. Raises Closed at the end, ProtocolError for what is not one of at most MAX_FRAME."""
@@ -129,24 +124,25 @@ class ServerSocket:
 
     def _why(self, reason: library.CloseReason | None) -> PosthouseError:
         code = 1006 if reason is None else reason.code
-        if self._stream.echoed or code not in _PROTOCOL_CODES:
+        if self._door.echoed or code not in _PROTOCOL_CODES:
             return Closed(code)
         if code == 1009:
             return ProtocolError(f"A message of more than {MAX_FRAME} bytes", "Send smaller batches")
         return ProtocolError(f"Bytes that are no WebSocket frame ({reason and reason.reason})", "See RFC 6455")
 
 
-async def accept(nursery: trio.Nursery, door: Door) -> ServerSocket:
-    """Answer the WebSocket handshake. The caller sets the deadline, and closes the stream whatever happens.
+async def accept(nursery: trio.Nursery, write: Write, read: Read) -> ServerSocket:
+    """Answer the WebSocket handshake on a stream that the caller owns: it sets the deadline, and closes it. `nursery`
+    holds the library's reader task.
 
     Raises Closed when the client left or sent no WebSocket handshake (it then got HTTP 400), ProtocolError when it
     asked for another path or subprotocol (it then got HTTP 404 or 400 with the text)."""
     reader = _Reader(nursery)
-    stream = _LibraryStream(door)
+    door = _Door(write, read)
     request = None
     with reader.waiting:
         request = await library.wrap_server_stream(
-            reader.as_nursery(), stream, message_queue_size=1, max_message_size=MAX_FRAME,
+            reader.as_nursery(), door, message_queue_size=1, max_message_size=MAX_FRAME,
             receive_buffer_size=RECEIVE_BYTES,
         )  # fmt: skip
     if request is None:
@@ -156,7 +152,7 @@ async def accept(nursery: trio.Nursery, door: Door) -> ServerSocket:
             await _reject(request, 404, f"There is nothing at this path. Connect to {PATH}")
         if SUBPROTOCOL not in request.proposed_subprotocols:
             await _reject(request, 400, f"This node speaks {SUBPROTOCOL}. Send Sec-WebSocket-Protocol: {SUBPROTOCOL}")
-        return ServerSocket(await request.accept(subprotocol=SUBPROTOCOL), stream)
+        return ServerSocket(await request.accept(subprotocol=SUBPROTOCOL), door)
     except library.ConnectionClosed:
         raise Closed(1006) from None
 
@@ -292,8 +288,7 @@ async def _transport(url: str, ssl_context: ssl.SSLContext | None, dial: Dial) -
             case "wss" if parts.hostname:
                 context = ssl_context or ssl.create_default_context()
                 stream = await dial(parts.hostname, parts.port or 443)
-                secure = trio.SSLStream(stream, context, server_hostname=parts.hostname, https_compatible=True)
-                return parts.netloc, await _secured(secure, url)
+                return parts.netloc, await _secured(stream, context, parts.hostname, url)
             case _:
                 raise ValueError(f"{url} is none of ws://host:port, wss://host:port and ws+unix:/path")
     except OSError as error:
@@ -301,17 +296,18 @@ async def _transport(url: str, ssl_context: ssl.SSLContext | None, dial: Dial) -
         raise NotConnected(f"{url} could not be reached ({reason})", "Is it running?") from None
 
 
-async def _secured(stream: trio.SSLStream[trio.abc.Stream], url: str) -> trio.abc.Stream:
+async def _secured(stream: trio.abc.Stream, context: ssl.SSLContext, host: str, url: str) -> trio.abc.Stream:
+    secure = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
     try:
-        await stream.do_handshake()
+        await secure.do_handshake()
     except BaseException as error:
-        await trio.aclose_forcefully(stream)
+        await trio.aclose_forcefully(secure)
         if isinstance(error, trio.BrokenResourceError):
             if isinstance(cause := error.__cause__, ssl.SSLCertVerificationError):
                 raise TrustError(f"The certificate of {url} does not hold: {cause.verify_message}") from None
             raise NotConnected(f"{url} broke off the TLS handshake", "Does it speak TLS?") from None
         raise
-    return stream
+    return secure
 
 
 async def _shake_hands(nursery: trio.Nursery, stream: trio.abc.Stream, host: str, url: str) -> ClientSocket:

@@ -121,7 +121,7 @@ class Session:
     def failed(self, error: Exception) -> Close:
         """Something went wrong, here or in the office: the session is over, whatever its state."""
         state, self.state = self.state, State.CLOSED
-        return _close(error, state)
+        return closing(error, state)
 
     def _step(self, event: wire.ClientMessage | Begun) -> Effect:
         found = TRANSITIONS[self.state].get(type(event))
@@ -206,8 +206,9 @@ _EXPECTED: Final = {
 }
 
 
-def _close(error: Exception, state: State) -> Close:
-    """Whose fault it is decides what the client is told; our own trouble is only named as such."""
+def closing(error: Exception, state: State) -> Close:
+    """What ends a session in `state` after `error`. Whose fault it is decides what the client is told; our own trouble
+    is only named as such."""
     match error:
         case ProtocolError():
             return Close(Fault.PROTOCOL, str(error))

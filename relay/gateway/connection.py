@@ -1,0 +1,333 @@
+"""One client connection: reads, lets the session machine judge, carries its effects out against the office.
+
+    outer nursery   the outbox's writer; outlives the session, so that its last words (ERROR, close) still leave
+      inner nursery   the WebSocket reader, the read loop, Office.serve, lookups; its deadline is the handshake's until
+                      WELCOME and then moves with every byte that arrives
+"""
+
+from __future__ import annotations
+
+import ssl
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import structlog
+import trio
+
+from relay import ws
+from relay.core import wire
+from relay.core.codec import digest
+from relay.core.envelope import envelope_id
+from relay.core.frames import GOING_AWAY, close_frame, server_frame
+from relay.core.session import Admit, Ask, Begun, Close, Effect, Send, Session, State, closing
+from relay.core.wire import Code, Fault
+from relay.errors import Overloaded, PosthouseError, Refused
+from relay.gateway.api import Office
+from relay.gateway.outbox import Gauge, Outbox
+from relay.limits import HANDSHAKE_S, IDLE_S, LINGER_S, MAX_LOOKUPS, MAX_STRING, OUTBOX_BYTES
+from relay.ports import Env
+
+_log = structlog.get_logger("relay.gateway")
+
+NONCE_BYTES: Final = 32
+CLOSE_BASE: Final = 4000  # close codes for applications start here (RFC 6455 7.4.2): ours is 4000 + Fault
+_DISCARD: Final = 64 * 1024  # bytes thrown away at a time while lingering
+
+
+class GatewayMetrics(Protocol):
+    """What the gateway counts (relay.observe.metrics.Metrics has it)."""
+
+    connections: Any  # gauge
+    sessions: Any  # gauge
+    outbox_bytes: Any  # gauge
+    refused: Any  # counter with label reason
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The bounds of one connection: seconds and bytes. A config may tighten them."""
+
+    handshake_s: float = HANDSHAKE_S
+    idle_s: float = IDLE_S
+    linger_s: float = LINGER_S
+    outbox_bytes: int = OUTBOX_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all connections of a gateway share."""
+
+    office: Office
+    env: Env
+    metrics: GatewayMetrics
+    bounds: Bounds = Bounds()
+
+
+class Connection:
+    """One client, from the accepted stream to its close. It is the Line that the office sees."""
+
+    __slots__ = (
+        "_around", "_attached", "_close", "_gone", "_heard", "_live", "_lookups", "_nursery", "_open", "_outbox",
+        "_scope", "_serving", "_stream", "_transport", "device", "user",
+    )  # fmt: skip
+
+    def __init__(self, transport: trio.abc.Stream, around: Surroundings, context: ssl.SSLContext | None = None) -> None:
+        """`context`: speak TLS on `transport`."""
+        self.device = b""
+        self.user = b""
+        self._around = around
+        self._transport = transport
+        self._stream: trio.abc.Stream = transport
+        if context is not None:
+            self._stream = trio.SSLStream(transport, context, server_side=True, https_compatible=True)
+        self._outbox: Outbox
+        self._scope = trio.CancelScope()  # ends the conversation; its deadline is the handshake's, then the idle one
+        self._nursery: trio.Nursery
+        self._close: Close | None = None  # why we end it
+        self._gone = False  # the client has left, or the stream is broken: nobody to talk to
+        self._open = False  # the WebSocket handshake is done
+        self._attached = False  # the office knows the line
+        self._live = False  # WELCOME is queued
+        self._serving = False  # counted as a session
+        self._heard = 0.0  # when the deadline was last moved, s
+        self._lookups = 0
+
+    # --- Line ------------------------------------------------------------------------------------
+    def push(self, frames: Sequence[bytes]) -> bool:
+        """See Line."""
+        return self._live and self._outbox.push(frames)
+
+    def flush(self) -> None:
+        """See Line."""
+        self._outbox.flush()
+
+    async def send(self, frame: bytes) -> None:
+        """See Line."""
+        await self._outbox.send(frame)
+
+    def end(self, fault: Fault, text: str, retry_after_ms: int = 0) -> None:
+        """See Line."""
+        self._end(Close(fault, text, retry_after_ms))
+
+    # --- for the server --------------------------------------------------------------------------
+    def drain(self, frame: bytes) -> None:
+        """Queue DRAIN for a client that is served; one that is not yet is let go."""
+        if self._live:
+            self.push((frame,))
+            self.flush()
+        else:
+            self.leave()
+
+    def leave(self) -> None:
+        """Close with 1001 (going away), without ERROR."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Serve the client until it is over, and close the stream. Raises nothing of the client's making."""
+        self._around.metrics.connections.inc()
+        try:
+            async with trio.open_nursery() as writers:
+                bounds, metrics = self._around.bounds, self._around.metrics
+                gauge: Gauge = metrics.outbox_bytes
+                self._outbox = Outbox(self._stream, writers, gauge, self._abandon, bounds.outbox_bytes)
+                try:
+                    await self._converse()
+                finally:
+                    self._finish()
+                await self._linger()
+                writers.cancel_scope.cancel()
+        finally:
+            self._around.metrics.connections.dec()
+            self._outbox.discard()
+            await trio.aclose_forcefully(self._stream)
+
+    # --- the conversation ------------------------------------------------------------------------
+    async def _converse(self) -> None:
+        """Everything up to the decision to end. After it, `_gone` or `_close` say why; neither means going away."""
+        self._scope.deadline = trio.current_time() + self._around.bounds.handshake_s
+        with self._scope:
+            async with trio.open_nursery() as self._nursery:
+                await self._talk_until_over()
+        if trio.current_time() >= self._scope.deadline:
+            what = "nothing was heard for too long" if self._live else "the handshake took too long"
+            self._end(Close(Fault.TIMEOUT, f"The connection was closed: {what}. Reconnect"))
+
+    async def _talk_until_over(self) -> None:
+        try:
+            await self._talk()
+        except (ws.Closed, trio.BrokenResourceError, trio.ClosedResourceError):
+            self._abandon()
+        except Exception as error:  # noqa: BLE001  one connection's trouble is nobody else's
+            self._fail(error, State.LIVE if self._live else State.STARTING)
+
+    async def _talk(self) -> None:
+        if isinstance(self._stream, trio.SSLStream):
+            await self._stream.do_handshake()
+        socket = await ws.accept(self._nursery, self._outbox.send_all, self._read)
+        self._open = True
+        data = await socket.receive()
+        session = Session(self._challenge())
+        while True:
+            await self._carry_out(session, session.receive(data))
+            if self._live:
+                self._rearm()  # the time that the office took is not the client's
+            data = await socket.receive()
+
+    async def _read(self, max_bytes: int | None) -> bytes | bytearray:
+        """What the WebSocket reader reads with: any byte is a sign of life."""
+        data = await self._stream.receive_some(max_bytes)
+        if self._live:
+            self._rearm()
+        return data
+
+    def _rearm(self) -> None:
+        """Move the idle deadline. Not at every byte: a sixteenth of it is near enough."""
+        now, idle_s = trio.current_time(), self._around.bounds.idle_s
+        if now - self._heard > idle_s / 16:
+            self._heard = now
+            self._scope.deadline = now + idle_s
+
+    def _challenge(self) -> wire.Challenge:
+        who, env = self._around.office.identity, self._around.env
+        nonce = env.random_bytes(NONCE_BYTES)
+        return wire.Challenge(nonce, who.region, who.cell, who.node, who.log_id, env.clock.wall_ms())
+
+    async def _carry_out(self, session: Session, effect: Effect) -> None:
+        match effect:
+            case Ask():
+                await self._ask(effect)
+            case Send(message):
+                await self._outbox.send(server_frame(wire.encode_message(message)))
+            case Admit():
+                await self._begin(session, effect)
+            case Close():
+                self._end(effect)
+
+    async def _begin(self, session: Session, effect: Admit) -> None:
+        """Have the office admit and start the device, and say WELCOME."""
+        office = self._around.office
+        await office.admit(effect.user, effect.device, effect.records)
+        self.user, self.device = effect.user, effect.device
+        self._attached = True
+        started = await office.start(self, session.hello, session.nonce)
+        begun = Begun(started.log_id, started.cursor, started.home_version, started.time_ms)
+        await self._carry_out(session, session.begun(begun))
+        self._live = True
+        if session.hello.receive:
+            self._serving = True
+            self._around.metrics.sessions.inc()
+            self._nursery.start_soon(self._serve, name="session")
+
+    async def _serve(self) -> None:
+        try:
+            await self._around.office.serve(self)
+        except Exception as error:  # noqa: BLE001  see _talk_until_over
+            self._fail(error, State.LIVE)
+
+    # --- requests --------------------------------------------------------------------------------
+    async def _ask(self, effect: Ask) -> None:
+        office = self._around.office
+        match effect.message:
+            case wire.Submit(items):
+                try:
+                    await office.submit(self, items)
+                except (Refused, Overloaded) as error:
+                    await self._refuse([envelope_id(item.envelope) for item in items], error)
+            case wire.Ack(position):
+                office.ack(self, position)
+            case wire.Lookup() as request:
+                if self._lookups < MAX_LOOKUPS:
+                    self._lookups += 1
+                    self._nursery.start_soon(self._lookup_beside, request, name="lookup")
+                else:
+                    await self._lookup(request)
+            case wire.Roster() as roster:
+                try:
+                    await office.roster(self, roster)
+                except (Refused, Overloaded) as error:
+                    await self._refuse([digest(roster.head)], error)
+            case wire.Ephemeral() as message:
+                with suppress(Refused, Overloaded):  # nobody is told
+                    await office.ephemeral(self, message)
+
+    async def _refuse(self, ids: Sequence[bytes], error: Refused | Overloaded) -> None:
+        """A receipt with the same refusal for each."""
+        code = error.code if isinstance(error, Refused) else Code.OVERLOADED
+        cell = self._around.office.identity.cell
+        receipt = wire.Receipt(tuple(wire.ReceiptItem(id_, code, 0, 0, cell) for id_ in ids))
+        await self._outbox.send(server_frame(wire.encode_message(receipt)))
+
+    async def _lookup_beside(self, request: wire.Lookup) -> None:
+        try:
+            await self._lookup(request)
+        except Exception as error:  # noqa: BLE001  see _talk_until_over
+            self._fail(error, State.LIVE)
+        finally:
+            self._lookups -= 1
+
+    async def _lookup(self, request: wire.Lookup) -> None:
+        try:
+            record = await self._around.office.lookup(self, request)
+        except Refused as error:
+            record = wire.Record(request.request, error.code, ())
+        except Overloaded:
+            record = wire.Record(request.request, Code.UNREACHABLE, ())
+        await self._outbox.send(server_frame(wire.encode_message(record)))
+
+    # --- the end ---------------------------------------------------------------------------------
+    def _fail(self, error: Exception, state: State) -> None:
+        close = closing(error, state)
+        if close.fault is Fault.INTERNAL:
+            text = error.text if isinstance(error, PosthouseError) else ""
+            _log.error("connection_failed", error=type(error).__name__, text=text, where=_where(error))
+        self._end(close)
+
+    def _end(self, close: Close) -> None:
+        """ERROR and close; the first reason counts."""
+        if self._close is None and not self._gone:
+            self._close = close
+            self._around.metrics.refused.labels(close.fault.name.lower()).inc()
+        self._scope.cancel()
+
+    def _abandon(self) -> None:
+        """The client has left, or the stream is broken."""
+        self._gone = True
+        self._scope.cancel()
+
+    def _finish(self) -> None:
+        """Once, when the conversation is over (also when cancelled): the last words, and the office is told."""
+        if self._open and not self._gone:
+            frames, code = [], GOING_AWAY
+            if self._close is not None:
+                close = self._close
+                error = wire.Error(close.fault, close.text[:MAX_STRING], close.retry_after_ms)
+                frames.append(server_frame(wire.encode_message(error)))
+                code = CLOSE_BASE + close.fault
+            self._outbox.finish([*frames, close_frame(code)])
+        if self._serving:
+            self._around.metrics.sessions.dec()
+        if self._attached:
+            self._around.office.detach(self)
+
+    async def _linger(self) -> None:
+        """Let the client read the last words: closing while bytes arrive would make the kernel throw them away."""
+        if self._gone:
+            return
+        with trio.move_on_after(self._around.bounds.linger_s):
+            try:
+                await self._outbox.written()
+                if isinstance(self._transport, trio.abc.HalfCloseableStream):
+                    await self._transport.send_eof()
+                while await self._transport.receive_some(_DISCARD):
+                    pass
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+
+def _where(error: BaseException) -> str:
+    """The innermost places of a traceback: no values, so nothing of a user can get into a log."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    return " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in reversed(frames))

@@ -1,0 +1,232 @@
+"""The outbox of one connection: the one door through which everything leaves.
+
+Data frames are encoded once and shared between outboxes; what the WebSocket library writes (handshake, pongs, closes)
+queues behind them, whole. The rules:
+
+* A plain socket is written by whoever flushes, with one non-blocking call for all that is queued. What the socket does
+  not take is left to a writer task, which lives only as long as something is left.
+* Over TLS, and any other stream, only the writer task writes: joined, with `send_all`.
+* While a writer task lives, nobody else writes.
+* `limit` bounds what shared frames may queue. What the library writes may pass it: each write waits until it has left,
+  so there are few of them. The last words of a connection may, too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import trio
+
+from relay.limits import KIB, OUTBOX_BYTES
+
+Piece = bytes | memoryview
+IOV_MAX: Final = 1024  # pieces in one writev (POSIX guarantees 16, Linux and BSD take 1024)
+TLS_JOIN: Final = 64 * KIB  # bytes joined for one send over TLS: four records, a short copy
+
+
+class Gauge(Protocol):
+    """As of prometheus_client."""
+
+    def inc(self, amount: float = 1) -> None: ...
+
+
+class Outbox:
+    """A queue of whole frames in front of one stream, bounded by `limit` bytes."""
+
+    __slots__ = (
+        "_broke", "_broken", "_ended", "_gauge", "_gone", "_limit", "_nursery", "_progress", "_queue", "_reported",
+        "_size", "_socket", "_stream", "_writing",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        nursery: trio.Nursery,
+        gauge: Gauge,
+        broke: Callable[[], None],
+        limit: int = OUTBOX_BYTES,
+    ) -> None:
+        """`nursery` holds the writer task; `gauge` shows the bytes that sockets did not take at once; `broke` is called
+        once when the stream turns out to be broken."""
+        self._stream = stream
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
+        self._nursery = nursery
+        self._gauge = gauge
+        self._broke = broke
+        self._limit = limit
+        self._queue: list[Piece] = []
+        self._size = 0  # bytes in the queue
+        self._gone = 0  # bytes that have left, since the start
+        self._reported = 0  # bytes the gauge knows of
+        self._writing = False  # a writer task lives
+        self._ended = False  # no more shared frames
+        self._broken = False
+        self._progress: trio.Event | None = None  # set when bytes have left, or never will
+
+    @property
+    def size(self) -> int:
+        """Bytes that are queued."""
+        return self._size
+
+    # --- shared frames ---------------------------------------------------------------------------
+    def push(self, frames: Sequence[bytes]) -> bool:
+        """Queue whole frames. False, and nothing queued, past the limit and after `finish`."""
+        size = sum(map(len, frames))
+        if self._ended or self._size + size > self._limit:
+            return False
+        self._queue.extend(frames)
+        self._size += size
+        return True
+
+    async def send(self, frame: bytes) -> None:
+        """Queue one frame and write it, waiting for room (a frame above the limit waits for an empty queue). Waits for
+        ever once ended: the connection cancels it."""
+        while self._size and self._size + len(frame) > self._limit:
+            await self._wait_progress()
+        if self._ended:
+            await trio.sleep_forever()
+        self._append(frame)
+        self.flush()
+        await trio.lowlevel.checkpoint()
+
+    def flush(self) -> None:
+        """Write what is queued, as far as the socket takes it now. Never blocks, never raises."""
+        if self._writing or not self._queue:
+            return
+        if self._socket is not None:
+            self._write_now()
+        if self._queue:
+            self._writing = True
+            self._nursery.start_soon(self._write, name="outbox writer")
+        self._report()
+
+    # --- for the connection and the library ------------------------------------------------------
+    async def send_all(self, data: bytes) -> None:
+        """Queue `data` behind everything else and return when it is written. Cancelled, it may still be written, whole.
+        Raises trio.ClosedResourceError after `finish`, trio.BrokenResourceError."""
+        if self._ended:
+            raise trio.ClosedResourceError
+        self._append(data)
+        self.flush()
+        await self.written()
+
+    async def written(self) -> None:
+        """Returns when everything that is queued now has been written. Raises trio.BrokenResourceError."""
+        await trio.lowlevel.checkpoint()
+        end = self._gone + self._size
+        while self._gone < end and not self._broken:
+            await self._wait_progress()
+        if self._broken:
+            raise trio.BrokenResourceError
+
+    def finish(self, frames: Sequence[bytes]) -> None:
+        """The last words: queue `frames` past the limit and take no more."""
+        if not self._ended:
+            for frame in frames:
+                self._append(frame)
+            self._ended = True
+            self.flush()
+
+    def discard(self) -> None:
+        """Drop what is left: the stream is, or is about to be, closed."""
+        self._ended = True
+        self._broken = True
+        self._queue.clear()
+        self._size = 0
+        self._report()
+        self._wake()
+
+    # --- writing ---------------------------------------------------------------------------------
+    def _write_now(self) -> None:
+        """One non-blocking write of all that is queued (or of the first IOV_MAX pieces)."""
+        assert self._socket is not None
+        queue = self._queue
+        try:
+            if len(queue) == 1:
+                sent = os.write(self._socket.fileno(), queue[0])
+            else:
+                sent = os.writev(self._socket.fileno(), queue if len(queue) <= IOV_MAX else queue[:IOV_MAX])
+        except BlockingIOError:
+            return
+        except OSError:
+            self._break()
+            return
+        self._left(sent)
+        if self._size:
+            _drop(queue, sent)
+        else:
+            queue.clear()
+
+    async def _write(self) -> None:
+        """The writer task: until nothing is left."""
+        try:
+            while self._queue:
+                if self._socket is not None:
+                    await trio.lowlevel.wait_writable(self._socket)
+                    self._write_now()
+                else:
+                    await self._write_joined()
+                self._report()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            self._break()
+        finally:
+            self._writing = False
+
+    async def _write_joined(self) -> None:
+        count, size = 0, 0
+        while count < len(self._queue) and size < TLS_JOIN:
+            size += len(self._queue[count])
+            count += 1
+        data = b"".join(self._queue[:count])
+        del self._queue[:count]
+        try:
+            await self._stream.send_all(data)
+        except trio.Cancelled:
+            self.discard()  # nobody knows how much of it went out, so nothing may follow
+            raise
+        if not self._broken:
+            self._left(size)
+
+    def _append(self, data: bytes) -> None:
+        self._queue.append(data)
+        self._size += len(data)
+
+    def _left(self, size: int) -> None:
+        self._size -= size
+        self._gone += size
+        self._wake()
+
+    def _break(self) -> None:
+        if not self._broken:
+            self.discard()
+            self._broke()
+
+    async def _wait_progress(self) -> None:
+        if self._progress is None:
+            self._progress = trio.Event()
+        await self._progress.wait()
+
+    def _wake(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
+
+    def _report(self) -> None:
+        if self._size != self._reported:
+            self._gauge.inc(self._size - self._reported)
+            self._reported = self._size
+
+
+def _drop(queue: list[Piece], sent: int) -> None:
+    """Take the first `sent` bytes off the queue; a piece that went out in part stays with its rest."""
+    gone = 0
+    for piece in queue:
+        if sent < len(piece):
+            break
+        sent -= len(piece)
+        gone += 1
+    del queue[:gone]
+    if sent:
+        queue[0] = memoryview(queue[0])[sent:]
