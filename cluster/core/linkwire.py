@@ -3,8 +3,9 @@
     frame = length (4 bytes, big-endian) + msgpack [request id, message]
 
 A link has a dialer, who asks, and a listener, who answers; each cell dials for its own requests. First both say
-LinkHello (request id 0). Then the dialer sends requests under ids that it chooses, rising from 1, several in flight;
-the listener answers each once, in any order, under the same id. Under id 0 the listener may say a last LinkFault.
+LinkHello (request id 0). Then the dialer sends requests under ids that it chooses, from 1 up, several in flight (at
+most LINK_REQUESTS, of LINK_BYTES together); the listener answers each once, in any order, under the same id. Under id 0
+the listener may say a last LinkFault.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import Annotated, Final, Union
 
 from msgspec import Meta
 
-from relay.core.codec import Decoder, Struct, encode
+from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.records import HandedAnswer
 from relay.core.shapes import CellName, Hash, Key, LogId, Name, UInt
+from relay.core.trust import Root
 from relay.errors import PeerError, ProtocolError
-from relay.limits import LINK_REQUESTS, MAX_BATCH, MAX_CHAIN, MAX_EPHEMERAL, MAX_LINK_FRAME, MAX_LINK_HELLO, MIB
+from relay.limits import (
+    LINK_BYTES, LINK_REQUESTS, MAX_BATCH, MAX_CHAIN, MAX_EPHEMERAL, MAX_LINK_FRAME, MAX_LINK_HELLO, MIB,
+)
 
 VERSION: Final = 0
 FAREWELL: Final = 0  # the id of what is no request: LinkHello, a last LinkFault
@@ -36,7 +40,7 @@ class Peer:
 
 # --- messages ------------------------------------------------------------------------------------
 class LinkHello(Struct, tag=1):
-    """First, both ways. `federation` is the digest of root version 1 (or of the oldest one that the node has)."""
+    """First, both ways. `federation`: see `federation_id`."""
 
     version: UInt
     federation: Hash
@@ -120,13 +124,26 @@ class _Frame(Struct):
 
 
 _frame: Decoder[_Frame] = Decoder(_Frame, "link frame", MAX_LINK_FRAME)
+_OVERHEAD: Final = 10  # bytes around a message at most: array of two, 64-bit id
 
 
-def encode_frame(request: int, message: LinkMessage) -> bytes:
-    """Length and body of one frame. Raises ProtocolError where it is larger than MAX_LINK_FRAME."""
-    body = encode(_Frame(request, message))
-    if len(body) > MAX_LINK_FRAME:
-        raise ProtocolError(f"link frame of {len(body)} bytes", f"At most {MAX_LINK_FRAME} are taken")
+def federation_id(root: Root) -> bytes:
+    """What LinkHello calls the federation: the same for every version of its root. It tells mistakes apart; who may
+    speak for whom is proved by certificates."""
+    return digest(root.payload.federation.encode(), b"posthouse.fed")
+
+
+def encode_message(message: LinkMessage) -> bytes:
+    """A message, to be put into a frame. Raises ProtocolError where it is too large for one."""
+    packed = encode(message)
+    if len(packed) + _OVERHEAD > MAX_LINK_FRAME:
+        raise ProtocolError(f"link message of {len(packed)} bytes", f"At most {MAX_LINK_FRAME - _OVERHEAD} are taken")
+    return packed
+
+
+def encode_frame(request: int, packed: bytes) -> bytes:
+    """One frame: length, request id and an encoded message."""
+    body = b"\x92" + pack(request) + packed
     return len(body).to_bytes(4, "big") + body
 
 
@@ -198,11 +215,10 @@ class Greeted:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request to answer, and the bytes that it took."""
+    """A request to answer."""
 
     id: int
     message: Request
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,24 +259,36 @@ class LinkMachine:
     def __init__(self, role: Role) -> None:
         self.role = role
         self.state = State.GREETING
-        self.open: set[int] = set()  # ids: asked and not yet answered, on either side
+        self.open: dict[int, int] = {}  # asked and not yet answered, on either side: id and bytes
+        self.open_bytes = 0
         self._last = 0
         self._reader = FrameReader()
 
-    def request(self, message: Request) -> tuple[int, bytes]:
+    def room(self, size: int) -> bool:
+        """Whether a request of `size` encoded bytes may be sent now. One more slot is kept for Ping."""
+        used = self.open_bytes + size + _OVERHEAD + MAX_LINK_HELLO
+        return len(self.open) + 1 < LINK_REQUESTS and used <= LINK_BYTES
+
+    def request(self, packed: bytes) -> tuple[int, bytes]:
         """(id, frame) of a new request. Dialer only, when OPEN."""
         assert self.role is Role.DIALER and self.state is State.OPEN
-        frame = encode_frame(self._last + 1, message)
         self._last += 1
-        self.open.add(self._last)
+        frame = encode_frame(self._last, packed)
+        self._start(self._last, len(frame) - 4)
         return self._last, frame
 
-    def answer(self, request: int, message: Answer) -> bytes:
+    def answer(self, request: int, packed: bytes) -> bytes:
         """The frame of an answer, once a request. Listener only."""
-        assert self.role is Role.LISTENER and request in self.open
-        frame = encode_frame(request, message)
-        self.open.remove(request)
-        return frame
+        assert self.role is Role.LISTENER
+        self._finish(request)
+        return encode_frame(request, packed)
+
+    def _start(self, request: int, size: int) -> None:
+        self.open[request] = size
+        self.open_bytes += size
+
+    def _finish(self, request: int) -> None:
+        self.open_bytes -= self.open.pop(request)
 
     def receive(self, data: bytes | bytearray) -> list[LinkEvent]:
         """Take what came from the stream. Raises PeerError, once, for the first thing that breaks the protocol."""
@@ -296,14 +324,18 @@ class LinkMachine:
         if isinstance(message, LinkHello):
             return Greeted(message)
         if isinstance(message, (Ping, HandOver, LookUp, EphemeralTo)):
-            if frame.id <= self._last or len(self.open) >= LINK_REQUESTS:
-                raise ProtocolError(f"request id {frame.id} after {self._last}, {len(self.open)} open")
-            self._last = frame.id
-            self.open.add(frame.id)
-            return Asked(frame.id, message, size)
+            self._check_room(frame.id, size)
+            self._start(frame.id, size)
+            return Asked(frame.id, message)
         if isinstance(message, LinkFault) and frame.id == FAREWELL:
             return Ended(message)
         if frame.id not in self.open:
             raise ProtocolError(f"an answer to request {frame.id}, which is not open")
-        self.open.remove(frame.id)
+        self._finish(frame.id)
         return Answered(frame.id, message)
+
+    def _check_room(self, request: int, size: int) -> None:
+        if request in self.open:
+            raise ProtocolError(f"request {request} was sent twice")
+        if len(self.open) >= LINK_REQUESTS or self.open_bytes + size > LINK_BYTES:
+            raise ProtocolError(f"{len(self.open) + 1} requests of {self.open_bytes + size} bytes at once")

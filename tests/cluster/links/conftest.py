@@ -1,0 +1,225 @@
+"""A federation of nodes that are only links: real TLS, over loopback or over a network in memory that can be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from nacl.signing import SigningKey
+
+from cluster.core.linkwire import Answer, Done, LookUp, Peer, Records, Request
+from cluster.env import RealEnv
+from cluster.links import Links
+from cluster.pki import NodeCredentials, issue_node, make_authority
+from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, sign_root, verify_root
+from relay.core.wire import Code
+from relay.observe.metrics import Metrics
+
+REGIONS = ("norden", "sueden", "westen")
+AUTHORITIES = {region: make_authority(region) for region in REGIONS}
+ROOT_KEY = SigningKey(bytes(32))
+FAR = 4_000_000_000_000  # Unix ms
+
+
+class Wire(trio.abc.Stream):
+    """One end of a connection in memory. Once swallowed, it takes everything and says nothing: half-open."""
+
+    def __init__(self, inner: trio.abc.Stream, net: MemoryNet) -> None:
+        self._inner, self._net = inner, net
+        self._swallowed = trio.Event()
+
+    def swallow(self) -> None:
+        self._swallowed.set()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._swallowed.is_set():
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._inner.receive_some(max_bytes)
+        if self._swallowed.is_set():
+            await trio.sleep_forever()
+        return data
+
+    async def aclose(self) -> None:
+        if not self._swallowed.is_set():
+            await self._inner.aclose()
+        else:
+            await trio.lowlevel.checkpoint()
+
+
+class MemoryListener(trio.abc.Listener[trio.abc.Stream]):
+    def __init__(self) -> None:
+        self.send, self._receive = trio.open_memory_channel[trio.abc.Stream](64)
+
+    async def accept(self) -> trio.abc.Stream:
+        return await self._receive.receive()
+
+    async def aclose(self) -> None:
+        await self._receive.aclose()
+
+
+class MemoryNet(RealEnv):
+    """Env with a network in memory: trio's mock clock never jumps over bytes that are on their way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listeners: dict[int, MemoryListener] = {}
+        self.wires: list[Wire] = []
+        self.dials: list[float] = []
+
+    async def dial(self, host: str, port: int) -> trio.abc.Stream:  # type: ignore[override]
+        await trio.lowlevel.checkpoint()
+        self.dials.append(trio.current_time())
+        listener = self.listeners.get(port)
+        if listener is None:
+            raise ConnectionRefusedError
+        near, far = trio.testing.memory_stream_pair()
+        ours, theirs = Wire(near, self), Wire(far, self)
+        self.wires += [ours, theirs]
+        try:
+            await listener.send.send(theirs)
+        except trio.BrokenResourceError:
+            raise ConnectionRefusedError from None
+        return ours
+
+    async def listen(self, host: str, port: int) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:  # type: ignore[override]
+        await trio.lowlevel.checkpoint()
+        listener = self.listeners[port] = MemoryListener()
+        return [listener]
+
+    def swallow(self) -> None:
+        """From now on every open connection is half-open."""
+        for wire in self.wires:
+            wire.swallow()
+
+
+@dataclass
+class Node:
+    """One node: its links, what they were asked, and how they answer."""
+
+    peer: Peer
+    links: Links
+    metrics: Metrics
+    listeners: Sequence[trio.abc.Listener[trio.abc.Stream]]
+    credentials: NodeCredentials
+    asked: list[tuple[Peer, Request]] = field(default_factory=list)
+    gate: trio.Event | None = None
+    error: Exception | None = None
+    running: int = 0
+    most: int = 0
+
+    async def handle(self, peer: Peer, message: Request) -> Answer:
+        self.asked.append((peer, message))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        finally:
+            self.running -= 1
+        if self.error is not None:
+            raise self.error
+        if isinstance(message, LookUp):
+            return Records(Code.STORED, (message.user,))
+        return Done()
+
+
+class Federation:
+    """Three regions of one cell of one node each, and everything to make a fourth that lies."""
+
+    def __init__(self, env: RealEnv, folder: Path) -> None:
+        self.env, self.folder = env, folder
+        self.listeners: dict[str, Sequence[trio.abc.Listener[trio.abc.Stream]]] = {}
+        self.ports: dict[str, int] = {}
+        self.root: Root
+        self.nodes: dict[str, Node] = {}
+
+    async def prepare(self) -> None:
+        for number, region in enumerate(REGIONS, 1):
+            in_memory = isinstance(self.env, MemoryNet)
+            self.listeners[region] = await self.env.listen("127.0.0.1", number if in_memory else 0)
+            listener = self.listeners[region][0]
+            self.ports[region] = (
+                listener.socket.getsockname()[1] if isinstance(listener, trio.SocketListener) else number
+            )
+        self.root = self.make_root()
+        for region in REGIONS:
+            self.nodes[region] = self.node(region)
+
+    def make_root(self, name: str = "test") -> Root:
+        public = bytes(ROOT_KEY.verify_key)
+        regions = tuple(
+            RootRegion(
+                region, AUTHORITIES[region][0], public,
+                (RootCell(f"{region}/1", (RootNode("n1", f"127.0.0.1:{self.ports[region]}", ()),)),),
+            )
+            for region in REGIONS
+        )  # fmt: skip
+        return verify_root(sign_root(RootPayload(1, name, 1, b"", FAR, (public,), 1, regions), [ROOT_KEY]), 0)
+
+    def files(self, authority: str | tuple[bytes, bytes], claims: str, node: str = "n1", now_ms: int | None = None) -> tuple[Path, Path]:
+        """Certificate and key that say `claims`, signed by the authority of a region, or by the given one."""
+        pair = AUTHORITIES[authority] if isinstance(authority, str) else authority
+        made = issue_node(*pair, claims, f"{claims}/1", node, ["127.0.0.1"], now_ms=now_ms)
+        paths = self.folder / f"{claims}-{node}.crt", self.folder / f"{claims}-{node}.key"
+        for path, data in zip(paths, made, strict=True):
+            path.write_bytes(data)
+            path.chmod(0o600)
+        return paths
+
+    def node(self, region: str) -> Node:
+        credentials = NodeCredentials.load(*self.files(region, region), self.root)
+        metrics = Metrics()
+        links = Links(self.env, self.root, credentials.peer, credentials, metrics)
+        return Node(credentials.peer, links, metrics, self.listeners[region], credentials)
+
+    @contextlib.asynccontextmanager
+    async def running(self, *regions: str) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            for region in regions:
+                node = self.nodes[region]
+                await nursery.start(node.links.run, node.listeners, node.handle)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def listen_again(self, region: str) -> None:
+        """A new process on the old port."""
+        self.listeners[region] = await self.env.listen("127.0.0.1", self.ports[region])
+        self.nodes[region] = replace(self.node(region), listeners=self.listeners[region])
+
+    def lying_client(self, *files: Path, verify: bool = False) -> ssl.SSLContext:
+        """A TLS client with any certificate or none, that believes everything."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        if files:
+            context.load_cert_chain(*files)
+        return context
+
+
+@pytest.fixture
+async def fed(tmp_path: Path) -> Federation:
+    """On loopback."""
+    federation = Federation(RealEnv(), tmp_path)
+    await federation.prepare()
+    return federation
+
+
+@pytest.fixture
+async def net(tmp_path: Path) -> Federation:
+    """In memory."""
+    federation = Federation(MemoryNet(), tmp_path)
+    await federation.prepare()
+    return federation
