@@ -59,10 +59,11 @@ class Turn:
         self.state.outcome_minutes.setdefault(created // MINUTE, []).append(item.id)
 
     def receipt(self, envelope_id: bytes, code: Code, newest: int = 0, pos: int = 0) -> ReceiptItem:
-        return ReceiptItem(envelope_id, code, pos, newest, self.state.cell)
+        return ReceiptItem(envelope_id, int(code), pos, newest, self.state.cell)
 
     def notice(self, device: bytes, envelope_id: bytes, code: int, newest: int, cell: str) -> None:
         """A durable outcome for the sender (rule 16), in its own stream; and a receipt, if it listens now."""
+        code = int(code)
         known = self.state.outcomes.get(envelope_id)
         if known is not None:
             self.state.outcomes[envelope_id] = ReceiptItem(envelope_id, code, known.position, newest, cell)

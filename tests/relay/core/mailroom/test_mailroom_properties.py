@@ -1,0 +1,166 @@
+"""Whatever happens: the fold applied again, or from any checkpoint, gives the same state and effects."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nacl.signing import SigningKey
+
+from relay.core import records
+from relay.core.codec import digest
+from relay.core.mailroom import Mailroom, reading
+from relay.core.wire import Code
+from relay.limits import MINUTE
+
+ABROAD = "sauda/1"
+DEVICES = ("a1", "b1", "b2", "c1")
+
+
+def device_id(name):
+    return bytes(SigningKey(digest(name.encode())).verify_key)
+
+
+who = st.sampled_from(DEVICES)
+steps = st.one_of(
+    st.tuples(st.just("mail"), who, st.sampled_from(("alice", "bob", "carol")), st.integers(0, 3)),
+    st.tuples(st.just("group"), who, st.integers(1, 4), st.integers(0, 3)),
+    st.tuples(st.just("roster"), st.sets(st.sampled_from(("alice", "bob", "carol")), min_size=1), st.booleans()),
+    st.tuples(st.just("abroad"), who, st.integers(0, 3)),
+    st.tuples(st.just("handed"), st.integers(1, 5), st.sampled_from((Code.STORED, Code.MAILBOX_FULL))),
+    st.tuples(st.just("handin"), st.integers(1, 8), st.integers(0, 4), st.sampled_from(("alice", "bob", "group"))),
+    st.tuples(st.just("ack"), who, st.integers(0, 5)),
+    st.tuples(st.just("session"), who, st.binary(min_size=16, max_size=16)),
+    st.tuples(st.just("device"), st.booleans()),
+    st.tuples(st.just("carry")),
+    st.tuples(st.just("time"), st.sampled_from((1, MINUTE, 5 * MINUTE, 20 * MINUTE))),
+    st.tuples(st.just("idle"), st.integers(1, 70)),
+)
+
+
+class Story:
+    """Turns steps into records of one log."""
+
+    def __init__(self, log, make_user, make_group):
+        self.log = log
+        self.users = {name: make_user(name, log.cell) for name in ("alice", "bob", "carol")}
+        log.enrol(self.users["alice"], "a1")
+        log.enrol(self.users["bob"], "b1", "b2")
+        log.enrol(self.users["carol"], "c1")
+        self.crew = make_group("a1")
+        self.effects = []
+
+    def play(self, step):
+        kind, *rest = step
+        made = getattr(self, kind)(*rest)
+        if made is not None:
+            self.effects.append(repr(self.log.apply(made)))  # entries change later
+
+    def mail(self, device, name, body):
+        user = self.users[name]
+        return self.log.submit(device, self.log.seal(user.id, len(user.chain), body=bytes([body])))
+
+    def group(self, device, version, body):
+        return self.log.submit(device, self.log.seal(self.crew.id or bytes(32), version, roster=True, body=bytes([body])))
+
+    def roster(self, names, abroad):
+        members = {self.log.cell: sorted(self.users[name].id for name in names)}
+        if abroad:
+            members[ABROAD] = [b"\x09" * 32]
+        return self.crew.publish(members)
+
+    def abroad(self, device, body):
+        return self.log.submit(device, self.log.seal(b"\x07" * 32, body=bytes([body]), life=10 * MINUTE), ABROAD)
+
+    def handed(self, count, code):
+        outbox = self.log.room.state.outboxes.get(ABROAD)
+        if outbox is None or outbox.done == outbox.last:
+            return None
+        upto = min(outbox.done + count, outbox.last)
+        answers = tuple(records.HandedAnswer(n, code, 1) for n in range(outbox.done + 1, upto + 1))
+        return records.Handed(ABROAD, upto, answers)
+
+    def handin(self, number, confirmed, to):
+        if to == "group":
+            item = self.log.seal(self.crew.id or bytes(32), 2, roster=True, body=bytes([number]))
+        else:
+            item = self.log.seal(self.users[to].id, 1, body=bytes([number]), life=15 * MINUTE)
+        return records.HandIn(ABROAD, b"o" * 16, number, confirmed, records.HANDIN_ENVELOPE, item, b"")
+
+    def ack(self, device, place):
+        known = self.log.room.state.devices.get(device_id(device))
+        waiting = self.log.pending(device) if known else []
+        return records.Ack(device_id(device), waiting[min(place, len(waiting) - 1)]) if waiting else None
+
+    def session(self, device, nonce):
+        return records.Session(device_id(device), "n1", nonce, 0)
+
+    def device(self, both):
+        return records.Home(self.users["bob"].record(*(("b1", "b2") if both else ("b1",))))
+
+    def carry(self):
+        state = self.log.room.state
+        carried = []
+        for source in reading.to_carry(state, state.index + 1)[:5]:
+            record = reading.record_of(self.log.blocks[source.index - 1], source)
+            carried.append(records.Carried(*reading.split_key(source.key), records.encode_record(record)))
+        return records.Carry(tuple(carried)) if carried else None
+
+    def time(self, span):
+        self.log.time += span
+        return records.Tick()
+
+    def idle(self, blocks):
+        for _ in range(blocks):
+            self.effects.append(repr(self.log.apply(records.Tick())))
+
+
+def check_books(state):
+    """What the sources say is exactly what refers to them."""
+    refs = Counter()
+    for user in state.users.values():
+        refs.update(entry.source.key for entry in user.box.after(-1))
+        assert user.box.bytes == sum(entry.size for entry in user.box.after(-1))
+    for roster in state.rosters.values():
+        refs.update(entry.source.key for entry in roster.box.after(-1))
+        refs.update(entry.source.key for entry in roster.waiting)
+    for outbox in state.outboxes.values():
+        refs.update(item.source.key for item in outbox.items.values() if item.source)
+        assert list(outbox.items) == list(range(outbox.done + 1, outbox.last + 1))
+        assert outbox.bytes == sum(item.size for item in outbox.items.values())
+    assert refs == {key: source.refs for key, source in state.sources.items()}
+    live = Counter(source.index for source in state.sources.values())
+    assert live == {index: use.live for index, use in state.blocks.items() if use.live}
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])  # they are classes
+@given(played=st.lists(steps, max_size=40), data=st.data())
+def test_replay_and_checkpoints_give_the_same(played, data, make_log, make_user, make_group):
+    story = Story(make_log("norden/1"), make_user, make_group)
+    enrolled = len(story.log.blocks)
+    for step in played:
+        story.play(step)
+        check_books(story.log.room.state)
+    for device in DEVICES:
+        if device_id(device) in story.log.room.state.devices:
+            waiting = story.log.pending(device)
+            assert waiting == sorted(set(waiting))
+    story.log.ids("a1")  # every body that is still waited for can be read
+
+    again = Mailroom("norden/1", story.log.log_id)
+    at = data.draw(st.integers(0, len(story.log.blocks)))
+    from_checkpoint = None
+    for number, block in enumerate(story.log.blocks):
+        if number == at:
+            from_checkpoint = Mailroom.from_checkpoint(again.checkpoint())
+            assert from_checkpoint.digest() == again.digest()
+        effects = repr(again.apply(block))
+        if number >= enrolled:
+            assert effects == story.effects[number - enrolled]
+        if from_checkpoint is not None:
+            assert repr(from_checkpoint.apply(block)) == effects
+    assert again.digest() == story.log.room.digest()
+    if from_checkpoint is not None:
+        assert from_checkpoint.digest() == again.digest()
+        check_books(from_checkpoint.state)
