@@ -6,129 +6,30 @@ with every finding at once. configs/node.toml documents every key. Formats: TOML
 
 from __future__ import annotations
 
-import ipaddress
 import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Any
 
 import msgspec
-from msgspec import NODEFAULT, Meta, Struct
+from msgspec import NODEFAULT, Struct
 
 from cluster.config_files import Finding, check_data, check_identity, check_root, check_secrets
-from relay.core.shapes import CellName, Name
+from cluster.config_keys import (
+    SECTIONS, Address, LimitsSection, ListenSection, LogSection, NodeSection, PathsSection,
+)
 from relay.core.trust import Root
 from relay.errors import ConfigError
-from relay.limits import DRAIN_S, HANDSHAKE_S, IDLE_S, MAX_CONNECTIONS
-
-Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
-
-
-class Address(NamedTuple):
-    """Where to listen or to dial: an IP address or host name, and a TCP port."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """`host:port`, IPv6 as `[::1]:port`. Raises ValueError with what is wrong."""
-        host, colon, port = text.rpartition(":")
-        host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not colon or not host or (":" in host and "[" not in text):
-            raise ValueError(f"{text!r} is not host:port (IPv6 as [::1]:9000)")
-        if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
-            raise ValueError(f"{text!r} has no port between 1 and 65535")
-        return cls(host, int(port))
-
-    @property
-    def loopback(self) -> bool:
-        """Only this machine can reach it."""
-        address = self._ip()
-        return address.is_loopback if address else self.host == "localhost"
-
-    @property
-    def wildcard(self) -> bool:
-        """All interfaces."""
-        address = self._ip()
-        return address is not None and address.is_unspecified
-
-    def clashes(self, other: Address) -> bool:
-        """The two cannot both be listened on."""
-        same = self.host == other.host or self.wildcard or other.wildcard or (self.loopback and other.loopback)
-        return self.port == other.port and same
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def _ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-        try:
-            return ipaddress.ip_address(self.host)
-        except ValueError:
-            return None
-
-
-class NodeSection(Struct, frozen=True):
-    """Who this node is; the root document and the certificate must say the same."""
-
-    region: Name
-    cell: CellName
-    name: Name
-
-
-class PathsSection(Struct, frozen=True):
-    """Files, relative to the config file. `root_digest`: 64 hex digits that pin the root document, or empty."""
-
-    root: Path
-    data: Path
-    storage_key: Path
-    certificate: Path
-    private_key: Path
-    root_digest: Digest = ""
-
-
-class ListenSection(Struct, frozen=True):
-    """Addresses. `links_advertised` is what the root document says other cells dial, where that is not `links`."""
-
-    links: Address
-    admin: Address
-    clients: Address | None = None
-    tls: bool = True
-    unix: Path | None = None
-    links_advertised: Address | None = None
-
-
-class LimitsSection(Struct, frozen=True):
-    """Bounds of this process, only ever tighter than relay.limits. The bounds of the fold (mailboxes, outboxes) are
-    rules of the cell, the same on every node (rule 10), and therefore not here."""
-
-    connections: Annotated[int, Meta(ge=1, le=MAX_CONNECTIONS)] = MAX_CONNECTIONS
-    handshake_s: Annotated[float, Meta(gt=0, le=HANDSHAKE_S)] = HANDSHAKE_S
-    idle_s: Annotated[float, Meta(ge=1, le=IDLE_S)] = IDLE_S
-    drain_s: Annotated[float, Meta(ge=0, le=DRAIN_S)] = DRAIN_S
-
-
-class LogSection(Struct, frozen=True):
-    """JSON lines on stderr, from this level up."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-SECTIONS: Final[dict[str, type[Struct]]] = {
-    "node": NodeSection,
-    "paths": PathsSection,
-    "listen": ListenSection,
-    "limits": LimitsSection,
-    "log": LogSection,
-}
-
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """A config that was checked as a whole: paths are absolute, `root` is verified, the certificate is this node's."""
+    """A config that was checked as a whole: paths are absolute, `root` is verified, the certificate is this node's.
+
+    `root` has the link addresses that this node dials: those of the signed document, or of [routes] where it has them.
+    """
 
     source: Path
     node: NodeSection
@@ -145,6 +46,7 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
     path = path.absolute()
     tables = _read_toml(path)
     findings: list[Finding] = []
+    routes = _routes(tables.pop("routes", {}), findings)
     sections = _sections(tables, path.parent, findings)
     node, paths, listen = sections.get("node"), sections.get("paths"), sections.get("listen")
     root: Root | None = None
@@ -152,10 +54,12 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
         findings += _check_listen(listen)
     if isinstance(paths, PathsSection):
         root = check_root(paths.root, paths.root_digest, now_ms, findings)
-        findings += check_secrets({"private_key": paths.private_key, "storage_key": paths.storage_key}, paths.data)
+        findings += check_secrets(paths)
         findings += check_data(paths.data)
     if isinstance(node, NodeSection) and isinstance(paths, PathsSection) and isinstance(listen, ListenSection):
         findings += check_identity(node, paths, listen, root, now_ms)
+    if root is not None:
+        root = _rerouted(root, routes, findings)
     if findings or root is None:
         raise ConfigError(str(path), findings)
     return NodeConfig(path, **sections, root=root)
@@ -251,3 +155,35 @@ def _check_listen(listen: ListenSection) -> Iterator[Finding]:
         for other, earlier in named[:place]:
             if address.clashes(earlier):
                 yield f"listen.{key}", f"{address} is already taken by listen.{other} ({earlier})", "Use another port"
+
+
+def _routes(table: object, findings: list[Finding]) -> dict[str, Address]:
+    """[routes]: region/cell/node → the address to dial instead of the root document's."""
+    if not isinstance(table, dict):
+        findings.append(("routes", "is a value, not a section", "Write a [routes] section"))
+        return {}
+    routes = {}
+    for name, text in table.items():
+        try:
+            routes[name] = Address.parse(text if isinstance(text, str) else "")
+        except ValueError as error:
+            findings.append((f"routes.{name!r}", str(error), 'Write "region/cell/node" = "host:port"'))
+    return routes
+
+
+def _rerouted(root: Root, routes: dict[str, Address], findings: list[Finding]) -> Root:
+    cells = [cell for region in root.payload.regions for cell in region.cells]
+    known = {f"{cell.name}/{node.name}" for cell in cells for node in cell.nodes}
+    for name in routes.keys() - known:
+        meant = get_close_matches(name, known, 1)
+        remedy = f"Did you mean {meant[0]!r}?" if meant else f"The root has: {', '.join(sorted(known))}"
+        findings.append((f"routes.{name!r}", "is not a node of the root document", remedy))
+    replace = msgspec.structs.replace
+    regions = tuple(
+        replace(region, cells=tuple(
+            replace(cell, nodes=tuple(
+                replace(node, link=str(routes.get(f"{cell.name}/{node.name}", node.link))) for node in cell.nodes
+            )) for cell in region.cells
+        )) for region in root.payload.regions
+    )  # fmt: skip
+    return replace(root, payload=replace(root.payload, regions=regions))

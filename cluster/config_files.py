@@ -8,17 +8,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from cluster.config_keys import ListenSection, NodeSection, PathsSection
 from relay.core.trust import Root, RootNode, verify_root
-from relay.errors import NotValidNow, PosthouseError
-
-if TYPE_CHECKING:
-    from cluster.config import ListenSection, NodeSection, PathsSection
+from relay.errors import NotValidNow, OperatorError, PosthouseError
+from relay.journal.seal import StorageRing
 
 Finding: TypeAlias = tuple[str, str, str]  # where (dotted key), what, remedy
 
@@ -38,10 +37,9 @@ def check_root(path: Path, pin: str, now_ms: int, findings: list[Finding]) -> Ro
     return None
 
 
-def check_secrets(files: dict[str, Path], data: Path) -> Iterator[Finding]:
+def check_secrets(paths: PathsSection) -> Iterator[Finding]:
     """Key files: there, only for their owner, and not in the data directory (rule 7)."""
-    for key, path in files.items():
-        where = f"paths.{key}"
+    for where, path in (("paths.private_key", paths.private_key), ("paths.storage_key", paths.storage_key)):
         try:
             mode = stat.S_IMODE(path.stat().st_mode)
         except OSError as error:
@@ -49,8 +47,17 @@ def check_secrets(files: dict[str, Path], data: Path) -> Iterator[Finding]:
             continue
         if mode & 0o077:
             yield where, f"{path} may be read by others (mode {mode:04o})", f"Run: chmod 600 {path}"
-        if path.resolve().is_relative_to(data.resolve()):
+        elif path == paths.storage_key:
+            yield from _check_storage_key(path)
+        if path.resolve().is_relative_to(paths.data.resolve()):
             yield where, f"{path} lies in the data directory, beside what it protects", "Keep keys outside paths.data"
+
+
+def _check_storage_key(path: Path) -> Iterator[Finding]:
+    try:
+        StorageRing.load(path)
+    except OperatorError as error:
+        yield "paths.storage_key", error.text, error.remedy or "Point to the key file that `posthouse init` wrote"
 
 
 def check_data(path: Path) -> Iterator[Finding]:

@@ -1,0 +1,60 @@
+"""Users and devices of a Home: enrolled offline, with the registrar's key that is kept there, and found by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.local.home import Home, check_name
+from cluster.provision import write_public
+from relay.client import Card, add_device, new_user
+from relay.errors import OperatorError, TrustError
+
+
+def create_user(home: Home, name: str, region: str, now_ms: int) -> Card:
+    """A new user in `region`. The relay learns of it when it first connects. Raises OperatorError."""
+    root = home.root(now_ms)
+    try:
+        cell = root.region(region).cells[0].name
+    except TrustError:
+        known = ", ".join(entry.name for entry in root.payload.regions)
+        raise OperatorError(f"the federation has no region {region!r}", f"Its regions are: {known}") from None
+    registrar = home.registrar(region)
+    store = _new_store(home, check_name(name))
+    card = new_user(store, root=root.signed, region=region, cell=cell, registrar=registrar, now_ms=now_ms)
+    write_public(store.parent / "card", f"{card}\n".encode())
+    return card
+
+
+def create_device(home: Home, name: str, of: str, now_ms: int) -> Card:
+    """A further device, `of+name`, of a user who has a store here. Raises OperatorError."""
+    known, card = home.store(of), card_of(home, of)
+    registrar = home.registrar(card.region)
+    store = _new_store(home, f"{of.partition('+')[0]}+{check_name(name)}")
+    add_device(store, of=known, registrar=registrar, now_ms=now_ms)
+    write_public(store.parent / "card", f"{card}\n".encode())
+    return card
+
+
+def card_of(home: Home, name: str) -> Card:
+    """The address card of a client in `home`. Raises OperatorError."""
+    path = home.store(name).parent / "card"
+    try:
+        return Card.parse(path.read_text("utf-8").strip())
+    except OSError as error:
+        raise OperatorError(f"{path}: {error.strerror}", "Write the user's address card into it") from None
+
+
+def find_card(home: Home, text: str) -> Card:
+    """The card that `text` is, or that belongs to the client of that name. Raises OperatorError."""
+    return Card.parse(text) if text.startswith("posthouse:") else card_of(home, text)
+
+
+def _new_store(home: Home, name: str) -> Path:
+    place = home.clients / name
+    if (place / "store.sqlite").exists():
+        raise OperatorError(f"{name!r} exists already in {home.directory}", "Choose another name")
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperatorError(f"cannot make {place}: {error.strerror}", "Check the directory's permissions") from None
+    return place / "store.sqlite"

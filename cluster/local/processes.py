@@ -1,0 +1,225 @@
+"""Node processes: started, watched, stopped, and never left behind.
+
+Each node runs in a session of its own, so that Ctrl-C in the terminal reaches only this process, which then stops them.
+Its standard input is a pipe from here: should this process die without a word, the node sees the end of it and stops.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+
+from cluster.local.border import Border, Crossing
+from cluster.local.layout import Layout, NodeLayout
+from cluster.local.make import port_is_free
+from cluster.config_keys import Address
+from relay.errors import OperatorError
+from relay.limits import DRAIN_S
+
+READY_S: Final = 30.0  # seconds from the start of a process to /readyz; a replay of the log on a slow machine fits
+STOP_S: Final = DRAIN_S + 5.0  # seconds from SIGTERM to SIGKILL: a node drains, then closes its store
+_POLL_S: Final = 0.05
+_LAST_LINES: Final = 12  # of a log, in an error
+
+
+@dataclass
+class _Running:
+    process: trio.Process
+    exited: trio.Event = field(default_factory=trio.Event)
+    stopping: bool = False
+
+
+class LocalFederation:
+    """The processes of a Layout, as an async context manager; leaving it stops them all."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._running: dict[str, _Running] = {}
+        self._died = trio.Event()
+        self._dead: list[str] = []
+        self._stack = AsyncExitStack()
+        self._crossings = {
+            (border.source, border.target): Crossing(
+                Address("127.0.0.1", border.port), layout.node(border.target).links_addr
+            )
+            for border in layout.file.borders
+        }
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(_only_one(self.layout.directory))
+            self._nursery = await stack.enter_async_context(trio.open_nursery())
+            for crossing in self._crossings.values():
+                await self._nursery.start(crossing.run)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for region in self._running:
+                    nursery.start_soon(self.stop, region)
+        self._nursery.cancel_scope.cancel()
+        if isinstance(error, Exception):  # goes on as it is, not in the nursery's group
+            await self._stack.aclose()
+            return False
+        return await self._stack.__aexit__(kind, error, trace)
+
+    async def start(self, region: str) -> None:
+        """Start the region's node and wait until it is ready. Raises OperatorError, with the node's last words."""
+        node = self.layout.node(region)
+        if (before := self._running.get(region)) is not None:
+            if not before.stopping:
+                raise OperatorError(f"{region} runs already", "Stop it first")
+            await before.exited.wait()
+        for what, address in (("clients", node.clients_addr), ("links", node.links_addr), ("admin", node.admin_addr)):
+            if not port_is_free(address):
+                remedy = f"Stop what listens there, or change listen.{what} in {node.config_path} and the root document"
+                raise OperatorError(f"{region}: port {address.port} ({what}) is in use", remedy)
+        process = await _spawn(node)
+        self._running[region] = _Running(process)
+        self._nursery.start_soon(self._watch, region, self._running[region])
+        await self.ready(region)
+
+    async def start_all(self) -> None:
+        """Start every region at once."""
+        async with trio.open_nursery() as nursery:
+            for region in self.layout.regions:
+                nursery.start_soon(self.start, region)
+
+    async def ready(self, region: str, deadline_s: float = READY_S) -> None:
+        """Wait for /readyz. Raises OperatorError with the reason when the process ends, or the deadline passes."""
+        node = self.layout.node(region)
+        running = self._running[region]
+        reason = "it has not answered yet"
+        with trio.move_on_after(deadline_s):
+            while not running.exited.is_set():
+                reason = await _ask_ready(node.admin_addr) or ""
+                if not reason:
+                    return
+                await trio.sleep(_POLL_S)
+        if running.exited.is_set():
+            what = f"the node of {region} ended with status {running.process.returncode}"
+        else:
+            what = f"the node of {region} was not ready after {deadline_s:.0f} s: {reason}"
+        raise OperatorError(what, f"Its log, {node.log_path}, ends with:\n{_last_lines(node.log_path)}")
+
+    def kill(self, region: str) -> None:
+        """SIGKILL: the node gets no chance to say or write anything."""
+        running = self._running[region]
+        running.stopping = True
+        running.process.kill()
+
+    async def stop(self, region: str) -> int:
+        """SIGTERM, and SIGKILL where that is not enough. Returns the exit status (negative: the signal)."""
+        running = self._running[region]
+        running.stopping = True
+        with suppress(ProcessLookupError):
+            running.process.terminate()
+        with trio.move_on_after(STOP_S):
+            await running.exited.wait()
+        if not running.exited.is_set():
+            running.process.kill()
+            await running.exited.wait()
+        return running.process.returncode or 0
+
+    async def died(self) -> None:
+        """Wait until a node ends that nobody stopped; then raise OperatorError with its last words."""
+        await self._died.wait()
+        region = self._dead[0]
+        node, status = self.layout.node(region), self._running[region].process.returncode
+        raise OperatorError(
+            f"the node of {region} ended with status {status}",
+            f"Its log, {node.log_path}, ends with:\n{_last_lines(node.log_path)}",
+        )
+
+    def pid(self, region: str) -> int:
+        """The process id of the region's node, for those who measure it."""
+        return self._running[region].process.pid
+
+    def border(self, region: str) -> Border:
+        """The region's border, where the layout was made with borders. Raises OperatorError."""
+        crossings = [crossing for pair, crossing in self._crossings.items() if region in pair]
+        if not crossings:
+            raise OperatorError(f"{region} has no border that could be cut", "Make the federation with borders")
+        return Border(region, crossings)
+
+    async def _watch(self, region: str, running: _Running) -> None:
+        with trio.CancelScope(shield=True):  # a process is waited for, whatever happens: no zombies, no strays
+            try:
+                await running.process.wait()
+            finally:
+                if running.process.stdin is not None:
+                    await running.process.stdin.aclose()
+                running.exited.set()
+        if not running.stopping:
+            running.stopping = True
+            self._dead.append(region)
+            self._died.set()
+
+
+async def _spawn(node: NodeLayout) -> trio.Process:
+    command = [sys.executable, "-m", "cluster.cli", "node", "run", "--with-parent", str(node.config_path)]
+    source = str(Path(__file__).parents[2])  # so that it runs from a checkout that is not installed
+    paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with node.log_path.open("ab") as log:
+        return await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+
+
+async def _ask_ready(address: Address) -> str | None:
+    """None when the node is ready; otherwise why not."""
+    request = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answer = b""
+    try:
+        with trio.fail_after(2.0):
+            async with await trio.open_tcp_stream(*address) as stream:
+                await stream.send_all(request)
+                while len(answer) < 65_536 and (data := await stream.receive_some(4096)):
+                    answer += data
+    except (OSError, trio.BrokenResourceError, trio.TooSlowError):
+        return "nobody listens on its admin port"
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if head.startswith(b"HTTP/1.1 200 "):
+        return None
+    return body.decode("utf-8", "replace").strip() or "it did not answer in full"
+
+
+def _last_lines(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 16_384))
+            lines = file.read().decode("utf-8", "replace").splitlines()[-_LAST_LINES:]
+    except OSError as error:
+        return f"  ({error.strerror})"
+    return "\n".join(f"  {line}" for line in lines) or "  (nothing)"
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Hold the directory: two sets of processes on the same stores and ports cannot work."""
+    with (directory / "federation.json").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = f"{directory} is in use by another process"
+            raise OperatorError(what, "Use the federation that runs there, or another --dir") from None
+        yield
