@@ -1,0 +1,167 @@
+"""What the bench and its worker processes say to each other: msgpack structs with a length, over stdin and stdout.
+
+    bench  ─▶ worker   Receive | Send (what to do), Go (when to start), Stop (hand in what you have)
+    worker ─▶ bench    Ready, Progress (four times a second), Received | Sent (the result), Failed (why not)
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from bench.session import Enrolled
+
+T = TypeVar("T")
+_LENGTH = 4  # bytes, big-endian
+_MAX = 1 << 30  # bytes; per-recipient results of the longest run fit
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where the node takes clients. `authority`: PEM of the certificate that signs its own; empty for plain ws."""
+
+    host: str
+    port: int
+    authority: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What all workers know of the run: the group, how long, and from which message on it is timed."""
+
+    endpoint: Endpoint
+    group: bytes
+    rate: float
+    warm_up: float
+    seconds: float
+    size: int
+    seed: int
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """What travels through a pipe, named by its class."""
+
+
+class Receive(Message, frozen=True):
+    """Connect these devices and count what comes."""
+
+    plan: Plan
+    devices: tuple[Enrolled, ...]
+
+
+class Send(Message, frozen=True):
+    """Publish the roster, then send on schedule."""
+
+    plan: Plan
+    device: Enrolled
+    head: bytes
+    parts: tuple[tuple[str, bytes], ...]
+
+
+class Go(Message, frozen=True):
+    """Message 0 is due at `start_ns` of the monotonic clock, which all processes of a machine share."""
+
+    start_ns: int
+
+
+class Stop(Message, frozen=True):
+    """Hand in the result and exit."""
+
+
+class Ready(Message, frozen=True):
+    """All devices are live (and the roster is published)."""
+
+
+class Progress(Message, frozen=True):
+    """So far: `count` deliveries or receipts, the time of the last one, devices that are live now; `finished`: nothing
+    is owed any more (a sender: every envelope has its final receipt)."""
+
+    count: int
+    last_ns: int
+    live: int
+    finished: bool = False
+    accepted: int = 0
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """CPU of a worker in the measured part, s, and the deliveries or messages that it handled for it."""
+
+    user_s: float
+    system_s: float
+    count: int
+
+
+class Received(Message, frozen=True):
+    """A receiver's result. `absent`: how many of its recipients miss each sequence; `last_ns`: little-endian int64, for
+    each message the time at which the last of its recipients had it (0: none)."""
+
+    deliveries: int
+    latencies: bytes
+    last_ns: bytes
+    absent: dict[int, int]
+    duplicated: int
+    reordered: int
+    wire_duplicates: int
+    damaged: int
+    connects: int
+    faults: dict[str, int]
+    cost: Cost
+
+
+class Sent(Message, frozen=True):
+    """The sender's result. `codes`: the final outcome of each message (0: none)."""
+
+    codes: bytes
+    latencies: bytes
+    last_ack_ns: int
+    resubmitted: int
+    late_us_max: int
+    connects: int
+    faults: dict[str, int]
+    cost: Cost
+
+
+class Failed(Message, frozen=True):
+    """The worker gave up; the run is void."""
+
+    text: str
+    remedy: str = ""
+
+
+ToWorker = Receive | Send | Go | Stop
+FromWorker = Ready | Progress | Received | Sent | Failed
+
+
+def frame(message: ToWorker | FromWorker) -> bytes:
+    """One message with its length in front."""
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(_LENGTH, "big") + body
+
+
+class Reader(Generic[T]):
+    """Bytes of a pipe in, messages out."""
+
+    def __init__(self, shape: object) -> None:
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(shape)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[T]:
+        """The messages that `data` completed."""
+        self._buffer += data
+        messages: list[T] = []
+        while len(self._buffer) >= _LENGTH:
+            size = int.from_bytes(self._buffer[:_LENGTH], "big")
+            assert size <= _MAX, "the pipe is out of step"
+            if len(self._buffer) < _LENGTH + size:
+                break
+            messages.append(self._decoder.decode(self._buffer[_LENGTH : _LENGTH + size]))
+            del self._buffer[: _LENGTH + size]
+        return messages
+
+
+def to_worker() -> Reader[ToWorker]:
+    return Reader(ToWorker)
+
+
+def from_worker() -> Reader[FromWorker]:
+    return Reader(FromWorker)
+

@@ -1,0 +1,198 @@
+"""A receiving process: its share of the recipients, each a raw socket, everything counted exactly.
+
+All recipients get the same bytes, so a message is decoded and checked once, and the others are compared with it (one
+dict look-up over all their bytes): what is measured is the node, not msgpack in the generator.
+
+`python -m bench.receiver`, with the orders on stdin (bench.pipes).
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+import time
+from array import array
+from collections import Counter
+
+from bench.accounts import Latencies, Ledger
+from bench.device import Device, Net, make_hub
+from bench.envelopes import read_envelope
+from bench.pipes import Cost, Failed, Go, Plan, Progress, Ready, Receive, Received, Stop, ToWorker
+from bench.scenario import NS, Schedule
+from bench.session import Enrolled
+from bench.sockets import Control, Hub
+from relay.core import wire
+from relay.errors import PosthouseError, ProtocolError
+
+_DELIVER = b"\x93\x43"  # msgpack: an array of three that begins with Deliver's tag, 67
+_EMPTY = b"\x92\x44"  # an array of two that begins with Empty's tag, 68
+_KNOWN = 4096  # messages that are kept decoded; recipients are never further apart unless they catch up
+_PROGRESS_NS = NS // 4
+
+
+class Tally:
+    """What all recipients of this process saw."""
+
+    def __init__(self, plan: Plan) -> None:
+        schedule = Schedule(plan.rate, plan.warm_up, plan.seconds)
+        self._plan = plan
+        self.total, self.first_measured = schedule.total, schedule.first_measured
+        self.latencies = Latencies()
+        self.last_ns = array("q", bytes(8 * schedule.total))
+        self.known: dict[bytes, tuple[int, int, int]] = {}
+        self.deliveries = self.wire_duplicates = self.damaged = 0
+        self._usage: tuple[float, float, int] | None = None
+
+    def decode(self, message: bytes) -> tuple[int, int, int]:
+        """(position, sequence, scheduled_ns), and remember it. Raises ProtocolError."""
+        deliver = wire.decode_server(message)
+        assert isinstance(deliver, wire.Deliver)
+        sequence, scheduled_ns = read_envelope(deliver.envelope, self._plan.group, self._plan.seed)
+        if not 0 <= sequence < self.total:
+            raise ProtocolError("an envelope that the bench did not send")
+        if len(self.known) >= _KNOWN:
+            self.known.clear()
+        if self._usage is None and sequence >= self.first_measured:
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            self._usage = usage.ru_utime, usage.ru_stime, self.deliveries
+        self.known[message] = known = deliver.position, sequence, scheduled_ns
+        return known
+
+    def cost(self) -> Cost:
+        """CPU since the first measured message."""
+        if self._usage is None:
+            return Cost(0.0, 0.0, 0)
+        user, system, count = self._usage
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return Cost(usage.ru_utime - user, usage.ru_stime - system, self.deliveries - count)
+
+
+class Recipient:
+    """One recipient: a device and its ledger."""
+
+    __slots__ = ("_tally", "caught_up", "device", "ledger")
+
+    def __init__(self, net: Net, enrolled: Enrolled, tally: Tally) -> None:
+        self._tally = tally
+        self.ledger = Ledger()
+        self.caught_up = False
+        self.device = Device(net, enrolled, self)
+
+    def live(self) -> None:
+        """Nothing to say again: HELLO had the cursor."""
+
+    def read(self, messages: list[bytes], now_ns: int) -> int:
+        """The hot path: once for every delivery."""
+        tally, device, ledger = self._tally, self.device, self.ledger
+        known_messages, counts = tally.known, tally.latencies.counts
+        last_ns, first_measured = tally.last_ns, tally.first_measured
+        cursor, taken, deliveries = device.cursor, 0, 0
+        for message in messages:
+            known = known_messages.get(message)
+            if known is None:
+                if message[:2] != _DELIVER:
+                    self._other(message)
+                    continue
+                deliveries += 1
+                try:
+                    known = tally.decode(message)
+                except ProtocolError:
+                    tally.damaged += 1
+                    continue
+            else:
+                deliveries += 1
+            position, sequence, scheduled_ns = known
+            if position <= cursor:
+                tally.wire_duplicates += 1
+                continue
+            cursor = position
+            if not ledger.take(sequence):
+                continue
+            taken += 1
+            if sequence >= first_measured:
+                us = (now_ns - scheduled_ns) // 1000
+                counts[us] = counts.get(us, 0) + 1
+                if now_ns > last_ns[sequence]:
+                    last_ns[sequence] = now_ns
+        device.cursor = cursor
+        tally.deliveries += taken
+        return deliveries
+
+    def _other(self, message: bytes) -> None:
+        if message[:2] == _EMPTY:
+            self.caught_up = True
+        else:
+            self.device.other(message)
+
+
+class Receiver:
+    """The process: obeys the bench, reports four times a second."""
+
+    def __init__(self) -> None:
+        self._hub: Hub = make_hub(1 << 16)
+        self._control = Control(self._hub, self._obey)
+        self._net: Net | None = None
+        self._tally: Tally | None = None
+        self._recipients: list[Recipient] = []
+        self._ready = False
+
+    def run(self) -> None:
+        """Until told to stop, or the bench is gone."""
+        try:
+            self._hub.run()
+        except PosthouseError as error:
+            self._control.say(Failed(error.text, error.remedy))
+            sys.exit(1)
+
+    def _obey(self, order: ToWorker) -> None:
+        if isinstance(order, Receive):
+            self._net = Net(self._hub, order.plan.endpoint, order.plan.seed)
+            self._tally = Tally(order.plan)
+            self._recipients = [Recipient(self._net, enrolled, self._tally) for enrolled in order.devices]
+            for recipient in self._recipients:
+                self._net.add(recipient.device)
+            self._report()
+        elif isinstance(order, Go):
+            gc.collect()
+            gc.freeze()  # what the collector need not look at again while the clock runs
+        elif isinstance(order, Stop):
+            self._control.say(self._result())
+            self._hub.stop()
+
+    def _report(self) -> None:
+        assert self._net is not None and self._tally is not None
+        now = time.monotonic_ns()
+        if not self._ready and all(recipient.caught_up for recipient in self._recipients):
+            self._ready = True
+            self._control.say(Ready())
+        last = max(self._tally.last_ns)
+        self._control.say(Progress(self._tally.deliveries, last, self._net.live))
+        self._hub.at(now + _PROGRESS_NS, self._report)
+
+    def _result(self) -> Received:
+        assert self._net is not None and self._tally is not None
+        tally, ledgers = self._tally, [recipient.ledger for recipient in self._recipients]
+        cost = tally.cost()  # before the summing up, which is no part of it
+        absent: Counter[int] = Counter()
+        for ledger in ledgers:
+            absent.update(ledger.absent(tally.total))
+        if sys.byteorder == "big":
+            tally.last_ns.byteswap()
+        return Received(
+            deliveries=tally.deliveries,
+            latencies=tally.latencies.encoded(),
+            last_ns=tally.last_ns.tobytes(),
+            absent=dict(absent),
+            duplicated=sum(ledger.duplicated for ledger in ledgers),
+            reordered=sum(ledger.reordered for ledger in ledgers),
+            wire_duplicates=tally.wire_duplicates,
+            damaged=tally.damaged,
+            connects=self._net.connects,
+            faults=dict(self._net.faults),
+            cost=cost,
+        )
+
+
+if __name__ == "__main__":
+    Receiver().run()

@@ -1,0 +1,133 @@
+"""What a run says: one flat JSON object, and a table for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.table import Table
+
+from bench.accounts import exact_ms, histogram_ms, lost_deliveries, merge
+from bench.machine import describe_machine, describe_versions
+from bench.pipes import Cost
+from bench.run import Raw
+from bench.scenario import NS
+from relay.core.wire import Code
+
+_NEVER = ("lost", "duplicated", "reordered", "damaged", "unanswered")
+ENOUGH = 0.95  # of the offered rate must be achieved, or the latencies are those of a queue that grows
+
+
+def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, Any]:
+    """The report: the keys of a bench result first, then what makes it reproducible and honest."""
+    scenario, schedule, sent = raw.scenario, raw.scenario.schedule, raw.sent
+    first, start_ns = schedule.first_measured, raw.start_ns
+    accepted = [0 < code < Code.STALE for code in sent.codes]
+    absent: dict[int, int] = {}
+    for one in raw.received:
+        for sequence, count in one.absent.items():
+            absent[sequence] = absent.get(sequence, 0) + count
+    last_ns = raw.last_ns()
+    whole = [sequence for sequence in range(first, schedule.total) if last_ns[sequence]]
+    window_ns = schedule.offset_ns(schedule.total) - schedule.offset_ns(first)
+    took_ns = max([window_ns] + [last_ns[sequence] - start_ns - schedule.offset_ns(first) for sequence in whole])
+    latencies = merge(one.latencies for one in raw.received)
+    deliveries = latencies.get_total_count()
+    also = canary or {}
+    return {
+        "offered_per_s": round(schedule.measured * NS / window_ns, 3),
+        "achieved_per_s": round(len(whole) * NS / took_ns, 3),
+        "recipients": scenario.recipients,
+        "latency_ms": histogram_ms(latencies),
+        "last_recipient_ms": exact_ms([last_ns[s] - start_ns - schedule.offset_ns(s) for s in whole]),
+        "ack_ms": histogram_ms(merge([sent.latencies])),
+        "lost": lost_deliveries(accepted, absent) + also.get("lost", 0),
+        "duplicated": sum(one.duplicated for one in raw.received) + also.get("duplicated", 0),
+        "reordered": sum(one.reordered for one in raw.received) + also.get("reordered", 0),
+        "cpu_us_per_delivery": round(raw.meter.cpu_s * 1e6 / deliveries, 2) if deliveries else 0.0,
+        "rss_mib_max": round(raw.meter.rss_mib_max, 1),
+        "deliveries": deliveries,
+        "accepted": sum(accepted),
+        "unanswered": sent.codes.count(0),
+        "refused": _refused(sent.codes),
+        "resubmitted": sent.resubmitted,
+        "wire_duplicates": sum(one.wire_duplicates for one in raw.received),
+        "damaged": sum(one.damaged for one in raw.received),
+        "reconnects": sum(one.connects for one in raw.received) - scenario.recipients,
+        "kills": [{"down_s": round(down_s, 2)} for down_s in raw.kills],
+        "node_cpu_s": round(raw.meter.cpu_s, 2),
+        "generator": {
+            "receiver_us_per_delivery": _per_item([one.cost for one in raw.received]),
+            "sender_us_per_message": _per_item([sent.cost]),
+            "sender_late_ms_max": round(sent.late_us_max / 1000, 3),
+        },
+        "canary": canary,
+        "seed": scenario.seed,
+        "scenario": msgspec.to_builtins(scenario),
+        "machine": describe_machine(data),
+        "versions": describe_versions(),
+    }
+
+
+def _refused(codes: bytes) -> dict[str, int]:
+    names = {int(code): code.name for code in Code}
+    return {names.get(code, str(code)): codes.count(code) for code in sorted(set(codes)) if code >= Code.STALE}
+
+
+def _per_item(costs: list[Cost]) -> dict[str, float]:
+    count = sum(cost.count for cost in costs) or 1
+    user_s, system_s = sum(cost.user_s for cost in costs), sum(cost.system_s for cost in costs)
+    return {"user": round(user_s * 1e6 / count, 2), "system": round(system_s * 1e6 / count, 2)}
+
+
+def verdict(report: dict[str, Any]) -> list[str]:
+    """Why the run does not pass; empty when it does."""
+    wrong = [f"{report[key]} {key}" for key in _NEVER if report[key]]
+    if report["achieved_per_s"] < ENOUGH * report["offered_per_s"]:
+        wrong.append(
+            f"only {report['achieved_per_s']:.1f} of {report['offered_per_s']:.1f} messages a second were achieved "
+            f"(below {ENOUGH:.0%}): the latencies are those of a growing queue"
+        )
+    return wrong
+
+
+def make_table(report: dict[str, Any]) -> Table:
+    """The report for a terminal."""
+    scenario = report["scenario"]
+    table = Table(title=f"{scenario['name']}: 1 → {report['recipients']} at {report['offered_per_s']:g}/s")
+    for column in ("", "p50", "p90", "p99", "p99.9", "max"):
+        table.add_column(column, justify="right" if column else "left")
+    for key, label in (
+        ("latency_ms", "to every recipient, ms"),
+        ("last_recipient_ms", "to the last one, ms"),
+        ("ack_ms", "to the receipt, ms"),
+    ):
+        cells = (report[key].get(name) for name in ("p50", "p90", "p99", "p999", "max"))
+        table.add_row(label, *("–" if cell is None else f"{cell:.2f}" for cell in cells))
+    return table
+
+
+def describe(report: dict[str, Any]) -> list[str]:
+    """What does not fit the table, a line each."""
+    receiver, sender = report["generator"]["receiver_us_per_delivery"], report["generator"]["sender_us_per_message"]
+    machine, kills = report["machine"], report["kills"]
+    lines = [
+        f"achieved {report['achieved_per_s']:g}/s of {report['offered_per_s']:g}/s; {report['deliveries']} deliveries",
+        f"lost {report['lost']}, duplicated {report['duplicated']}, reordered {report['reordered']} "
+        f"(again on the wire: {report['wire_duplicates']})",
+        f"node: {report['cpu_us_per_delivery']} µs CPU a delivery, at most {report['rss_mib_max']} MiB resident",
+        f"generator: {receiver['user']} µs user + {receiver['system']} µs system a delivery; sender {sender['user']} + "
+        f"{sender['system']} µs a message, at most {report['generator']['sender_late_ms_max']} ms late",
+    ]
+    if kills:
+        down = ", ".join(f"{kill['down_s']} s" for kill in kills)
+        lines.append(f"killed {len(kills)} time(s), back after {down}; {report['resubmitted']} submitted again")
+    if report["refused"]:
+        lines.append("refused: " + ", ".join(f"{count} {name}" for name, count in report["refused"].items()))
+    if report["canary"]:
+        canary = report["canary"]
+        lines.append(f"canary (full SDK): {canary['received']} of {canary['sent']}, p50 {canary['p50_ms']} ms")
+    where = (f"{machine['cores']} cores", machine["cpu"], machine["kernel"], machine["disk"])
+    lines.append(f"{', '.join(where)}; seed {report['seed']}")
+    return lines

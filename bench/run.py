@@ -1,0 +1,197 @@
+"""One run: recipients connect, the roster is published, messages go out on schedule, and everything is counted."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from bench.enrol import Group, enrol, make_group
+from bench.machine import NodeMeter
+from bench.pipes import Go, Plan, Progress, Receive, Received, Send, Sent, ToWorker
+from bench.scenario import NS, Scenario
+from bench.session import Enrolled
+from bench.target import Target
+from bench.workers import Worker, work
+from relay.errors import PosthouseError
+
+_CONNECT_S = 60.0  # for all recipients to be live, and as much again for each thousand of them
+_LEAD_NS = NS // 2  # from Go to message 0, so that every process has heard of it
+QUIET_S = 15.0  # s; a node that is killed is back in less
+_LINGER_S = 0.5  # after everything came: what would come a second time has so long to do it
+_LOOK_S = 0.1
+
+
+@dataclass(slots=True)
+class Status:
+    """What a progress line shows."""
+
+    phase: str
+    elapsed_s: float = 0.0
+    whole_s: float = 1.0
+    live: int = 0
+    deliveries: int = 0
+    accepted: int = 0
+
+
+@dataclass(slots=True)
+class Raw:
+    """What one run yielded, before it is summed up."""
+
+    scenario: Scenario
+    start_ns: int
+    sent: Sent
+    received: Sequence[Received]
+    meter: NodeMeter
+    kills: list[float] = field(default_factory=list)
+
+    def last_ns(self) -> list[int]:
+        """For each message the time at which the last recipient had it; 0 where some recipient never did."""
+        latest = [0] * self.scenario.schedule.total
+        for one in self.received:
+            times = array("q", one.last_ns)
+            latest = [max(pair) for pair in zip(latest, times, strict=True)]
+        for one in self.received:
+            for sequence in one.absent:
+                latest[sequence] = 0
+        return latest
+
+
+Show = Callable[[Status], None]
+
+
+async def run_bench(scenario: Scenario, target: Target, logs: Path, show: Show, quiet_s: float = QUIET_S) -> Raw:
+    """Run `scenario` against `target`; worker logs go into `logs`. When nothing has moved for `quiet_s` after the last
+    message was due, what is missing is lost. Raises PosthouseError when the run is void."""
+    try:
+        async with trio.open_nursery() as nursery:
+            return await _Run(scenario, target, logs, show, quiet_s, nursery).carry_out()
+    except* PosthouseError as group:
+        raise _first(group) from None
+
+
+def _first(group: BaseException) -> PosthouseError:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    assert isinstance(group, PosthouseError)
+    return group
+
+
+class _Run:
+    def __init__(
+        self, scenario: Scenario, target: Target, logs: Path, show: Show, quiet_s: float, nursery: trio.Nursery
+    ) -> None:
+        self._scenario, self._target, self._logs, self._show, self._nursery = scenario, target, logs, show, nursery
+        self._quiet_ns = int(quiet_s * NS)
+        self._meter = NodeMeter()
+        self._kills: list[float] = []
+        self._receivers: list[Worker] = []
+
+    async def carry_out(self) -> Raw:
+        scenario = self._scenario
+        owner, *recipients = await trio.to_thread.run_sync(self._enrol)
+        group = make_group(self._target.home, owner, [owner, *recipients])
+        plan = self._plan(group)
+        for number in range(scenario.generators):
+            share = tuple(recipients[number :: scenario.generators])
+            self._receivers.append(await self._start("bench.receiver", f"receiver-{number}", Receive(plan, share)))
+        await self._ready(self._receivers, "connecting")
+        sender = await self._start("bench.sender", "sender", Send(plan, owner, group.head, group.parts))
+        await self._ready([sender], "publishing the roster")
+        start_ns = time.monotonic_ns() + _LEAD_NS
+        for worker in [sender, *self._receivers]:
+            await worker.tell(Go(start_ns))
+        await self._drive(sender, start_ns)
+        for worker in [sender, *self._receivers]:
+            await worker.finish()
+        received = [worker.result for worker in self._receivers if isinstance(worker.result, Received)]
+        assert isinstance(sender.result, Sent)
+        return Raw(scenario, start_ns, sender.result, received, self._meter, self._kills)
+
+    def _enrol(self) -> list[Enrolled]:
+        now_ms = time.time_ns() // 1_000_000
+        count = self._scenario.recipients + 1
+        return [enrol(self._target.home, self._scenario.seed, number, now_ms) for number in range(count)]
+
+    def _plan(self, group: Group) -> Plan:
+        scenario = self._scenario
+        return Plan(
+            endpoint=self._target.endpoint,
+            group=group.id,
+            rate=scenario.rate,
+            warm_up=scenario.warm_up,
+            seconds=scenario.seconds,
+            size=scenario.size,
+            seed=scenario.seed,
+        )
+
+    async def _start(self, module: str, name: str, order: ToWorker) -> Worker:
+        worker: Worker = await self._nursery.start(work, module, name, order, self._logs)
+        return worker
+
+    async def _ready(self, workers: Sequence[Worker], phase: str) -> None:
+        with trio.move_on_after(_CONNECT_S * (1 + self._scenario.recipients / 1000)) as scope:
+            for worker in workers:
+                while not worker.ready.is_set():
+                    self._show(self._status(phase))
+                    with trio.move_on_after(_LOOK_S):
+                        await worker.ready.wait()
+        if scope.cancelled_caught:
+            live = sum(worker.progress.live for worker in workers)
+            raise PosthouseError(f"{phase}: only {live} devices were live in time", f"See the logs in {self._logs}")
+
+    # --- while it runs ---------------------------------------------------------------------------
+    async def _drive(self, sender: Worker, start_ns: int) -> None:
+        """Until everything came, or nothing moves any more."""
+        scenario, schedule = self._scenario, self._scenario.schedule
+        measured_ns = start_ns + schedule.offset_ns(schedule.first_measured)
+        await _until(measured_ns)
+        self._meter.begin(self._target.pid)
+        async with trio.open_nursery() as nursery:
+            if scenario.kill_at is not None:
+                nursery.start_soon(self._kill, measured_ns + int(scenario.kill_at * NS))
+            end_ns = start_ns + schedule.offset_ns(schedule.total)
+            seen: list[Progress] = []
+            moved_ns = end_ns
+            while not self._complete(sender):
+                self._show(self._status("running", start_ns, sender))
+                now, before = time.monotonic_ns(), seen
+                seen = [worker.progress for worker in [sender, *self._receivers]]
+                moved_ns = max(moved_ns, now) if seen != before else moved_ns
+                if now > max(moved_ns, end_ns) + self._quiet_ns:
+                    break
+                await trio.sleep(_LOOK_S)
+        self._meter.end(self._target.pid)
+        await trio.sleep(_LINGER_S)
+
+    def _complete(self, sender: Worker) -> bool:
+        had = sum(worker.progress.count for worker in self._receivers)
+        return sender.progress.finished and had >= sender.progress.accepted * self._scenario.recipients
+
+    async def _kill(self, when_ns: int) -> None:
+        """SIGKILL and a start on the same data, while the sender keeps to its schedule."""
+        await _until(when_ns)
+        self._meter.end(self._target.pid)
+        killed_ns = time.monotonic_ns()
+        self._target.kill()
+        await self._target.restart()
+        self._kills.append((time.monotonic_ns() - killed_ns) / NS)
+
+    def _status(self, phase: str, start_ns: int = 0, sender: Worker | None = None) -> Status:
+        schedule = self._scenario.schedule
+        return Status(
+            phase=phase,
+            elapsed_s=max(0.0, (time.monotonic_ns() - start_ns) / NS) if start_ns else 0.0,
+            whole_s=schedule.offset_ns(schedule.total) / NS,
+            live=sum(worker.progress.live for worker in self._receivers),
+            deliveries=sum(worker.progress.count for worker in self._receivers),
+            accepted=sender.progress.accepted if sender is not None else 0,
+        )
+
+
+async def _until(when_ns: int) -> None:
+    await trio.sleep(max(0.0, (when_ns - time.monotonic_ns()) / NS))

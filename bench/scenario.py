@@ -1,0 +1,134 @@
+"""A scenario: what runs, as TOML. Every mistake is reported at once, with what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from relay.errors import ConfigError
+from relay.limits import MAX_CONNECTIONS, MAX_MEMBERS
+
+NS = 1_000_000_000  # ns in a second
+SMOKE: Mapping[str, Any] = {"recipients": 20, "rate": 20.0, "seconds": 3.0, "warm_up": 1.0}
+_RECIPIENTS = min(MAX_CONNECTIONS, MAX_MEMBERS) - 8  # the sender and the canary's clients connect as well
+_MIN_BODY = 32  # bytes; sequence number and time need up to 23
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. Field descriptions are the remedies that a user reads."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, description="a name of 1 to 64 characters")]
+    recipients: Annotated[
+        int, Meta(ge=1, le=_RECIPIENTS, description=f"how many devices receive, 1 to {_RECIPIENTS}")
+    ] = 300
+    rate: Annotated[float, Meta(gt=0, le=20_000, description="messages a second, above 0, at most 20000")] = 50.0
+    seconds: Annotated[float, Meta(ge=1, le=3600, description="seconds that are measured, 1 to 3600")] = 20.0
+    warm_up: Annotated[float, Meta(ge=0, le=600, description="seconds before the measured ones, 0 to 600")] = 2.0
+    size: Annotated[
+        int, Meta(ge=_MIN_BODY, le=64 * 1024, description=f"bytes of an envelope's body, {_MIN_BODY} to 65536")
+    ] = 256
+    generators: Annotated[int, Meta(ge=1, le=64, description="receiving processes, 1 to 64")] = 1
+    canary_rate: Annotated[float, Meta(ge=0, le=100, description="SDK messages a second, 0 to 100")] = 1.0
+    tls: Annotated[bool, Meta(description="true or false")] = False
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="a whole number, 0 or more")] = 1
+    kill_at: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, below `seconds`")
+    ] = None
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.rate, self.warm_up, self.seconds)
+
+
+class Schedule:
+    """When each message is due: fixed before the run, whatever the node does (an open loop)."""
+
+    def __init__(self, rate: float, warm_up: float, seconds: float) -> None:
+        self.rate = rate
+        self.first_measured = round(rate * warm_up)
+        self.total = self.first_measured + max(1, round(rate * seconds))
+
+    @property
+    def measured(self) -> int:
+        """Messages that are timed: the sequence numbers first_measured … total - 1."""
+        return self.total - self.first_measured
+
+    def offset_ns(self, sequence: int) -> int:
+        """ns after the start at which message `sequence` is due; monotonic, never drifting."""
+        return int(sequence * NS / self.rate)
+
+    def due(self, elapsed_ns: int) -> int:
+        """How many messages are due `elapsed_ns` after the start."""
+        if elapsed_ns < 0:
+            return 0
+        count = min(self.total, int(elapsed_ns * self.rate / NS) + 2)
+        while count > 0 and self.offset_ns(count - 1) > elapsed_ns:
+            count -= 1
+        return count
+
+
+def _check(source: str, given: Mapping[str, Any]) -> Scenario:
+    hints = get_type_hints(Scenario, include_extras=True)
+    findings: list[tuple[str, str, str]] = []
+    for key in given:
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, 1)
+            remedy = f"Did you mean `{close[0]}`?" if close else f"Known: {', '.join(hints)}"
+            findings.append((key, "no such key", remedy))
+    if "name" not in given:
+        findings.append(("name", "missing", "Give the scenario a name"))
+    for key, hint in hints.items():
+        if key in given:
+            try:
+                msgspec.convert(given[key], hint, strict=True)
+            except msgspec.ValidationError as error:
+                findings.append((key, f"{given[key]!r}: {error}".rstrip("."), f"Give {get_args(hint)[1].description}"))
+    if not findings:
+        findings += _together(given)
+    if findings:
+        raise ConfigError(source, findings)
+    return msgspec.convert(dict(given), Scenario)
+
+
+def _together(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """What only shows when values are looked at together; each value by itself is right."""
+    scenario = msgspec.convert(dict(given), Scenario)
+    if scenario.kill_at is not None and scenario.kill_at >= scenario.seconds:
+        yield "kill_at", f"{scenario.kill_at} is not before the end", f"Choose less than {scenario.seconds} seconds"
+    if scenario.generators > scenario.recipients:
+        yield "generators", "more than recipients", f"Choose at most {scenario.recipients}"
+    if scenario.rate * (scenario.seconds + scenario.warm_up) < 1:
+        yield "rate", "no message would be sent", "Raise rate or seconds"
+
+
+def known_scenarios() -> list[str]:
+    """Names of the scenarios that come with Posthouse."""
+    folder = resources.files("bench") / "scenarios"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_scenario(source: str, overrides: Mapping[str, Any] | None = None) -> Scenario:
+    """Read a scenario by path or, for those that come with Posthouse, by name; `overrides` replace its values.
+
+    Raises ConfigError with every finding."""
+    shipped = resources.files("bench") / "scenarios" / f"{source}.toml"
+    try:
+        if source in known_scenarios():
+            text = shipped.read_text(encoding="utf-8")
+        else:
+            text = Path(source).read_text(encoding="utf-8")
+        given = tomllib.loads(text)
+    except OSError as error:
+        remedy = f"Give a path, or one of: {', '.join(known_scenarios())}"
+        raise ConfigError(source, [("scenario", error.strerror or "cannot be read", remedy)]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(source, [("scenario", f"not TOML: {error}", "See bench/scenarios/fanout.toml")]) from None
+    return _check(source, {**given, **(overrides or {})})
+

@@ -1,0 +1,223 @@
+"""The shell of a worker: non-blocking sockets, timers and the pipe to the bench in one loop. No threads, no library.
+
+Receivers wait with epoll (many sockets), the sender with select (two descriptors, and a timeout that is exact to the µs
+where epoll's is whole ms).
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import selectors
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from bench.pipes import Endpoint, FromWorker, Reader, ToWorker, frame, to_worker
+from bench.scenario import NS
+from bench.session import Session, State
+from relay.errors import ProtocolError
+from relay.limits import KIB
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_RECV = 256 * KIB  # bytes asked for in one recv: what a busy socket collects between two rounds of the loop
+
+
+class Hub:
+    """One loop over sockets and timers. `run` returns after `stop`."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self.selector = selector
+        self._timers: list[tuple[int, int, Callable[[], None]]] = []
+        self._count = 0
+        self._running = True
+
+    def at(self, when_ns: int, action: Callable[[], None]) -> None:
+        """Call `action` once, not before `when_ns` (monotonic)."""
+        self._count += 1
+        heapq.heappush(self._timers, (when_ns, self._count, action))
+
+    def stop(self) -> None:
+        self._running = False
+
+    def run(self) -> None:
+        select, timers = self.selector.select, self._timers
+        while self._running:
+            timeout = max(0.0, (timers[0][0] - time.monotonic_ns()) / NS) if timers else None
+            for key, mask in select(timeout):
+                key.data(mask)
+            now = time.monotonic_ns()
+            while timers and timers[0][0] <= now:
+                heapq.heappop(timers)[2]()
+
+
+class Control:
+    """The worker's end of the pipes: `on_message` for each order; the end of the pipe ends the worker."""
+
+    def __init__(self, hub: Hub, on_message: Callable[[ToWorker], None], stdin: int = 0, stdout: int = 1) -> None:
+        self._hub, self._on_message = hub, on_message
+        self._in, self._out = stdin, stdout
+        self._reader: Reader[ToWorker] = to_worker()
+        hub.selector.register(stdin, READ, self._ready)
+
+    def _ready(self, _mask: int) -> None:
+        data = os.read(self._in, _RECV)
+        if not data:
+            self._hub.stop()
+        for message in self._reader.feed(data):
+            self._on_message(message)
+
+    def say(self, message: FromWorker) -> None:
+        """Write one message; the bench is always reading."""
+        left = memoryview(frame(message))
+        while left:
+            left = left[os.write(self._out, left) :]
+
+
+def client_context(authority: str) -> ssl.SSLContext | None:
+    """What checks the node's certificate, or None for plain ws."""
+    if not authority:
+        return None
+    context = ssl.create_default_context(cadata=authority)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+class Owner(Protocol):
+    """Whose connection it is."""
+
+    def live(self) -> None:
+        """WELCOME came."""
+
+    def messages(self, messages: list[bytes], now_ns: int) -> None:
+        """What one read brought once it is live, and when."""
+
+    def lost(self, why: str) -> None:
+        """The connection ended, or never came about. Called once, unless `close` was called before."""
+
+
+class Connection:
+    """A session over one socket."""
+
+    __slots__ = (
+        "_connecting", "_context", "_endpoint", "_events", "_handshaking", "_hub", "_owner", "_sock", "session",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        hub: Hub,
+        endpoint: Endpoint,
+        context: ssl.SSLContext | None,
+        session: Session,
+        owner: Owner,
+    ) -> None:
+        self._hub, self._endpoint, self._context, self.session, self._owner = hub, endpoint, context, session, owner
+        family, kind, proto, _, address = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)[0]
+        self._sock = socket.socket(family, kind, proto)
+        self._sock.setblocking(False)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connecting, self._handshaking = True, context is not None
+        self._events = WRITE
+        self._sock.connect_ex(address)
+        hub.selector.register(self._sock, WRITE, self._ready)
+
+    def flush(self) -> None:
+        """Write what the session has; what does not fit waits for the socket."""
+        if self._connecting or self._handshaking or not self._events:
+            return
+        output = self.session.output
+        try:
+            while output:
+                del output[: self._sock.send(output)]
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            pass
+        except OSError as error:
+            self._lose(error.strerror or type(error).__name__)
+            return
+        self._watch(READ | WRITE if output else READ)
+
+    def close(self) -> None:
+        """Let go; nothing is called any more."""
+        if self._events:
+            self._events = 0
+            self._hub.selector.unregister(self._sock)
+            self._sock.close()
+
+    def _watch(self, events: int) -> None:
+        if events != self._events:
+            self._events = events
+            self._hub.selector.modify(self._sock, events, self._ready)
+
+    def _lose(self, why: str) -> None:
+        if self._events:
+            self.close()
+            self._owner.lost(why)
+
+    def _ready(self, mask: int) -> None:
+        if self._connecting or self._handshaking:
+            self._establish()
+            return
+        if mask & READ:
+            self._read()
+        if mask & WRITE and self._events:
+            self.flush()
+
+    def _establish(self) -> None:
+        try:
+            if self._connecting:
+                failed = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if failed:
+                    raise OSError(failed, os.strerror(failed))
+                self._connecting = False
+                if self._context is not None:
+                    self._hub.selector.unregister(self._sock)
+                    self._sock = self._context.wrap_socket(
+                        self._sock, server_hostname=self._endpoint.host, do_handshake_on_connect=False
+                    )
+                    self._hub.selector.register(self._sock, self._events, self._ready)
+            if isinstance(self._sock, ssl.SSLSocket):
+                self._sock.do_handshake()
+            self._handshaking = False
+        except ssl.SSLWantReadError:
+            self._watch(READ)
+        except ssl.SSLWantWriteError:
+            self._watch(WRITE)
+        except OSError as error:
+            self._lose(str(error))
+        else:
+            self.flush()
+
+    def _read(self) -> None:
+        while self._events:
+            try:
+                data = self._sock.recv(_RECV)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError as error:
+                self._lose(error.strerror or type(error).__name__)
+                return
+            now = time.monotonic_ns()
+            if not data:
+                self._lose("the node closed the connection")
+                return
+            self._take(data, now)
+            if self._context is None and len(data) < _RECV:
+                return  # nothing more was there: spare the recv that would say so
+
+    def _take(self, data: bytes, now: int) -> None:
+        session, fresh = self.session, self.session.welcome is None
+        try:
+            messages = session.feed(data)
+            if fresh and session.welcome is not None:
+                self._owner.live()
+            if messages:
+                self._owner.messages(messages, now)
+        except ProtocolError as error:
+            self._lose(str(error))
+            return
+        if session.output:
+            self.flush()
+        if session.state is State.ENDED:
+            self._lose("the node closed the connection")

@@ -1,0 +1,84 @@
+"""Whole runs with real worker processes against a stand-in: what it does wrong must be seen, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from bench.report import describe, make_table, summarize, verdict
+from bench.run import Raw, run_bench
+from bench.scenario import Scenario
+from relay.errors import PosthouseError
+from tests.bench.standin import Frames, StandIn, truly
+
+SMALL = {"name": "small", "recipients": 8, "rate": 100.0, "seconds": 1.0, "warm_up": 0.2, "generators": 2}
+
+
+async def run(target: StandIn, logs: Path, quiet_s: float = 10.0, **changes: Any) -> Raw:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(target.serve)
+        raw = await run_bench(Scenario(**{**SMALL, **changes}), target, logs, lambda status: None, quiet_s)
+        nursery.cancel_scope.cancel()
+    return raw
+
+
+async def test_a_good_node_passes(tmp_path: Path) -> None:
+    target = StandIn()
+    report = summarize(await run(target, tmp_path), None, tmp_path)
+    assert verdict(report) == []
+    assert (report["deliveries"], report["accepted"], report["offered_per_s"]) == (800, 120, 100.0)
+    assert report["achieved_per_s"] >= 95
+    assert list(report["latency_ms"]) == ["p50", "p90", "p99", "p999", "max"] == list(report["last_recipient_ms"])
+    assert 0 < report["ack_ms"]["p50"] <= report["latency_ms"]["max"]
+    assert report["latency_ms"]["p50"] <= report["last_recipient_ms"]["p50"]
+    assert target.logins == 9
+    assert 8 * 120 / 8 <= target.acks <= 9 * 120  # the stand-in asks for an ack every 8 deliveries or 20 ms
+    assert make_table(report).row_count == 3
+    assert any("800 deliveries" in line for line in describe(report))
+
+
+async def test_a_kill_in_mid_run_loses_nothing(tmp_path: Path) -> None:
+    target = StandIn()
+    raw = await run(target, tmp_path, kill_at=0.4)
+    report = summarize(raw, None, tmp_path)
+    assert verdict(report) == []
+    assert len(report["kills"]) == 1
+    assert report["kills"][0]["down_s"] >= 0.2
+    assert report["resubmitted"] > 0
+    assert report["reconnects"] == 8
+    # the schedule went on while nobody answered, and latencies count from it
+    assert report["latency_ms"]["max"] >= 150
+
+
+def liar(number: int, log: list[bytes]) -> Frames:
+    """Loses 20, duplicates 30, repeats 40 on the wire, swaps 50 and 51, damages 60."""
+    envelope = log[number - 1]
+    match number:
+        case 20 | 50:
+            return []
+        case 30:
+            return [(2 * number, envelope), (2 * number + 1, envelope)]
+        case 40:
+            return [(2 * number, envelope)] * 2
+        case 51:
+            return [(2 * number, envelope), (2 * number + 1, log[49])]
+        case 60:
+            return [(2 * number, envelope[:-1] + b"?")]
+    return truly(number, log)
+
+
+async def test_every_lie_is_seen_at_every_recipient(tmp_path: Path) -> None:
+    report = summarize(await run(StandIn(liar), tmp_path, quiet_s=1.0), None, tmp_path)
+    seen = {key: report[key] for key in ("lost", "duplicated", "wire_duplicates", "reordered", "damaged")}
+    assert seen == {"lost": 2 * 8, "duplicated": 8, "wire_duplicates": 8, "reordered": 8, "damaged": 8}
+    assert verdict(report)[:4] == ["16 lost", "8 duplicated", "8 reordered", "8 damaged"]
+
+
+async def test_a_node_that_turns_devices_away_voids_the_run(tmp_path: Path) -> None:
+    target = StandIn(turn_away=True)
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(target, tmp_path)
+    assert caught.group_contains(PosthouseError, match="AUTH, no such device")
