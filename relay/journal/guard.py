@@ -1,0 +1,182 @@
+"""The disk writer's own residency check (section 5, rule 2): from records that it verifies itself it knows who is at
+home in this cell, and refuses what must not rest on its disk. It trusts neither the gateway, nor routing, nor the fold.
+
+It asks whose mail this is, not who may do what: a device or group that was ever at home here stays known, so that what
+it left in the log can be carried. Whether it is still enrolled is the fold's business.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import MutableMapping, Sequence
+from typing import Union
+
+from relay.core.codec import Decoder, Struct, digest, encode
+from relay.core.envelope import Header, To, read_header
+from relay.core.records import (
+    HANDIN_ENVELOPE, HANDIN_ROSTER, Carry, HandIn, Home, Record, Roster, Submit, decode_record,
+)
+from relay.core.shapes import Hash, Key
+from relay.core.trust import (
+    HomeRecord, Root, VerifiedHead, read_home, verify_home, verify_part, verify_roster,
+)
+from relay.errors import ProtocolError, ResidencyError, TrustError
+from relay.limits import KIB
+
+_HARMLESS = frozenset({1, 3, 5, 8, 10})  # tags of records that hold no envelope and name nobody who is not known
+_REMEDY = "Nothing of this batch was written"
+
+
+class _UserFact(Struct, tag=1):
+    """A user at home here: the newest home record, and every device that one of them enrolled."""
+
+    signed: bytes
+    devices: tuple[Key, ...]
+
+
+class _GroupFact(Struct, tag=2):
+    """A group: its owner's key, and whether it ever had members here."""
+
+    group: Hash
+    owner: Key
+    resident: bool
+
+
+_fact: Decoder[_UserFact | _GroupFact] = Decoder(Union[_UserFact, _GroupFact], "residency fact", 64 * KIB)
+
+
+class _User(Struct):
+    home: HomeRecord
+    devices: tuple[Key, ...]
+
+
+class _Known:
+    """Who is at home here. A batch looks at what is known through a layer of its own."""
+
+    def __init__(self, below: _Known | None = None) -> None:
+        self.users: MutableMapping[bytes, _User] = ChainMap({}, below.users) if below else {}
+        self.devices: MutableMapping[bytes, bytes] = ChainMap({}, below.devices) if below else {}  # device → user
+        self.groups: MutableMapping[bytes, _GroupFact] = ChainMap({}, below.groups) if below else {}
+        self.facts: dict[bytes, bytes] = {}  # what this layer taught
+
+    def add_user(self, home: HomeRecord, devices: tuple[bytes, ...]) -> None:
+        self.users[home.user] = _User(home, devices)
+        self.devices.update(dict.fromkeys(devices, home.user))
+        self.facts[digest(home.user, b"posthouse.user")] = encode(_UserFact(home.signed, devices))
+
+    def add_group(self, fact: _GroupFact) -> None:
+        self.groups[fact.group] = fact
+        self.facts[digest(fact.group, b"posthouse.group")] = encode(fact)
+
+
+class ResidencyGuard:
+    """relay.ports.Residency for the cell `cell` of `region`, by the verified `root`."""
+
+    def __init__(self, region: str, cell: str, root: Root) -> None:
+        self._region = region
+        self._cell = cell
+        self._root = root
+        self._cells = frozenset(root.cells())
+        self._known = _Known()
+
+    def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take in facts that `check` once gave, in their order. Raises ProtocolError for bytes that are none."""
+        for _, value in facts:
+            fact = _fact(value)
+            if isinstance(fact, _UserFact):
+                self._known.add_user(read_home(fact.signed), fact.devices)
+            else:
+                self._known.add_group(fact)
+        self._known.facts.clear()
+
+    def check(self, records: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        """The facts that the records teach. Raises ResidencyError; the guard itself changes only by `learn`."""
+        known = _Known(self._known)
+        for ordinal, record in enumerate(records):
+            try:
+                self._check(record, known)
+            except ResidencyError as error:
+                raise ResidencyError(error.text, _REMEDY, ordinal) from None
+            except (TrustError, ProtocolError) as error:
+                raise ResidencyError(f"a record that does not verify: {error.text}", _REMEDY, ordinal) from None
+        return list(known.facts.items())
+
+    def _check(self, encoded: bytes, known: _Known) -> None:
+        if encoded[:1] and 0x90 <= encoded[0] <= 0x9F and encoded[1:2] and encoded[1] in _HARMLESS:
+            return  # the hot path: a short msgpack array whose first element is that tag, acks above all
+        record: Record = decode_record(encoded)
+        match record:
+            case Home(signed):
+                self._check_home(signed, known)
+            case Submit():
+                self._check_submit(record, known)
+            case Roster():
+                self._check_roster(record, known)
+            case HandIn():
+                self._check_hand_in(record, known)
+            case Carry(items):
+                for carried in items:
+                    if isinstance(decode_record(carried.record), Carry):
+                        raise ResidencyError("a carry within a carry")
+                    self._check(carried.record, known)
+
+    def _check_home(self, signed: bytes, known: _Known) -> None:
+        claimed = read_home(signed)
+        if claimed.payload.region != self._region or claimed.cell != self._cell:
+            raise ResidencyError(f"a home record of cell {claimed.cell}, not of {self._cell}")
+        user = known.users.get(claimed.user)
+        if user is not None and claimed.version <= user.home.version:
+            if claimed.version == user.home.version and claimed.digest != user.home.digest:
+                raise ResidencyError("two different home records of one version")
+            return  # seen before
+        home = verify_home(signed, self._root, user.home if user else None)
+        before = user.devices if user else ()
+        known.add_user(home, (*before, *(device.id for device in home.devices if device.id not in before)))
+
+    def _check_device(self, device: bytes, known: _Known) -> None:
+        if device not in known.devices:
+            raise ResidencyError(f"a record of device {device[:4].hex()}, which is not at home in {self._cell}")
+
+    def _check_cell(self, cell: str) -> None:
+        if cell not in self._cells:
+            raise ResidencyError(f"a record for cell {cell}, which the root does not list")
+
+    def _check_submit(self, record: Submit, known: _Known) -> None:
+        self._check_device(record.device, known)
+        self._check_cell(record.dest)
+        if record.dest == self._cell:
+            self._check_address(read_header(record.envelope), known)
+
+    def _check_address(self, header: Header, known: _Known) -> None:
+        """An envelope that is to rest here for its recipients."""
+        if header.kind == To.MAILBOX and header.to not in known.users:
+            raise ResidencyError(f"an envelope for user {header.to[:4].hex()}, who is not at home in {self._cell}")
+        group = known.groups.get(header.to) if header.kind == To.ROSTER else None
+        if group is not None and not group.resident:
+            raise ResidencyError(f"an envelope for group {header.to[:4].hex()}, which has no members in {self._cell}")
+
+    def _check_hand_in(self, record: HandIn, known: _Known) -> None:
+        if record.what == HANDIN_ENVELOPE:
+            self._check_address(read_header(record.item), known)
+        elif record.what == HANDIN_ROSTER:
+            self._learn_group(verify_roster(record.item), record.part, known)
+        elif record.item or record.part:
+            raise ResidencyError("a void or refused hand-over that holds bytes")
+
+    def _check_roster(self, record: Roster, known: _Known) -> None:
+        self._check_device(record.device, known)
+        for cell, _ in record.parts:
+            self._check_cell(cell)
+        head = verify_roster(record.head)
+        part = dict(record.parts).get(self._cell)
+        if part is not None:
+            self._learn_group(head, part, known)
+        elif head.head.version == 1 and head.group not in known.groups:
+            known.add_group(_GroupFact(head.group, head.head.owner_key, False))
+
+    def _learn_group(self, head: VerifiedHead, part: bytes, known: _Known) -> None:
+        if not verify_part(part, head, self._cell).members:
+            raise ResidencyError(f"a version of group {head.group[:4].hex()} without members in {self._cell}")
+        group = known.groups.get(head.group)
+        if group is None or (group.owner == head.head.owner_key and not group.resident):
+            known.add_group(_GroupFact(head.group, head.head.owner_key, True))

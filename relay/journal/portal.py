@@ -1,0 +1,125 @@
+"""An asyncio event loop in one thread beside trio: for aiosqlite, and the only file that imports asyncio.
+
+`Portal.run` is to asyncio what `trio.to_thread.run_sync` is to threads: it may be cancelled before the call starts and
+not after, so that a commit that began is known to have ended, and the state that follows from it is never left stale.
+It waits in real time, at most DISK_DEADLINE_S: a disk that hangs breaks the portal, and nothing runs behind its back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar, TypeVarTuple
+
+import trio
+
+from relay.limits import DISK_DEADLINE_S
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class _Call(Generic[T]):
+    """One call on its way through the portal; `carry` runs in the asyncio thread."""
+
+    def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
+        self.ended = trio.Event()
+        self.result: list[T] = []  # one element once it ended well
+        self.error: BaseException | None = trio.BrokenResourceError("the portal closed before the call ended")
+        self._function = function
+
+    async def carry(self, deadline_s: float) -> None:
+        """Run it to its end, or until the deadline: then it runs on, but nobody waits for it any longer."""
+        task = asyncio.ensure_future(self._await())
+        done, _ = await asyncio.wait({task}, timeout=deadline_s)
+        if not done:
+            self.error = trio.BrokenResourceError(f"a call did not end within {deadline_s} s")
+        elif not task.cancelled():
+            self.error = task.exception()
+
+    async def _await(self) -> None:
+        self.result.append(await self._function())
+
+
+class Portal:
+    """Runs asyncio functions for trio tasks. Made by `open_portal`."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._trio = trio.lowlevel.current_trio_token()
+        self._loop: asyncio.AbstractEventLoop | None = None  # while the thread serves
+        self._stop: asyncio.Event | None = None
+        self._calls: set[asyncio.Task[None]] = set()  # of the asyncio thread
+        self._broken = False
+
+    async def run(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+        """Await `function(*args)` in the asyncio thread; its result or exception. Calls start in the order made.
+
+        Not cancellable once started. Raises trio.BrokenResourceError when the call did not end within the deadline
+        (and from then on, because it may still be running), trio.ClosedResourceError after the portal closed."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._broken:
+            raise trio.BrokenResourceError("an earlier call hangs")
+        if self._loop is None:
+            raise trio.ClosedResourceError("the portal is closed")
+        call: _Call[T] = _Call(lambda: function(*args))
+        self._loop.call_soon_threadsafe(self._start, call)
+        with trio.CancelScope(shield=True):  # bounded by the deadline that `carry` keeps
+            await call.ended.wait()
+        if call.error is None:
+            return call.result[0]
+        self._broken |= isinstance(call.error, trio.BrokenResourceError)
+        raise call.error
+
+    def _start(self, call: _Call[Any]) -> None:
+        task = asyncio.ensure_future(call.carry(self._deadline_s))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        task.add_done_callback(lambda _: self._tell_trio(call.ended.set))
+
+    def _tell_trio(self, action: Callable[[], object]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            self._trio.run_sync_soon(action)
+
+    async def _serve(self, ready: trio.Event) -> None:
+        self._stop = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._tell_trio(ready.set)
+        await self._stop.wait()
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=self._deadline_s)
+
+    def _thread(self, ready: trio.Event, ended: trio.Event) -> None:
+        try:
+            asyncio.run(self._serve(ready))  # cancels what outlived the deadline
+        finally:
+            self._tell_trio(ended.set)
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Portal]:
+        ready, ended = trio.Event(), trio.Event()
+        thread = threading.Thread(target=self._thread, args=(ready, ended), name="posthouse-portal", daemon=True)
+        thread.start()
+        with trio.CancelScope(shield=True):
+            await ready.wait()
+        try:
+            yield self
+        finally:
+            loop, stop = self._loop, self._stop
+            assert loop is not None and stop is not None
+            self._loop = None
+            loop.call_soon_threadsafe(stop.set)
+            with trio.CancelScope(shield=True):
+                await ended.wait()
+            thread.join()
+
+
+@asynccontextmanager
+async def open_portal(deadline_s: float = DISK_DEADLINE_S) -> AsyncIterator[Portal]:
+    """A portal for the time of the block. On the way out it takes no new call, waits for those that run (each at most
+    `deadline_s`), and its thread has ended when the block is left."""
+    async with Portal(deadline_s)._opened() as portal:
+        yield portal

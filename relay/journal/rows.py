@@ -1,0 +1,162 @@
+"""What the rows of a store mean: the queries and the sealing that the running store and the inspector share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.core.block import Block, check_follows
+from relay.core.codec import digest, pack
+from relay.errors import StoreDamaged, StoreForeign
+from relay.journal.seal import StorageRing, context
+
+STORE_FILE = "log.sqlite"  # in the store's directory
+APPLICATION_ID = 0x506F7374  # "Post", in the header of the database file
+FORMAT = 1  # of the tables and of what is in them
+
+META = "SELECT federation, cell, log_id, key_check, first, prev, time FROM meta"
+SIZES = "SELECT idx, length(sealed) FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT 256"
+BLOCKS = "SELECT idx, prev, time, hash, sealed FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx"
+CHECKPOINT = "SELECT generation, idx, count, checksum FROM checkpoint"
+_CHECKPOINT_ROW = "FROM checkpoint_row WHERE generation = ? AND ordinal"
+CHECKPOINT_SIZES = f"SELECT ordinal, length(sealed) {_CHECKPOINT_ROW} >= ? ORDER BY ordinal LIMIT 256"
+CHECKPOINT_ROWS = f"SELECT sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY ordinal"
+
+_KEY_CHECK = b"posthouse storage key"
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Whose log it is, and the end of what was released: `prev` and `time` (Unix ms) are those of block first - 1."""
+
+    federation: bytes
+    cell: str
+    log_id: bytes
+    key_check: bytes
+    first: int
+    prev: bytes
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """A block as it rests: its records sealed."""
+
+    index: int
+    prev: bytes
+    time: int
+    hash: bytes
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointHead:
+    """The current checkpoint: taken after block `index`, `count` rows, a checksum over them."""
+
+    generation: int
+    index: int
+    count: int
+    checksum: bytes
+
+
+class Sealer:
+    """Seals and opens what one log keeps. Errors name the block or row."""
+
+    def __init__(self, ring: StorageRing, log_id: bytes, random_bytes: Callable[[int], bytes]) -> None:
+        self._ring = ring
+        self._log_id = log_id
+        self._random_bytes = random_bytes
+
+    def _seal(self, purpose: bytes, place: Sequence[int], plain: Sequence[bytes]) -> bytes:
+        return self._ring.seal(context(purpose, self._log_id, *place), plain, self._random_bytes)
+
+    def _open(self, purpose: bytes, place: Sequence[int], sealed: bytes, what: str) -> tuple[bytes, ...]:
+        return self._ring.open(context(purpose, self._log_id, *place), sealed, what)
+
+    def block_row(self, block: Block) -> BlockRow:
+        """The row of a block."""
+        return BlockRow(block.index, block.prev, block.time, block.hash, self._seal(b"B", [block.index], block.records))
+
+    def block(self, row: BlockRow) -> Block:
+        """The block of a row, its hash verified. Raises StoreDamaged, StoreForeign (a key that is not in the ring)."""
+        records = self._open(b"B", [row.index], row.sealed, f"block {row.index}")
+        block = Block(self._log_id, row.index, row.prev, row.time, records, row.hash)
+        check_follows(block, None)
+        return block
+
+    def checkpoint_row(self, index: int, ordinal: int, row: bytes) -> bytes:
+        """Seal one row of the checkpoint taken after block `index`."""
+        return self._seal(b"C", [index, ordinal], [row])
+
+    def open_checkpoint_row(self, index: int, ordinal: int, sealed: bytes) -> bytes:
+        """Raises StoreDamaged, StoreForeign."""
+        (row,) = self._open(b"C", [index, ordinal], sealed, f"checkpoint row {ordinal}")
+        return row
+
+    def fact(self, key: bytes, value: bytes) -> bytes:
+        """Seal one fact of the residency check."""
+        return self._seal(b"F" + key, [], [value])
+
+    def open_fact(self, key: bytes, sealed: bytes) -> bytes:
+        """Raises StoreDamaged, StoreForeign."""
+        (value,) = self._open(b"F" + key, [], sealed, "a residency fact")
+        return value
+
+    def key_check(self) -> bytes:
+        """A value by which `check_key` tells whether a ring is the store's."""
+        return self._seal(b"K", [], [_KEY_CHECK])
+
+    def check_key(self, sealed: bytes, file: Path) -> None:
+        """Raises StoreForeign where the ring lacks the store's key."""
+        try:
+            self._open(b"K", [], sealed, f"{file}: the store")
+        except StoreDamaged as error:
+            raise StoreDamaged(f"{file}: its key check does not open: {error.text}") from None
+
+
+def checkpoint_checksum(log_id: bytes, index: int, rows: Sequence[bytes]) -> bytes:
+    """Over the plaintext rows of a checkpoint, their order and their place."""
+    return digest(pack([log_id, index, [digest(row) for row in rows]]), b"posthouse.check")
+
+
+def verify_checkpoint(head: CheckpointHead, log_id: bytes, rows: Sequence[bytes]) -> None:
+    """Raises StoreDamaged unless these are the rows that the head stands for."""
+    if len(rows) != head.count or checkpoint_checksum(log_id, head.index, rows) != head.checksum:
+        raise StoreDamaged(f"the checkpoint after block {head.index} does not match its checksum")
+
+
+def check_link(block: Block, prev: Block) -> None:
+    """Raises StoreDamaged unless `block`, whose own hash was verified, follows `prev`."""
+    if block.index != prev.index + 1 or block.prev != prev.hash or block.time < prev.time:
+        raise StoreDamaged(f"block {block.index} does not follow block {prev.index}")
+
+
+def within(sizes: Sequence[tuple[int, int]], first: int, max_bytes: int) -> int:
+    """The last of (number, bytes) from `first` on that a batch of `max_bytes` takes, at least `first` itself."""
+    last, total = first, 0
+    for index, size in sizes:
+        total += size
+        if index > first and total > max_bytes:
+            break
+        last = index
+    return last
+
+
+def check_rows(rows: Sequence[BlockRow], first: int) -> None:
+    """Raises StoreDamaged unless the rows are blocks `first`, first + 1, … without a gap."""
+    for expected, row in enumerate(rows, first):
+        if row.index != expected:
+            raise StoreDamaged(f"block {expected} is missing")
+    if not rows:
+        raise StoreDamaged(f"block {first} is missing")
+
+
+def check_identity(application_id: int, version: int, file: Path) -> None:
+    """Raises StoreForeign for a database that is not a store, or one of a newer format."""
+    if application_id != APPLICATION_ID:
+        raise StoreForeign(f"{file}: a database, but not a Posthouse store", "Check [paths] data")
+    if version != FORMAT:
+        raise StoreForeign(
+            f"{file}: format {version}; this release reads format {FORMAT}", "Run the release that wrote it"
+        )
