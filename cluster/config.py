@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import NODEFAULT, Struct
@@ -110,19 +110,21 @@ def _values(
                 findings.append((f"{section}.{key}", "is missing", remedy))
             continue
         try:
-            yield key, msgspec.convert(table[key], field.type, dec_hook=lambda kind, raw: _special(kind, raw, base))
-        except msgspec.ValidationError as error:
+            yield key, _value(table[key], field.type, base)
+        except ValueError as error:  # msgspec.ValidationError is one
             findings.append((f"{section}.{key}", str(error), "See configs/node.toml for what it takes"))
 
 
-def _special(kind: type, raw: object, base: Path) -> object:
-    if not isinstance(raw, str):
-        raise ValueError(f"Expected `str`, got `{type(raw).__name__}`")
-    if kind is Address:
-        return Address.parse(raw)
-    if not raw or "\0" in raw:
-        raise ValueError("is not a path")
-    return base / Path(raw).expanduser()
+def _value(raw: object, kind: Any, base: Path) -> object:
+    kinds = get_args(kind) or (kind,)
+    if Address in kinds:
+        return Address.parse(msgspec.convert(raw, str))
+    if Path in kinds:
+        text = msgspec.convert(raw, str)
+        if not text or "\0" in text:
+            raise ValueError(f"{text!r} is not a path")
+        return base / Path(text).expanduser()
+    return msgspec.convert(raw, kind)
 
 
 def _unknown(where: str, key: str, known: dict[str, Any]) -> Finding:

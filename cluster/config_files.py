@@ -73,11 +73,13 @@ def check_identity(
 ) -> list[Finding]:
     """What the config says of this node against the root document, and the certificate against both."""
     findings: list[Finding] = []
-    if not node.cell.startswith(node.region + "/"):
+    regions = [region.name for region in root.payload.regions] if root else [node.region]
+    if node.region not in regions:
+        findings.append(_not_in_root("node.region", node.region, regions))
+    elif not node.cell.startswith(node.region + "/"):
         remedy = f"A cell is named region/name: {node.region}/1"
         findings.append(("node.cell", f"{node.cell} is not a cell of region {node.region}", remedy))
-    listed = _listed(node, root, findings) if root else None
-    if listed:
+    elif root and (listed := _listed(node, root, findings)):
         findings += _check_listed(listed, listen)
     findings += _check_certificate(node, paths, root, now_ms)
     return findings
@@ -85,11 +87,7 @@ def check_identity(
 
 def _listed(node: NodeSection, root: Root, findings: list[Finding]) -> RootNode | None:
     """The root's entry for this node. Looks for the first name that is wrong: the others depend on it."""
-    regions = {region.name: region for region in root.payload.regions}
-    if node.region not in regions:
-        findings.append(_not_in_root("node.region", node.region, list(regions)))
-        return None
-    cells = {cell.name: cell for cell in regions[node.region].cells}
+    cells = {cell.name: cell for cell in root.region(node.region).cells}
     if node.cell not in cells:
         findings.append(_not_in_root("node.cell", node.cell, list(cells)))
         return None
