@@ -77,3 +77,10 @@ LINK_SILENCE_S: Final = 12.0  # seconds without a byte after which a link is dea
 LINK_BACKOFF_S: Final = 0.05  # seconds before the second dial; doubled up to LINK_BACKOFF_MAX_S, jittered
 LINK_BACKOFF_MAX_S: Final = 5.0
 MAX_EPHEMERAL: Final = 4_096  # bytes of an ephemeral payload
+
+# --- the directory -------------------------------------------------------------------------------
+LOOKUP_S: Final = 10.0  # seconds a lookup in another cell may take
+DIRECTORY_FRESH: Final = 60 * SECOND  # ms a foreign home record is used before its cell is asked for a newer one
+DIRECTORY_RETRY: Final = 2 * SECOND  # ms a failed lookup is the answer to everybody who asks the same
+DIRECTORY_CACHE: Final = 8 * MIB  # bytes of foreign home records in memory
+DIRECTORY_FAILURES: Final = 4_096  # failed lookups remembered

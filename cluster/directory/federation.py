@@ -1,0 +1,231 @@
+"""The directory, first form: own users from the cell's fold, foreign ones by hint over links.
+
+An answer is verified completely against the root, then its version and digest are made durable, and only then is it
+used (DESIGN section 5, rule 5). A chain always starts at version 1, whose digest is the user id: whoever answers can
+hold back what is newest, for as long as nobody has seen it, and can change nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+import trio
+
+from cluster.core.linkwire import Answer, LookUp, Peer, Records, Request
+from cluster.directory.seen import Seen, Sighting
+from relay.core.trust import HomeRecord, Root, check_current, read_home, verify_chain
+from relay.core.wire import Code
+from relay.errors import (
+    BrokenChain, NotValidNow, PeerError, PosthouseError, ProtocolError, Refused, Rollback, TrustError,
+)
+from relay.limits import DIRECTORY_CACHE, DIRECTORY_FAILURES, DIRECTORY_FRESH, DIRECTORY_RETRY, LOOKUP_S, MAX_CHAIN
+from relay.ports import Env
+
+log = structlog.get_logger("relay.directory")
+
+
+class OwnUsers(Protocol):
+    """The cell's own users, by its fold. Their records were verified before they were appended."""
+
+    def home(self, user: bytes) -> HomeRecord | None:
+        """The newest record, if the user is at home in this cell."""
+
+    def chain(self, user: bytes, after: int) -> list[bytes]:
+        """The signed records after version `after`, oldest first."""
+
+
+class AsksCells(Protocol):
+    """What the directory needs of cluster.links.Links."""
+
+    async def request(self, cell: str, message: Request, deadline_s: float = ...) -> Answer: ...
+    def connected(self, cell: str) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A verified foreign user: the newest record, the whole chain, and until when it is fresh (monotonic ms)."""
+
+    record: HomeRecord
+    chain: tuple[bytes, ...]
+    fresh_until: int
+
+    @property
+    def size(self) -> int:
+        return 1_024 + 2 * sum(map(len, self.chain))  # bytes; the parsed record is about as large as the signed ones
+
+
+class _Fetch:
+    """One lookup over a link that several callers wait for."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+
+
+class FederationDirectory:
+    """relay.ports.Directory over links, and what other cells are told about this cell's users."""
+
+    def __init__(self, root: Root, cell: str, own: OwnUsers, links: AsksCells, env: Env, seen: Seen) -> None:
+        self._root, self._cell, self._own, self._links, self._env, self._seen = root, cell, own, links, env, seen
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()  # least recently used first
+        self._bytes = 0
+        self._failures: OrderedDict[tuple[bytes, str], tuple[PosthouseError, int]] = OrderedDict()
+        self._fetches: dict[tuple[bytes, str], _Fetch] = {}
+
+    # --- relay.ports.Directory ---------------------------------------------------------------------
+    async def lookup(self, user: bytes, hint: str) -> HomeRecord:
+        """The newest verified record of `user`. `hint` is the region of the address card.
+
+        Raises Refused with UNKNOWN_USER, UNKNOWN_REGION or UNREACHABLE; TrustError where an answer did not verify."""
+        own = self._own.home(user)
+        return own if own is not None else (await self._foreign(user, hint)).record
+
+    async def chain(self, user: bytes, hint: str, after: int) -> list[bytes]:
+        """The signed records after version `after`, oldest first. Raises like `lookup`."""
+        if self._own.home(user) is not None:
+            return self._own.chain(user, after)
+        return list((await self._foreign(user, hint)).chain[after:])  # version n is element n - 1
+
+    async def answer(self, peer: Peer, request: LookUp) -> Records:
+        """What another cell is told: records of users at home here, and nothing about anybody else."""
+        await trio.lowlevel.checkpoint()
+        if self._own.home(request.user) is None:
+            return Records(Code.UNKNOWN_USER, ())
+        return Records(Code.STORED, tuple(self._own.chain(request.user, request.after)[:MAX_CHAIN]))
+
+    # --- foreign users -----------------------------------------------------------------------------
+    async def _foreign(self, user: bytes, hint: str) -> _Known:
+        """From the cache, or by one lookup for all who ask at the same time."""
+        await trio.lowlevel.checkpoint()
+        key = (user, hint)
+        while True:
+            known = self._cached(user)
+            if known is not None:
+                return known
+            self._raise_failure(key)
+            fetch = self._fetches.get(key)
+            if fetch is None:
+                return await self._lead(key)
+            await fetch.done.wait()  # cancelled with its leader: then one of us leads
+
+    async def _lead(self, key: tuple[bytes, str]) -> _Known:
+        fetch = self._fetches[key] = _Fetch()
+        try:
+            return await self._fetch(*key)
+        except (Refused, TrustError) as error:
+            self._failures[key] = (error, self._env.clock.monotonic_ms() + DIRECTORY_RETRY)
+            if len(self._failures) > DIRECTORY_FAILURES:
+                self._failures.popitem(last=False)
+            raise
+        finally:
+            del self._fetches[key]
+            fetch.done.set()
+
+    def _raise_failure(self, key: tuple[bytes, str]) -> None:
+        error, until = self._failures.get(key, (None, 0))
+        if error is None:
+            return
+        if self._env.clock.monotonic_ms() < until:
+            raise error.with_traceback(None)
+        del self._failures[key]
+
+    async def _fetch(self, user: bytes, hint: str) -> _Known:
+        old = self._known.get(user)
+        cells = self._cells(hint) if old is None else [old.record.cell]
+        try:
+            answer = await self._ask(cells, LookUp(user, old.record.version if old else 0))
+        except Refused as error:
+            if old is None or error.code != Code.UNREACHABLE or not self._valid(old.record):
+                raise
+            return self._keep(old.record, old.chain, DIRECTORY_RETRY)  # mail for a cell that is cut off waits here
+        try:
+            return await self._accept(user, old, answer.chain)
+        except NotValidNow:
+            raise  # an old record of somebody who has gone: nobody's lie
+        except TrustError as error:
+            log.critical("home_record_refused", user=user[:4].hex(), cells=cells, reason=str(error))
+            raise
+
+    def _cells(self, hint: str) -> list[str]:
+        """Where to ask. Raises Refused(UNKNOWN_REGION)."""
+        region = next((region for region in self._root.payload.regions if region.name == hint), None)
+        if region is None:
+            raise Refused(Code.UNKNOWN_REGION, f"the federation has no region {hint!r}", "Check the address card")
+        return [cell.name for cell in region.cells if cell.name != self._cell]
+
+    async def _ask(self, cells: Sequence[str], request: LookUp) -> Records:
+        """The first cell that knows the user. Raises Refused(UNKNOWN_USER), or UNREACHABLE where one could not say."""
+        refused = Refused(Code.UNKNOWN_USER, "nobody of that id is at home there", "Check the address card")
+        for cell in cells:
+            try:
+                answer = await self._links.request(cell, request, LOOKUP_S)
+            except (Refused, PeerError) as error:
+                refused = Refused(Code.UNREACHABLE, f"{cell} cannot be asked now: {error.text}", "Try again", 1000)
+                continue
+            if not isinstance(answer, Records):
+                raise TrustError(f"{cell} answered a lookup with {type(answer).__name__}")
+            if answer.code == Code.STORED:
+                return answer
+        raise refused
+
+    async def _accept(self, user: bytes, old: _Known | None, answer: Sequence[bytes]) -> _Known:
+        """Verify, persist, use; in this order. Raises TrustError and its kinds."""
+        try:
+            known = old.record if old else None
+            record = verify_chain(answer, self._root, self._env.clock.wall_ms(), user, known)
+            newer = [signed for signed in answer if read_home(signed).version > (known.version if known else 0)]
+        except ProtocolError as error:
+            raise TrustError(f"a home record is not well formed: {error.text}") from None
+        chain = (*(old.chain if old else ()), *newer)
+        highest = await self._seen.highest(user)
+        _check_seen(chain, highest)
+        if highest is None or highest.version < record.version:
+            _check_seen(chain, await self._seen.raise_to(user, Sighting(record.version, record.digest)))
+        return self._keep(record, chain, DIRECTORY_FRESH)
+
+    # --- the cache ---------------------------------------------------------------------------------
+    def _valid(self, record: HomeRecord) -> bool:
+        try:
+            check_current(record, self._env.clock.wall_ms())
+        except TrustError:
+            return False
+        return True
+
+    def _cached(self, user: bytes) -> _Known | None:
+        """What may be used without asking: fresh, or of a cell that there is no link to now. Never what has expired."""
+        known = self._known.get(user)
+        if known is None or not self._valid(known.record):
+            return None
+        if known.fresh_until <= self._env.clock.monotonic_ms() and self._links.connected(known.record.cell):
+            return None
+        self._known.move_to_end(user)
+        return known
+
+    def _keep(self, record: HomeRecord, chain: tuple[bytes, ...], fresh_ms: int) -> _Known:
+        known = _Known(record, chain, self._env.clock.monotonic_ms() + fresh_ms)
+        old = self._known.pop(record.user, None)
+        self._known[record.user] = known
+        self._bytes += known.size - (old.size if old else 0)
+        while self._bytes > DIRECTORY_CACHE and len(self._known) > 1:
+            _, dropped = self._known.popitem(last=False)
+            self._bytes -= dropped.size
+        return known
+
+
+def _check_seen(chain: Sequence[bytes], highest: Sighting | None) -> None:
+    """The chain must reach what was seen before, and go through it. Raises Rollback, BrokenChain."""
+    if highest is None:
+        return
+    if len(chain) < highest.version:
+        raise Rollback(
+            f"home record version {len(chain)} after {highest.version} was seen",
+            "The home region restored an old copy, or lies: ask its operator",
+        )
+    if read_home(chain[highest.version - 1]).digest != highest.digest:
+        raise BrokenChain(
+            f"two different home records of version {highest.version}: a fork",
+            "Somebody signed twice: ask the user and the operator of the home region",
+        )

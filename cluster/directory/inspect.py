@@ -1,0 +1,205 @@
+"""Looking at a directory from outside, for `posthouse directory show` and `verify`. Pure; the CLI reads the files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from cluster.links.secure import split_address
+from cluster.pki import identify
+from relay.core.codec import digest
+from relay.core.trust import HomeRecord, Root, RootRegion, read_home, verify_chain, verify_root
+from relay.errors import PeerError, ProtocolError, TrustError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked: where, what came out, and what to do where it does not hold."""
+
+    where: str
+    what: str
+    ok: bool
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node of the root."""
+
+    name: str
+    link: str
+    clients: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CellView:
+    """A cell of the root."""
+
+    name: str
+    nodes: tuple[NodeView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionView:
+    """A region of the root. Fingerprints are BLAKE2b-256, hex; `authority_expires` is Unix ms, 0 where unreadable."""
+
+    name: str
+    authority: str
+    authority_expires: int
+    registrar: str
+    cells: tuple[CellView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RootView:
+    """A root document. `digest` (hex) is what to pin; `expires` is Unix ms."""
+
+    federation: str
+    version: int
+    digest: str
+    expires: int
+    threshold: int
+    keys: tuple[str, ...]
+    regions: tuple[RegionView, ...]
+
+
+def describe_root(root: Root) -> RootView:
+    """A verified root, for people."""
+    payload = root.payload
+    return RootView(
+        federation=payload.federation,
+        version=payload.version,
+        digest=root.digest.hex(),
+        expires=payload.expires,
+        threshold=payload.threshold,
+        keys=tuple(key.hex() for key in payload.keys),
+        regions=tuple(_region(region) for region in payload.regions),
+    )
+
+
+def _region(region: RootRegion) -> RegionView:
+    authority = _authority(region)
+    cells = tuple(
+        CellView(cell.name, tuple(NodeView(node.name, node.link, node.clients) for node in cell.nodes))
+        for cell in region.cells
+    )
+    expires = int(authority.not_valid_after_utc.timestamp() * 1000) if authority else 0
+    return RegionView(region.name, digest(region.authority).hex(), expires, region.registrar_key.hex(), cells)
+
+
+def verify_bundle(
+    signed_root: bytes,
+    *,
+    now_ms: int,
+    pinned: bytes | None = None,
+    certificates: Mapping[str, bytes] | None = None,
+    chains: Mapping[str, Sequence[bytes]] | None = None,
+) -> list[Finding]:
+    """Check a root document and what hangs on it: node certificates (PEM) and home-record chains (signed, from version
+    1), each under the name that findings shall call it by. Whatever the bytes, it reports and raises nothing."""
+    try:
+        root = verify_root(signed_root, now_ms, pinned)
+    except (TrustError, ProtocolError) as error:
+        return [Finding("root", error.text, False, error.remedy or "Fetch the root document again, from its keeper")]
+    payload = root.payload
+    what = f"version {payload.version} of {payload.federation}, signed by {payload.threshold} of {len(payload.keys)}"
+    findings = [Finding("root", f"{what}, valid until {_day(payload.expires)}", True), *_unique(root)]
+    for region in payload.regions:
+        findings += _check_region(region, now_ms)
+    findings += [_check_certificate(name, pem, root, now_ms) for name, pem in (certificates or {}).items()]
+    findings += [_check_chain(name, chain, root, now_ms) for name, chain in (chains or {}).items()]
+    return findings
+
+
+def _day(ms: int) -> str:
+    return f"{datetime.fromtimestamp(min(ms, 253_402_300_799_000) / 1000, UTC):%Y-%m-%d}"
+
+
+def _authority(region: RootRegion) -> x509.Certificate | None:
+    try:
+        return x509.load_der_x509_certificate(region.authority)
+    except ValueError:
+        return None
+
+
+def _unique(root: Root) -> Iterator[Finding]:
+    """One key, one owner: a shared one would let a region speak for another."""
+    regions = root.payload.regions
+    named = {
+        "region": [region.name for region in regions],
+        "cell": root.cells(),
+        "authority": [digest(_public(region)).hex()[:16] for region in regions],
+        "registrar key": [region.registrar_key.hex()[:16] for region in regions],
+    }
+    for kind, names in named.items():
+        for name, count in Counter(names).items():
+            if count > 1:
+                yield Finding("root", f"{kind} {name} stands there {count} times", False, "Give each its own")
+
+
+def _public(region: RootRegion) -> bytes:
+    authority = _authority(region)
+    if authority is None:
+        return region.authority
+    return authority.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _check_region(region: RootRegion, now_ms: int) -> Iterator[Finding]:
+    where = f"region {region.name}"
+    yield _check_authority(where, _authority(region), now_ms)
+    for cell in region.cells:
+        if not cell.name.startswith(region.name + "/"):
+            yield Finding(where, f"cell {cell.name} is not named after it", False, f"Name it {region.name}/…")
+        for node in cell.nodes:
+            try:
+                split_address(node.link)
+            except PeerError as error:
+                yield Finding(f"node {cell.name}/{node.name}", error.text, False, error.remedy)
+
+
+def _check_authority(where: str, authority: x509.Certificate | None, now_ms: int) -> Finding:
+    remedy = "Make a new authority and a new root document"
+    if authority is None:
+        return Finding(where, "its authority is no X.509 certificate", False, remedy)
+    try:
+        authority.verify_directly_issued_by(authority)
+        may_sign = authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        may_sign = False
+    if not may_sign:
+        return Finding(where, "its authority is no self-signed authority certificate", False, remedy)
+    until = int(authority.not_valid_after_utc.timestamp() * 1000)
+    if now_ms >= until:
+        return Finding(where, f"its authority expired on {_day(until)}", False, remedy)
+    return Finding(where, f"authority valid until {_day(until)}", True)
+
+
+def _check_certificate(name: str, pem: bytes, root: Root, now_ms: int) -> Finding:
+    remedy = "Issue the node's certificate again"
+    try:
+        cert = x509.load_pem_x509_certificate(pem)
+        peer = identify(cert.public_bytes(Encoding.DER), root)
+    except ValueError:
+        return Finding(name, "not a PEM certificate", False, remedy)
+    except PeerError as error:
+        return Finding(name, error.text, False, error.remedy or remedy)
+    until = int(cert.not_valid_after_utc.timestamp() * 1000)
+    if now_ms >= until:
+        return Finding(name, f"expired on {_day(until)}", False, remedy)
+    return Finding(name, f"node {peer.cell}/{peer.node}, valid until {_day(until)}", True)
+
+
+def _check_chain(name: str, chain: Sequence[bytes], root: Root, now_ms: int) -> Finding:
+    try:
+        user = read_home(chain[0]).user if chain else b""
+        record: HomeRecord = verify_chain(chain, root, now_ms, user)
+    except (TrustError, ProtocolError) as error:
+        return Finding(name, error.text, False, error.remedy or "Ask the home region for the records again")
+    what = f"user {record.user.hex()[:8]}… at home in {record.cell}, version {record.version}"
+    return Finding(name, f"{what}, {len(record.devices)} device(s), valid until {_day(record.payload.expires)}", True)
