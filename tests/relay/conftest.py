@@ -1,0 +1,175 @@
+"""One cell over a journal in memory: office, intake, delivery and steward as a node wires them, and lines to look at."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from nacl.signing import SigningKey
+
+from relay.core import wire
+from relay.core.codec import digest
+from relay.core.mailroom import Mailroom
+from relay.core.trust import Root, RootCell, RootPayload, RootRegion, sign_root, verify_root
+from relay.core.wire import Code
+from relay.delivery import Delivery
+from relay.errors import Refused
+from relay.gateway.api import Identity
+from relay.intake import Intake
+from relay.journal.memory import MemoryJournal
+from relay.observe.metrics import Metrics
+from relay.office import Office
+from relay.steward import Steward
+from tests.relay.core.mailroom.conftest import FAR, START, User, device_id
+
+CELL, ABROAD = "norden/1", "sauda/1"
+
+
+def make_root() -> Root:
+    registrar = bytes(SigningKey(digest(b"registrar")).verify_key)
+    keeper = SigningKey(digest(b"root"))
+    regions = tuple(RootRegion(name.split("/")[0], b"", registrar, (RootCell(name, ()),)) for name in (CELL, ABROAD))
+    payload = RootPayload(1, "test", 1, b"", FAR, (bytes(keeper.verify_key),), 1, regions)
+    return verify_root(sign_root(payload, [keeper]), START)
+
+
+class FakeEnv:
+    """Time by trio's clock (so that a mock clock moves it), randomness by counting."""
+
+    def __init__(self) -> None:
+        self.clock = self
+        self._count = 0
+
+    def wall_ms(self) -> int:
+        return START + int(trio.current_time() * 1000)
+
+    def monotonic_ms(self) -> int:
+        return int(trio.current_time() * 1000)
+
+    def random_bytes(self, count: int) -> bytes:
+        self._count += 1
+        return digest(str(self._count).encode())[:count]
+
+    def random_float(self) -> float:
+        return 0.5
+
+
+class FakeDirectory:
+    """Foreign users by a dict."""
+
+    def __init__(self) -> None:
+        self.known = {}
+
+    async def lookup(self, user, hint):
+        if user not in self.known:
+            raise Refused(Code.UNKNOWN_USER, "nobody")
+        return self.known[user]
+
+    async def chain(self, user, hint, after):
+        return [(await self.lookup(user, hint)).signed]
+
+
+class FakeAbroad:
+    def __init__(self) -> None:
+        self.sent = []
+
+    async def ephemeral(self, *what):
+        self.sent.append(what)
+
+
+class FakeLine:
+    """A line that keeps what it is sent, decoded. `room`: frames it takes before push says no."""
+
+    def __init__(self, user: User, name: str, room: int = 1_000_000) -> None:
+        self.user, self.device = user.id, device_id(name)
+        self.room = room
+        self.messages = []
+        self.ended = None
+        self.flushed = 0
+        self.came = trio.Event()
+
+    def _take(self, frame: bytes) -> None:
+        skip = 2 if frame[1] < 126 else 4 if frame[1] == 126 else 10
+        self.messages.append(wire.decode_server(frame[skip:]))
+        self.came.set()
+        self.came = trio.Event()
+
+    def push(self, frames) -> bool:
+        if len(frames) > self.room:
+            return False
+        self.room -= len(frames)
+        for frame in frames:
+            self._take(frame)
+        return True
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+    async def send(self, frame: bytes) -> None:
+        while self.room == 0:
+            await self.came.wait()
+        await trio.lowlevel.checkpoint()
+        self.room -= 1
+        self._take(frame)
+
+    def make_room(self, room: int) -> None:
+        self.room = room
+        self.came.set()
+        self.came = trio.Event()
+
+    def end(self, fault, text, retry_after_ms=0) -> None:
+        self.ended = self.ended or fault
+
+    def of(self, kind):
+        return [message for message in self.messages if isinstance(message, kind)]
+
+    def codes(self):
+        return [item.code for receipt in self.of(wire.Receipt) for item in receipt.items]
+
+
+class Cell:
+    """The wired parts."""
+
+    def __init__(self, env: FakeEnv) -> None:
+        self.env = env
+        self.journal = MemoryJournal(env, CELL)
+        self.metrics = Metrics()
+        self.delivery = Delivery(self.journal, Mailroom(CELL, self.journal.log_id), self.metrics, env.clock)
+        self.intake = Intake(self.journal, self.metrics)
+        self.steward = Steward(self.journal, self.delivery, self.intake, self.metrics, env.clock)
+        self.directory, self.abroad = FakeDirectory(), FakeAbroad()
+        identity = Identity("norden", CELL, "n1", self.journal.log_id)
+        self.office = Office(
+            identity, make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics, env.clock
+        )
+
+    @property
+    def state(self):
+        return self.delivery.room.state
+
+    async def join(self, nursery, user: User, name: str, *, receive=True, cursor=0, log_id=b"", room=1_000_000):
+        """Connect a device and serve it."""
+        line = FakeLine(user, name, room)
+        await self.office.admit(user.id, line.device, user.chain)
+        hello = wire.Hello(0, log_id, cursor, receive, "test")
+        self.started = await self.office.start(line, hello, self.env.random_bytes(16))
+        if receive:
+            nursery.start_soon(self.office.serve, line)
+        return line
+
+
+@pytest.fixture
+def open_cell():
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[tuple[Cell, trio.Nursery]]:
+        cell = Cell(FakeEnv())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cell.delivery.run)
+            nursery.start_soon(cell.intake.run)
+            nursery.start_soon(cell.steward.run)
+            yield cell, nursery
+            nursery.cancel_scope.cancel()
+
+    return opened

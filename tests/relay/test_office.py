@@ -1,0 +1,285 @@
+"""Office, intake, delivery and steward together, over a journal in memory and with virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from relay.core import envelope, wire
+from relay.core.codec import encode
+from relay.core.trust import read_home
+from relay.core.wire import Code, Fault
+from relay.errors import AuthError, Overloaded, Refused, ResidencyError, RolledBack
+from relay.intake import Intake
+from relay.limits import MINUTE, UNACKED_BYTES
+from relay.observe.metrics import Metrics
+from tests.relay.conftest import ABROAD, CELL, FakeLine
+from tests.relay.core.mailroom.conftest import Group, User, device_id
+
+
+def people():
+    alice, bob = User("alice", CELL), User("bob", CELL)
+    alice.record("a1")
+    bob.record("b1", "b2")
+    return alice, bob
+
+
+def seal(cell, to, version=1, *, roster=False, body=b"x", life=86_400_000):
+    kind = envelope.To.ROSTER if roster else envelope.To.MAILBOX
+    now = cell.env.wall_ms()
+    return envelope.join(encode(envelope.Header(1, kind, to, version, now, now + life, 1)), body)
+
+
+async def submit(cell, line, *sealed):
+    await cell.office.submit(line, [wire.SubmitItem("", one) for one in sealed])
+    await wait_all_tasks_blocked()
+
+
+async def test_live_delivery_and_receipt(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        await wait_all_tasks_blocked()
+        assert [type(m).__name__ for m in b1.messages] == ["Empty"]
+        sealed = seal(cell, bob.id)
+        await submit(cell, a1, sealed)
+        assert a1.codes() == [Code.STORED]
+        assert [d.envelope for d in b1.of(wire.Deliver)] == [sealed]
+        assert b1.flushed and a1.flushed
+
+
+async def test_offline_mail_comes_before_empty_and_acks_settle(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        sent = [seal(cell, bob.id, body=bytes([n])) for n in range(200)]
+        for one in sent:
+            await submit(cell, a1, one)
+        b2 = await cell.join(nursery, bob, "b2")
+        await wait_all_tasks_blocked()
+        assert [d.envelope for d in b2.of(wire.Deliver)] == [d.envelope for d in b1.of(wire.Deliver)] == sent
+        assert isinstance(b2.messages[-1], wire.Empty)
+        for line in (b1, b2):
+            positions = [d.position for d in line.of(wire.Deliver)]
+            assert positions == sorted(set(positions))
+            cell.office.ack(line, positions[-1])
+        await wait_all_tasks_blocked()
+        assert not cell.state.sources
+
+
+async def test_an_ack_counts_up_to_what_was_sent(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        await wait_all_tasks_blocked()
+        cell.office.ack(b1, 1 << 60)
+        await submit(cell, a1, seal(cell, bob.id))
+        cell.delivery.detach(b1)
+        again = await cell.join(nursery, bob, "b1")
+        await wait_all_tasks_blocked()
+        assert len(again.of(wire.Deliver)) == 1
+
+
+async def test_a_slow_line_is_demoted_loses_nothing_and_delays_nobody(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1 = await cell.join(nursery, alice, "a1")
+        fast, slow = await cell.join(nursery, bob, "b1"), await cell.join(nursery, bob, "b2", room=3)
+        await wait_all_tasks_blocked()
+        sent = [seal(cell, bob.id, body=bytes([n])) for n in range(100)]
+        for one in sent:
+            await submit(cell, a1, one)
+        assert len(fast.of(wire.Deliver)) == 100 and len(slow.of(wire.Deliver)) == 2
+        slow.make_room(1_000)
+        await wait_all_tasks_blocked()
+        await submit(cell, a1, last := seal(cell, bob.id, body=b"last"))
+        assert [d.envelope for d in slow.of(wire.Deliver)] == [*sent, last]
+        assert len(slow.of(wire.Empty)) == 1
+
+
+async def test_delivery_waits_for_acks(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        count = UNACKED_BYTES // 100_000 + 20
+        for n in range(count):
+            await submit(cell, a1, seal(cell, bob.id, body=bytes([n]) * 100_000))
+        seen = len(b1.of(wire.Deliver))
+        assert seen < count
+        cell.office.ack(b1, b1.of(wire.Deliver)[-1].position)
+        await wait_all_tasks_blocked()
+        assert len(b1.of(wire.Deliver)) == count
+
+
+async def test_a_newer_session_fences_the_older(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, old = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        new = await cell.join(nursery, bob, "b1")
+        await submit(cell, a1, seal(cell, bob.id))
+        assert old.ended == Fault.FENCED and not old.of(wire.Deliver)
+        assert len(new.of(wire.Deliver)) == 1
+        cell.office.detach(old)  # comes late: the new session stays
+        await submit(cell, a1, seal(cell, bob.id, body=b"y"))
+        assert len(new.of(wire.Deliver)) == 2
+
+
+async def test_submit_only_fences_nobody_and_gets_receipts(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        await cell.join(nursery, bob, "b1")
+        receiving = await cell.join(nursery, alice, "a1")
+        sending = await cell.join(nursery, alice, "a1", receive=False)
+        await submit(cell, sending, seal(cell, bob.id))
+        assert receiving.ended is None
+        assert sending.codes() == [Code.STORED]
+
+
+async def test_admission_of_devices(open_cell, autojump_clock):
+    alice, bob = people()
+    stranger = User("eve", ABROAD)
+    stranger.record("e1")
+    async with open_cell() as (cell, nursery):
+        with pytest.raises(Refused):
+            await cell.office.admit(bob.id, device_id("b1"), ())
+        with pytest.raises(Refused):
+            await cell.office.admit(stranger.id, device_id("e1"), stranger.chain)
+        with pytest.raises(AuthError):
+            await cell.office.admit(bob.id, device_id("b1"), [bob.chain[0][:-1] + b"\x00"])
+        with pytest.raises(AuthError):
+            await cell.office.admit(alice.id, device_id("b1"), alice.chain)
+        line = await cell.join(nursery, bob, "b2")
+        bob.record("b1")
+        await cell.join(nursery, bob, "b1")
+        assert line.ended == Fault.AUTH  # b2 was removed by the newer record
+        await cell.office.admit(bob.id, device_id("b1"), bob.chain[:1])  # an older chain is no rollback of the cell's
+        assert cell.state.users[bob.id].record.version == 2
+
+
+async def test_a_cursor_beyond_the_log_stops_loudly(open_cell, autojump_clock):
+    alice, _ = people()
+    async with open_cell() as (cell, nursery):
+        with pytest.raises(RolledBack):
+            await cell.join(nursery, alice, "a1", cursor=1 << 60, log_id=cell.journal.log_id)
+        await cell.join(nursery, alice, "a1", cursor=1 << 60, log_id=b"another log id!!")  # starts from the fold's own
+        assert cell.started.cursor < 1 << 60
+
+
+async def test_routing_abroad_and_refusals(open_cell, autojump_clock):
+    alice, bob = people()
+    carol = User("carol", ABROAD)
+    carol.record("c1")
+    async with open_cell() as (cell, nursery):
+        await cell.join(nursery, bob, "b1")
+        a1 = await cell.join(nursery, alice, "a1")
+        cell.directory.known[carol.id] = read_home(carol.chain[0])
+        await submit(cell, a1, seal(cell, carol.id), seal(cell, bytes(32)), b"garbage", seal(cell, bob.id))
+        assert sorted(a1.codes()) == sorted([Code.ACCEPTED, Code.UNKNOWN_USER, Code.BAD_ENVELOPE, Code.STORED])
+        assert len(cell.state.outboxes[ABROAD].items) == 1
+        record = await cell.office.lookup(a1, wire.Lookup(7, carol.id, "sauda", 0))
+        assert (record.code, record.records) == (Code.STORED, (carol.chain[0],))
+        assert (await cell.office.lookup(a1, wire.Lookup(8, bytes(32), "sauda", 0))).code == Code.UNKNOWN_USER
+
+
+async def test_groups_live_and_membership_changes(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        group = Group("a1")
+        for members in ([alice.id], sorted([alice.id, bob.id])):
+            roster = group.publish({CELL: members})
+            await cell.office.roster(a1, wire.Roster(roster.head, roster.parts))
+            await wait_all_tasks_blocked()
+        await submit(cell, a1, sealed := seal(cell, group.id, 2, roster=True))
+        assert [d.envelope for d in b1.of(wire.Deliver)] == [sealed]
+        # What waited for its version in an older block reaches the live line too.
+        await submit(cell, a1, early := seal(cell, group.id, 3, roster=True))
+        assert len(b1.of(wire.Deliver)) == 1
+        roster = group.publish({CELL: sorted([alice.id, bob.id])})
+        await cell.office.roster(a1, wire.Roster(roster.head, roster.parts))
+        await wait_all_tasks_blocked()
+        assert [d.envelope for d in b1.of(wire.Deliver)] == [sealed, early]
+
+
+async def test_ephemeral_reaches_who_is_online_and_no_log(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        tip = cell.journal.tip
+        await cell.office.ephemeral(a1, wire.Ephemeral(bob.id, "", b"typing"))
+        (got,) = b1.of(wire.EphemeralFrom)
+        assert (got.user, got.device, got.payload) == (alice.id, a1.device, b"typing")
+        assert cell.journal.tip == tip
+
+
+async def test_an_expiry_makes_a_block_in_an_idle_log(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        await cell.join(nursery, bob, "b1")
+        a1 = await cell.join(nursery, alice, "a1")
+        await submit(cell, a1, seal(cell, bob.id, life=MINUTE))
+        tip = cell.journal.tip
+        await trio.sleep(MINUTE / 1000 + 2)
+        assert cell.journal.tip == tip + 1 and not cell.state.sources
+
+
+async def test_carry_and_release_keep_what_waits(open_cell, autojump_clock, monkeypatch):
+    monkeypatch.setattr("relay.steward.CHECKPOINT_BYTES", 20_000)
+    monkeypatch.setattr("relay.steward.CARRY_STRETCH", 20_000)
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        waiting = seal(cell, bob.id, body=b"nobody of bob's acks it")
+        await submit(cell, a1, waiting)
+        for n in range(300):
+            await submit(cell, a1, seal(cell, alice.id, body=n.to_bytes(2) * 300))
+            cell.office.ack(a1, a1.of(wire.Deliver)[-1].position)
+            await trio.sleep(0.05)
+        await trio.sleep(5)
+        assert cell.journal.first > 3  # the prefix has gone
+        assert cell.metrics.carried._value.get() >= 1
+        again = await cell.join(nursery, bob, "b1")
+        await wait_all_tasks_blocked()
+        assert b1.of(wire.Deliver)[0].envelope == waiting
+        assert [d.envelope for d in again.of(wire.Deliver)] == [waiting]
+
+
+async def test_a_full_intake_says_so_and_takes_nothing():
+    intake = Intake(None, Metrics(), max_bytes=100)
+    intake.offer([bytes(60)])
+    with pytest.raises(Overloaded):
+        intake.offer([bytes(60)])
+
+
+async def test_what_the_disk_writer_refuses_hurts_only_its_own_batch(autojump_clock):
+    class Strict:
+        log, tip, first = [], 0, 1
+
+        async def append(self, items):
+            await trio.lowlevel.checkpoint()
+            if b"foreign" in items:
+                raise ResidencyError("not here")
+            self.log += items
+
+    journal, told = Strict(), []
+    intake = Intake(journal, Metrics())
+    intake.offer([b"one"])
+    intake.offer([b"two", b"foreign"], told.append)
+    intake.offer([b"three"])
+    with trio.move_on_after(1):
+        await intake.run()
+    assert journal.log == [b"one", b"three"] and len(told) == 1
+
+
+async def test_cancelling_a_session_that_waits_leaves_nothing_behind(open_cell, autojump_clock):
+    alice, _ = people()
+    async with open_cell() as (cell, nursery):
+        await cell.office.admit(alice.id, device_id("a1"), alice.chain)
+        line = FakeLine(alice, "a1")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await cell.office.start(line, wire.Hello(0, b"", 0, True, ""), b"n" * 16)
+        await wait_all_tasks_blocked()
+        cell.office.detach(line)
+        assert not cell.delivery._awaited and not cell.delivery._started and not cell.delivery._lines
