@@ -1,0 +1,123 @@
+"""What the demo has to say at its end: a table for people, JSON for programs, and an exit status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.demo.audit import Shelf
+from cluster.demo.ledger import Account
+from relay.limits import KIB
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that was counted. `failures` are promises of the story itself that did not hold."""
+
+    account: Account
+    envelopes: int
+    wire_duplicates: int
+    shelves: Sequence[Shelf]
+    nodes_killed: int
+    seconds: float
+    failures: Sequence[str] = ()
+
+    @property
+    def foreign_bytes(self) -> int:
+        return sum(shelf.foreign_bytes for shelf in self.shelves)
+
+    @property
+    def in_the_open(self) -> int:
+        return sum(shelf.in_the_open for shelf in self.shelves)
+
+    @property
+    def clean(self) -> bool:
+        return self.account.clean and all(shelf.clean for shelf in self.shelves) and not self.failures
+
+    def as_json(self) -> dict[str, int | float]:
+        return {
+            "sent": self.account.sent,
+            "delivered": self.account.delivered,
+            "lost": self.account.lost,
+            "duplicated": self.account.duplicated,
+            "wire_duplicates": self.wire_duplicates,
+            "reordered": self.account.reordered,
+            "foreign_bytes_at_rest": self.foreign_bytes,
+            "plaintext_found": self.in_the_open,
+            "nodes_killed": self.nodes_killed,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def write_json(path: Path, result: Result) -> None:
+    path.write_text(json.dumps(result.as_json(), indent=2) + "\n", "utf-8")
+
+
+def show(console: Console, result: Result) -> None:
+    """Print where everything rests, what was counted, and the verdict."""
+    console.print(_resting(result.shelves))
+    console.print(_counted(result))
+    findings = [*result.failures, *(f"{shelf.region}: {text}" for shelf in result.shelves for text in shelf.findings)]
+    for text in findings[:MAX_SHOWN]:
+        console.print(f"  [red]✗[/red] {text}", highlight=False)
+    if len(findings) > MAX_SHOWN:
+        console.print(f"  … and {len(findings) - MAX_SHOWN} more findings")
+    if result.clean:
+        console.print("[bold green]Nothing lost, nothing twice, nothing out of order, nothing where it must not be.[/]")
+    else:
+        console.print("[bold red]Something went wrong: see above.[/]")
+
+
+MAX_SHOWN = 20  # findings on the terminal
+
+
+def _resting(shelves: Sequence[Shelf]) -> Table:
+    table = Table(title="What rests where (stores unsealed and decoded, every file scanned)", title_justify="left")
+    table.add_column("region")
+    table.add_column("envelopes of its own users", justify="right")
+    table.add_column("outbox copies of its own senders", justify="right")
+    table.add_column("bound for")
+    table.add_column("foreign bytes", justify="right")
+    table.add_column("found in the open", justify="right")
+    table.add_column("files scanned", justify="right")
+    for shelf in shelves:
+        table.add_row(
+            shelf.region,
+            f"{shelf.home} ({shelf.home_bytes // KIB} KiB)",
+            f"{shelf.transit.total()} ({shelf.transit_bytes // KIB} KiB)",
+            ", ".join(f"{region} {count}" for region, count in sorted(shelf.transit.items())) or "–",
+            _number(shelf.foreign_bytes),
+            _number(shelf.in_the_open),
+            f"{shelf.files} ({shelf.file_bytes // KIB} KiB)",
+        )
+    return table
+
+
+def _counted(result: Result) -> Table:
+    account = result.account
+    table = Table(title="What was counted", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    table.add_row("messages sent", str(account.sent))
+    table.add_row("envelopes they took", str(result.envelopes))
+    table.add_row("delivered to devices", f"{account.delivered} of {account.expected}")
+    table.add_row("lost", _number(account.lost))
+    table.add_row("duplicated", _number(account.duplicated))
+    table.add_row("reordered", _number(account.reordered))
+    table.add_row("strange (never sent, or to another)", _number(account.strange))
+    table.add_row("foreign bytes at rest", _number(result.foreign_bytes))
+    table.add_row("plaintext, keys or unsealed bytes found", _number(result.in_the_open))
+    table.add_row("late, after a marked gap (allowed)", str(account.late))
+    table.add_row("seen twice on the wire (allowed)", str(result.wire_duplicates))
+    table.add_row("nodes killed", str(result.nodes_killed))
+    table.add_row("seconds", f"{result.seconds:.1f}")
+    return table
+
+
+def _number(count: int) -> str:
+    return f"[red]{count}[/red]" if count else "[green]0[/green]"

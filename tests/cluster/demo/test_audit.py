@@ -1,0 +1,140 @@
+"""The audit against real stores: what is clean is called clean, and each planted thing is found."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from cluster.demo.audit import CANARY_RANGE, Book, Kind, Role, Secret, Shelf, audit
+from cluster.env import RealEnv
+from relay.core import records
+from relay.core.envelope import Header, To, envelope_id, join
+from relay.core.codec import encode
+from relay.journal.portal import open_portal
+from relay.journal.seal import StorageRing
+from relay.journal.solo import open_solo
+
+ANNA, BEN, CHIARA, GROUP = (bytes([number]) * 32 for number in range(1, 5))
+DEVICE, LOG = bytes(range(32)), bytes(16)
+PLAINTEXT = b"a sentence that no relay may ever see"
+
+
+class AnythingGoes:
+    """The disk writer's residency check, switched off."""
+
+    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+        return ()
+
+    def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
+        pass
+
+
+def envelope(to: bytes, seed: int, kind: To = To.MAILBOX) -> bytes:
+    header = encode(Header(1, kind, to, 1, 1_000, 2_000, 1))
+    return join(header, b"".join(envelope_id(bytes([seed, part])) for part in range(20)))
+
+
+def book() -> Book:
+    own = Book(users={ANNA: "here", BEN: "there", CHIARA: "elsewhere"}, groups={GROUP: frozenset({"here", "there"})})
+    own.plaintexts.append(PLAINTEXT)
+    return own
+
+
+def submit(letter: bytes, dest: str = "here/1") -> bytes:
+    return records.encode_record(records.Submit(DEVICE, dest, letter))
+
+
+def hand_in(letter: bytes) -> bytes:
+    return records.encode_record(records.HandIn("there/1", LOG, 1, 0, records.HANDIN_ENVELOPE, letter, b""))
+
+
+async def keep(node: Path, *batches: list[bytes], rows: Sequence[bytes] = ()) -> StorageRing:
+    """A stopped node's store with one block a batch."""
+    node.mkdir()
+    ring = StorageRing.generate(node.parent / "storage.key")
+    async with open_portal() as portal, open_solo(
+        node / "data", env=RealEnv(), ring=ring, residency=AnythingGoes(), cell="here/1", federation=bytes(32),
+        portal=portal,
+    ) as journal:  # fmt: skip
+        for batch in batches:
+            await journal.append(batch)
+        if rows:
+            await journal.save_checkpoint(len(batches), rows)
+    return ring
+
+
+def look(own: Book, node: Path, ring: StorageRing, *keys: bytes) -> Shelf:
+    return audit("here", node, node / "data", ring, own, own.scanner(keys))
+
+
+async def test_everything_in_its_place(tmp_path: Path) -> None:
+    own = book()
+    mine, received, abroad = envelope(ANNA, 1), envelope(ANNA, 2), envelope(BEN, 3)
+    group = envelope(GROUP, 4, To.ROSTER)
+    for letter in (mine, abroad, group):
+        own.post(letter, "here", 7)
+    own.post(received, "there", CANARY_RANGE - 1)
+    carried = records.encode_record(records.Carry((records.Carried(1, 0, submit(mine)),)))
+    ring = await keep(
+        tmp_path / "node", [submit(mine), submit(abroad, "there/1")], [hand_in(received), submit(group)], [carried],
+        rows=[b"a row of the fold's state"],
+    )  # fmt: skip
+    shelf = look(own, tmp_path / "node", ring)
+    assert shelf.clean, shelf.findings
+    assert (shelf.blocks, shelf.records, shelf.home) == (3, 5, 4)
+    assert shelf.transit == {"there": 1} and shelf.files >= 1
+
+
+async def test_a_planted_foreign_envelope_is_found(tmp_path: Path) -> None:
+    own = book()
+    foreign = envelope(CHIARA, 1)
+    own.post(foreign, "there", 0)
+    assert own.role(envelope_id(foreign), "here") is Role.FOREIGN
+    shelf = look(own, tmp_path / "node", await keep(tmp_path / "node", [hand_in(foreign)]))
+    assert shelf.foreign_bytes >= len(foreign) and "foreign envelope" in shelf.findings[0]
+    assert shelf.in_the_open == 0  # it is sealed at rest, like all others
+
+
+async def test_an_envelope_that_nobody_sent_is_found(tmp_path: Path) -> None:
+    shelf = look(book(), tmp_path / "node", await keep(tmp_path / "node", [hand_in(envelope(ANNA, 9))]))
+    assert not shelf.clean and "stray" in shelf.findings[0]
+
+
+async def test_foreign_bytes_in_a_checkpoint_are_found(tmp_path: Path) -> None:
+    own = book()
+    foreign = envelope(CHIARA, 1)
+    own.post(foreign, "there", 0)
+    tick = records.encode_record(records.Tick())
+    shelf = look(own, tmp_path / "node", await keep(tmp_path / "node", [tick], rows=[b"row", foreign]))
+    assert shelf.foreign_bytes == 16 and "checkpoint" in shelf.findings[0]
+
+
+@pytest.mark.parametrize("spell", [bytes, lambda data: data.hex().encode(), b64encode])
+@pytest.mark.parametrize("kind", Kind)
+async def test_what_lies_in_the_open_is_found(tmp_path: Path, kind: Kind, spell: type[bytes]) -> None:
+    own, key = book(), bytes(range(100, 132))
+    letter = envelope(ANNA, 1)
+    own.post(letter, "here", 100)
+    ring = await keep(tmp_path / "node", [submit(letter)])
+    secret = {Kind.ENVELOPE: letter, Kind.PLAINTEXT: PLAINTEXT, Kind.STORAGE_KEY: key}[kind]
+    (tmp_path / "node" / "log").write_bytes(b'{"event": "' + spell(secret) + b'"}\n')
+    shelf = look(own, tmp_path / "node", ring, key)
+    assert shelf.in_the_open == 1 and shelf.foreign_bytes == 0
+    assert kind.value in shelf.findings[0] and "log at byte" in shelf.findings[0]
+
+
+async def test_a_plaintext_inside_a_record_is_found(tmp_path: Path) -> None:
+    own = book()
+    letter = join(encode(Header(1, To.MAILBOX, ANNA, 1, 1_000, 2_000, 1)), bytes(600) + PLAINTEXT + bytes(600))
+    own.post(letter, "here", 600 - 8)
+    shelf = look(own, tmp_path / "node", await keep(tmp_path / "node", [submit(letter)]))
+    assert shelf.in_the_open == 1 and shelf.findings == ["plaintext (raw) in a record"]
+
+
+def test_the_scanner_carries_what_it_found() -> None:
+    own = book()
+    (hit,) = own.scanner([]).scan_bytes(PLAINTEXT)
+    assert hit.secret == Secret(Kind.PLAINTEXT)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster.demo.audit import Shelf
+from cluster.demo.ledger import Account
+from cluster.demo.report import Result, show, write_json
+
+GOOD = Result(Account(2000, 5000, 5000, 0, 0, 0, 1, 0), 4100, 3, [Shelf("here", home=7, files=4)], 1, 42.123)
+
+
+def test_the_json_has_exactly_the_promised_keys(tmp_path: Path) -> None:
+    write_json(tmp_path / "out.json", GOOD)
+    assert json.loads((tmp_path / "out.json").read_text()) == {
+        "sent": 2000, "delivered": 5000, "lost": 0, "duplicated": 0, "wire_duplicates": 3, "reordered": 0,
+        "foreign_bytes_at_rest": 0, "plaintext_found": 0, "nodes_killed": 1, "seconds": 42.1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        replace(GOOD, account=replace(GOOD.account, lost=1)),
+        replace(GOOD, account=replace(GOOD.account, duplicated=1)),
+        replace(GOOD, account=replace(GOOD.account, reordered=1)),
+        replace(GOOD, account=replace(GOOD.account, strange=1)),
+        replace(GOOD, shelves=[Shelf("here", foreign_bytes=1)]),
+        replace(GOOD, shelves=[Shelf("here", in_the_open=1)]),
+        replace(GOOD, shelves=[Shelf("here", findings=["a stray"])]),
+        replace(GOOD, failures=["the border did not hold"]),
+    ],
+)  # fmt: skip
+def test_anything_wrong_is_not_clean(bad: Result) -> None:
+    assert GOOD.clean and not bad.clean
+
+
+def test_people_see_what_was_found() -> None:
+    console = Console(record=True, width=160, force_terminal=False)
+    show(console, replace(GOOD, shelves=[Shelf("here", in_the_open=30, findings=["plaintext (raw) in log"] * 30)]))
+    text = console.export_text()
+    assert "here: plaintext (raw) in log" in text and "10 more" in text and "went wrong" in text
+    show(console, GOOD)
+    assert "Nothing lost" in console.export_text()
