@@ -7,7 +7,8 @@ import trio
 
 from cluster.core import linkwire
 from cluster.directory.federation import FederationDirectory
-from cluster.links import Links, Peer
+from cluster.core.linkwire import Peer
+from cluster.links import Links
 from relay.core import records
 from relay.core.envelope import To, read_header
 from relay.core.mailroom.state import Origin

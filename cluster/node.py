@@ -1,0 +1,183 @@
+"""The composition root: one node of one cell, from its config to its last checkpoint."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from cluster.config import NodeConfig
+from cluster.config_keys import Address
+from cluster.core.linkwire import federation_id
+from cluster.directory.federation import FederationDirectory
+from cluster.directory.seen import open_seen
+from cluster.env import RealEnv
+from cluster.forwarder import Forwarders
+from cluster.handover import LinksAbroad, Reception
+from cluster.links import Links
+from cluster.pki import NodeCredentials
+from relay.core.mailroom import Mailroom
+from relay.core.trust import HomeRecord
+from relay.delivery import Delivery
+from relay.errors import PosthouseError
+from relay.gateway.api import Identity
+from relay.gateway.connection import Bounds
+from relay.gateway.server import Entrance, Gateway
+from relay.intake import Intake
+from relay.journal.guard import ResidencyGuard
+from relay.journal.portal import Portal, open_portal
+from relay.journal.seal import StorageRing
+from relay.journal.solo import open_solo
+from relay.observe.admin import serve_admin
+from relay.observe.metrics import Metrics
+from relay.office import Office
+from relay.ports import Env, Journal
+from relay.steward import Steward
+
+_log = structlog.get_logger("cluster.node")
+DIRECTORY_FILE = "directory.sqlite"  # in the data directory, beside the store
+_REPLAY_S = 600.0  # seconds for what follows the checkpoint to be applied; the checkpoint bounds how much that is
+_SAVE_S = 30.0  # seconds for the last checkpoint of a stopping node
+
+
+@dataclass(frozen=True)
+class OwnUsers:
+    """The users of this cell, for the directory: what the mailroom says."""
+
+    delivery: Delivery
+
+    def home(self, user: bytes) -> HomeRecord | None:
+        """The newest record of a user at home here."""
+        known = self.delivery.room.state.users.get(user)
+        return known.record if known else None
+
+    def chain(self, user: bytes, after: int) -> list[bytes]:
+        """Signed records after version `after`, oldest first."""
+        known = self.delivery.room.state.users.get(user)
+        return known.chain[after:] if known else []
+
+
+class Node:
+    """The parts of a running node, wired. `run` starts them in the order in which they need each other."""
+
+    def __init__(
+        self, config: NodeConfig, env: Env, journal: Journal, room: Mailroom, credentials: NodeCredentials,
+        directory: FederationDirectory, links: Links, metrics: Metrics, delivery: Delivery,
+    ) -> None:
+        own = config.node
+        identity = Identity(own.region, own.cell, own.name, journal.log_id)
+        self._config = config
+        self._env = env
+        self._journal = journal
+        self._credentials = credentials
+        self._links = links
+        self._metrics = metrics
+        self._delivery = delivery
+        self._intake = Intake(journal, metrics)
+        self._steward = Steward(journal, delivery, self._intake, metrics, env.clock)
+        abroad = LinksAbroad(links)
+        self._office = Office(identity, config.root, delivery, self._intake, directory, abroad, metrics, env.clock)
+        self._reception = Reception(delivery, self._intake, self._office, directory)
+        self._forwarders = Forwarders(journal, delivery, self._intake, links, metrics, env)
+        limits = config.limits
+        self._gateway = Gateway(
+            self._office, env, metrics, max_connections=limits.connections, drain_s=limits.drain_s,
+            bounds=Bounds(handshake_s=limits.handshake_s, idle_s=limits.idle_s),
+        )
+        self._why_not_ready: str | None = "starting"
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until SIGTERM or SIGINT, then drain and save a checkpoint. Raises PosthouseError, in a group."""
+        listen = self._config.listen
+        admin = await self._listen(listen.admin)
+        links = await self._listen(listen.links)
+        entrances = await self._entrances()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_admin, admin, self._metrics, lambda: self._why_not_ready)
+            nursery.start_soon(self._delivery.run)
+            await self._catch_up()
+            nursery.start_soon(self._intake.run)
+            nursery.start_soon(self._steward.run)
+            await nursery.start(self._links.run, links, self._reception)
+            nursery.start_soon(self._forwarders.run)
+            nursery.start_soon(self._stop_on_signal)
+            self._why_not_ready = None
+            _log.info("ready", tip=self._journal.tip)
+            task_status.started()
+            await self._gateway.run(entrances)
+            self._why_not_ready = "stopping"
+            nursery.cancel_scope.cancel()
+        with trio.move_on_after(_SAVE_S) as scope:
+            scope.shield = True
+            await self._steward.save()
+        _log.info("stopped", tip=self._journal.tip)
+
+    async def _listen(self, address: Address) -> list[trio.abc.Listener[trio.abc.Stream]]:
+        return list(await self._env.listen(address.host, address.port))
+
+    async def _entrances(self) -> list[Entrance]:
+        listen = self._config.listen
+        entrances: list[Entrance] = []
+        if listen.clients is not None:
+            context = self._credentials.clients_server if listen.tls else None
+            entrances += [Entrance(one, context) for one in await self._listen(listen.clients)]
+        if listen.unix is not None:
+            entrances += [Entrance(one) for one in await self._env.listen_unix(listen.unix)]
+        return entrances
+
+    async def _catch_up(self) -> None:
+        """Serve nobody before every block that was committed earlier is applied."""
+        tip = self._journal.tip
+        with trio.fail_after(_REPLAY_S):
+            await self._delivery.wait_for(lambda: self._delivery.room.state.index >= tip)
+
+    async def _stop_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                self._why_not_ready = "stopping"
+                _log.info("stopping")
+                self._gateway.stop()
+
+
+async def load_mailroom(journal: Journal, cell: str) -> Mailroom:
+    """The mailroom as of the last checkpoint; what follows in the log is applied by Delivery (rule 11)."""
+    saved = await journal.load_checkpoint()
+    return Mailroom.from_checkpoint(saved[1]) if saved else Mailroom(cell, journal.log_id)
+
+
+@asynccontextmanager
+async def open_node(config: NodeConfig, env: Env, portal: Portal) -> AsyncIterator[Node]:
+    """Open the stores and wire a node. Raises PosthouseError."""
+    own, paths, root = config.node, config.paths, config.root
+    credentials = NodeCredentials.load(paths.certificate, paths.private_key, root)
+    ring = StorageRing.load(paths.storage_key)
+    guard = ResidencyGuard(own.region, own.cell, root)
+    async with open_solo(
+        paths.data, env=env, ring=ring, residency=guard, cell=own.cell, federation=federation_id(root), portal=portal
+    ) as journal:
+        metrics = Metrics()
+        room = await load_mailroom(journal, own.cell)
+        delivery = Delivery(journal, room, metrics, env.clock)
+        links = Links(env, root, credentials.peer, credentials, metrics)
+        async with open_seen(paths.data / DIRECTORY_FILE, portal, env.random_bytes(32)) as seen:
+            directory = FederationDirectory(root, own.cell, OwnUsers(delivery), links, env, seen)
+            yield Node(config, env, journal, room, credentials, directory, links, metrics, delivery)
+
+
+async def run_node(config: NodeConfig) -> None:
+    """Run a node until SIGTERM or SIGINT. Raises PosthouseError (the first, where several parts failed at once)."""
+    try:
+        async with open_portal() as portal, open_node(config, RealEnv(), portal) as node:
+            await node.run()
+    except BaseExceptionGroup as group:
+        ours = group.subgroup(PosthouseError)
+        while ours is not None and isinstance(ours, BaseExceptionGroup):
+            first = ours.exceptions[0]
+            if isinstance(first, PosthouseError):
+                raise first from group
+            ours = first if isinstance(first, BaseExceptionGroup) else None
+        raise
