@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,18 +68,24 @@ Show = Callable[[Status], None]
 async def run_bench(scenario: Scenario, target: Target, logs: Path, show: Show, quiet_s: float = QUIET_S) -> Raw:
     """Run `scenario` against `target`; worker logs go into `logs`. When nothing has moved for `quiet_s` after the last
     message was due, what is missing is lost. Raises PosthouseError when the run is void."""
-    try:
+    with unwrapped():
         async with trio.open_nursery() as nursery:
-            return await _Run(scenario, target, logs, show, quiet_s, nursery).carry_out()
+            nursery.start_soon(target.died)
+            raw = await _Run(scenario, target, logs, show, quiet_s, nursery).carry_out()
+            nursery.cancel_scope.cancel()
+    return raw
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """An operator reads one error, not the groups of the nurseries that it came through."""
+    try:
+        yield
     except* PosthouseError as group:
-        raise _first(group) from None
-
-
-def _first(group: BaseException) -> PosthouseError:
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    assert isinstance(group, PosthouseError)
-    return group
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
 
 
 class _Run:

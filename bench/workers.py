@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -85,9 +86,14 @@ async def work(
 ) -> None:
     """Run `python -m module` until it has handed in its result; the process never outlives this task."""
     log = logs / f"{name}.log"
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]  # a checkout will do
     with log.open("wb") as stderr:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
     worker = Worker(name, process, log)
     try:

@@ -88,6 +88,9 @@ class StandIn:
         await trio.sleep(0.2)
         await self._listen()
 
+    async def died(self) -> None:
+        await trio.sleep_forever()
+
     # --- one connection --------------------------------------------------------------------------
     async def _connection(self, stream: trio.SocketStream) -> None:
         line = Line(stream)

@@ -1,0 +1,64 @@
+"""`posthouse bench …`: run a scenario, show what came of it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+from rich.console import Console
+
+from bench.scenario import SMOKE, load_scenario
+from relay.errors import OperatorError
+
+FAILED = 1  # exit status when the run says no
+
+
+@click.group()
+def bench() -> None:
+    """Measure a cell: latency, CPU and correctness under an open load."""
+
+
+@bench.command()
+@click.argument("scenario", default="fanout")
+@click.option("--recipients", type=int, help="Devices that receive.")
+@click.option("--rate", type=float, help="Group messages a second.")
+@click.option("--seconds", type=float, help="Length of the measured part.")
+@click.option("--size", type=int, help="Bytes of each envelope's body.")
+@click.option("--generators", type=int, help="Receiving processes.")
+@click.option("--kill-at", type=float, help="SIGKILL the node so many seconds into the measured part, and restart it.")
+@click.option("--seed", type=int, help="Keys, padding and jitter.")
+@click.option("--tls/--no-tls", default=None, help="wss in the node, or plain ws.")
+@click.option("--smoke", is_flag=True, help="Small and short: 20 recipients, 20 messages a second, 3 seconds.")
+@click.option("--json", "json_path", metavar="FILE", help="Write the result to FILE (-: standard output).")
+@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep nodes, logs and keys in a new DIR.")
+def run(scenario: str, smoke: bool, json_path: str | None, keep: Path | None, **overrides: Any) -> None:
+    """Run SCENARIO, a file or the name of one that comes with Posthouse (fanout), on this machine.
+
+    Exit status 1 when anything was lost, duplicated or reordered, or when less than 95 % of the offered rate was
+    achieved."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    chosen = load_scenario(scenario, {**(SMOKE if smoke else {}), **given})
+    try:
+        from bench.local import bench_locally
+        from bench.report import describe, make_table, verdict
+    except ModuleNotFoundError as error:
+        raise OperatorError(f"the bench needs {error.name}", "pip install 'posthouse[bench]'") from None
+    with tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
+        report = trio.run(bench_locally, chosen, keep or Path(scratch) / "run", Console(stderr=True))
+    console = Console(stderr=json_path == "-")
+    console.print(make_table(report))
+    for line in describe(report):
+        console.print(f"  {line}", highlight=False)
+    if json_path is not None:
+        with click.open_file(json_path, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=2)
+            file.write("\n")
+    wrong = verdict(report)
+    for line in wrong:
+        console.print(f"[bold red]not passed[/]: {line}", highlight=False)
+    if wrong:
+        raise SystemExit(FAILED)

@@ -1,0 +1,43 @@
+"""A whole bench on this machine: federation, canary, load, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import trio
+from rich.console import Console
+
+from bench.canary import Canary, fly
+from bench.machine import raise_file_limit
+from bench.progress import Line, progress_line
+from bench.report import summarize
+from bench.run import Raw, run_bench, unwrapped
+from bench.scenario import Scenario
+from bench.target import LocalTarget, local_target
+
+
+async def bench_locally(scenario: Scenario, directory: Path, console: Console) -> dict[str, Any]:
+    """Run `scenario` against a new node whose files go into `directory` (new or empty); returns the report.
+
+    Raises PosthouseError when the run is void."""
+    raise_file_limit()
+    canary = Canary(scenario.canary_rate) if scenario.canary_rate else None
+    with progress_line(console) as line, unwrapped():
+        line.say("starting the node")
+        async with local_target(directory, scenario.tls) as target:
+            raw = await _measure(scenario, target, directory, line, canary)
+    return summarize(raw, canary.summary() if canary is not None else None, directory)
+
+
+async def _measure(scenario: Scenario, target: LocalTarget, logs: Path, line: Line, canary: Canary | None) -> Raw:
+    async with trio.open_nursery() as nursery:
+        if canary is not None:
+            line.say("letting the canary in")
+            await nursery.start(fly, canary, target)
+        raw = await run_bench(scenario, target, logs, line.show)
+        if canary is not None:
+            line.say("collecting the canary's messages")
+            canary.stop.set()
+            await canary.done.wait()
+    return raw

@@ -1,0 +1,85 @@
+"""Scenarios: the one that ships, overrides, and every mistake at once; schedules that neither drift nor bunch up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.scenario import NS, SMOKE, Scenario, Schedule, known_scenarios, load_scenario
+from relay.errors import ConfigError
+
+
+def test_the_shipped_scenario_is_what_the_issue_asks_for() -> None:
+    assert known_scenarios() == ["fanout"]
+    scenario = load_scenario("fanout")
+    assert (scenario.recipients, scenario.rate, scenario.seconds, scenario.size) == (300, 50.0, 20.0, 256)
+    assert scenario.kill_at is None
+
+
+def test_it_is_found_by_path_as_well_and_values_can_be_replaced() -> None:
+    import bench
+
+    path = Path(bench.__file__).parent / "scenarios" / "fanout.toml"
+    assert load_scenario(str(path)) == load_scenario("fanout")
+    smoke = load_scenario(str(path), {**SMOKE, "kill_at": 1.5})
+    assert (smoke.recipients, smoke.rate, smoke.seconds, smoke.kill_at) == (20, 20.0, 3.0, 1.5)
+
+
+def test_every_mistake_is_reported_at_once_with_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('recipient = 3\nrate = "fast"\nseconds = 0\nsize = 1\ntls = "yes"\nzzz = 1\n')
+    with pytest.raises(ConfigError) as caught:
+        load_scenario(str(path))
+    findings = {where: (what, remedy) for where, what, remedy in caught.value.findings}
+    assert set(findings) == {"recipient", "name", "rate", "seconds", "size", "tls", "zzz"}
+    assert findings["recipient"][1] == "Did you mean `recipients`?"
+    assert "32 to 65536" in findings["size"][1]
+    assert "'fast'" in findings["rate"][0]
+    assert all(remedy for _, remedy in findings.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [({"kill_at": 20.0}, "kill_at"), ({"generators": 4, "recipients": 3}, "generators"),
+     ({"rate": 0.01, "seconds": 1.0, "warm_up": 0.0}, "rate")],
+)  # fmt: skip
+def test_values_must_fit_together(overrides: dict[str, float], where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_scenario("fanout", overrides)
+    assert [finding[0] for finding in caught.value.findings] == [where]
+
+
+def test_a_missing_file_and_a_broken_one_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one of: fanout"):
+        load_scenario(str(tmp_path / "nowhere.toml"))
+    (tmp_path / "broken.toml").write_text("rate = = 3")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_scenario(str(tmp_path / "broken.toml"))
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_scenario(str(tmp_path / "latin.toml"))
+
+
+@given(st.floats(0.1, 20_000), st.floats(0, 60), st.floats(1, 120), st.integers(0, 200 * NS))
+def test_a_schedule_is_even_and_due_counts_it(rate: float, warm_up: float, seconds: float, elapsed: int) -> None:
+    schedule = Schedule(rate, warm_up, seconds)
+    due = schedule.due(elapsed)
+    assert 0 <= due <= schedule.total
+    assert due == 0 or schedule.offset_ns(due - 1) <= elapsed
+    assert due == schedule.total or schedule.offset_ns(due) > elapsed
+    assert schedule.measured >= 1
+    last = schedule.offset_ns(schedule.total - 1)
+    assert abs(last - (schedule.total - 1) * NS / rate) <= 1
+
+
+def test_nothing_is_due_before_the_start() -> None:
+    assert Schedule(1000, 0, 1).due(-1) == 0
+    assert Schedule(1000, 0, 1).due(0) == 1
+
+
+def test_the_measured_part_follows_the_warm_up() -> None:
+    scenario = Scenario(name="x", rate=10, warm_up=2, seconds=3)
+    assert (scenario.schedule.first_measured, scenario.schedule.total, scenario.schedule.measured) == (20, 50, 30)
