@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 import traceback
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ class Connection:
         self._attached = False  # the office knows the line
         self._live = False  # WELCOME is queued
         self._serving = False  # counted as a session
-        self._heard = 0.0  # when the deadline was last moved, s
+        self._heard = -math.inf  # when the deadline was last moved, s
         self._lookups = 0
 
     # --- Line ------------------------------------------------------------------------------------
