@@ -93,8 +93,10 @@ class Forwarders:
         outcomes = tuple(outcome for outcome in answer.outcomes if outbox.done < outcome.number <= upto)
         count = upto - outbox.done
         self._intake.offer([records.encode_record(records.Handed(cell, upto, outcomes))])
-        with trio.fail_after(LINK_DEADLINE_S):
+        with trio.move_on_after(LINK_DEADLINE_S) as scope:
             await self._delivery.wait_for(lambda: outbox.done >= upto)
+        if scope.cancelled_caught:
+            raise Overloaded("the journal did not take the answer in time")
         self._metrics.forwarded.labels(cell).inc(count)
 
     async def _item(self, cell: str, item: OutItem) -> linkwire.HandItem:

@@ -23,7 +23,7 @@ from cluster.pki import NodeCredentials
 from relay.core.mailroom import Mailroom
 from relay.core.trust import HomeRecord
 from relay.delivery import Delivery
-from relay.errors import PosthouseError
+from relay.errors import PosthouseError, StoreError
 from relay.gateway.api import Identity
 from relay.gateway.connection import Bounds
 from relay.gateway.server import Entrance, Gateway
@@ -132,8 +132,10 @@ class Node:
     async def _catch_up(self) -> None:
         """Serve nobody before every block that was committed earlier is applied."""
         tip = self._journal.tip
-        with trio.fail_after(_REPLAY_S):
+        with trio.move_on_after(_REPLAY_S):
             await self._delivery.wait_for(lambda: self._delivery.room.state.index >= tip)
+        if self._delivery.room.state.index < tip:
+            raise StoreError(f"the log could not be applied within {_REPLAY_S:.0f} s", "Look at the disk and its load")
 
     async def _stop_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -100,6 +100,7 @@ class Delivery:
         if delivered:
             self._metrics.delivered.inc(delivered)
             self._metrics.delivery_seconds.observe(max(0, self._clock.wall_ms() - block.time) / 1000)
+        self._metrics.waiting.set(len(self.room.state.sources))
         self._metrics.journal_blocks.set(self._journal.tip + 1 - self._journal.first)
         self._applied.set()
         self._applied = trio.Event()
@@ -205,7 +206,6 @@ class Delivery:
             self._leave(old)
         self._seats[line.device] = seat
         self._listen(seat)
-        self._metrics.sessions.set(len(self._seats))
         return seat
 
     def _leave(self, seat: Seat) -> None:
@@ -218,7 +218,6 @@ class Delivery:
                 del self._online[address]
         seat.addresses = []
         seat.demote()
-        self._metrics.sessions.set(len(self._seats))
 
     def _listen(self, seat: Seat) -> None:
         user = seat.line.user

@@ -89,7 +89,9 @@ class Office:
                 "the device has acknowledged more than this log holds: acknowledged history is missing here",
                 "Do not go on; tell the operator that an older copy of the log is being served",
             )
-        device = room.state.devices[line.device]
+        device = room.state.devices.get(line.device)
+        if device is None:
+            raise AuthError("this device is no longer enrolled")
         version = room.state.users[line.user].record.version
         if not hello.receive:
             self._delivery.attach(line)
@@ -101,6 +103,8 @@ class Office:
             started = await self._delivery.session_started(nonce)
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the session's start in time")
+        if line.device not in room.state.devices or room.state.devices[line.device].session != nonce:
+            raise Refused(Fault.FENCED, "the device started a newer session")
         self._delivery.attach(line)
         self._delivery.sit(line, started, started.cursor)
         return Started(log_id, started.cursor, started.position, version, self._clock.wall_ms())

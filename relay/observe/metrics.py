@@ -39,6 +39,7 @@ class Metrics:
         self.links_up = self._gauge("links_up", "1 while this node has a working link to the cell", "cell")
         # what waits
         self.queue_depth = self._gauge("queue_depth", "Records that wait for the journal's next block")
+        self.waiting = self._gauge("waiting", "Records in the log that somebody still has to get")
         self.outbox_bytes = self._gauge("outbox_bytes", "Bytes queued for clients' sockets")
         # the journal
         self.journal_blocks = self._gauge("journal_blocks", "Blocks that the journal keeps")

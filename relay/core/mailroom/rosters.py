@@ -26,6 +26,9 @@ def publish(turn: Turn, record: records.Roster, size: int) -> None:
     parts = dict(record.parts)
     try:
         head, before = _verify(turn.state, record.head)
+        if before is not None and before.signed == head.signed:
+            turn.answer(record.device, turn.receipt(own, Code.STORED, head.head.version, pos), None)
+            return
         part = _own_part(turn.state, head, parts.get(turn.state.cell, b""))
         for named in head.head.cells:
             verify_part(parts.get(named.cell, b""), head, named.cell)
@@ -42,7 +45,9 @@ def publish(turn: Turn, record: records.Roster, size: int) -> None:
 def hand_in(turn: Turn, record: records.HandIn) -> tuple[int, int]:
     """Apply a roster version that another cell handed over: (code, newest version)."""
     try:
-        head, _ = _verify(turn.state, record.item)
+        head, before = _verify(turn.state, record.item)
+        if before is not None and before.signed == head.signed:
+            return Code.STORED, head.head.version
         part = _own_part(turn.state, head, record.part)
     except (TrustError, ProtocolError):
         return Code.BAD_RECORD, 0
@@ -54,7 +59,9 @@ def _verify(state: State, signed: bytes) -> tuple[VerifiedHead, VerifiedHead | N
     head = verify_roster(signed)
     roster = state.rosters.get(head.group)
     before = roster.head if roster else None
-    return (verify_roster(signed, before), before) if before else (head, None)
+    if before is None or before.signed == signed:
+        return head, before
+    return verify_roster(signed, before), before
 
 
 def _own_part(state: State, head: VerifiedHead, part: bytes) -> RosterPart:
@@ -74,7 +81,7 @@ def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> None:
     roster.head = head
     pos = turn.next_position()
     now: dict[bytes, Member] = {member.user: member for member in part.members}
-    for user, stays in roster.members.items():
+    for user, stays in sorted(roster.members.items()):
         if stays[-1].until == 0 and user not in now:
             stays[-1].until, stays[-1].until_position = head.head.version, pos
             turn.effects.append(MembershipChanged(user))

@@ -239,8 +239,12 @@ def test_a_forged_or_repeated_roster_changes_nothing(log, people, make_group):
     assert log.answers(forged) == [Code.BAD_RECORD]
     swapped = make_group("a1").publish({log.cell: [bob.id]})
     assert log.answers(records.Roster(good.device, good.head, swapped.parts)) == [Code.BAD_RECORD]
-    other = make_group("a1").publish({log.cell: [alice.id]})
-    assert log.answers(good, other) == [Code.STORED, Code.STORED]
+    assert log.answers(good, good) == [Code.STORED, Code.STORED]
+    version = log.room.state.rosters[group.id].version
+    assert log.answers(good, after_ms=ADMISSION_WINDOW + 2 * MINUTE) == [Code.STORED]  # its outcome was forgotten
+    later = group.publish({log.cell: sorted([alice.id, bob.id])})
+    assert log.answers(later, good) == [Code.STORED, Code.BAD_RECORD]  # a rollback
+    assert log.room.state.rosters[group.id].version == version + 1
 
 
 def test_a_roster_settles_when_every_member_has_it(log, people, make_group):
