@@ -1,0 +1,188 @@
+"""The session machine: whatever comes in, one effect comes out, and only the one way leads to LIVE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nacl.signing import SigningKey
+
+from relay.core import wire
+from relay.core.session import TRANSITIONS, Admit, Ask, Begun, Close, Send, Session, State
+from relay.core.wire import Code, Fault
+from relay.errors import AuthError, BadSignature, DiskFailed, Overloaded, ProtocolError, Refused, RolledBack
+from relay.limits import MAX_FRAME
+
+KEY = SigningKey(b"k" * 32)
+DEVICE, USER = bytes(KEY.verify_key), b"u" * 32
+LOG_ID = b"l" * 16
+BEGUN = Begun(LOG_ID, 5, 2, 1_700_000_000_001)
+CHALLENGE = wire.Challenge(b"n" * 32, "norden", "norden/1", "n1", LOG_ID, 1_700_000_000_000)
+
+
+def hello(**changes: Any) -> wire.Hello:
+    fields = {"version": wire.VERSION, "log_id": LOG_ID, "cursor": 5, "receive": True, "software": "test"} | changes
+    return wire.Hello(**fields)
+
+
+def auth(key: SigningKey = KEY, challenge: wire.Challenge = CHALLENGE, user: bytes = USER) -> wire.Auth:
+    signature = key.sign(wire.challenge_bytes(challenge, user, DEVICE)).signature
+    return wire.Auth(USER, DEVICE, signature, (b"record",))
+
+
+REQUESTS: list[wire.ClientMessage] = [
+    wire.Submit((wire.SubmitItem("norden", b"envelope"),)),
+    wire.Ack(3),
+    wire.Lookup(1, USER, "norden", 0),
+    wire.Roster(b"head", (("norden/1", b"part"),)),
+    wire.Ephemeral(USER, "norden", b"typing"),
+]
+GOOD: list[wire.ClientMessage] = [hello(), auth(), *REQUESTS]
+
+
+def live(**changes: Any) -> Session:
+    session = Session(CHALLENGE)
+    session.receive(wire.encode_message(hello(**changes)))
+    session.receive(wire.encode_message(auth()))
+    session.begun(BEGUN)
+    assert session.state is State.LIVE
+    return session
+
+
+def test_the_one_way_in() -> None:
+    session = Session(CHALLENGE)
+    assert session.receive(wire.encode_message(hello())) == Send(CHALLENGE)
+    assert session.receive(wire.encode_message(auth())) == Admit(USER, DEVICE, (b"record",))
+    effect = session.begun(BEGUN)
+    assert isinstance(effect, Send) and isinstance(effect.message, wire.Welcome)
+    assert (effect.message.log_id, effect.message.cursor, effect.message.home_version) == (LOG_ID, 5, 2)
+    assert (session.hello, session.nonce) == (hello(), CHALLENGE.nonce)
+    for request in REQUESTS:
+        assert session.receive(wire.encode_message(request)) == Ask(request)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        auth(key=SigningKey(b"x" * 32)),
+        auth(user=b"v" * 32),
+        auth(challenge=wire.Challenge(b"m" * 32, "norden", "norden/1", "n1", LOG_ID, CHALLENGE.time)),
+        auth(challenge=wire.Challenge(b"n" * 32, "suden", "norden/1", "n1", LOG_ID, CHALLENGE.time)),
+        auth(challenge=wire.Challenge(b"n" * 32, "norden", "norden/1", "n1", b"o" * 16, CHALLENGE.time)),
+        wire.Auth(USER, b"\xff" * 32, bytes(64), ()),
+        wire.Auth(USER, bytes(32), bytes(64), ()),
+    ],
+)
+def test_a_proof_for_another_key_user_nonce_region_or_log_does_not_hold(wrong: wire.Auth) -> None:
+    session = Session(CHALLENGE)
+    session.receive(wire.encode_message(hello()))
+    effect = session.receive(wire.encode_message(wrong))
+    assert isinstance(effect, Close) and effect.fault is Fault.AUTH
+    assert session.state is State.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"version": 7}, "version 7"),
+        ({"log_id": b"short"}, "log id of 5 bytes"),
+        ({"log_id": b"", "cursor": 5}, "cursor without a log id"),
+    ],
+)
+def test_a_hello_that_makes_no_sense(changes: dict[str, Any], says: str) -> None:
+    effect = Session(CHALLENGE).receive(wire.encode_message(hello(**changes)))
+    assert isinstance(effect, Close) and effect.fault is Fault.PROTOCOL and says in effect.text
+
+
+def test_a_new_device_has_neither_log_id_nor_cursor() -> None:
+    assert Session(CHALLENGE).receive(wire.encode_message(hello(log_id=b"", cursor=0))) == Send(CHALLENGE)
+
+
+def test_an_ack_needs_a_connection_that_receives() -> None:
+    effect = live(receive=False).receive(wire.encode_message(wire.Ack(1)))
+    assert isinstance(effect, Close) and effect.fault is Fault.PROTOCOL
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("message", [*GOOD, BEGUN], ids=lambda m: type(m).__name__)
+def test_what_the_table_does_not_have_closes_the_session(state: State, message: Any) -> None:
+    session = live()
+    session.state = state
+    effect = session.begun(message) if message is BEGUN else session.receive(wire.encode_message(message))
+    allowed = type(message) in TRANSITIONS[state]
+    assert isinstance(effect, Close) != allowed
+    assert session.state is (TRANSITIONS[state][type(message)][1] if allowed else State.CLOSED)
+    if isinstance(effect, Close):
+        assert effect.fault is Fault.PROTOCOL and ". " in effect.text  # what, and what to do
+
+
+def test_too_large_is_said_before_anything_is_decoded() -> None:
+    effect = Session(CHALLENGE).receive(bytes(MAX_FRAME + 1))
+    assert isinstance(effect, Close) and str(MAX_FRAME) in effect.text
+
+
+@given(data=st.binary(max_size=300))
+@pytest.mark.parametrize("is_live", [False, True])
+def test_garbage_gets_an_error_and_nothing_is_raised(data: bytes, is_live: bool) -> None:
+    session = live() if is_live else Session(CHALLENGE)
+    effect = session.receive(data)
+    if isinstance(effect, Close):
+        assert effect.fault is Fault.PROTOCOL and effect.text and session.state is State.CLOSED
+    else:
+        assert type(wire.decode_client(data)) in {wire.Hello, *TRANSITIONS[State.LIVE]}
+
+
+@given(position=st.integers(0, 2000), bit=st.integers(0, 7), which=st.sampled_from(GOOD))
+def test_a_flipped_bit_is_another_message_or_an_error(position: int, bit: int, which: wire.ClientMessage) -> None:
+    data = bytearray(wire.encode_message(which))
+    data[position % len(data)] ^= 1 << bit
+    session = live()
+    assert isinstance(session.receive(bytes(data)), Ask | Close)
+
+
+@given(steps=st.lists(st.sampled_from([*GOOD, BEGUN, b"\xc1"]), max_size=12))
+def test_only_hello_proof_and_the_office_in_this_order_lead_to_live(steps: list[Any]) -> None:
+    session, taken = Session(CHALLENGE), []
+    for step in steps:
+        before = session.state
+        if step is BEGUN:
+            effect = session.begun(BEGUN)
+        else:
+            effect = session.receive(step if isinstance(step, bytes) else wire.encode_message(step))
+        if isinstance(effect, Close):
+            assert session.state is State.CLOSED
+        else:
+            assert before is not State.CLOSED
+            taken.append(type(step))
+        if isinstance(effect, Ask):
+            assert taken[:3] == [wire.Hello, wire.Auth, Begun]
+    assert (session.state is State.LIVE) <= (taken[:3] == [wire.Hello, wire.Auth, Begun])
+
+
+@pytest.mark.parametrize(
+    ("error", "fault", "retry"),
+    [
+        (ProtocolError("p"), Fault.PROTOCOL, 0),
+        (AuthError("a"), Fault.AUTH, 0),
+        (BadSignature("b"), Fault.AUTH, 0),
+        (Refused(Code.UNKNOWN_USER, "r"), Fault.NOT_HOME, 0),
+        (Refused(Code.UNREACHABLE, "r", retry_after_ms=9), Fault.OVERLOADED, 9),
+        (Overloaded("o", 8), Fault.OVERLOADED, 8),
+        (RolledBack("r"), Fault.ROLLED_BACK, 0),
+        (DiskFailed("/secret/path: EIO"), Fault.INTERNAL, 0),
+        (KeyError("secret"), Fault.INTERNAL, 0),
+    ],
+)
+def test_what_the_office_raises_becomes_a_fault(error: Exception, fault: Fault, retry: int) -> None:
+    session = Session(CHALLENGE)
+    session.state = State.STARTING
+    close = session.failed(error)
+    assert (close.fault, close.retry_after_ms, session.state) == (fault, retry, State.CLOSED)
+    assert "secret" not in close.text
+
+
+def test_hello_is_asked_for_too_early() -> None:
+    with pytest.raises(LookupError):
+        _ = Session(CHALLENGE).hello
