@@ -170,13 +170,17 @@ class LocalFederation:
             self._died.set()
 
 
+def node_command(node: NodeLayout) -> list[str]:
+    """What runs a node."""
+    return [sys.executable, "-m", "cluster.cli", "node", "run", "--with-parent", str(node.config_path)]
+
+
 async def _spawn(node: NodeLayout) -> trio.Process:
-    command = [sys.executable, "-m", "cluster.cli", "node", "run", "--with-parent", str(node.config_path)]
     source = str(Path(__file__).parents[2])  # so that it runs from a checkout that is not installed
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     with node.log_path.open("ab") as log:
         return await trio.lowlevel.open_process(
-            command,
+            node_command(node),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -198,7 +202,7 @@ async def _ask_ready(address: Address) -> str | None:
     except (OSError, trio.BrokenResourceError, trio.TooSlowError):
         return "nobody listens on its admin port"
     head, _, body = answer.partition(b"\r\n\r\n")
-    if head.startswith(b"HTTP/1.1 200 "):
+    if head[:5] == b"HTTP/" and head.split()[1:2] == [b"200"]:
         return None
     return body.decode("utf-8", "replace").strip() or "it did not answer in full"
 

@@ -1,0 +1,185 @@
+"""Node processes are started, watched and never left behind. The node is a stand-in of a few lines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from cluster.config_keys import Address
+from cluster.env import RealEnv
+from cluster.local import Layout, LocalFederation, NodeLayout, make_federation, processes
+from relay.errors import OperatorError
+
+STAND_IN = """
+import http.server, os, signal, sys, threading
+port, mode = int(sys.argv[1]), sys.argv[2]
+print("my last words", file=sys.stderr, flush=True)
+if mode == "dies":
+    sys.exit(7)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503 if mode == "never ready" else 200)
+        self.end_headers()
+        self.wfile.write(b"not ready: replaying\\n")
+    def log_message(self, *args): pass
+if mode == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+else:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+server = http.server.HTTPServer(("127.0.0.1", port), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+sys.stdin.read()
+os._exit(3)
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def use(mode: str) -> None:
+        def command(node: NodeLayout) -> list[str]:
+            return [sys.executable, "-S", "-c", STAND_IN, str(node.admin_addr.port), mode]
+
+        monkeypatch.setattr(processes, "node_command", command)
+
+    use("works")
+    return use
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_federation(tmp_path / "fed", ["norden", "sauda"], RealEnv(), borders=True)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_start_stop_kill_and_start_again(layout: Layout) -> None:
+    async with LocalFederation(layout) as fed:
+        await fed.start_all()
+        first = fed.pid("norden")
+        assert os.getsid(first) == first != os.getsid(0), "a session of its own"
+        fed.kill("norden")
+        await fed.start("norden")
+        assert fed.pid("norden") != first and not alive(first)
+        assert await fed.stop("norden") == 0
+        await fed.start("norden")
+        await fed.ready("sauda")
+        pids = [fed.pid("norden"), fed.pid("sauda")]
+        with pytest.raises(OperatorError, match="runs already"):
+            await fed.start("norden")
+    assert not any(map(alive, pids))
+    async with LocalFederation(layout) as fed:  # resumed on the same ports
+        await fed.start_all()
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_nobody_is_left_behind_by_an_error_or_a_cancel(layout: Layout) -> None:
+    pids = []
+    with pytest.raises(LookupError):
+        async with LocalFederation(layout) as fed:
+            await fed.start("norden")
+            pids.append(fed.pid("norden"))
+            raise LookupError
+    with trio.CancelScope() as scope:
+        async with LocalFederation(layout) as fed:
+            await fed.start("norden")
+            pids.append(fed.pid("norden"))
+            scope.cancel()
+            await trio.sleep_forever()
+    assert len(pids) == 2 and not any(map(alive, pids))
+
+
+async def test_a_stubborn_node_is_killed(
+    layout: Layout, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in("stubborn")
+    monkeypatch.setattr(processes, "STOP_S", 0.2)
+    async with LocalFederation(layout) as fed:
+        await fed.start("norden")
+        assert await fed.stop("norden") == -signal.SIGKILL
+
+
+async def test_a_node_that_dies_says_why(layout: Layout, stand_in: Callable[[str], None]) -> None:
+    stand_in("dies")
+    async with LocalFederation(layout) as fed:
+        with pytest.raises(OperatorError, match="ended with status 7") as caught:
+            await fed.start("norden")
+    assert "my last words" in caught.value.remedy and str(layout.node("norden").log_path) in caught.value.remedy
+
+
+async def test_a_node_that_is_never_ready_says_why(
+    layout: Layout, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in("never ready")
+    async with LocalFederation(layout) as fed:
+        with pytest.raises(OperatorError, match="not ready after 1 s: not ready: replaying") as caught:
+            monkeypatch.setattr(fed, "ready", lambda region: LocalFederation.ready(fed, region, 1.0))
+            await fed.start("norden")
+    assert "my last words" in caught.value.remedy
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_an_unexpected_death_is_noticed(layout: Layout) -> None:
+    async with LocalFederation(layout) as fed:
+        await fed.start("norden")
+        os.kill(fed.pid("norden"), signal.SIGKILL)
+        with trio.fail_after(5), pytest.raises(OperatorError, match="norden ended with status -9"):
+            await fed.died()
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_a_port_in_use_is_named(layout: Layout) -> None:
+    port = layout.node("sauda").clients_addr.port
+    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    async with LocalFederation(layout) as fed, listeners[0]:
+        with pytest.raises(OperatorError, match=rf"sauda: port {port} \(clients\) is in use"):
+            await fed.start("sauda")
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_a_directory_is_used_by_one(layout: Layout) -> None:
+    async with LocalFederation(layout):
+        with pytest.raises(OperatorError, match="in use by another process"):
+            async with LocalFederation(layout):
+                raise AssertionError("two of them")
+    async with LocalFederation(layout):
+        pass
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_nodes_notice_that_their_parent_is_gone(layout: Layout) -> None:
+    async with LocalFederation(layout) as fed:
+        await fed.start("norden")
+        running = fed._running["norden"]
+        assert running.process.stdin is not None
+        await running.process.stdin.aclose()
+        with trio.fail_after(5):
+            await running.exited.wait()
+        assert running.process.returncode == 3
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_borders_are_cut_by_region(layout: Layout, tmp_path: Path) -> None:
+    ports = {(border.source, border.target): border.port for border in layout.file.borders}
+    async with LocalFederation(layout) as fed:
+        await (await trio.open_tcp_stream(*Address("127.0.0.1", ports["norden", "sauda"]))).aclose()
+        fed.border("sauda").cut()
+        for port in ports.values():
+            with pytest.raises(OSError):
+                await trio.open_tcp_stream("127.0.0.1", port)
+        fed.border("sauda").heal()
+    async with LocalFederation(make_federation(tmp_path / "plain", ["norden"], RealEnv())) as fed:
+        with pytest.raises(OperatorError, match="no border"):
+            fed.border("norden")
