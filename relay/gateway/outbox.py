@@ -93,13 +93,12 @@ class Outbox:
 
     def flush(self) -> None:
         """Write what is queued, as far as the socket takes it now. Never blocks, never raises."""
-        if self._writing or not self._queue:
-            return
-        if self._socket is not None:
-            self._write_now()
-        if self._queue:
-            self._writing = True
-            self._nursery.start_soon(self._write, name="outbox writer")
+        if self._queue and not self._writing:
+            if self._socket is not None:
+                self._write_now()
+            if self._queue:
+                self._writing = True
+                self._nursery.start_soon(self._write, name="outbox writer")
         self._report()
 
     # --- for the connection and the library ------------------------------------------------------
