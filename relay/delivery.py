@@ -8,7 +8,7 @@ it loses nothing and delays nobody (DESIGN section 8).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 import trio
@@ -94,8 +94,8 @@ class Delivery:
         for effect in effects:
             delivered += self._act(effect, block, touched)
         for line, items in touched.items():
-            if items:
-                line.push([server_frame(wire.encode_message(wire.Receipt(tuple(items))))])
+            if items and line.live:
+                send_receipt(line, items)
             line.flush()
         if delivered:
             self._metrics.delivered.inc(delivered)
@@ -293,6 +293,12 @@ def envelope_frame(entry: Entry, block: Block) -> bytes:
     """The WebSocket frame that delivers an entry whose record lies in `block`; the same for every recipient."""
     envelope = reading.envelope_of(reading.record_of(block, entry.source))
     return server_frame(wire.encode_deliver(entry.position, envelope))
+
+
+def send_receipt(line: Line, items: Sequence[wire.ReceiptItem]) -> None:
+    """Queue a receipt. Where there is no room the line ends: the client submits again and gets the same outcomes."""
+    if not line.push([server_frame(wire.encode_message(wire.Receipt(tuple(items))))]):
+        line.end(Fault.OVERLOADED, "the client does not read its receipts")
 
 
 def notice_frame(notice: Notice) -> bytes:

@@ -15,7 +15,7 @@ from relay.core.frames import server_frame
 from relay.core.route import route
 from relay.core.trust import HomeRecord, Root, check_current, verify_chain
 from relay.core.wire import Code, Fault
-from relay.delivery import Delivery
+from relay.delivery import Delivery, send_receipt
 from relay.errors import AuthError, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
@@ -166,7 +166,7 @@ class Office:
         for item in items:
             self._metrics.refused.labels(Code(item.code).name.lower()).inc()
         if items:
-            line.push([server_frame(wire.encode_message(wire.Receipt(tuple(items))))])
+            send_receipt(line, items)
             line.flush()
 
     def ack(self, line: Line, position: int) -> None:

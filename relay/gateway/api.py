@@ -41,6 +41,10 @@ class Line(Protocol):
     def user(self) -> bytes:
         """The user id."""
 
+    @property
+    def live(self) -> bool:
+        """WELCOME is queued: pushing is possible."""
+
     def push(self, frames: Sequence[bytes]) -> bool:
         """Queue encoded WebSocket frames (`relay.core.frames.server_frame`), shared between lines. False, and nothing
         queued, when OUTBOX_BYTES would be passed, before WELCOME, and when the connection is ending."""

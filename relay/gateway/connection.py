@@ -97,6 +97,11 @@ class Connection:
         self._lookups = 0
 
     # --- Line ------------------------------------------------------------------------------------
+    @property
+    def live(self) -> bool:
+        """See Line."""
+        return self._live
+
     def push(self, frames: Sequence[bytes]) -> bool:
         """See Line."""
         return self._live and self._outbox.push(frames)
@@ -314,9 +319,8 @@ class Connection:
             self._around.office.detach(self)
 
     async def _linger(self) -> None:
-        """Let the client read the last words: closing while bytes arrive would make the kernel throw them away."""
-        if self._gone:
-            return
+        """Let the client read the last words, also an HTTP refusal: closing while bytes arrive would make the kernel
+        throw them away. Over at once when the client has closed its side."""
         with trio.move_on_after(self._around.bounds.linger_s):
             try:
                 await self._outbox.written()

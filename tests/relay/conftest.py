@@ -87,6 +87,7 @@ class FakeLine:
         self.room = room
         self.messages = []
         self.ended = None
+        self.live = True
         self.flushed = 0
         self.came = trio.Event()
 

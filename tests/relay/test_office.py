@@ -125,6 +125,15 @@ async def test_a_newer_session_fences_the_older(open_cell, autojump_clock):
         assert len(new.of(wire.Deliver)) == 2
 
 
+async def test_a_line_without_room_for_receipts_ends(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        await cell.join(nursery, bob, "b1")
+        deaf = await cell.join(nursery, alice, "a1", room=1)
+        await submit(cell, deaf, seal(cell, bob.id))
+        assert deaf.ended == Fault.OVERLOADED
+
+
 async def test_submit_only_fences_nobody_and_gets_receipts(open_cell, autojump_clock):
     alice, bob = people()
     async with open_cell() as (cell, nursery):

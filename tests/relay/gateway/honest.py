@@ -201,6 +201,7 @@ async def open_house(
 ) -> AsyncIterator[House]:
     """A gateway on a loopback port (or the given entrances)."""
     office, metrics = office or HonestOffice(), FakeMetrics()
+    options = {"bounds": Bounds(linger_s=0.1)} | options
     gateway = Gateway(office, FakeEnv(), metrics, **options)
     if not entrances:
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
