@@ -20,7 +20,9 @@ from cluster.forwarder import Forwarders
 from cluster.handover import LinksAbroad, Reception
 from cluster.links import Links
 from cluster.pki import NodeCredentials
+from relay.core import records
 from relay.core.mailroom import Mailroom
+from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.trust import HomeRecord
 from relay.delivery import Delivery
 from relay.errors import PosthouseError, StoreError
@@ -100,6 +102,8 @@ class Node:
             await nursery.start(serve_admin, admin, self._metrics, lambda: self._why_not_ready)
             nursery.start_soon(self._delivery.run)
             await self._catch_up()
+            if self._journal.tip == 0:
+                self._intake.offer([records.encode_record(records.FoldVersion(FOLD_VERSION))])  # rule 10
             nursery.start_soon(self._intake.run)
             nursery.start_soon(self._steward.run)
             await nursery.start(self._links.run, links, self._reception)

@@ -71,7 +71,7 @@ class Journal(Protocol):
     async def append(self, records: Sequence[bytes]) -> None:
         """Commit records, in this order, in one block (at most MAX_BLOCK bytes, MAX_BLOCK_RECORDS). Returns when they
         are durable; raises ResidencyError where the disk writer refuses one (then none is written). One caller at a
-        time: the intake owns appending. Once started the commit completes; a cancelled caller does not learn whether."""
+        time: the intake owns appending. Once started the commit completes; a cancelled caller does not learn if."""
 
     def follow(self, after: int) -> AsyncIterator[Block]:
         """Committed blocks after index `after`, in order, then each new one as it commits. Never ends by itself."""
