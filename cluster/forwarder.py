@@ -84,7 +84,7 @@ class Forwarders:
         if answer.vector < outbox.done:
             # Rule 13: what it has confirmed before is missing there now.
             raise PeerError(
-                f"{cell} has applied {answer.vector} of what it confirmed up to {outbox.done}: an older copy of its log",
+                f"{cell} has applied {answer.vector} of the {outbox.done} that it confirmed: an older copy of its log",
                 "Tell its operator; nothing is handed over until its log id is renewed",
             )
         upto = min(answer.vector, outbox.last)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import Union
 
 from relay.core.codec import Decoder, Struct, encode
-from relay.core.envelope import To
-from relay.core.shapes import CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHash, Name, Nonce, Position, Text, UInt
+from relay.core.shapes import CellName, EnvelopeBytes, Key, LogId, Name, Nonce, Position, UInt
 from relay.limits import MAX_BLOCK
 
 
@@ -114,9 +113,3 @@ HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED = 0, 1, 2, 3
 
 decode_record: Decoder[Record] = Decoder(Record, "log record", MAX_BLOCK)
 encode_record = encode
-
-__all__ = [
-    "Ack", "Carried", "Carry", "FoldVersion", "HANDIN_ENVELOPE", "HANDIN_REFUSED", "HANDIN_ROSTER", "HANDIN_VOID", "HandIn", "Handed",
-    "HandedAnswer", "Home", "MaybeHash", "Record", "Roster", "Session", "Submit", "Text", "Tick", "To",
-    "decode_record", "encode_record",
-]

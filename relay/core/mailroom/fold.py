@@ -95,6 +95,7 @@ class Mailroom:
 def _fold_version(turn: Turn, record: records.FoldVersion) -> None:
     if record.version > FOLD_VERSION:
         raise StoreForeign(
-            f"the log asks for fold version {record.version}, this release knows {FOLD_VERSION}", "Install a newer release"
+            f"the log asks for fold version {record.version}, this release knows {FOLD_VERSION}",
+            "Install a newer release",
         )
     turn.state.fold_version = record.version
