@@ -193,10 +193,25 @@ class FederationDirectory:
             raise TrustError(f"a home record is not well formed: {error.text}") from None
         chain = (*(old.chain if old else ()), *newer)
         highest = await self._seen.highest(user)
-        _check_seen(chain, highest)
+        self._check_seen(chain, highest)
         if highest is None or highest.version < record.version:
-            _check_seen(chain, await self._seen.raise_to(user, Sighting(record.version, record.digest)))
+            self._check_seen(chain, await self._seen.raise_to(user, self._seen.sighting(record)))
         return self._keep(record, chain, DIRECTORY_FRESH)
+
+    def _check_seen(self, chain: Sequence[bytes], highest: Sighting | None) -> None:
+        """The chain must reach what was seen before, and go through it. Raises Rollback, BrokenChain."""
+        if highest is None:
+            return
+        if len(chain) < highest.version:
+            raise Rollback(
+                f"home record version {len(chain)} after {highest.version} was seen",
+                "The home region restored an old copy, or lies: ask its operator",
+            )
+        if self._seen.sighting(read_home(chain[highest.version - 1])) != highest:
+            raise BrokenChain(
+                f"two different home records of version {highest.version}: a fork",
+                "Somebody signed twice: ask the user and the operator of the home region",
+            )
 
     # --- the cache ---------------------------------------------------------------------------------
     def _valid(self, record: HomeRecord) -> bool:
@@ -225,19 +240,3 @@ class FederationDirectory:
             _, dropped = self._known.popitem(last=False)
             self._bytes -= dropped.size
         return known
-
-
-def _check_seen(chain: Sequence[bytes], highest: Sighting | None) -> None:
-    """The chain must reach what was seen before, and go through it. Raises Rollback, BrokenChain."""
-    if highest is None:
-        return
-    if len(chain) < highest.version:
-        raise Rollback(
-            f"home record version {len(chain)} after {highest.version} was seen",
-            "The home region restored an old copy, or lies: ask its operator",
-        )
-    if read_home(chain[highest.version - 1]).digest != highest.digest:
-        raise BrokenChain(
-            f"two different home records of version {highest.version}: a fork",
-            "Somebody signed twice: ask the user and the operator of the home region",
-        )

@@ -1,8 +1,8 @@
 """The highest home record that was seen of each foreign user: kept before it is used (DESIGN section 5, rule 5).
 
-One row a user: a keyed hash of the user id, version, digest. The key is made with the file and rests in it: whoever has
-the file can test an id that he knows, and cannot list anybody. SQLite in WAL mode, synchronous=FULL, through the
-portal; a version only ever rises.
+One row a user: version, and keyed hashes of the user id and of the record's digest (in version 1 they are the same).
+The key is made with the file and rests in it: who has the file can test an id that he knows, and cannot list anybody.
+SQLite in WAL mode, synchronous=FULL, through the portal; a version only ever rises.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 import aiosqlite
 import trio
 
+from relay.core.trust import HomeRecord
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign
 from relay.journal.portal import Portal
 from relay.journal.store import translate
@@ -29,23 +30,23 @@ _APPLICATION_ID: Final = 0x50687365  # "Phse", in the header of the database fil
 _FORMAT: Final = 1
 _SETUP: Final = (
     "CREATE TABLE meta (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL)",
-    "CREATE TABLE seen (user BLOB PRIMARY KEY, version INTEGER NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE seen (user BLOB PRIMARY KEY, version INTEGER NOT NULL, mark BLOB NOT NULL) WITHOUT ROWID",
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {_FORMAT}",
 )
 _RAISE: Final = """
-    INSERT INTO seen (user, version, digest) VALUES (?, ?, ?)
-    ON CONFLICT (user) DO UPDATE SET version = excluded.version, digest = excluded.digest
+    INSERT INTO seen (user, version, mark) VALUES (?, ?, ?)
+    ON CONFLICT (user) DO UPDATE SET version = excluded.version, mark = excluded.mark
     WHERE excluded.version > seen.version
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A version of some user's home record, and its digest."""
+    """A version of some user's home record, and the keyed hash of its digest."""
 
     version: int
-    digest: bytes
+    mark: bytes
 
 
 class Seen:
@@ -57,22 +58,26 @@ class Seen:
 
     async def highest(self, user: bytes) -> Sighting | None:
         """The highest version that was seen of `user`. Raises DiskFailed, StoreDamaged."""
-        return await self._run(self._highest, self._name(user))
+        return await self._run(self._highest, self._hash(user, b"posthouse.seen"))
+
+    def sighting(self, record: HomeRecord) -> Sighting:
+        """What is kept of a verified record."""
+        return Sighting(record.version, self._hash(record.digest, b"posthouse.mark"))
 
     async def raise_to(self, user: bytes, sighting: Sighting) -> Sighting:
         """Keep `sighting` if it is higher; durable on return. What is the highest now: the same, unless somebody else
         was faster. Raises DiskFailed, StoreDamaged."""
-        return await self._run(self._raise, self._name(user), sighting)
+        return await self._run(self._raise, self._hash(user, b"posthouse.seen"), sighting)
 
-    def _name(self, user: bytes) -> bytes:
-        return blake2b(user, digest_size=32, key=self._key, person=b"posthouse.seen").digest()
+    def _hash(self, data: bytes, person: bytes) -> bytes:
+        return blake2b(data, digest_size=32, key=self._key, person=person).digest()
 
     async def _highest(self, name: bytes) -> Sighting | None:
-        rows = await self._connection.execute_fetchall("SELECT version, digest FROM seen WHERE user = ?", (name,))
+        rows = await self._connection.execute_fetchall("SELECT version, mark FROM seen WHERE user = ?", (name,))
         return next((Sighting(*row) for row in rows), None)
 
     async def _raise(self, name: bytes, sighting: Sighting) -> Sighting:
-        await self._connection.execute_fetchall(_RAISE, (name, sighting.version, sighting.digest))
+        await self._connection.execute_fetchall(_RAISE, (name, sighting.version, sighting.mark))
         return await self._highest(name) or sighting
 
     async def _run(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:

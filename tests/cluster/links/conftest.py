@@ -169,7 +169,9 @@ class Federation:
         )  # fmt: skip
         return verify_root(sign_root(RootPayload(1, name, 1, b"", FAR, (public,), 1, regions), [ROOT_KEY]), 0)
 
-    def files(self, authority: str | tuple[bytes, bytes], claims: str, node: str = "n1", now_ms: int | None = None) -> tuple[Path, Path]:
+    def files(
+        self, authority: str | tuple[bytes, bytes], claims: str, node: str = "n1", now_ms: int | None = None
+    ) -> tuple[Path, Path]:
         """Certificate and key that say `claims`, signed by the authority of a region, or by the given one."""
         pair = AUTHORITIES[authority] if isinstance(authority, str) else authority
         made = issue_node(*pair, claims, f"{claims}/1", node, ["127.0.0.1"], now_ms=now_ms)
@@ -199,7 +201,7 @@ class Federation:
         self.listeners[region] = await self.env.listen("127.0.0.1", self.ports[region])
         self.nodes[region] = replace(self.node(region), listeners=self.listeners[region])
 
-    def lying_client(self, *files: Path, verify: bool = False) -> ssl.SSLContext:
+    def lying_client(self, *files: Path) -> ssl.SSLContext:
         """A TLS client with any certificate or none, that believes everything."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
