@@ -24,7 +24,7 @@ _FATAL = {wire.Fault.PROTOCOL, wire.Fault.AUTH, wire.Fault.NOT_HOME, wire.Fault.
 
 
 class Net:
-    """What the devices of one worker share: loop, endpoint, acks that are due, and what went wrong."""
+    """What the devices of one worker share: the loop, where to connect, and what went wrong."""
 
     def __init__(self, hub: Hub, endpoint: Endpoint, seed: int) -> None:
         self.hub, self.endpoint = hub, endpoint
@@ -35,7 +35,6 @@ class Net:
         self.connects = 0
         self._handshaking = 0
         self._waiting: deque[Device] = deque()
-        self._owing: deque[tuple[int, Device]] = deque()
         self._devices: list[Device] = []
 
     def add(self, device: Device) -> None:
@@ -65,21 +64,6 @@ class Net:
             self._handshaking += 1
             self._waiting.popleft().open()
 
-    def ack_at(self, due_ns: int, device: Device) -> None:
-        """Ack for `device` at `due_ns`; the pace is one for all, so that the queue is in order."""
-        if not self._owing:
-            self.hub.at(due_ns, self._acks)
-        self._owing.append((due_ns, device))
-
-    def _acks(self) -> None:
-        now, owing = time.monotonic_ns(), self._owing
-        while owing and owing[0][0] <= now:
-            due_ns, device = owing.popleft()
-            if device.ack_due_ns == due_ns:
-                device.ack()
-        if owing:
-            self.hub.at(owing[0][0], self._acks)
-
 
 class Reader(Protocol):
     """What a device's messages are for."""
@@ -95,8 +79,8 @@ class Device:
     """One enrolled device: `log_id` and `cursor` are what it has, across connections."""
 
     __slots__ = (
-        "_backoff_ns", "_connection", "_enrolled", "_is_live", "_net", "_opened_ns", "_reader", "_unacked",
-        "ack_due_ns", "cursor", "log_id",
+        "_ack_due_ns", "_backoff_ns", "_connection", "_enrolled", "_is_live", "_net", "_opened_ns", "_reader",
+        "_unacked", "cursor", "log_id",
     )  # fmt: skip
 
     def __init__(self, net: Net, enrolled: Enrolled, reader: Reader) -> None:
@@ -106,7 +90,7 @@ class Device:
         self._opened_ns = 0
         self._backoff_ns = _BACKOFF_NS[0]
         self._unacked = 0
-        self.ack_due_ns = 0
+        self._ack_due_ns = 0
         self.log_id = b""
         self.cursor = 0
 
@@ -143,17 +127,22 @@ class Device:
             self._connection.session.ping()
             self._connection.flush()
 
-    def ack(self) -> None:
+    def _ack(self) -> None:
         """Everything up to the cursor is safe here."""
-        self._unacked = self.ack_due_ns = 0
+        self._unacked = self._ack_due_ns = 0
         self.send(wire.Ack(self.cursor))
+
+    def _ack_if_due(self, due_ns: int) -> None:
+        if self._ack_due_ns == due_ns:
+            self._ack()
 
     def live(self) -> None:
         welcome = self.welcome
         assert welcome is not None
         if welcome.log_id != self.log_id:
             self.log_id, self.cursor = welcome.log_id, welcome.cursor
-        self._is_live, self._unacked, self.ack_due_ns = True, 0, 0
+        self._is_live, self._ack_due_ns = True, 0
+        self._unacked = self._net.random.randrange(max(1, welcome.ack_every))  # a phase of its own, for the same reason
         self._backoff_ns = _BACKOFF_NS[0]
         self._net.live += 1
         self._net.connects += 1
@@ -167,12 +156,13 @@ class Device:
         assert self._connection is not None
         welcome = self._connection.session.welcome
         assert welcome is not None
-        if not self._unacked:
-            self.ack_due_ns = now_ns + welcome.ack_ms * _MS
-            self._net.ack_at(self.ack_due_ns, self)
+        if not self._ack_due_ns:
+            # A group's recipients are all served at once; were they to ack at once as well, the node would stall.
+            self._ack_due_ns = due_ns = now_ns + int(welcome.ack_ms * _MS * (0.5 + self._net.random.random() / 2))
+            self._net.hub.at(due_ns, lambda: self._ack_if_due(due_ns))
         self._unacked += count
         if self._unacked >= welcome.ack_every:
-            self.ack()
+            self._ack()
 
     def other(self, message: bytes) -> wire.ServerMessage:
         """Decode what is no delivery, and heed an ERROR. Raises PeerError for one that trying again does not mend."""
@@ -190,7 +180,7 @@ class Device:
             self._net.live -= 1
         else:
             self._net.settled()
-        self._connection, self._is_live, self._unacked, self.ack_due_ns = None, False, 0, 0
+        self._connection, self._is_live, self._unacked, self._ack_due_ns = None, False, 0, 0
         wait_ns = max(self._backoff_ns, (error.retry_after_ms if error is not None else 0) * _MS)
         wait_ns -= int(self._net.random.random() * wait_ns / 2)
         self._backoff_ns = min(self._backoff_ns * 2, _BACKOFF_NS[1])
