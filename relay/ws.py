@@ -9,9 +9,10 @@ Client: `connect` for ws://, wss:// and ws+unix: addresses.
 
 from __future__ import annotations
 
+import math
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, cast
 from urllib.parse import urlsplit
 
@@ -54,7 +55,7 @@ class _Reader:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self.waiting = trio.CancelScope()
+        self._waiting: list[trio.CancelScope] = []
         self.error: Exception | None = None
         self.ended = False
 
@@ -68,7 +69,20 @@ class _Reader:
             self.error = error
         finally:
             self.ended = True
-            self.waiting.cancel()
+            for scope in self._waiting:
+                scope.cancel()
+
+    @contextmanager
+    def while_it_reads(self, seconds: float = math.inf) -> Iterator[None]:
+        """Leave the block when the reader has ended, or after so many seconds."""
+        with trio.move_on_after(seconds) as scope:
+            if self.ended:
+                scope.cancel()
+            self._waiting.append(scope)
+            try:
+                yield
+            finally:
+                self._waiting.remove(scope)
 
     def as_nursery(self) -> trio.Nursery:
         return cast("trio.Nursery", self)
@@ -140,7 +154,7 @@ async def accept(nursery: trio.Nursery, write: Write, read: Read) -> ServerSocke
     reader = _Reader(nursery)
     door = _Door(write, read)
     request = None
-    with reader.waiting:
+    with reader.while_it_reads():
         request = await library.wrap_server_stream(
             reader.as_nursery(), door, message_queue_size=1, max_message_size=MAX_FRAME,
             receive_buffer_size=RECEIVE_BYTES,
@@ -201,21 +215,20 @@ class ClientSocket:
         return message
 
     async def ping(self) -> None:
-        """Send a ping and wait for its pong; one at a time. Raises Closed."""
-        with trio.CancelScope() as self._reader.waiting:
-            if self._reader.ended:
-                raise Closed(1006)
+        """Send a ping and wait for its pong. The pong is read behind the messages before it, so another task has to
+        receive meanwhile. Raises Closed."""
+        with self._reader.while_it_reads():
             try:
                 await self._connection.ping()
             except library.ConnectionClosed as closed:
                 raise _closed(closed) from None
-        if self._reader.waiting.cancelled_caught:
-            raise Closed(1006)
+            return
+        raise Closed(1006)
 
     async def aclose(self) -> None:
         """Close, waiting at most CLOSE_S for the other side. Idempotent; raises nothing."""
         try:
-            with trio.move_on_after(CLOSE_S):
+            with self._reader.while_it_reads(CLOSE_S):
                 await self._connection.aclose()
         except (library.ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
@@ -314,7 +327,7 @@ async def _shake_hands(nursery: trio.Nursery, stream: trio.abc.Stream, host: str
     reader = _Reader(nursery)
     connection = None
     any_stream = cast("trio.SocketStream", stream)  # the library's annotation names two classes, its code takes any
-    with reader.waiting:
+    with reader.while_it_reads():
         connection = await library.wrap_client_stream(
             reader.as_nursery(), any_stream, host, PATH, subprotocols=[SUBPROTOCOL],
             max_message_size=CLIENT_MAX_MESSAGE, receive_buffer_size=RECEIVE_BYTES,

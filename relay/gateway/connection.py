@@ -1,8 +1,8 @@
 """One client connection: reads, lets the session machine judge, carries its effects out against the office.
 
-    outer nursery   the outbox's writer; outlives the session, so that its last words (ERROR, close) still leave
-      inner nursery   the WebSocket reader, the read loop, Office.serve, lookups; its deadline is the handshake's until
-                      WELCOME and then moves with every byte that arrives
+The conversation has a nursery: the WebSocket reader, the read loop, Office.serve, lookups. Its deadline is the
+handshake's until WELCOME, and then moves with the bytes that arrive. The outbox's writer lives in the gateway's nursery:
+last words (ERROR, close) still leave when the conversation is over, and an idle connection pays for no second one.
 """
 
 from __future__ import annotations
@@ -75,8 +75,14 @@ class Connection:
         "_scope", "_serving", "_stream", "_transport", "device", "user",
     )  # fmt: skip
 
-    def __init__(self, transport: trio.abc.Stream, around: Surroundings, context: ssl.SSLContext | None = None) -> None:
-        """`context`: speak TLS on `transport`."""
+    def __init__(
+        self,
+        transport: trio.abc.Stream,
+        around: Surroundings,
+        writers: trio.Nursery,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        """`writers` holds the outbox's writer task and outlives `run`; `context`: speak TLS on `transport`."""
         self.device = b""
         self.user = b""
         self._around = around
@@ -84,8 +90,9 @@ class Connection:
         self._stream: trio.abc.Stream = transport
         if context is not None:
             self._stream = trio.SSLStream(transport, context, server_side=True, https_compatible=True)
-        self._outbox: Outbox
-        self._scope = trio.CancelScope()  # ends the conversation; its deadline is the handshake's, then the idle one
+        gauge: Gauge = around.metrics.outbox_bytes
+        self._outbox = Outbox(self._stream, writers, gauge, self._abandon, around.bounds.outbox_bytes)
+        self._scope = trio.CancelScope()  # ends the conversation: its nursery's, once it has begun
         self._nursery: trio.Nursery
         self._close: Close | None = None  # why we end it
         self._gone = False  # the client has left, or the stream is broken: nobody to talk to
@@ -135,16 +142,11 @@ class Connection:
         """Serve the client until it is over, and close the stream. Raises nothing of the client's making."""
         self._around.metrics.connections.inc()
         try:
-            async with trio.open_nursery() as writers:
-                bounds, metrics = self._around.bounds, self._around.metrics
-                gauge: Gauge = metrics.outbox_bytes
-                self._outbox = Outbox(self._stream, writers, gauge, self._abandon, bounds.outbox_bytes)
-                try:
-                    await self._converse()
-                finally:
-                    self._finish()
-                await self._linger()
-                writers.cancel_scope.cancel()
+            try:
+                await self._converse()
+            finally:
+                self._finish()
+            await self._linger()
         finally:
             self._around.metrics.connections.dec()
             self._outbox.discard()
@@ -153,10 +155,12 @@ class Connection:
     # --- the conversation ------------------------------------------------------------------------
     async def _converse(self) -> None:
         """Everything up to the decision to end. After it, `_gone` or `_close` say why; neither means going away."""
-        self._scope.deadline = trio.current_time() + self._around.bounds.handshake_s
-        with self._scope:
-            async with trio.open_nursery() as self._nursery:
-                await self._talk_until_over()
+        async with trio.open_nursery() as self._nursery:
+            leaving, self._scope = self._scope, self._nursery.cancel_scope
+            self._scope.deadline = trio.current_time() + self._around.bounds.handshake_s
+            if leaving.cancel_called:
+                self._scope.cancel()
+            await self._talk_until_over()
         if trio.current_time() >= self._scope.deadline:
             what = "nothing was heard for too long" if self._live else "the handshake took too long"
             self._end(Close(Fault.TIMEOUT, f"The connection was closed: {what}. Reconnect"))

@@ -90,7 +90,7 @@ class Gateway:
                     await trio.sleep(ACCEPT_RETRY_S)
                     continue
                 if len(self._connections) < self._max_connections:
-                    connection = Connection(stream, self._around, entrance.context)
+                    connection = Connection(stream, self._around, serving, entrance.context)
                     self._connections.add(connection)
                     serving.start_soon(self._serve, connection, name="client")
                 elif self._refusing < MAX_REFUSALS:

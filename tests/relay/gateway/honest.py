@@ -223,13 +223,14 @@ async def open_house(
 async def memory_call(office: HonestOffice, metrics: FakeMetrics | None = None, **bounds: Any) -> AsyncIterator[Any]:
     """(ws client socket, Connection) over streams in memory, so that a mock clock can jump."""
     ours, theirs = trio.testing.memory_stream_pair()
-    connection = Connection(ours, Surroundings(office, FakeEnv(), metrics or FakeMetrics(), Bounds(**bounds)))
+    around = Surroundings(office, FakeEnv(), metrics or FakeMetrics(), Bounds(**bounds))
 
     async def dial(_host: str, _port: int) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
         return theirs
 
     async with trio.open_nursery() as nursery:
+        connection = Connection(ours, around, nursery)
         nursery.start_soon(connection.run)
         async with ws.connect("ws://memory:1", dial=dial) as socket:
             yield socket, connection

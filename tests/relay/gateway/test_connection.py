@@ -73,7 +73,8 @@ async def test_the_other_requests() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [(Refused(Code.UNREACHABLE, "no link"), Code.UNREACHABLE), (Overloaded("full"), Code.OVERLOADED)]
+    ("raised", "code"),
+    [(Refused(Code.UNREACHABLE, "no link"), Code.UNREACHABLE), (Overloaded("full"), Code.OVERLOADED)],
 )
 async def test_a_refused_submit_is_answered_and_the_connection_goes_on(raised: Exception, code: Code) -> None:
     async def refuse() -> None:
@@ -307,7 +308,7 @@ async def test_cancellation_detaches_and_closes_at_every_stage() -> None:
     for stage in range(1, 60):
         office, (ours, theirs) = HonestOffice(), trio.testing.memory_stream_pair()
         metrics = FakeMetrics()
-        connection = Connection(ours, Surroundings(office, FakeEnv(), metrics))
+        around = Surroundings(office, FakeEnv(), metrics)
 
         async def dial(_h: str, _p: int, stream: trio.abc.Stream = theirs) -> trio.abc.Stream:
             await trio.lowlevel.checkpoint()
@@ -327,7 +328,7 @@ async def test_cancellation_detaches_and_closes_at_every_stage() -> None:
             nursery.start_soon(talk)
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as inner:
-                    inner.start_soon(connection.run)
+                    inner.start_soon(Connection(ours, around, inner).run)
                     for _ in range(stage):
                         await trio.lowlevel.checkpoint()
                     scope.cancel()

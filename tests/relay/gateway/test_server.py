@@ -42,7 +42,7 @@ async def whole(stream: trio.abc.Stream) -> bytes:
 
 async def until(condition: Any) -> None:
     with trio.fail_after(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  nothing here tells when
             await trio.sleep(0.005)
 
 
@@ -199,7 +199,8 @@ async def test_stop_before_the_first_client() -> None:
 
 async def test_accept_errors_are_survived(autojump_clock: Any, capfd: pytest.CaptureFixture[str]) -> None:
     class Trouble(trio.abc.Listener[trio.abc.Stream]):
-        errors = [errno.EMFILE, errno.ENFILE, errno.ECONNABORTED]
+        def __init__(self) -> None:
+            self.errors = [errno.EMFILE, errno.ENFILE, errno.ECONNABORTED]
 
         async def accept(self) -> trio.abc.Stream:
             await trio.lowlevel.checkpoint()
@@ -286,7 +287,8 @@ async def test_tls_errors_reach_the_client_and_a_silent_handshake_ends(authority
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     entrances = [Entrance(listener, server_context(authority))]
-    async with open_house(entrances=entrances, max_connections=1, bounds=Bounds(handshake_s=0.5, linger_s=0.1)) as house:
+    bounds = Bounds(handshake_s=0.5, linger_s=0.1)
+    async with open_house(entrances=entrances, max_connections=1, bounds=bounds) as house:
         async with ws.connect(f"wss://127.0.0.1:{port}", client_context(authority)) as socket:
             with pytest.raises(Overloaded):
                 async with ws.connect(f"wss://127.0.0.1:{port}", client_context(authority)):
