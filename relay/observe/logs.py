@@ -14,7 +14,10 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+LEVELS: Final = {
+    "debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+}  # fmt: skip
 
 _encoder = msgspec.json.Encoder(enc_hook=str)
 

@@ -1,0 +1,59 @@
+"""Options and small helpers that several commands share."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+DEFAULT_DIR: Final = Path("posthouse-data")
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+dir_option: Final[Decorator] = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DIR,
+    envvar="POSTHOUSE_DIR",
+    show_envvar=True,
+    show_default=True,
+    help="Where the federation and the users' stores are kept.",
+)
+as_option: Final[Decorator] = click.option(
+    "--as", "name", required=True, metavar="NAME", help="The user (or user+device) to act as."
+)
+
+
+def deadline_option(seconds: float | None, text: str) -> Decorator:
+    """--deadline, seconds."""
+    return click.option(
+        "--deadline", "seconds", type=click.FloatRange(min=0, min_open=True), default=seconds,
+        show_default=seconds is not None, metavar="SECONDS", help=text,
+    )  # fmt: skip
+
+
+def now_ms() -> int:
+    """Unix time, ms."""
+    return time.time_ns() // 1_000_000
+
+
+def spoken_command() -> str:
+    """How this program is called, to be pasted: `posthouse`, or the way to it."""
+    program = Path(sys.argv[0])
+    if program.name == "posthouse":
+        found = shutil.which("posthouse")
+        return "posthouse" if found and Path(found).resolve() == program.resolve() else shlex.quote(str(program))
+    return f"{shlex.quote(sys.executable)} -m cluster.cli"
+
+
+def dir_words(directory: Path) -> str:
+    """` --dir D` where the commands to paste need it, otherwise nothing."""
+    default = Path(os.environ.get("POSTHOUSE_DIR") or DEFAULT_DIR)
+    return "" if default.absolute() == directory.absolute() else f" --dir {shlex.quote(str(directory))}"

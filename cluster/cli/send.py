@@ -1,0 +1,96 @@
+"""`posthouse send`: one message to one or several users."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import click
+import trio
+
+from cluster.cli.exits import deadline
+from cluster.cli.options import Decorator, as_option, deadline_option, dir_option
+from cluster.local.home import Home
+from cluster.local.people import find_card
+from relay.client import MAX_CONTENT, Card, open_client
+from relay.errors import PosthouseError
+
+SEND_S = 60.0  # seconds; a large file over a slow line may need more, and says so
+
+wait_option: Decorator = click.option(
+    "--wait",
+    type=click.Choice(["accepted", "stored"]),
+    default="accepted",
+    show_default=True,
+    help="Until it is durable in the sender's region (accepted), or in the recipient's (stored).",
+)
+title_option: Decorator = click.option("--name", "title", help="The file name that recipients see.  [default: FILE's]")
+source_argument: Decorator = click.argument(
+    "source", metavar="[FILE|-]", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True)
+)
+
+
+@click.command()
+@as_option
+@click.option("--to", "recipients", multiple=True, required=True, metavar="NAME|CARD", help="May be given repeatedly.")
+@wait_option
+@title_option
+@deadline_option(SEND_S, "Give up waiting after so long; what was to be sent is kept and goes out later.")
+@dir_option
+@source_argument
+def send(
+    name: str, recipients: tuple[str, ...], wait: str, title: str | None, seconds: float, directory: Path, source: str
+) -> None:
+    """Send a FILE, or what comes on standard input, end-to-end encrypted.
+
+    Any bytes are taken as they are, up to 32 MiB. A recipient is the NAME of a user in --dir, or an address card
+    (posthouse:region:…). A FILE travels with its name; standard input is a text without one.
+    """
+    home = Home(directory)
+    store, cards = home.store(name), {recipient: find_card(home, recipient) for recipient in recipients}
+    content, file_name = read_source(source, title)
+    trio.run(_send, store, cards, content, file_name, wait, seconds)
+
+
+async def _send(
+    store: Path, cards: dict[str, Card], content: bytes, title: str, wait: str, seconds: float
+) -> None:
+    failures: list[PosthouseError] = []
+    with sending_deadline(seconds):
+        async with open_client(store) as client, trio.open_nursery() as nursery:
+
+            async def send_one(recipient: str, card: Card) -> None:
+                try:
+                    sent = await client.send(card, content, name=title, wait=wait)
+                    click.echo(f"{wait}: {recipient} ({sent.id.hex()[:8]})")
+                except PosthouseError as error:
+                    failures.append(error)
+
+            for recipient, card in cards.items():
+                nursery.start_soon(send_one, recipient, card)
+    if failures:
+        raise ExceptionGroup("not everything was sent", failures)
+
+
+def sending_deadline(seconds: float) -> AbstractContextManager[trio.CancelScope]:
+    """NoAnswer after `seconds`."""
+    return deadline(
+        seconds,
+        f"no answer within {seconds:g} s",
+        "What was to be sent is kept in the sender's store and goes out with the next command. "
+        "Does the node run? A longer --deadline waits longer",
+    )
+
+
+def read_source(source: str, title: str | None) -> tuple[bytes, str]:
+    """The content, and the name that travels with it. Reads one byte more than may be sent, never without end."""
+    if source != "-":
+        path = Path(source)
+        with path.open("rb") as file:
+            content = file.read(MAX_CONTENT + 1)
+        return content, os.fsencode(path.name).decode("utf-8", "replace") if title is None else title
+    if sys.stdin.isatty():
+        click.echo("Write the message; Ctrl-D on a line of its own ends it.", err=True)
+    return sys.stdin.buffer.read(MAX_CONTENT + 1), title or ""

@@ -1,0 +1,113 @@
+"""`posthouse up`: a federation on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import click
+import trio
+
+from cluster.cli.options import dir_option, dir_words, now_ms, spoken_command
+from cluster.env import RealEnv
+from cluster.local import Layout, LocalFederation, make_federation
+from cluster.local.people import create_user
+from relay.errors import OperatorError
+
+DEFAULT_REGIONS: Final = ("norden", "sauda", "taiga")
+_NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
+
+
+@click.command()
+@click.option("--regions", metavar="A,B,C", help=f"Regions to start with.  [default: {','.join(DEFAULT_REGIONS)}]")
+@click.option("--plain", is_flag=True, help="Clients come by ws instead of wss (only at the first start).")
+@dir_option
+def up(regions: str | None, plain: bool, directory: Path) -> None:
+    """Run a federation on this machine until Ctrl-C.
+
+    The first start makes it in --dir: one node for each region, keys, certificates, a signed root, and users to play
+    with (alice and bob in the first region, one in each other). Later starts resume it: whatever waited still waits.
+    Prints what to type next.
+    """
+    names = tuple(name.strip() for name in regions.split(",")) if regions else DEFAULT_REGIONS
+    if (directory / "federation.json").exists():
+        layout = Layout.load(directory)
+        if regions and names != layout.regions:
+            what = f"{directory} holds the regions {','.join(layout.regions)}"
+            raise OperatorError(what, "Leave --regions out to resume it, or choose another --dir")
+    else:
+        layout = make_federation(directory, names, RealEnv(), tls=not plain)
+    people = enrol(layout)
+    trio.run(_serve, layout, people, directory)
+
+
+def enrol(layout: Layout) -> dict[str, list[str]]:
+    """The users of each region, made where they are missing: two in the first region, one in each other."""
+    people: dict[str, list[str]] = {}
+    names = _endless_names()
+    known = layout.home.names()
+    for place, region in enumerate(layout.regions):
+        people[region] = [next(names) for _ in range(1 if place else 2)]
+        for name in people[region]:
+            if name not in known:
+                create_user(layout.home, name, region, now_ms())
+    return people
+
+
+def _endless_names() -> Iterator[str]:
+    yield from _NAMES
+    yield from (f"user{number}" for number in count(len(_NAMES) + 1))
+
+
+async def _serve(layout: Layout, people: dict[str, list[str]], directory: Path) -> None:
+    async with LocalFederation(layout) as federation:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_stop_on_signal, nursery.cancel_scope)
+            click.echo(f"Starting {', '.join(layout.regions)} …", err=True)
+            await federation.start_all()
+            click.echo(welcome(layout, people, directory))
+            nursery.start_soon(federation.died)
+        click.echo("Stopping …", err=True)
+    click.echo(f"Stopped. Everything is kept in {directory}.", err=True)
+
+
+async def _stop_on_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
+            return
+
+
+def welcome(layout: Layout, people: dict[str, list[str]], directory: Path) -> str:
+    """What runs, who is there, and the commands to paste next."""
+    command, words = spoken_command(), dir_words(directory)
+    width = max(map(len, layout.regions))
+    lines = ["Posthouse is up. Ctrl-C stops it; nothing is lost.", ""]
+    for region in layout.regions:
+        node = layout.node(region)
+        lines.append(f"  {region:<{width}}  {', '.join(people[region]):<12}  http://{node.admin_addr}/metrics")
+    first, near = people[layout.regions[0]][:2]
+    far = people[layout.regions[-1]][-1]
+    everybody = [name for names in people.values() for name in names if name != first]
+    lines += [
+        "",
+        "In another terminal:",
+        "",
+        f"  {command} recv --as {near} --follow{words}",
+        "",
+        "In a third one:",
+        "",
+        f"  echo 'Hello, {near}!' | {command} send --as {first} --to {near}{words}",
+        f"  {command} send --as {first} --to {far} --wait stored{words} README.md",
+        f"  {command} recv --as {far} --out letters{words}",
+        f"  {command} group create --as {first}{words} friends {' '.join(everybody)}",
+        f"  echo 'Hello, all!' | {command} group send --as {first}{words} friends",
+        f"  {command} card --as {first}{words}",
+    ]
+    return "\n".join(lines)
