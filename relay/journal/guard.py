@@ -159,7 +159,7 @@ class ResidencyGuard:
         if record.what == HANDIN_ENVELOPE:
             self._check_address(read_header(record.item), known)
         elif record.what == HANDIN_ROSTER:
-            self._learn_group(verify_roster(record.item), record.part, known)
+            self._check_roster_version(verify_roster(record.item), record.part, known)
         elif record.item or record.part:
             raise ResidencyError("a void or refused hand-over that holds bytes")
 
@@ -168,15 +168,25 @@ class ResidencyGuard:
         for cell, _ in record.parts:
             self._check_cell(cell)
         head = verify_roster(record.head)
-        part = dict(record.parts).get(self._cell)
-        if part is not None:
-            self._learn_group(head, part, known)
+        if self._has_members(head, dict(record.parts).get(self._cell, b"")):
+            self._learn_resident(head, known)
         elif head.head.version == 1 and head.group not in known.groups:
             known.add_group(_GroupFact(head.group, head.head.owner_key, False))
 
-    def _learn_group(self, head: VerifiedHead, part: bytes, known: _Known) -> None:
-        if not verify_part(part, head, self._cell).members:
-            raise ResidencyError(f"a version of group {head.group[:4].hex()} without members in {self._cell}")
+    def _check_roster_version(self, head: VerifiedHead, part: bytes, known: _Known) -> None:
+        """A version from another cell: it has members here, or says that those it had are gone."""
+        group = known.groups.get(head.group)
+        if self._has_members(head, part):
+            self._learn_resident(head, known)
+        elif group is None or not group.resident:
+            raise ResidencyError(f"a version of group {head.group[:4].hex()}, which has no members in {self._cell}")
+
+    def _has_members(self, head: VerifiedHead, part: bytes) -> bool:
+        if not part and all(named.cell != self._cell for named in head.head.cells):
+            return False
+        return bool(verify_part(part, head, self._cell).members)
+
+    def _learn_resident(self, head: VerifiedHead, known: _Known) -> None:
         group = known.groups.get(head.group)
         if group is None or (group.owner == head.head.owner_key and not group.resident):
             known.add_group(_GroupFact(head.group, head.head.owner_key, True))

@@ -1,0 +1,132 @@
+"""A fake Env with a clock that tests set, and both journals behind one fixture."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from relay.journal.memory import MemoryJournal
+from relay.journal.portal import Portal, open_portal
+from relay.journal.seal import StorageRing
+from relay.journal.solo import open_solo
+from relay.ports import Journal, Residency
+
+START = 1_800_000_000_000
+CELL = "norden/1"
+FEDERATION = bytes(range(32))
+
+
+class FakeClock:
+    """Moves only when a test says so."""
+
+    def __init__(self) -> None:
+        self.wall, self.steady = START, 5_000
+
+    def wall_ms(self) -> int:
+        return self.wall
+
+    def monotonic_ms(self) -> int:
+        return self.steady
+
+    def pass_ms(self, ms: int) -> None:
+        self.wall += ms
+        self.steady += ms
+
+
+class FakeEnv:
+    """Clock, randomness and directories; no network."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.clock = FakeClock()
+        self._random = random.Random(seed)
+
+    def random_bytes(self, count: int) -> bytes:
+        return self._random.randbytes(count)
+
+    def random_float(self) -> float:
+        return self._random.random()
+
+    async def dial(self, host: str, port: int) -> trio.abc.Stream:
+        raise OSError("no network here")
+
+    async def listen(self, host: str, port: int) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
+        raise OSError("no network here")
+
+    async def listen_unix(self, path: Path) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
+        raise OSError("no network here")
+
+    def data_dir(self, path: Path) -> Path:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+
+class Anything:
+    """A residency check that lets everything pass and learns nothing."""
+
+    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+        return ()
+
+    def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
+        return
+
+
+RING = StorageRing([b"k" * 32])
+
+
+@asynccontextmanager
+async def solo(
+    path: Path,
+    *,
+    env: FakeEnv | None = None,
+    ring: StorageRing = RING,
+    residency: Residency | None = None,
+    cell: str = CELL,
+    federation: bytes = FEDERATION,
+    portal: Portal | None = None,
+) -> AsyncIterator[Journal]:
+    """open_solo with defaults, in a portal of its own."""
+    async with open_portal() as own:
+        async with open_solo(
+            path,
+            env=env or FakeEnv(),
+            ring=ring,
+            residency=residency or Anything(),
+            cell=cell,
+            federation=federation,
+            portal=portal or own,
+        ) as journal:
+            yield journal
+
+
+Opener = Callable[..., AbstractAsyncContextManager[Journal]]
+
+
+@pytest.fixture
+def env() -> FakeEnv:
+    return FakeEnv()
+
+
+@pytest.fixture(name="solo")
+def _solo() -> Opener:
+    return solo
+
+
+@pytest.fixture(params=["memory", "solo"])
+def open_journal(request: pytest.FixtureRequest, tmp_path: Path, env: FakeEnv) -> Opener:
+    """An opener of an empty journal, for each implementation."""
+
+    @asynccontextmanager
+    async def memory(residency: Residency | None = None) -> AsyncIterator[Journal]:
+        yield MemoryJournal(env, CELL, residency)
+
+    @asynccontextmanager
+    async def on_disk(residency: Residency | None = None) -> AsyncIterator[Journal]:
+        async with solo(tmp_path, env=env, residency=residency) as journal:
+            yield journal
+
+    return memory if request.param == "memory" else on_disk
