@@ -105,8 +105,10 @@ class _Link:
             for event in events:
                 assert isinstance(event, Asked)  # the table of states lets nothing else come to an open listener
                 nursery.start_soon(self._answer, event)
-            with trio.fail_after(LINK_SILENCE_S):  # the dialer pings more often than that
+            with trio.move_on_after(LINK_SILENCE_S) as silence:  # the dialer pings more often than that
                 events = await receive(self._stream, self._machine)
+            if silence.cancelled_caught:
+                raise LinkLost(f"not a byte for {LINK_SILENCE_S:.0f} s")
 
     async def _answer(self, asked: Asked) -> None:
         """One request, from handler to socket."""

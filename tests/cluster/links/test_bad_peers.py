@@ -1,4 +1,4 @@
-"""Peers that lie about who they are, or break the protocol: cut off, counted, said in the log; everybody else is served.
+"""Peers that lie about who they are, or break the protocol: cut off, counted, logged; everybody else is served.
 On loopback, with real TLS."""
 
 from __future__ import annotations
