@@ -33,7 +33,8 @@ def submit(turn: Turn, record: records.Submit, size: int) -> None:
         turn.answer(record.device, turn.receipt(own, code), None)
     elif header.kind is To.ROSTER:
         item = rosters.admit(turn, header, own, turn.source(size), record.device, pos)
-        turn.answer(record.device, item, header.created)
+        # Who may not send must not be able to spoil the id for who may.
+        turn.answer(record.device, item, None if item.code == Code.NOT_MEMBER else header.created)
     elif record.dest == turn.state.cell:
         item = _to_mailbox(turn, header, own, turn.source(size), pos)
         turn.answer(record.device, item, header.created)

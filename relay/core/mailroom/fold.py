@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relay.core import records
-from relay.core.block import Block, position
+from relay.core.block import Block
 from relay.core.mailroom import admission, checkpoint, outboxes, residents, rosters, settle
 from relay.core.mailroom.effects import Effect
 from relay.core.mailroom.state import FOLD_VERSION, BlockUse, State
@@ -38,11 +38,6 @@ class Mailroom:
 
     def digest(self) -> bytes:
         return checkpoint.state_digest(self.state)
-
-    @property
-    def tip(self) -> int:
-        """The highest position that the log can have given out so far."""
-        return position(self.state.index + 1, 0) - 1
 
     def apply(self, block: Block) -> list[Effect]:
         """Apply the next block. Raises StoreDamaged where it is not the next one of this log."""

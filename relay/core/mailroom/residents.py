@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from relay.core import records
 from relay.core.block import position
 from relay.core.mailroom.effects import DeviceGone, SessionStarted
@@ -66,7 +68,7 @@ def _advance(state: State, device: DeviceState, cursor: int) -> None:
     if cursor <= device.cursor:
         return
     device.cursor = cursor
-    for pos in [pos for pos in device.notices if pos <= cursor]:
+    for pos in list(takewhile(lambda pos: pos <= cursor, device.notices)):  # they stand in rising order
         del device.notices[pos]
     settle_mailbox(state, state.users[device.user])
     for group in state.memberships.get(device.user, ()):

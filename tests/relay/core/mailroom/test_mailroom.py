@@ -219,7 +219,9 @@ def test_only_members_send_and_only_members_of_the_version_receive(log, people, 
     log.enrol(carol, "c1")
     group = make_group("a1")
     log.apply(group.publish({log.cell: sorted([alice.id, bob.id])}))
-    assert log.answers(log.submit("c1", log.seal(group.id, 1, roster=True))) == [Code.NOT_MEMBER]
+    stolen = log.seal(group.id, 1, roster=True)
+    assert log.answers(log.submit("c1", stolen), log.submit("a1", stolen)) == [Code.NOT_MEMBER, Code.STORED]
+    log.ack_all("a1"), log.ack_all("b1"), log.ack_all("b2")
     log.apply(group.publish({log.cell: sorted([alice.id, carol.id])}))
     old = log.seal(group.id, 1, roster=True, body=b"old")
     new = log.seal(group.id, 2, roster=True)
