@@ -66,7 +66,7 @@ async def _send(canary: Canary, store: Path, card: Card, scope: trio.CancelScope
     async with open_client(store) as client:
         group = await client.create_group("canary", [card])
         while not canary.stop.is_set():
-            await client.send_group(group, f"{canary.sent} {time.monotonic_ns()}".encode(), wait="queued")
+            await client.send_group(group.id, f"{canary.sent} {time.monotonic_ns()}".encode(), wait="queued")
             canary.sent += 1
             with trio.move_on_after(1 / canary.rate):
                 await canary.stop.wait()

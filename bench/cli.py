@@ -11,7 +11,7 @@ import click
 import trio
 from rich.console import Console
 
-from bench.scenario import SMOKE, load_scenario
+from bench.scenario import load_scenario, smoke
 from relay.errors import OperatorError
 
 FAILED = 1  # exit status when the run says no
@@ -30,18 +30,19 @@ def bench() -> None:
 @click.option("--size", type=int, help="Bytes of each envelope's body.")
 @click.option("--generators", type=int, help="Receiving processes.")
 @click.option("--kill-at", type=float, help="SIGKILL the node so many seconds into the measured part, and restart it.")
+@click.option("--canary-rate", type=float, help="Messages a second between full SDK clients; 0: none.")
 @click.option("--seed", type=int, help="Keys, padding and jitter.")
 @click.option("--tls/--no-tls", default=None, help="wss in the node, or plain ws.")
-@click.option("--smoke", is_flag=True, help="Small and short: 20 recipients, 20 messages a second, 3 seconds.")
+@click.option("--smoke", "small", is_flag=True, help="Small and short: 20 recipients, 20 messages a second, 3 seconds.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the result to FILE (-: standard output).")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep nodes, logs and keys in a new DIR.")
-def run(scenario: str, smoke: bool, json_path: str | None, keep: Path | None, **overrides: Any) -> None:
-    """Run SCENARIO, a file or the name of one that comes with Posthouse (fanout), on this machine.
+def run(scenario: str, small: bool, json_path: str | None, keep: Path | None, **overrides: Any) -> None:
+    """Run SCENARIO, a file or the name of one that comes with Posthouse (fanout, smoke), on this machine.
 
     Exit status 1 when anything was lost, duplicated or reordered, or when less than 95 % of the offered rate was
     achieved."""
     given = {key: value for key, value in overrides.items() if value is not None}
-    chosen = load_scenario(scenario, {**(SMOKE if smoke else {}), **given})
+    chosen = load_scenario(scenario, {**(smoke() if small else {}), **given})
     try:
         from bench.local import bench_locally
         from bench.report import describe, make_table, verdict
@@ -52,13 +53,13 @@ def run(scenario: str, smoke: bool, json_path: str | None, keep: Path | None, **
     console = Console(stderr=json_path == "-")
     console.print(make_table(report))
     for line in describe(report):
-        console.print(f"  {line}", highlight=False)
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
     if json_path is not None:
         with click.open_file(json_path, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=2)
             file.write("\n")
     wrong = verdict(report)
     for line in wrong:
-        console.print(f"[bold red]not passed[/]: {line}", highlight=False)
+        console.print(f"[bold red]not passed[/]: {line}", highlight=False, soft_wrap=True)
     if wrong:
-        raise SystemExit(FAILED)
+        click.get_current_context().exit(FAILED)

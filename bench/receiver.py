@@ -17,18 +17,21 @@ from collections import Counter
 
 from bench.accounts import Latencies, Ledger
 from bench.device import Device, Net, make_hub
-from bench.envelopes import read_envelope
+from bench.envelopes import make_envelope, read_envelope
+from bench.frames import FrameReader
 from bench.pipes import Cost, Failed, Go, Plan, Progress, Ready, Receive, Received, Stop, ToWorker
 from bench.scenario import NS, Schedule
 from bench.session import Enrolled
 from bench.sockets import Control, Hub
 from relay.core import wire
+from relay.core.frames import server_frame
 from relay.errors import PosthouseError, ProtocolError
 
 _DELIVER = b"\x93\x43"  # msgpack: an array of three that begins with Deliver's tag, 67
 _EMPTY = b"\x92\x44"  # an array of two that begins with Empty's tag, 68
 _KNOWN = 4096  # messages that are kept decoded; recipients are never further apart unless they catch up
 _PROGRESS_NS = NS // 4
+_SAMPLES = 100  # messages that `parse_us` measures with
 
 
 class Tally:
@@ -126,6 +129,22 @@ class Recipient:
             self.device.other(message)
 
 
+def parse_us(net: Net, enrolled: Enrolled, plan: Plan) -> float:
+    """What one delivery costs here between `recv` and the next one, µs of CPU, over the very code of the run: every
+    message to a hundred recipients, one frame a read."""
+    tally = Tally(plan)
+    recipients = [(FrameReader(), Recipient(net, enrolled, tally)) for _ in range(100)]
+    frames = [
+        server_frame(wire.encode_deliver(number + 1, make_envelope(plan.group, plan.seed, number, 0, plan.size, 0)))
+        for number in range(min(_SAMPLES, tally.total))
+    ]
+    start_ns = time.process_time_ns()
+    for frame in frames:
+        for reader, recipient in recipients:
+            recipient.read(reader.feed(frame), time.monotonic_ns())
+    return (time.process_time_ns() - start_ns) / 1000 / (len(frames) * len(recipients))
+
+
 class Receiver:
     """The process: obeys the bench, reports four times a second."""
 
@@ -134,6 +153,7 @@ class Receiver:
         self._control = Control(self._hub, self._obey)
         self._net: Net | None = None
         self._tally: Tally | None = None
+        self._order: Receive | None = None
         self._recipients: list[Recipient] = []
         self._ready = False
 
@@ -147,6 +167,7 @@ class Receiver:
 
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Receive):
+            self._order = order
             self._net = Net(self._hub, order.plan.endpoint, order.plan.seed)
             self._tally = Tally(order.plan)
             self._recipients = [Recipient(self._net, enrolled, self._tally) for enrolled in order.devices]
@@ -171,7 +192,7 @@ class Receiver:
         self._hub.at(now + _PROGRESS_NS, self._report)
 
     def _result(self) -> Received:
-        assert self._net is not None and self._tally is not None
+        assert self._net is not None and self._tally is not None and self._order is not None
         tally, ledgers = self._tally, [recipient.ledger for recipient in self._recipients]
         cost = tally.cost()  # before the summing up, which is no part of it
         absent: Counter[int] = Counter()
@@ -191,6 +212,7 @@ class Receiver:
             connects=self._net.connects,
             faults=dict(self._net.faults),
             cost=cost,
+            parse_us=parse_us(self._net, self._order.devices[0], self._order.plan),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
     scenario, schedule, sent = raw.scenario, raw.scenario.schedule, raw.sent
     first, start_ns = schedule.first_measured, raw.start_ns
     accepted = [0 < code < Code.STALE for code in sent.codes]
-    absent: dict[int, int] = {}
+    absent: Counter[int] = Counter()
     for one in raw.received:
-        for sequence, count in one.absent.items():
-            absent[sequence] = absent.get(sequence, 0) + count
+        absent.update(one.absent)
     last_ns = raw.last_ns()
     whole = [sequence for sequence in range(first, schedule.total) if last_ns[sequence]]
     window_ns = schedule.offset_ns(schedule.total) - schedule.offset_ns(first)
@@ -55,9 +55,11 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
         "wire_duplicates": sum(one.wire_duplicates for one in raw.received),
         "damaged": sum(one.damaged for one in raw.received),
         "reconnects": sum(one.connects for one in raw.received) - scenario.recipients,
+        "faults": _faults(raw),
         "kills": [{"down_s": round(down_s, 2)} for down_s in raw.kills],
         "node_cpu_s": round(raw.meter.cpu_s, 2),
         "generator": {
+            "parse_us_per_delivery": round(max(one.parse_us for one in raw.received), 2),
             "receiver_us_per_delivery": _per_item([one.cost for one in raw.received]),
             "sender_us_per_message": _per_item([sent.cost]),
             "sender_late_ms_max": round(sent.late_us_max / 1000, 3),
@@ -73,6 +75,14 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
 def _refused(codes: bytes) -> dict[str, int]:
     names = {int(code): code.name for code in Code}
     return {names.get(code, str(code)): codes.count(code) for code in sorted(set(codes)) if code >= Code.STALE}
+
+
+def _faults(raw: Raw) -> dict[str, int]:
+    """Why connections ended, and how often."""
+    faults = Counter(raw.sent.faults)
+    for one in raw.received:
+        faults.update(one.faults)
+    return dict(faults)
 
 
 def _per_item(costs: list[Cost]) -> dict[str, float]:
@@ -110,15 +120,17 @@ def make_table(report: dict[str, Any]) -> Table:
 
 def describe(report: dict[str, Any]) -> list[str]:
     """What does not fit the table, a line each."""
-    receiver, sender = report["generator"]["receiver_us_per_delivery"], report["generator"]["sender_us_per_message"]
+    generator = report["generator"]
+    receiver, sender = generator["receiver_us_per_delivery"], generator["sender_us_per_message"]
+    parse, late = generator["parse_us_per_delivery"], generator["sender_late_ms_max"]
     machine, kills = report["machine"], report["kills"]
     lines = [
         f"achieved {report['achieved_per_s']:g}/s of {report['offered_per_s']:g}/s; {report['deliveries']} deliveries",
         f"lost {report['lost']}, duplicated {report['duplicated']}, reordered {report['reordered']} "
         f"(again on the wire: {report['wire_duplicates']})",
         f"node: {report['cpu_us_per_delivery']} µs CPU a delivery, at most {report['rss_mib_max']} MiB resident",
-        f"generator: {receiver['user']} µs user + {receiver['system']} µs system a delivery; sender {sender['user']} + "
-        f"{sender['system']} µs a message, at most {report['generator']['sender_late_ms_max']} ms late",
+        f"generator: {receiver['user']} µs user + {receiver['system']} µs system a delivery, of it {parse} µs parsing",
+        f"sender: {sender['user']} + {sender['system']} µs a message, at most {late} ms late",
     ]
     if kills:
         down = ", ".join(f"{kill['down_s']} s" for kill in kills)

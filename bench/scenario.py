@@ -16,7 +16,6 @@ from relay.errors import ConfigError
 from relay.limits import MAX_CONNECTIONS, MAX_MEMBERS
 
 NS = 1_000_000_000  # ns in a second
-SMOKE: Mapping[str, Any] = {"recipients": 20, "rate": 20.0, "seconds": 3.0, "warm_up": 1.0}
 _RECIPIENTS = min(MAX_CONNECTIONS, MAX_MEMBERS) - 8  # the sender and the canary's clients connect as well
 _MIN_BODY = 32  # bytes; sequence number and time need up to 23
 
@@ -112,6 +111,12 @@ def known_scenarios() -> list[str]:
     """Names of the scenarios that come with Posthouse."""
     folder = resources.files("bench") / "scenarios"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def smoke() -> dict[str, Any]:
+    """What makes any scenario small and short: the size of the one called smoke."""
+    small = load_scenario("smoke")
+    return {"recipients": small.recipients, "rate": small.rate, "seconds": small.seconds, "warm_up": small.warm_up}
 
 
 def load_scenario(source: str, overrides: Mapping[str, Any] | None = None) -> Scenario:

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.scenario import NS, SMOKE, Scenario, Schedule, known_scenarios, load_scenario
+from bench.scenario import NS, Scenario, Schedule, known_scenarios, load_scenario, smoke
 from relay.errors import ConfigError
 
 
 def test_the_shipped_scenario_is_what_the_issue_asks_for() -> None:
-    assert known_scenarios() == ["fanout"]
+    assert known_scenarios() == ["fanout", "smoke"]
     scenario = load_scenario("fanout")
     assert (scenario.recipients, scenario.rate, scenario.seconds, scenario.size) == (300, 50.0, 20.0, 256)
     assert scenario.kill_at is None
@@ -24,8 +24,8 @@ def test_it_is_found_by_path_as_well_and_values_can_be_replaced() -> None:
 
     path = Path(bench.__file__).parent / "scenarios" / "fanout.toml"
     assert load_scenario(str(path)) == load_scenario("fanout")
-    smoke = load_scenario(str(path), {**SMOKE, "kill_at": 1.5})
-    assert (smoke.recipients, smoke.rate, smoke.seconds, smoke.kill_at) == (20, 20.0, 3.0, 1.5)
+    small = load_scenario(str(path), {**smoke(), "kill_at": 1.5})
+    assert (small.name, small.recipients, small.rate, small.seconds, small.kill_at) == ("fanout", 20, 20.0, 3.0, 1.5)
 
 
 def test_every_mistake_is_reported_at_once_with_a_remedy(tmp_path: Path) -> None:
