@@ -1,0 +1,309 @@
+"""The SDK's face: `open_client` and what one can do with it.
+
+    async with open_client(path) as client:
+        await client.send(card, b"hello")
+        async for message in client.messages():
+            ...
+
+Everything that was queued or yielded lives in the local store: it survives reconnects, restarts and power cuts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+import trio
+
+from relay.client import groups as grouping
+from relay.client import people
+from relay.client.card import Card
+from relay.client.connection import BACKOFF_MAX_S, BACKOFF_S, HungUp, Seams, addresses, greet, tls_context
+from relay.client.desk import Desk
+from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, SendRefused, TooLarge
+from relay.client.line import Line
+from relay.client.outgoing import ACCEPTED, QUEUED, STORED, queue_message, unfinished
+from relay.client.shapes import MAX_CONTENT, Failure, Group, Message, Sent, Stats, read_message_head
+from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
+from relay.core import wire
+from relay.core.trust import HomeRecord
+from relay.errors import OperatorError, Overloaded, PosthouseError, RolledBack, StoreLocked
+from relay.limits import HANDSHAKE_S, MAX_STRING, MIB
+
+log = structlog.get_logger("relay.client")
+
+LEVELS = {"queued": QUEUED, "accepted": ACCEPTED, "stored": STORED}
+FOR_GOOD = (Fenced, NotServed, RolledBack, OperatorError)  # errors that no reconnect heals
+FETCH, FETCH_BYTES = 32, 4 * MIB  # messages and bytes taken from the inbox at a time
+RECHECK_S = 1.0  # seconds between looks at what another process may have settled
+
+
+class Client:
+    """One device's client. Made by `open_client`."""
+
+    def __init__(self, desk: Desk, urls: list[str], *, receives: bool) -> None:
+        self._desk = desk
+        self._urls = urls
+        self._line: Line | None = None
+        self._messages = Messages(desk)
+        self.receives = receives
+        self.user, self.device = desk.own.user, desk.own.device
+        self.card = Card(desk.own.region, desk.own.user)
+
+    @property
+    def stats(self) -> Stats:
+        """Counts since this client was opened."""
+        return self._desk.stats
+
+    @property
+    def failures(self) -> deque[Failure]:
+        """Messages refused after nobody waited any more, newest last; take them out as you see to them."""
+        return self._desk.failures
+
+    @property
+    def connected(self) -> bool:
+        """A node serves us now."""
+        return self._line is not None
+
+    # --- sending ---------------------------------------------------------------------------------
+    async def send(self, card: Card, content: bytes, name: str = "", wait: str = "accepted") -> Sent:
+        """Send `content` to a user; `name` for files. Durable in the local store when this is cancelled or raises.
+
+        `wait`: "queued" (it is in the store), "accepted" (durable in our cell), "stored" (durable in the recipient's).
+        Raises SendRefused (final; `code`), TooLarge, or why the client ended (Fenced, NotServed, RolledBack)."""
+        self._check(content, name, wait)
+        desk = self._desk
+        sent = await desk.run(
+            lambda db: queue_message(db, desk.own, card.user, card.region, content, name, desk.now)
+        )
+        return await self._sent(sent, wait)
+
+    async def send_group(self, group: bytes, content: bytes, name: str = "", wait: str = "accepted") -> Sent:
+        """Send to all members of a group, like `send`. Raises also UnknownGroup."""
+        self._check(content, name, wait)
+        desk = self._desk
+        sent = await desk.run(
+            lambda db: grouping.queue_group_message(
+                db, desk.own, group, content, name, desk.now, desk.seams.random_bytes
+            )
+        )
+        return await self._sent(sent, wait)
+
+    def _check(self, content: bytes, name: str, wait: str) -> None:
+        self._desk.check()
+        if wait not in LEVELS:
+            raise ValueError(f"wait={wait!r} is none of {', '.join(LEVELS)}")
+        if len(content) > MAX_CONTENT:
+            raise TooLarge(f"a message of {len(content)} bytes", f"At most {MAX_CONTENT}: split it")
+        if len(name) > MAX_STRING:
+            raise TooLarge(f"a name of {len(name)} characters", f"At most {MAX_STRING}")
+
+    async def _sent(self, sent: Sent, wait: str) -> Sent:
+        self._desk.stats.sent += 1
+        self._desk.post.ring()
+        if LEVELS[wait] > QUEUED:
+            await self._desk.outcome(sent.send, LEVELS[wait])
+        return sent
+
+    async def drained(self) -> None:
+        """Wait until every outgoing message has its final outcome. (If this client only submits, outcomes that come
+        while it is away are taken in by whoever receives for the device.)"""
+        while True:
+            self._desk.check()
+            armed = self._desk.changed.armed()
+            if not await self._desk.run(unfinished, lazily=True):
+                return
+            with trio.move_on_after(RECHECK_S):
+                await armed.wait()
+
+    # --- receiving -------------------------------------------------------------------------------
+    def messages(self) -> Messages:
+        """What came, in order, for ever. A message is settled when the next one is asked for: it comes again after a
+        crash in between. A client has one iterator: asked for again, it goes on where it was. Raises NotReceiving, or
+        why the client ended."""
+        if not self.receives:
+            raise NotReceiving
+        return self._messages
+
+    async def caught_up(self) -> None:
+        """Wait until everything that waited at the node when the current connection began is in the local store."""
+        if not self.receives:
+            raise NotReceiving
+        while True:
+            self._desk.check()
+            armed = self._desk.changed.armed()
+            if self._line is not None and self._line.caught_up:
+                return
+            await armed.wait()
+
+    # --- groups ----------------------------------------------------------------------------------
+    async def create_group(self, title: str, cards: Sequence[Card]) -> Group:
+        """Make a group of us and `cards`, publish it and tell all members. Raises like `send` (also for a member that
+        nobody knows)."""
+        return await self._publish(title, cards, b"")
+
+    async def add_to_group(self, group: bytes, cards: Sequence[Card]) -> Group:
+        """Add members. Raises like `create_group`; UnknownGroup; NotOwner on any device but the one that created it."""
+        return await self._publish("", cards, group)
+
+    async def _publish(self, title: str, cards: Sequence[Card], group: bytes) -> Group:
+        self._check(b"", title, "accepted")
+        desk = self._desk
+        people_of = [await self.look_up(card) for card in cards]
+        own = await desk.run(lambda db: people.newest(db, desk.own, desk.own.user), lazily=True)
+        everybody = [*people_of, *([own] if own else [])]
+        found, send = await desk.run(
+            lambda db: grouping.draft(db, desk.own, title, everybody, desk.now, group)
+        )
+        desk.post.ring()
+        await desk.outcome(send, ACCEPTED)
+        return next(one for one in await self.groups() if one.id == found)
+
+    async def groups(self) -> list[Group]:
+        """All groups that this device knows."""
+        return await self._desk.run(lambda db: grouping.groups(db, self._desk.own), lazily=True)
+
+    async def look_up(self, card: Card) -> HomeRecord:
+        """The newest home record of a user that is known here, asked for if none is.
+
+        Raises Refused (UNKNOWN_USER, UNKNOWN_REGION), TrustError, or why the client ended."""
+        desk = self._desk
+        while True:
+            desk.check()
+            armed = desk.changed.armed()
+            record = await desk.run(lambda db: people.newest(db, desk.own, card.user), lazily=True)
+            if record is not None and people.usable(record, desk.server_now):
+                return record
+            if (error := desk.unfound.pop(card.user, None)) is not None:
+                raise error
+            desk.want(card.user, card.region)
+            await armed.wait()
+
+    # --- the connection --------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Keep connected until cancelled, or until something happens that no reconnect heals."""
+        desk, failed, turn = self._desk, 0, 0
+        start = int(desk.seams.random_float() * len(self._urls))
+        while True:
+            url = self._urls[(start + turn) % len(self._urls)]
+            after_ms, lived = 0, False
+            try:
+                async with desk.seams.dial(url, tls_context(desk.own), HANDSHAKE_S) as socket:
+                    with trio.fail_after(HANDSHAKE_S):
+                        welcome = await self._greet(socket)
+                    lived = True
+                    self._line = Line(desk, socket, welcome, receive=self.receives)
+                    await self._line.serve()
+            except FOR_GOOD as error:
+                log.error("client_ended", reason=error.text)
+                desk.end(error)
+                return
+            except (PosthouseError, trio.TooSlowError, OSError) as error:
+                if isinstance(error, HungUp):
+                    after_ms = error.after_ms
+                elif isinstance(error, Overloaded):
+                    after_ms = error.retry_after_ms
+                log.info("disconnected", reason=str(error) or type(error).__name__)
+            finally:
+                self._line = None
+            desk.stats.reconnects += 1
+            turn, failed = turn + 1, 0 if lived else failed + 1
+            backoff = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(failed, 10)) * (0.5 + desk.seams.random_float())
+            await trio.sleep(max(after_ms / 1000, backoff))
+
+    async def _greet(self, socket: object) -> wire.Welcome:
+        desk = self._desk
+        chain, (log_id, cursor) = await desk.run(lambda db: (people.own_chain(db), get_cursor(db)), lazily=True)
+        welcome = await greet(socket, desk.own, chain, log_id, cursor, receive=self.receives)  # type: ignore[arg-type]
+        desk.sealer.offset = welcome.time - desk.now
+        if self.receives and welcome.log_id != log_id:  # another log: its own cursor counts from here on (rule 13)
+            await desk.run(lambda db: put_cursor(db, welcome.log_id, welcome.cursor))
+        return welcome
+
+
+class Messages(AsyncIterator[Message]):
+    """The iterator over what came."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._ahead: deque[tuple[int, Message]] = deque()
+        self._last: tuple[int, int] | None = None  # (row, bytes) of the message that the app has
+
+    def __aiter__(self) -> Messages:
+        return self
+
+    async def __anext__(self) -> Message:
+        desk = self._desk
+        desk.check()
+        if self._last is not None:
+            (row, size), self._last = self._last, None
+            await desk.run(lambda db: db.execute("DELETE FROM inbox WHERE seq=?", (row,)), lazily=True)
+            desk.inbox_bytes -= size
+            desk.changed.ring()
+        while not self._ahead:
+            desk.check()
+            armed = desk.mail.armed()
+            self._ahead.extend(await desk.run(self._fetch, lazily=True))
+            if not self._ahead:
+                await armed.wait()
+        row, message = self._ahead.popleft()
+        self._last = (row, len(message.content))
+        return message
+
+    @staticmethod
+    def _fetch(db: Db) -> list[tuple[int, Message]]:
+        out, size = [], 0
+        for row, head, content in db.execute("SELECT seq, head, content FROM inbox ORDER BY seq LIMIT ?", (FETCH,)):
+            out.append((row, read_message_head(bytes(head)).message(bytes(content))))
+            size += len(content)
+            if size >= FETCH_BYTES:
+                break
+        return out
+
+
+@asynccontextmanager
+async def open_client(
+    path: Path, receive: bool | None = None, connect_to: Sequence[str] | None = None, *, hold_s: float = 5.0,
+    dedup: bool = True, seams: Seams | None = None,
+) -> AsyncIterator[Client]:  # fmt: skip
+    """Open the store at `path` and keep connected to the device's home cell.
+
+    `receive`: True (raises StoreLocked if another process does), False (only submit), None (receive if nobody else
+    does). `connect_to`: URLs instead of the root's. `hold_s`: seconds that a message is held back for its predecessor.
+    `dedup=False` exists for a test that plants a defect. Raises OperatorError, StoreError, TrustError."""
+    seams = seams or Seams()
+    store = await _in_thread(seams, lambda: Store(path, inline=seams.inline))
+    failed: Exception | None = None
+    try:
+        receives = receive is not False and store.take_receive_lock()
+        if receive and not receives:
+            raise StoreLocked(f"another process receives with {store.path}", "Stop it, or open with receive=False")
+        own = await store.run(lambda db: load_own(db, seams.wall_ms()))
+        desk = Desk(store, own, seams, dedup=dedup, hold_ms=int(hold_s * 1000))
+        await desk.recall()
+        client = Client(desk, addresses(own, connect_to), receives=receives)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.run)
+            nursery.start_soon(desk.watch_other_processes)
+            try:
+                yield client
+            except Exception as error:  # noqa: BLE001  raised again below, outside of the nursery that would wrap it
+                failed = error
+            desk.end(ClientClosed("the client was closed", "What is not sent yet is sent when it is opened again"))
+            nursery.cancel_scope.cancel()
+    finally:
+        store.close()
+    if failed is not None:
+        raise failed
+
+
+async def _in_thread(seams: Seams, work: object) -> Store:
+    assert callable(work)
+    store: Store = work() if seams.inline else await trio.to_thread.run_sync(work)
+    return store
+
+
+__all__ = ["Client", "Messages", "SendRefused", "open_client"]

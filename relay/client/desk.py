@@ -1,0 +1,223 @@
+"""What the tasks of one open client share: the store, what waits for what, and the bells they ring for each other."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import trio
+
+from relay.client import outgoing
+from relay.client.connection import Seams
+from relay.client.errors import send_refused
+from relay.client.incoming import Incoming
+from relay.client.outgoing import REFUSED, progress, settle
+from relay.client.sealer import Sealer
+from relay.client.shapes import Effects, Failure, Own, Stats
+from relay.client.store import Db, Store
+from relay.errors import PosthouseError, TrustError
+from relay.limits import MIB
+
+T = TypeVar("T")
+
+MAX_INBOX = 256 * MIB  # bytes that the app has not asked for yet; past it nothing more is taken from the node
+RECENT = 4_096  # outcomes remembered for a caller who is about to ask
+POLL_S = 0.25  # seconds between looks at what another process did with the store
+
+
+class Bell:
+    """Wakes whoever waits; a ring in between is not lost to who took `armed` before looking."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def armed(self) -> trio.Event:
+        return self._event
+
+    def ring(self) -> None:
+        self._event.set()
+        self._event = trio.Event()
+
+
+@dataclass(slots=True)
+class _Waiter:
+    level: int
+    done: trio.Event = field(default_factory=trio.Event)
+    code: int = 0
+
+
+class Desk:
+    """One open client's shared state."""
+
+    def __init__(self, store: Store, own: Own, seams: Seams, *, dedup: bool, hold_ms: int) -> None:
+        self.store = store
+        self.own = own
+        self.seams = seams
+        self.dedup = dedup
+        self.hold_ms = hold_ms
+        self.stats = Stats()
+        self.sealer = Sealer(own, seams.random_bytes, os.getpid())
+        self.failures: deque[Failure] = deque(maxlen=outgoing.MAX_FAILURES)
+        self.mail, self.post, self.lookup, self.changed = Bell(), Bell(), Bell(), Bell()
+        self.held = Bell()
+        self.wanted: dict[bytes, str] = {}  # users to look up → region hint
+        self.unfound: dict[bytes, PosthouseError] = {}  # users whose lookup failed for good, for who asks next
+        self.wishes: Counter[bytes] = Counter()  # how often each was wanted: a wish during a lookup asks once more
+        self.inbox_bytes = 0
+        self.oldest_held: int | None = None  # since when the message that waits longest for its predecessor does
+        self.ended: Exception | None = None  # why this client can do no more
+        self._waiters: dict[int, list[_Waiter]] = {}
+        self._recent: OrderedDict[int, tuple[int, int]] = OrderedDict()
+
+    @property
+    def now(self) -> int:
+        """Our Unix time, ms."""
+        return self.seams.wall_ms()
+
+    @property
+    def server_now(self) -> int:
+        """The node's Unix time, ms, as far as we know."""
+        return self.now + self.sealer.offset
+
+    async def run(self, work: Callable[[Db], T], *, lazily: bool = False) -> T:
+        """One transaction."""
+        return await self.store.run(work, lazily=lazily)
+
+    async def take_in(self, work: Callable[[Incoming], T]) -> T:
+        """One transaction over what came in, and its effects."""
+
+        def transaction(db: Db) -> tuple[T, Effects, int | None]:
+            incoming = Incoming(db, self.own, self.now, dedup=self.dedup)
+            result = work(incoming)
+            effects = incoming.finish()
+            return result, effects, db.execute("SELECT min(since) FROM held").fetchone()[0]
+
+        result, effects, oldest = await self.run(transaction)
+        if oldest != self.oldest_held:
+            self.oldest_held = oldest
+            self.held.ring()
+        self.apply(effects)
+        return result
+
+    def apply(self, effects: Effects) -> None:
+        """Wake whom it concerns."""
+        self.stats.add(effects.counts)
+        for failure in effects.failures:
+            if failure.send not in self._waiters:
+                self.failures.append(failure)
+        self.outcomes(effects.outcomes)
+        self.inbox_bytes += effects.inbox_bytes
+        if effects.wanted:
+            self.wanted.update(effects.wanted)
+            self.wishes.update(effects.wanted.keys())
+            self.sealer.unknown.update(effects.wanted)
+            self.lookup.ring()
+        if effects.mail:
+            self.mail.ring()
+        if effects.post:
+            self.post.ring()
+        self.changed.ring()
+
+    def want(self, user: bytes, hint: str) -> None:
+        """Look `user` up."""
+        if user not in self.wanted:
+            self.unfound.pop(user, None)
+            self.apply(Effects(wanted={user: hint}))
+
+    def not_found(self, user: bytes, error: PosthouseError) -> None:
+        """The lookup of `user` failed for good."""
+        self.unfound[user] = error
+        while len(self.unfound) > RECENT:
+            del self.unfound[next(iter(self.unfound))]
+        if isinstance(error, TrustError):
+            self.failures.append(Failure(0, error))
+        self.changed.ring()
+
+    async def recall(self) -> None:
+        """What the store knows from before."""
+
+        def work(db: Db) -> tuple[int, list[tuple[int, int]]]:
+            size = db.execute("SELECT total(length(content)) FROM inbox").fetchone()[0]
+            return int(size), db.execute("SELECT sid, code FROM failures ORDER BY sid").fetchall()
+
+        self.inbox_bytes, failures = await self.run(work, lazily=True)
+        self.failures.extend(Failure(sid, send_refused(code, f"message {sid}")) for sid, code in failures)
+
+    async def settle(self, touched: set[int]) -> None:
+        """Finish sends whose outcome was decided without the relay."""
+        if not touched:
+            return
+
+        def work(db: Db) -> Effects:
+            effects = Effects()
+            settle(db, touched, self.now, effects)
+            return effects
+
+        self.apply(await self.run(work))
+
+    # --- who waits for an outcome ----------------------------------------------------------------
+    async def outcome(self, send: int, level: int) -> None:
+        """Wait until `send` has come to `level`. Raises SendRefused, or why the client ended."""
+        waiter = _Waiter(level)
+        self._waiters.setdefault(send, []).append(waiter)
+        try:
+            if send in self._recent:
+                self.outcomes({send: self._recent[send]})
+            self.check()
+            await waiter.done.wait()
+            self.check(unless=waiter.code > 0)
+        finally:
+            waiters = self._waiters[send]
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[send]
+        if waiter.code:
+            raise send_refused(waiter.code, "the message")
+
+    def outcomes(self, outcomes: dict[int, tuple[int, int]]) -> None:
+        """Sends have come to (state, code)."""
+        for send, (state, code) in outcomes.items():
+            self._recent[send] = (state, code)
+            self._recent.move_to_end(send)
+            for waiter in self._waiters.get(send, ()):
+                if state >= waiter.level:
+                    waiter.code = code if state == REFUSED else 0
+                    waiter.done.set()
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    async def _look_at(self, sends: list[int]) -> None:
+        self.outcomes(await self.run(lambda db: {send: progress(db, send) for send in sends}))
+
+    def end(self, error: Exception) -> None:
+        """This client can do no more: everybody who waits learns why."""
+        self.ended = self.ended or error
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.done.set()
+        for bell in (self.mail, self.post, self.lookup, self.changed):
+            bell.ring()
+
+    def check(self, *, unless: bool = False) -> None:
+        """Raises why the client ended, if it did."""
+        if self.ended is not None and not unless:
+            raise self.ended
+
+    async def watch_other_processes(self) -> None:
+        """Another process may receive or submit with the same store: look now and then, and pass its news on."""
+        seen = await self.store.changes()
+        while True:
+            await trio.sleep(POLL_S)
+            version = await self.store.changes()
+            if version == seen:
+                continue
+            seen = version
+            sends = list(self._waiters)
+            if sends:
+                await self._look_at(sends)
+            for bell in (self.mail, self.post, self.changed):
+                bell.ring()
+

@@ -1,0 +1,82 @@
+"""What the SDK raises, beside relay.errors: each says what to do.
+
+    ClientError
+    ├── Refused ── SendRefused     one message was refused for good (`code`)
+    ├── NotServed                  the node does not serve this device
+    └── Fenced                     the same device started a newer session elsewhere
+    OperatorError
+    ├── BadCard, TooLarge, NotReceiving, NotOwner, UnknownGroup
+    RolledBack                     the node's log is older than what this device has seen (rule 13)
+    TrustError                     somebody's signed record does not hold; never retried
+"""
+
+from __future__ import annotations
+
+from relay.core.wire import Code
+from relay.errors import AuthError, OperatorError, PosthouseError, Refused
+
+REMEDY = {
+    Code.STALE: "Set this machine's clock: the node keeps finding the message too old or too new",
+    Code.EXPIRED: "Nobody collected it in time. Send it again",
+    Code.LIFETIME: "Ask for a shorter lifetime",
+    Code.UNKNOWN_USER: "Check the address card: nobody of that id is at home in its region",
+    Code.UNKNOWN_REGION: "Check the address card: the federation has no such region",
+    Code.UNKNOWN_ROSTER: "The group is not known there. Ask its owner to publish it again",
+    Code.NOT_MEMBER: "Ask the group's owner to add you",
+    Code.MAILBOX_FULL: "The recipient has too much waiting. Send it again later",
+    Code.BAD_ENVELOPE: "Update the software: the node does not take the envelope",
+    Code.BAD_RECORD: "The node does not take the signed record. Was another device enrolled meanwhile?",
+    Code.NOT_PERMITTED: "The region's policy does not permit it",
+    Code.UNREACHABLE: "The recipient's region does not answer now. Send it again later",
+    Code.OUTBOX_FULL: "Too much waits for that region. Send it again later",
+    Code.OVERLOADED: "The node is overloaded. Send it again later",
+}
+
+
+class SendRefused(Refused):
+    """A message was refused for good: `code` is a relay.core.wire.Code."""
+
+
+class NotServed(AuthError):
+    """The node does not serve this device: its key, its user's home, or the protocol's version."""
+
+
+class Fenced(AuthError):
+    """The same device started a newer session somewhere else, and this one was ended."""
+
+
+class BadCard(OperatorError):
+    """Not an address card."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, "A card looks like posthouse:region:…, copy it whole")
+
+
+class TooLarge(OperatorError):
+    """The content is larger than what can be sent as one message."""
+
+
+class NotReceiving(OperatorError):
+    """This client only submits; another process receives for the device."""
+
+    def __init__(self) -> None:
+        super().__init__("this client does not receive", "Open it with receive=True while no other process receives")
+
+
+class UnknownGroup(OperatorError):
+    """No group of that id is known here."""
+
+
+class NotOwner(OperatorError):
+    """Only the device that created a group may change it."""
+
+
+class ClientClosed(PosthouseError):
+    """The client was closed while somebody waited."""
+
+
+def send_refused(code: int, what: str) -> SendRefused:
+    """The error for an outcome `code` of `what`."""
+    known = code in Code.__members__.values()
+    name = Code(code).name if known else f"code {code}"
+    return SendRefused(code, f"{what} was refused: {name}", REMEDY.get(Code(code), "") if known else "")

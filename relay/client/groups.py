@@ -1,0 +1,253 @@
+"""Groups: rosters made, published, told and verified; sender keys made, told and kept.
+
+Rosters and sender keys travel in one-to-one control messages, in a conversation of their own that the app never sees.
+Both may come in any order and more than once. Functions of an open transaction.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from relay.client.card import Card
+from relay.client.errors import NotOwner, UnknownGroup
+from relay.client.outgoing import (
+    MAILBOX, PUBLISH, ROSTER, add_parcel, copy_to_added, has_other_devices, new_send, next_counter, split_parts,
+    write_letters,
+)  # fmt: skip
+from relay.client.shapes import (
+    KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Group, KeyNews, Own, RosterNews, Sent, control_pair, message_id,
+    read_roster_news,
+)  # fmt: skip
+from relay.client.store import Db
+from relay.core import wire
+from relay.core.codec import digest, encode
+from relay.core.sealing import Inner, key_id
+from relay.core.trust import (
+    HomeRecord, Member, RosterCell, RosterHead, VerifiedHead, make_part, sign_roster, verify_part, verify_roster,
+)  # fmt: skip
+from relay.errors import BrokenChain, TrustError
+
+MAX_KEYS = 64  # sender keys of one device that are kept for one group; older epochs go
+
+
+# --- making a roster -----------------------------------------------------------------------------
+def draft(
+    db: Db, own: Own, title: str, people: Sequence[HomeRecord], now: int, group: bytes = b""
+) -> tuple[bytes, int]:
+    """Sign and queue the publication of a group's first version, or of the next one with `people` added.
+
+    (group id, send). Raises UnknownGroup, NotOwner."""
+    prev, news, members = _own_group(db, own, group) if group else (None, None, {})
+    version = prev.head.version + 1 if prev else 1
+    for record in people:
+        if record.user not in members:
+            members[record.user] = (record.cell, Member(record.user, version))
+    by_cell: dict[str, list[Member]] = defaultdict(list)
+    for cell, member in members.values():
+        by_cell[cell].append(member)
+    parts = tuple((cell, make_part(version, found)) for cell, found in sorted(by_cell.items()))
+    cells = tuple(RosterCell(cell, len(by_cell[cell]), digest(part)) for cell, part in parts)
+    head = RosterHead(1, group, version, prev.digest if prev else b"", own.device, cells)
+    signed = sign_roster(head, own.signing)
+    verified = verify_roster(signed, prev)
+    told = encode(RosterNews(news.title if news else title, signed, parts))
+    sid = new_send(db, control=True)
+    add_parcel(db, sid, 0, PUBLISH, verified.group, "", version=version)
+    message = wire.encode_message(wire.Roster(signed, parts))
+    db.execute("UPDATE parcels SET id=?, envelope=? WHERE sid=?", (digest(signed), message, sid))
+    db.execute(
+        "INSERT INTO groups VALUES (?,0,x'',?) ON CONFLICT (id) DO UPDATE SET pending=excluded.pending",
+        (verified.group, told),
+    )
+    return verified.group, sid
+
+
+def published(db: Db, own: Own, pid: int, now: int, effects: Effects) -> None:
+    """The relay took our roster: use it, and tell everybody."""
+    group = bytes(db.execute("SELECT address FROM parcels WHERE pid=?", (pid,)).fetchone()[0])
+    row = db.execute("SELECT pending FROM groups WHERE id=?", (group,)).fetchone()
+    if row is None or not row[0]:
+        return
+    news = bytes(row[0])
+    adopt(db, news, own, effects)
+    db.execute("UPDATE groups SET pending=x'' WHERE id=?", (group,))
+    for user, cell in _members(db, group):
+        _tell(db, own, user, _region(cell), ROSTER_NEWS, news, now)
+    effects.post = True
+
+
+def abandoned(db: Db, group: bytes) -> None:
+    """The relay refused our roster."""
+    db.execute("UPDATE groups SET pending=x'' WHERE id=?", (group,))
+    db.execute("DELETE FROM groups WHERE id=? AND version=0", (group,))
+
+
+def _own_group(
+    db: Db, own: Own, group: bytes
+) -> tuple[VerifiedHead, RosterNews, dict[bytes, tuple[str, Member]]]:  # fmt: skip
+    row = db.execute("SELECT news FROM groups WHERE id=? AND version>0", (group,)).fetchone()
+    if row is None:
+        raise UnknownGroup(f"no group {group.hex()[:8]} is known here", "Wait for the invitation, or check the id")
+    news = read_roster_news(bytes(row[0]))
+    head = verify_roster(news.head)
+    if head.head.owner_key != own.device:
+        raise NotOwner("another device created this group", "Only that device may change it")
+    members = {m.user: (cell, m) for cell, part in news.parts for m in verify_part(part, head, cell).members}
+    return head, news, members
+
+
+# --- keeping a roster ----------------------------------------------------------------------------
+def adopt(db: Db, news_bytes: bytes, own: Own, effects: Effects) -> bytes | None:
+    """Verify a roster and use it, if it is newer than what is known; its group, None where it changes nothing.
+
+    Raises TrustError and its kinds, ProtocolError."""
+    news = read_roster_news(news_bytes)
+    head = verify_roster(news.head)
+    row = db.execute("SELECT version, news FROM groups WHERE id=?", (head.group,)).fetchone()
+    known = row[0] if row else 0
+    if known:
+        before = verify_roster(read_roster_news(bytes(row[1])).head)
+        if known > head.head.version:
+            return None
+        if known == head.head.version:
+            if before.digest != head.digest:
+                raise BrokenChain("two different rosters of one version: a fork")
+            return None
+        verify_roster(news.head, before)
+    if {cell for cell, _ in news.parts} != {entry.cell for entry in head.head.cells}:
+        raise TrustError("roster: the member lists are not those of the cells that the head names")
+    members = {m.user: (cell, m) for cell, part in news.parts for m in verify_part(part, head, cell).members}
+    if own.user not in members:
+        raise TrustError("roster: we are not a member")
+    added = [(user, _region(cell)) for user, (cell, _) in members.items() if not is_member(db, head.group, user)]
+    db.execute(
+        "INSERT INTO groups VALUES (?,?,?,x'')"
+        " ON CONFLICT (id) DO UPDATE SET version=excluded.version, news=excluded.news",
+        (head.group, head.head.version, news_bytes),
+    )
+    db.execute("DELETE FROM members WHERE grp=?", (head.group,))
+    rows = [(head.group, user, cell, member.since) for user, (cell, member) in members.items()]
+    db.executemany("INSERT INTO members VALUES (?,?,?,?)", rows)
+    if known:
+        copy_to_added(db, head.group, head.head.version, [(u, h) for u, h in added if u != own.user], effects)
+    return head.group
+
+
+def roster_from(db: Db, own: Own, inner: Inner, news_bytes: bytes, effects: Effects) -> bytes | None:
+    """A roster came in a control message: from its owner's device, or passed on by one of our own."""
+    head = verify_roster(read_roster_news(news_bytes).head)
+    if inner.user != own.user and inner.device != head.head.owner_key:
+        raise TrustError("roster: told by somebody who does not own the group")
+    return adopt(db, news_bytes, own, effects)
+
+
+def known_version(db: Db, group: bytes) -> int:
+    """The newest roster version that is known here, 0 for none."""
+    row = db.execute("SELECT version FROM groups WHERE id=?", (group,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def is_member(db: Db, group: bytes, user: bytes) -> bool:
+    return db.execute("SELECT 1 FROM members WHERE grp=? AND user=?", (group, user)).fetchone() is not None
+
+
+def _members(db: Db, group: bytes) -> list[tuple[bytes, str]]:
+    rows = db.execute("SELECT user, cell FROM members WHERE grp=? ORDER BY user", (group,)).fetchall()
+    return [(bytes(user), cell) for user, cell in rows]
+
+
+def _region(cell: str) -> str:
+    return cell.partition("/")[0]
+
+
+def groups(db: Db, own: Own) -> list[Group]:
+    """All groups that are known here."""
+    out = []
+    for group, version, news_bytes in db.execute("SELECT id, version, news FROM groups WHERE version>0").fetchall():
+        news = read_roster_news(bytes(news_bytes))
+        members = tuple(Card(_region(cell), user) for user, cell in _members(db, group))
+        mine = verify_roster(news.head).head.owner_key == own.device
+        out.append(Group(bytes(group), news.title, version, members, mine))
+    return out
+
+
+# --- sender keys and messages --------------------------------------------------------------------
+def queue_group_message(
+    db: Db, own: Own, group: bytes, content: bytes, name: str, now: int, random_bytes: Callable[[int], bytes]
+) -> Sent:
+    """A message to a group; before the first one of an epoch, our sender key to every member. Raises UnknownGroup."""
+    version = known_version(db, group)
+    if not version:
+        raise UnknownGroup(f"no group {group.hex()[:8]} is known here", "Wait for the invitation, or check the id")
+    _ensure_key(db, own, group, version, now, random_bytes)
+    sid = new_send(db, control=False)
+    counter, mids = write_letters(db, sid, group, MESSAGE, split_parts(b"", group, name, content), now)
+    for mid in mids:
+        add_parcel(db, sid, mid, ROSTER, group, "", version=version)
+    return Sent(message_id(own.device, group, counter), group, counter, sid)
+
+
+def _ensure_key(
+    db: Db, own: Own, group: bytes, version: int, now: int, random_bytes: Callable[[int], bytes]
+) -> None:
+    found = db.execute(
+        "SELECT 1 FROM sender_keys WHERE grp=? AND version=? AND device=?", (group, version, own.device)
+    ).fetchone()
+    if found:
+        return
+    key = random_bytes(32)
+    _keep_key(db, KeyNews(group, version, own.user, own.device, key))
+    news = encode(KeyNews(group, version, own.user, own.device, key))
+    # what is still on its way reaches those who were added as copies, so their stream begins with the first of that
+    lowest = db.execute("SELECT min(counter) FROM letters WHERE conversation=?", (group,)).fetchone()[0]
+    first = next_counter(db, group) if lowest is None else int(lowest)
+    for user, cell in _members(db, group):
+        _tell(db, own, user, _region(cell), KEY_NEWS, news, now, first)
+
+
+def key_from(db: Db, own: Own, inner: Inner, news: KeyNews) -> bytes:
+    """A sender key came: its device's own word, or passed on by one of our own devices. The key's id."""
+    if inner.user != own.user and (inner.user, inner.device) != (news.user, news.device):
+        raise TrustError("sender key: told by somebody else")
+    return _keep_key(db, news)
+
+
+def _keep_key(db: Db, news: KeyNews) -> bytes:
+    kid = key_id(news.key)
+    db.execute(
+        "INSERT OR IGNORE INTO sender_keys VALUES (?,?,?,?,?,?)",
+        (kid, news.device, news.user, news.group, news.version, news.key),
+    )
+    db.execute(
+        "DELETE FROM sender_keys WHERE grp=? AND device=? AND version<=?",
+        (news.group, news.device, news.version - MAX_KEYS),
+    )
+    return kid
+
+
+def _tell(
+    db: Db, own: Own, user: bytes, hint: str, kind: int, data: bytes, now: int, first: int = 0, only: bytes = b""
+) -> None:
+    """A control message to a member (to our own user: for our other devices)."""
+    if user == own.user and not only and not has_other_devices(db, own):
+        return
+    sid = new_send(db, control=True)
+    _, mids = write_letters(
+        db, sid, control_pair(own.user, user), kind, split_parts(user, b"", "", data), now, first
+    )
+    for mid in mids:
+        add_parcel(db, sid, mid, MAILBOX, user, hint, own=user == own.user, only=only)
+
+
+def pass_on(db: Db, own: Own, devices: Sequence[bytes], now: int, effects: Effects) -> None:
+    """Our user has new devices: tell them the groups, and the sender keys that we have."""
+    only = b"".join(device for device in devices if device != own.device)
+    if not only:
+        return
+    for (news,) in db.execute("SELECT news FROM groups WHERE version>0").fetchall():
+        _tell(db, own, own.user, own.region, ROSTER_NEWS, bytes(news), now, only=only)
+    for row in db.execute("SELECT grp, version, user, device, key FROM sender_keys").fetchall():
+        news = KeyNews(bytes(row[0]), row[1], bytes(row[2]), bytes(row[3]), bytes(row[4]))
+        _tell(db, own, own.user, own.region, KEY_NEWS, encode(news), now, only=only)
+    effects.post = True

@@ -1,0 +1,257 @@
+"""What comes in, in the store: a batch of deliveries is one transaction, and then one ack.
+
+An envelope that cannot be opened or believed yet (its sender's record, its sender key, its roster is not here) waits in
+the store as it came, and is taken up again when that arrives: it is neither lost nor asked for twice.
+
+Functions of an open transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from relay.client import groups, people
+from relay.client.outgoing import MAILBOX, PUBLISH, REFUSED, extend, outcome, refuse_all, settle
+from relay.client.shapes import (
+    KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Own, Part, control_pair, pair, read_key_news, read_part,
+)  # fmt: skip
+from relay.client.store import Db, put_cursor
+from relay.client.streams import Streams, collect
+from relay.core import wire
+from relay.core.envelope import To, envelope_id, read_header
+from relay.core.sealing import Opened, open_mailbox, open_roster, roster_key_id
+from relay.errors import BadSignature, ClientError, PosthouseError, ProtocolError, TrustError
+from relay.limits import MIB
+
+log = structlog.get_logger("relay.client")
+
+MAX_WAITING_BYTES = 64 * MIB  # bytes of envelopes that wait in the store; past it the oldest are given up
+
+
+class _Wait(Exception):
+    """The envelope has to wait for `cause`; a user (at home in region `hint`) can be looked up."""
+
+    def __init__(self, cause: bytes, hint: str = "") -> None:
+        super().__init__(cause, hint)
+        self.cause = cause
+        self.hint = hint
+
+
+def _sender(user: bytes) -> bytes:
+    return b"u" + user
+
+
+def _key(kid: bytes) -> bytes:
+    return b"k" + kid
+
+
+def _roster(group: bytes) -> bytes:
+    return b"r" + group
+
+
+class Incoming:
+    """One transaction's work on what came in."""
+
+    def __init__(self, db: Db, own: Own, now: int, *, dedup: bool = True) -> None:
+        self._db = db
+        self._own = own
+        self._now = now
+        self._dedup = dedup
+        self.effects = Effects()
+        self._streams = Streams(db, self.effects)
+        self._waited = False
+
+    def finish(self) -> Effects:
+        """Write back; what there is to do then. Call once, last."""
+        self._streams.flush()
+        settle(self._db, self.effects.touched, self._now, self.effects)
+        total = "SELECT total(length(envelope)) FROM waiting"
+        while self._waited and self._db.execute(total).fetchone()[0] > MAX_WAITING_BYTES:
+            self._db.execute("DELETE FROM waiting WHERE wid=(SELECT min(wid) FROM waiting)")
+            self._drop("too_much_waiting")
+        return self.effects
+
+    # --- from the connection ---------------------------------------------------------------------
+    def batch(self, messages: Sequence[wire.ServerMessage], log_id: bytes) -> None:
+        """Deliveries, notices and receipts, in the order in which they came."""
+        position = 0
+        for message in messages:
+            if isinstance(message, wire.Deliver):
+                self._take(message.envelope)
+                position = max(position, message.position)
+            elif isinstance(message, wire.Notice):
+                self._outcome(message.id, message.code, message.newest)
+                position = max(position, message.position)
+            elif isinstance(message, wire.Receipt):
+                for item in message.items:
+                    self._outcome(item.id, item.code, item.newest)
+        if position:
+            put_cursor(self._db, log_id, position)
+
+    def learned(self, user: bytes, chain: Sequence[bytes], server_now: int) -> int:
+        """An answer to LOOKUP: the newest version. Raises TrustError, ProtocolError: then nothing was kept."""
+        before = people.newest(self._db, self._own, user)
+        record = people.learn(self._db, self._own, user, chain, server_now)
+        if before is None or record.version > before.version:
+            extend(self._db, self._own, record, self.effects)
+            known = {device.id for device in before.devices} if before else set()
+            new = [device.id for device in record.devices if device.id not in known]
+            if user == self._own.user:
+                groups.pass_on(self._db, self._own, new, self._now, self.effects)
+        self.effects.post = True
+        self._retry(_sender(user), last=True)
+        return record.version
+
+    def unknown(self, user: bytes, error: PosthouseError) -> None:
+        """The lookup of `user` failed for good: nothing can be sealed for them, nothing from them believed."""
+        refuse_all(self._db, user, error, self._now, self.effects)
+        dropped = self._db.execute("DELETE FROM waiting WHERE cause=?", (_sender(user),)).rowcount
+        self.effects.counts["unreadable"] += dropped
+
+    def give_up(self, user: bytes) -> None:
+        """A receipt spoke of a version of `user` that nobody has: do not wait for it."""
+        self._db.execute("UPDATE parcels SET newest=version WHERE what=? AND address=?", (MAILBOX, user))
+        rows = self._db.execute("SELECT DISTINCT sid FROM parcels WHERE address=?", (user,)).fetchall()
+        self.effects.touched.update(row[0] for row in rows)
+
+    def due(self, hold_ms: int) -> None:
+        """Give what waited long enough for its predecessor; forget what expired while it waited."""
+        self._streams.due(self._now, hold_ms)
+        dropped = self._db.execute("DELETE FROM waiting WHERE expires<?", (self._now,)).rowcount
+        self.effects.counts["unreadable"] += dropped
+
+    def _outcome(self, found: bytes, code: int, newest: int) -> None:
+        taken = outcome(self._db, self._own, found, code, newest, self._now, self.effects)
+        if taken is not None:
+            groups.published(self._db, self._own, taken, self._now, self.effects)
+            group = self._db.execute("SELECT address FROM parcels WHERE pid=?", (taken,)).fetchone()[0]
+            self._retry(_roster(bytes(group)))
+        refused = self._db.execute(
+            "SELECT address FROM parcels WHERE id=? AND what=? AND state=?", (found, PUBLISH, REFUSED)
+        ).fetchone()
+        if refused:
+            groups.abandoned(self._db, bytes(refused[0]))
+
+    # --- one envelope ----------------------------------------------------------------------------
+    def _take(self, envelope: bytes, *, last: bool = False) -> None:
+        """Take one envelope in. `last`: its sender was just looked up, do not wait for that again."""
+        try:
+            opened = self._open(envelope)
+            if opened is not None:
+                self._believe(opened)
+                self._sort(opened)
+        except _Wait as wait:
+            if last and wait.cause[:1] == b"u":
+                self._drop("not_enrolled")
+            else:
+                self._wait(envelope, wait)
+        except (TrustError, ClientError) as error:
+            self._drop(error.text)
+
+    def _drop(self, reason: str) -> None:
+        self.effects.counts["unreadable"] += 1
+        log.warning("envelope_dropped", reason=reason)
+
+    def _open(self, envelope: bytes) -> Opened | None:
+        header = read_header(envelope)
+        if header.kind == To.MAILBOX:
+            if header.to != self._own.user:
+                raise ProtocolError("a mailbox envelope for somebody else")
+            return open_mailbox(envelope, self._own.device, self._own.private)
+        kid = roster_key_id(envelope)
+        rows = self._db.execute("SELECT key, device, grp, version FROM sender_keys WHERE kid=?", (kid,)).fetchall()
+        if not rows:
+            raise _Wait(_key(kid))
+        opened = open_roster(envelope, bytes(rows[0][0]))
+        if opened.inner.device == self._own.device:
+            return None  # our own, back from the group
+        named = (opened.inner.device, header.to, header.to_version)
+        if named not in [(bytes(device), bytes(group), version) for _, device, group, version in rows]:
+            raise BadSignature("a sender key used by somebody else, or for another group or version")
+        if groups.known_version(self._db, header.to) < header.to_version:
+            raise _Wait(_roster(header.to))
+        return opened
+
+    def _believe(self, opened: Opened) -> None:
+        """The sender device is enrolled in its user's verified home record."""
+        inner = opened.inner
+        record = people.newest(self._db, self._own, inner.user)
+        if record is None or inner.device not in {device.id for device in record.devices}:
+            raise _Wait(_sender(inner.user), inner.region)
+
+    def _sort(self, opened: Opened) -> None:
+        kind = opened.inner.kind
+        if kind not in (MESSAGE, ROSTER_NEWS, KEY_NEWS):
+            return  # of a newer software; nothing for us
+        part = read_part(opened.inner.content)
+        if part.part >= part.parts or opened.inner.counter <= part.part:
+            raise ProtocolError("a part beyond the end of its message")
+        if kind == MESSAGE:
+            self._message(opened, part)
+        else:
+            self._control(opened, part)
+
+    def _message(self, opened: Opened, part: Part) -> None:
+        inner, own = opened.inner, self._own
+        if part.group:
+            if inner.conversation != part.group or part.to:
+                raise ProtocolError("a group message in another conversation")
+            if opened.header.kind == To.ROSTER and opened.header.to != part.group:
+                raise ProtocolError("a message for another group")
+            if not groups.is_member(self._db, part.group, inner.user):
+                raise _Wait(_roster(part.group))  # it may be a member of the next version
+        elif opened.header.kind != To.MAILBOX or inner.conversation != pair(inner.user, part.to):
+            raise ProtocolError("a message in another conversation")
+        elif own.user not in (part.to, inner.user):
+            raise ProtocolError("a message for somebody else")
+        if opened.first:
+            self._streams.begin(inner.device, inner.conversation, opened.first)
+        self._streams.offer(
+            inner.device, inner.conversation, inner.counter, opened.raw, self._now, dedup=self._dedup
+        )
+
+    def _control(self, opened: Opened, part: Part) -> None:
+        inner = opened.inner
+        if opened.header.kind != To.MAILBOX or inner.conversation != control_pair(inner.user, self._own.user):
+            raise ProtocolError("a control message in another conversation")
+        data: bytes | None = part.data
+        if part.parts > 1:
+            first = inner.counter - part.part
+            data = collect(self._db, inner.device, inner.conversation, first, part.part, part.parts, part.data)
+        if data is None:
+            return
+        if inner.kind == ROSTER_NEWS:
+            group = groups.roster_from(self._db, self._own, inner, data, self.effects)
+            if group is not None:
+                self._retry(_roster(group))
+        else:
+            news = read_key_news(data)
+            kid = groups.key_from(self._db, self._own, inner, news)
+            if opened.first:
+                self._streams.begin(news.device, news.group, opened.first)
+            self._retry(_key(kid))
+
+    # --- waiting ---------------------------------------------------------------------------------
+    def _wait(self, envelope: bytes, wait: _Wait) -> None:
+        self._db.execute(
+            "INSERT OR IGNORE INTO waiting (id, cause, hint, expires, envelope) VALUES (?,?,?,?,?)",
+            (envelope_id(envelope), wait.cause, wait.hint, read_header(envelope).expires, envelope),
+        )
+        if wait.cause[:1] == b"u":
+            self.effects.wanted[wait.cause[1:]] = wait.hint
+        self._waited = True
+
+    def _retry(self, cause: bytes, *, last: bool = False) -> None:
+        """What waited for `cause` is taken up again, in the order in which it came."""
+        rows = self._db.execute("SELECT wid, envelope FROM waiting WHERE cause=? ORDER BY wid", (cause,)).fetchall()
+        for wid, envelope in rows:
+            self._db.execute("DELETE FROM waiting WHERE wid=?", (wid,))
+            self._take(bytes(envelope), last=last)
+
+
+def wanted_senders(db: Db) -> dict[bytes, str]:
+    """Users whose envelopes wait for their record → region hint."""
+    rows = db.execute("SELECT DISTINCT cause, hint FROM waiting WHERE substr(cause,1,1)=x'75'").fetchall()
+    return {bytes(cause)[1:]: hint for cause, hint in rows}

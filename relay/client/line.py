@@ -1,0 +1,351 @@
+"""The tasks of one live connection: reader, intake, acks, submits, lookups, pings. When one ends, all end."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from relay.client import people, sealer
+from relay.client.connection import HungUp, Socket, hung_up
+from relay.client.desk import MAX_INBOX, Desk
+from relay.client.incoming import wanted_senders
+from relay.client.outgoing import MAILBOX
+from relay.client.sealer import Prepared, Ready
+from relay.client.store import Db, process_gone
+from relay.core import wire
+from relay.core.wire import Code
+from relay.errors import PosthouseError, Refused, TrustError
+from relay.limits import LINK_DEADLINE_S, MAX_FRAME, MIB
+
+log = structlog.get_logger("relay.client")
+
+PING_S = 30.0  # seconds between pings; the node lets go of who is silent for IDLE_S
+PONG_S = 30.0  # seconds a pong may take
+WINDOW, WINDOW_BYTES = 1_024, 4 * MIB  # envelopes and bytes submitted and not answered yet
+ARRIVED_BYTES = 4 * MIB  # bytes that came and are not in the store yet; past it the reader waits
+BATCH_BYTES = 2 * MIB  # bytes taken into the store in one transaction
+LOOKUPS = 16  # at the same time
+LOOKUP_S = LINK_DEADLINE_S + 5  # seconds: the node may have to ask another region
+LOOKUP_TRIES = 5  # answers without the version that a receipt spoke of, until it is taken for a mistake
+LOOKUP_RETRY_S, LOOKUP_RETRY_MAX_S = 0.2, 10.0  # doubling
+HOLD_AWAY_MS = 60_000  # how long a message is held back while its predecessor may still wait at the node
+
+Arrival = wire.Deliver | wire.Notice | wire.Receipt | wire.Empty
+
+
+class Line:
+    """One connection after WELCOME."""
+
+    def __init__(self, desk: Desk, socket: Socket, welcome: wire.Welcome, *, receive: bool) -> None:
+        self._desk = desk
+        self._socket = socket
+        self._welcome = welcome
+        self._receive = receive
+        self._sending = trio.Lock()
+        self._arrived: deque[tuple[Arrival, int]] = deque()
+        self._arrived_bytes = 0
+        self._more, self._room = trio.Event(), trio.Event()
+        self._unanswered: dict[bytes, int] = {}  # envelope id → bytes
+        self._position = self._acked = 0
+        self._unacked = 0
+        self._ack_due = trio.Event()
+        self._asked: dict[int, tuple[trio.Event, list[wire.Record]]] = {}
+        self._request = 0
+        self._trying: set[bytes] = set()  # users whose first lookup on this connection is under way
+        self._looking: set[bytes] = set()
+        self._lookup_turn = trio.CapacityLimiter(LOOKUPS)
+        self._draining = False
+        self._empty = False
+        self._ended: Exception | None = None
+
+    @property
+    def caught_up(self) -> bool:
+        """EMPTY came, everything up to it is in the store, and who had to be asked for was asked for."""
+        return self._empty and not self._trying
+
+    async def serve(self) -> None:
+        """Until the connection ends; raises why."""
+        await self._prepare()
+        tasks = [self._read, self._take_in, self._submit, self._look_up, self._ping]
+        if self._receive:
+            tasks += [self._ack, self._hold]
+        async with trio.open_nursery() as nursery:
+            for task in tasks:
+                nursery.start_soon(self._guard, nursery, task)
+            self._nursery = nursery
+        if self._ended is not None:
+            raise self._ended
+
+    async def _guard(self, nursery: trio.Nursery, task: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await task()
+        except (PosthouseError, trio.TooSlowError) as error:
+            self._ended = self._ended or error
+            nursery.cancel_scope.cancel()
+
+    async def _prepare(self) -> None:
+        """What the last connection left: submit again what was not answered, ask for who was not found."""
+        desk = self._desk
+
+        def work(db: Db) -> dict[bytes, str]:
+            alive = {carrier for carrier in sealer.carriers(db) if not process_gone(carrier)}
+            sealer.requeue(db, (sealer.carriers(db) - alive) | {desk.sealer.carrier})
+            wanted = wanted_senders(db)
+            rows = db.execute(
+                "SELECT DISTINCT address, hint FROM parcels WHERE what=? AND newest>version", (MAILBOX,)
+            ).fetchall()
+            wanted.update({bytes(address): hint for address, hint in rows})
+            record = people.newest(db, desk.own, desk.own.user)
+            if record is None or record.version < self._welcome.home_version:
+                wanted[desk.own.user] = desk.own.region
+            return wanted
+
+        desk.wanted.update(await desk.run(work))
+        self._trying = set(desk.wanted)
+        await self._rearm()
+
+    async def _say(self, message: wire.ClientMessage | bytes) -> None:
+        data = message if isinstance(message, bytes) else wire.encode_message(message)
+        async with self._sending:
+            await self._socket.send(data)
+
+    # --- coming in -------------------------------------------------------------------------------
+    async def _read(self) -> None:
+        while True:
+            data = await self._socket.receive()
+            message = wire.decode_server(data)
+            if isinstance(message, Arrival):
+                while self._arrived_bytes >= ARRIVED_BYTES:
+                    self._room = trio.Event()
+                    await self._room.wait()
+                self._arrived.append((message, len(data)))
+                self._arrived_bytes += len(data)
+                self._more.set()
+            elif isinstance(message, wire.Record):
+                asked = self._asked.get(message.request)
+                if asked is not None:
+                    asked[1].append(message)
+                    asked[0].set()
+            elif isinstance(message, wire.Drain):
+                self._nursery.start_soon(self._guard, self._nursery, self._leave(message.spread_ms))
+            elif isinstance(message, wire.Error):
+                raise hung_up(message)
+
+    def _leave(self, spread_ms: int) -> Callable[[], Awaitable[None]]:
+        async def leave() -> None:
+            self._draining = True
+            await trio.sleep(spread_ms / 1000 * self._desk.seams.random_float())
+            raise HungUp("the node is going away")
+
+        return leave
+
+    async def _take_in(self) -> None:
+        desk = self._desk
+        while True:
+            self._more = trio.Event()
+            if not self._arrived:
+                await self._more.wait()
+            while desk.inbox_bytes > MAX_INBOX:
+                await desk.changed.armed().wait()
+            batch, size = [], 0
+            while self._arrived and size < BATCH_BYTES:
+                message, length = self._arrived.popleft()
+                batch.append(message)
+                size += length
+            known = set(desk.wanted)
+            await self._keep(batch)
+            self._trying |= desk.wanted.keys() - known
+            self._arrived_bytes -= size
+            self._room.set()
+            await self._taken(batch)
+
+    async def _keep(self, batch: list[Arrival]) -> None:
+        await self._desk.take_in(lambda incoming: incoming.batch(batch, self._welcome.log_id))
+
+    async def _taken(self, batch: list[Arrival]) -> None:
+        for message in batch:
+            if isinstance(message, wire.Receipt):
+                for item in message.items:
+                    self._unanswered.pop(item.id, None)
+                self._desk.post.ring()
+            elif isinstance(message, wire.Empty):
+                await self._rearm()
+                self._empty = True
+                self._desk.changed.ring()
+            else:
+                if isinstance(message, wire.Notice):
+                    self._unanswered.pop(message.id, None)
+                self._position = max(self._position, message.position)
+                self._unacked += 1
+        if self._unacked:
+            self._ack_due.set()
+        if self._unacked >= self._welcome.ack_every:
+            await self._ack_now()
+
+    async def _rearm(self) -> None:
+        """What is held back waits anew: its predecessor may be on its way."""
+        desk = self._desk
+        now = desk.now
+
+        def work(db: Db) -> int | None:
+            db.execute("UPDATE held SET since=?", (now,))
+            oldest: int | None = db.execute("SELECT min(since) FROM held").fetchone()[0]
+            return oldest
+
+        desk.oldest_held = await desk.run(work)
+        desk.held.ring()
+
+    async def _ack_now(self) -> None:
+        if self._position > self._acked:
+            self._acked, self._unacked = self._position, 0
+            await self._say(wire.Ack(self._acked))
+
+    async def _ack(self) -> None:
+        while True:
+            await self._ack_due.wait()
+            self._ack_due = trio.Event()
+            await trio.sleep(self._welcome.ack_ms / 1000)
+            await self._ack_now()
+
+    async def _hold(self) -> None:
+        """Gives what waited long enough for its predecessor; while the node may still have that, longer."""
+        desk = self._desk
+        while True:
+            armed = desk.held.armed()
+            hold = desk.hold_ms if self._empty else max(HOLD_AWAY_MS, desk.hold_ms)
+            oldest = desk.oldest_held
+            wait_s = math.inf if oldest is None else max(0, oldest + hold - desk.now) / 1000
+            with trio.move_on_after(min(wait_s, 60.0)) as scope:
+                await armed.wait()
+            if scope.cancelled_caught:
+                await self._give_due(hold)
+
+    async def _give_due(self, hold_ms: int) -> None:
+        await self._desk.take_in(lambda incoming: incoming.due(hold_ms))
+
+    # --- going out -------------------------------------------------------------------------------
+    async def _submit(self) -> None:
+        desk = self._desk
+        while True:
+            armed = desk.post.armed()
+            prepared = Prepared()
+            room, room_bytes = WINDOW - len(self._unanswered), WINDOW_BYTES - sum(self._unanswered.values())
+            if room > 0 and room_bytes > 0 and not self._draining:
+                room, room_bytes = min(room, self._welcome.max_batch), min(room_bytes, MAX_FRAME // 2)
+                prepared = await self._next(room, room_bytes)
+                self._trying |= prepared.effects.wanted.keys() - desk.wanted.keys()
+                touched = prepared.effects.touched
+                desk.apply(prepared.effects)
+                await desk.settle(touched)
+            if prepared.ready:
+                await self._hand_over(prepared.ready)
+                continue
+            wait_s = max(0.01, (prepared.next_at - desk.now) / 1000) if prepared.next_at else 60.0
+            with trio.move_on_after(wait_s):
+                await armed.wait()
+
+    async def _next(self, room: int, room_bytes: int) -> Prepared:
+        desk = self._desk
+        return await desk.run(lambda db: desk.sealer.prepare(db, desk.now, room, room_bytes))
+
+    async def _hand_over(self, ready: list[Ready]) -> None:
+        """SUBMIT frames, in order; a roster's publication is a frame of its own."""
+        items: list[wire.SubmitItem] = []
+        size = 0
+        for one in ready:
+            self._unanswered[one.id] = len(one.data)
+            if items and (one.publish or size + len(one.data) > MAX_FRAME - 64 * 1024):
+                await self._say(wire.Submit(tuple(items)))
+                items, size = [], 0
+            if one.publish:
+                await self._say(one.data)
+            else:
+                items.append(wire.SubmitItem(one.hint, one.data))
+                size += len(one.data) + 512
+        if items:
+            await self._say(wire.Submit(tuple(items)))
+
+    async def _ping(self) -> None:
+        while True:
+            await trio.sleep(PING_S)
+            with trio.move_on_after(PONG_S) as scope:
+                await self._socket.ping()
+            if scope.cancelled_caught and self._arrived_bytes < ARRIVED_BYTES:  # else it is we who do not read
+                raise HungUp("the node does not answer")
+
+    # --- looking up ------------------------------------------------------------------------------
+    async def _look_up(self) -> None:
+        desk = self._desk
+        while True:
+            armed = desk.lookup.armed()
+            for user, hint in desk.wanted.items():
+                if user not in self._looking:
+                    self._looking.add(user)
+                    self._nursery.start_soon(self._guard, self._nursery, self._search(user, hint))
+            await armed.wait()
+
+    def _search(self, user: bytes, hint: str) -> Callable[[], Awaitable[None]]:
+        async def search() -> None:
+            desk = self._desk
+            delay, misses = LOOKUP_RETRY_S, 0
+            while True:
+                wishes = desk.wishes[user]
+                async with self._lookup_turn:
+                    found = await self._ask(user, hint, misses >= LOOKUP_TRIES)
+                self._trying.discard(user)
+                desk.changed.ring()
+                if found and wishes == desk.wishes[user]:
+                    break
+                if found:
+                    continue
+                misses += found is False
+                await trio.sleep(delay * (0.5 + desk.seams.random_float()))
+                delay = min(2 * delay, LOOKUP_RETRY_MAX_S)
+            self._looking.discard(user)
+            desk.wanted.pop(user, None)
+            del desk.wishes[user]
+            desk.sealer.unknown.discard(user)
+            desk.post.ring()
+
+        return search
+
+    async def _ask(self, user: bytes, hint: str, give_up: bool) -> bool | None:
+        """One LOOKUP. True: done with it, for good or bad; False: an older version than spoken of; None: no answer."""
+        desk = self._desk
+        record = await desk.run(lambda db: people.newest(db, desk.own, user), lazily=True)
+        self._request += 1
+        number, answers = self._request, list[wire.Record]()
+        self._asked[number] = (answered := trio.Event(), answers)
+        try:
+            await self._say(wire.Lookup(number, user, hint, record.version if record else 0))
+            with trio.move_on_after(LOOKUP_S):
+                await answered.wait()
+        finally:
+            del self._asked[number]
+        if not answers or answers[0].code == Code.UNREACHABLE:
+            return None
+        try:
+            if answers[0].code >= 16:
+                raise Refused(answers[0].code, f"the lookup in {hint} was refused")
+            version = await desk.take_in(lambda incoming: incoming.learned(user, answers[0].records, desk.server_now))
+        except (TrustError, Refused) as error:
+            log.warning("lookup_failed", user=user.hex()[:8], region=hint, reason=error.text)
+            await self._unknown(user, error)
+            return True
+        if give_up:
+            await desk.take_in(lambda incoming: incoming.give_up(user))
+            return True
+        return await desk.run(lambda db: self._met(db, user, version), lazily=True)
+
+    async def _unknown(self, user: bytes, error: PosthouseError) -> None:
+        await self._desk.take_in(lambda incoming: incoming.unknown(user, error))
+        self._desk.not_found(user, error)
+
+    @staticmethod
+    def _met(db: Db, user: bytes, version: int) -> bool:
+        spoken = db.execute("SELECT max(newest) FROM parcels WHERE what=? AND address=?", (MAILBOX, user)).fetchone()[0]
+        return (spoken or 0) <= version

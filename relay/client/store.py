@@ -1,0 +1,238 @@
+"""The local store of one device: one SQLite file, mode 0600, and beside it two lock files.
+
+Every transaction runs in a worker thread, under a lock that processes share: a store may be open in several processes
+(one receives, others submit), and SQLite 3.7.0–3.51.2 has a WAL-reset bug that needs two connections to write or
+checkpoint at the same time; so they never do. `synchronous=FULL`: what a transaction says is on disk when it returns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+from nacl.signing import SigningKey
+
+from relay.client.shapes import Own
+from relay.core.trust import verify_root
+from relay.errors import OperatorError, StoreDamaged, StoreError, StoreForeign, StoreLocked
+from relay.limits import MIB
+
+T = TypeVar("T")
+Db = sqlite3.Connection
+
+FORMAT = 1
+APPLICATION = 0x506F7374  # "Post", in the file's header
+WAL_BYTES = 4 * MIB  # bytes of write-ahead log after which it is folded into the database
+
+
+def store_path(path: Path) -> Path:
+    """The store's file: `path` itself, or store.sqlite in it where it is a directory."""
+    return path / "store.sqlite" if path.is_dir() else path
+
+
+class Store:
+    """An open store. `run` is the only way in."""
+
+    def __init__(self, path: Path, *, inline: bool = False) -> None:
+        """Open an existing store; `inline` runs transactions in the caller's thread (tests with a mock clock).
+
+        Raises OperatorError (no such file) and StoreError."""
+        self.path = store_path(path)
+        self._inline = inline
+        self._turn = trio.CapacityLimiter(1)
+        self._receive_lock: int | None = None
+        if not self.path.is_file():
+            raise OperatorError(f"there is no client store at {self.path}", "Make one with new_user or add_device")
+        self._write_lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with self._alone():
+                self._db = _connect(self.path)
+        except BaseException:
+            os.close(self._write_lock)
+            raise
+
+    def close(self) -> None:
+        """Close the files; the receive lock, if held, goes free."""
+        with self._alone():
+            self._db.close()
+        os.close(self._write_lock)
+        if self._receive_lock is not None:
+            os.close(self._receive_lock)
+            self._receive_lock = None
+
+    def take_receive_lock(self) -> bool:
+        """Become the one who receives for this device; False while another open store does."""
+        handle = os.open(f"{self.path}.receive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        self._receive_lock = handle
+        return True
+
+    async def run(self, work: Callable[[Db], T], *, lazily: bool = False) -> T:
+        """One transaction: `work(db)`, committed and on disk when this returns; rolled back when it raises.
+
+        `lazily`: survives the process, but a power cut may undo it. Once started it completes, cancelled or not."""
+        async with self._turn:
+            if self._inline:
+                await trio.lowlevel.checkpoint()
+                return self.transact(work, lazily=lazily)
+            return await trio.to_thread.run_sync(lambda: self.transact(work, lazily=lazily))
+
+    def transact(self, work: Callable[[Db], T], *, lazily: bool = False) -> T:
+        """`run`, without trio. Raises StoreDamaged, StoreError."""
+        with self._alone():
+            try:
+                self._db.execute(f"PRAGMA synchronous={'NORMAL' if lazily else 'FULL'}")
+                self._db.execute("BEGIN IMMEDIATE")
+                result = work(self._db)
+                self._db.execute("COMMIT")
+                self._fold()
+                return result
+            except sqlite3.DatabaseError as error:
+                raise _translated(self.path, error) from error
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    async def changes(self) -> int:
+        """A number that changes when another connection wrote."""
+
+        def version() -> int:
+            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+
+        async with self._turn:
+            return version() if self._inline else await trio.to_thread.run_sync(version)
+
+    def _fold(self) -> None:
+        with suppress(FileNotFoundError):
+            if os.stat(f"{self.path}-wal").st_size > WAL_BYTES:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        fcntl.flock(self._write_lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._write_lock, fcntl.LOCK_UN)
+
+
+def create(path: Path, fill: Callable[[Db], None]) -> None:
+    """Make a store, all or nothing, and fill it. Raises StoreLocked where there is one already."""
+    path = store_path(path)
+    if path.exists():
+        raise StoreError(f"there is already a client store at {path}", "Choose another path")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
+    os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        db = sqlite3.connect(draft, isolation_level=None)
+        try:
+            db.executescript(files("relay.client").joinpath("schema.sql").read_text("utf-8"))
+            db.execute(f"PRAGMA application_id={APPLICATION}")
+            db.execute(f"PRAGMA user_version={FORMAT}")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("BEGIN IMMEDIATE")
+            fill(db)
+            db.execute("COMMIT")
+        finally:
+            db.close()
+        os.link(draft, path)  # fails where somebody was faster
+    except FileExistsError:
+        raise StoreError(f"there is already a client store at {path}", "Choose another path") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _connect(path: Path) -> Db:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise StoreError(f"{path} has mode {mode:04o}: others could read its keys", f"chmod 600 {path}")
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"{path} cannot be opened ({error})", "Check the path and who owns it") from None
+    try:
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if application != APPLICATION:
+            raise StoreForeign(f"{path} is not a Posthouse client store", "Name the right file")
+        if version != FORMAT:
+            raise StoreForeign(f"{path} has format {version}, this software knows {FORMAT}", "Update the software")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA wal_autocheckpoint=0")
+        db.execute("PRAGMA trusted_schema=OFF")
+        return db
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise _translated(path, error) from None
+    except BaseException:
+        db.close()
+        raise
+
+
+def _translated(path: Path, error: sqlite3.DatabaseError) -> StoreError:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreLocked(f"{path} is locked by another program", "Close it")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StoreDamaged(f"{path} is damaged ({error})", "Enrol this device anew; do not restore an old copy")
+    return StoreError(f"{path}: {error}", "Check the disk")
+
+
+def process_gone(pid: int) -> bool:
+    """No process of that id runs here."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+# --- the meta table ------------------------------------------------------------------------------
+def get(db: Db, key: str) -> bytes:
+    """A value; empty where there is none."""
+    row = db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+    return bytes(row[0]) if row else b""
+
+
+def put(db: Db, key: str, value: bytes) -> None:
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (key, value))
+
+
+def get_cursor(db: Db) -> tuple[bytes, int]:
+    """(log id, position up to which everything is in this store); empty and 0 in a new one."""
+    return get(db, "log_id"), int.from_bytes(get(db, "cursor"), "big")
+
+
+def put_cursor(db: Db, log_id: bytes, cursor: int) -> None:
+    put(db, "log_id", log_id)
+    put(db, "cursor", cursor.to_bytes(8, "big"))
+
+
+def load_own(db: Db, now_ms: int) -> Own:
+    """Who this store is for. Raises TrustError where the root does not hold (any more)."""
+    root = verify_root(get(db, "root"), now_ms, pinned=get(db, "root_digest"))
+    signing = SigningKey(get(db, "device_seed"))
+    return Own(
+        user=get(db, "user"), device=bytes(signing.verify_key), signing=signing, private=get(db, "encryption_private"),
+        region=get(db, "region").decode(), cell=get(db, "cell").decode(), root=root,
+    )  # fmt: skip
