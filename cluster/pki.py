@@ -207,8 +207,11 @@ class NodeCredentials:
         )
 
     def links_client(self, region: str) -> ssl.SSLContext:
-        """For dialling a cell of `region`: trusts that region's authority and no other. Raises KeyError."""
-        return self._links_client[region]
+        """For dialling a cell of `region`: trusts that region's authority and no other. Raises PeerError."""
+        try:
+            return self._links_client[region]
+        except KeyError:
+            raise PeerError(f"the root has no authority for region {region!r}", "Check the root document") from None
 
 
 def _read(path: Path, *, private: bool = False) -> bytes:
@@ -244,7 +247,11 @@ def _context(protocol: int, pair: tuple[Path, Path], authorities: list[bytes]) -
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         for authority in authorities:
-            context.load_verify_locations(cadata=authority)
+            try:
+                context.load_verify_locations(cadata=authority)
+            except ssl.SSLError as error:
+                what = "the root names an authority that is no certificate"
+                raise OperatorError(what, "Look with posthouse directory verify") from error
     if protocol == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # every link shows its certificate anew; a ticket would outlive a changed root
     return context

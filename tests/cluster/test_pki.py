@@ -20,12 +20,12 @@ YEAR = 366 * 86_400_000
 NORDEN, SUEDEN = make_authority("norden", now_ms=NOW), make_authority("sueden", now_ms=NOW)
 
 
-def make_root() -> Root:
+def make_root(other: bytes = SUEDEN[0]) -> Root:
     key = SigningKey(bytes(32))
     public = bytes(key.verify_key)
     regions = [
-        RootRegion(name, authority[0], public, (RootCell(f"{name}/1", (RootNode("n1", "127.0.0.1:1", ()),)),))
-        for name, authority in (("norden", NORDEN), ("sueden", SUEDEN))
+        RootRegion(name, authority, public, (RootCell(f"{name}/1", (RootNode("n1", "127.0.0.1:1", ()),)),))
+        for name, authority in (("norden", NORDEN[0]), ("sueden", other))
     ]
     payload = RootPayload(1, "test", 1, b"", NOW + 20 * YEAR, (public,), 1, tuple(regions))
     return verify_root(sign_root(payload, [key]), NOW)
@@ -103,6 +103,14 @@ def test_credentials_load_into_contexts_for_tls_13_only(tmp_path: Path) -> None:
     assert len(credentials.links_server.get_ca_certs()) == 2
     (trusted,) = credentials.links_client("sueden").get_ca_certs(binary_form=True)
     assert trusted == SUEDEN[0]
+
+
+def test_credentials_for_regions_that_the_root_lacks_or_spoils(tmp_path: Path) -> None:
+    paths = write(tmp_path, *norden())
+    with pytest.raises(PeerError, match="no authority for region 'osten'"):
+        NodeCredentials.load(*paths, make_root(), now_ms=NOW).links_client("osten")
+    with pytest.raises(OperatorError, match="no certificate"):
+        NodeCredentials.load(*paths, make_root(b"junk"), now_ms=NOW)
 
 
 def test_credentials_refuse_another_key(tmp_path: Path) -> None:
