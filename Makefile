@@ -42,7 +42,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/posthouse bench run $(SCENARIO) $(ARGS)
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m docs.generate
+	$(BIN)/python -m docs.vectors
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

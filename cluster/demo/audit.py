@@ -63,6 +63,7 @@ class Book:
     """The address book: the demo's own knowledge, made while sending, independent of any node."""
 
     users: dict[bytes, str] = field(default_factory=dict)  # user → home region
+    names: dict[bytes, str] = field(default_factory=dict)  # user or group → what people call it
     groups: dict[bytes, frozenset[str]] = field(default_factory=dict)  # group → regions with members
     posted: dict[bytes, Posted] = field(default_factory=dict)  # envelope id → what its sender knows
     plaintexts: list[bytes] = field(default_factory=list)  # a piece of the content of every message
@@ -79,6 +80,11 @@ class Book:
         if posted.kind is To.ROSTER:
             return self.groups.get(posted.to, frozenset())
         return frozenset({self.users[posted.to]}) if posted.to in self.users else frozenset()
+
+    def name(self, envelope: bytes) -> str:
+        """Whose the envelope of this id is."""
+        to = self.posted[envelope].to
+        return self.names.get(to, to.hex()[:8])
 
     def role(self, envelope: bytes, region: str) -> Role:
         """Why the envelope of this id rests in `region`."""
@@ -99,12 +105,12 @@ class Book:
 
 @dataclass(slots=True)
 class Shelf:
-    """What rests in one region. Counts are of envelopes; `transit` by the region they were bound for."""
+    """What rests in one region. Counts are of envelopes: `home` by whose they are, `transit` by where they go."""
 
     region: str
     blocks: int = 0
     records: int = 0
-    home: int = 0
+    home: Counter[str] = field(default_factory=Counter)
     home_bytes: int = 0
     transit: Counter[str] = field(default_factory=Counter)
     transit_bytes: int = 0
@@ -145,7 +151,7 @@ def place(shelf: Shelf, envelope: bytes, book: Book) -> None:
     role = book.role(own, shelf.region)
     match role:
         case Role.HOME:
-            shelf.home += 1
+            shelf.home[book.name(own)] += 1
             shelf.home_bytes += len(envelope)
         case Role.TRANSIT:
             shelf.transit.update(book.homes(book.posted[own]))

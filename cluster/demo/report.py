@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,28 @@ from relay.limits import KIB
 
 
 @dataclass(frozen=True)
+class Audit:
+    """One look at all nodes: when in the story, and what rested in each region."""
+
+    when: str
+    shelves: Sequence[Shelf]
+
+
+@dataclass(frozen=True)
 class Result:
     """Everything that was counted. `failures` are promises of the story itself that did not hold."""
 
     account: Account
     envelopes: int
     wire_duplicates: int
-    shelves: Sequence[Shelf]
+    audits: Sequence[Audit]
     nodes_killed: int
     seconds: float
     failures: Sequence[str] = ()
+
+    @property
+    def shelves(self) -> list[Shelf]:
+        return [shelf for audit in self.audits for shelf in audit.shelves]
 
     @property
     def foreign_bytes(self) -> int:
@@ -60,7 +73,8 @@ def write_json(path: Path, result: Result) -> None:
 
 def show(console: Console, result: Result) -> None:
     """Print where everything rests, what was counted, and the verdict."""
-    console.print(_resting(result.shelves))
+    for audit in result.audits:
+        console.print(_resting(audit))
     console.print(_counted(result))
     findings = [*result.failures, *(f"{shelf.region}: {text}" for shelf in result.shelves for text in shelf.findings)]
     for text in findings[:MAX_SHOWN]:
@@ -76,26 +90,31 @@ def show(console: Console, result: Result) -> None:
 MAX_SHOWN = 20  # findings on the terminal
 
 
-def _resting(shelves: Sequence[Shelf]) -> Table:
-    table = Table(title="What rests where (stores unsealed and decoded, every file scanned)", title_justify="left")
+def _resting(audit: Audit) -> Table:
+    table = Table(title=f"What rests where, {audit.when}", title_justify="left")
     table.add_column("region")
-    table.add_column("envelopes of its own users", justify="right")
-    table.add_column("outbox copies of its own senders", justify="right")
-    table.add_column("bound for")
+    table.add_column("envelopes of its own users")
+    table.add_column("in its outboxes, from its own senders")
     table.add_column("foreign bytes", justify="right")
-    table.add_column("found in the open", justify="right")
-    table.add_column("files scanned", justify="right")
-    for shelf in shelves:
+    table.add_column("in the open", justify="right")
+    table.add_column("scanned", justify="right")
+    for shelf in audit.shelves:
         table.add_row(
             shelf.region,
-            f"{shelf.home} ({shelf.home_bytes // KIB} KiB)",
-            f"{shelf.transit.total()} ({shelf.transit_bytes // KIB} KiB)",
-            ", ".join(f"{region} {count}" for region, count in sorted(shelf.transit.items())) or "–",
+            _counts(shelf.home, shelf.home_bytes, "of"),
+            _counts(shelf.transit, shelf.transit_bytes, "for"),
             _number(shelf.foreign_bytes),
             _number(shelf.in_the_open),
-            f"{shelf.files} ({shelf.file_bytes // KIB} KiB)",
+            f"{shelf.files} files, {shelf.file_bytes // KIB} KiB",
         )
     return table
+
+
+def _counts(counts: Counter[str], size: int, word: str) -> str:
+    if not counts:
+        return "0"
+    whose = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return f"{counts.total()} ({size // KIB} KiB) {word} {whose}"
 
 
 def _counted(result: Result) -> Table:

@@ -1,0 +1,190 @@
+"""The chapters of the demo. Each acts on the stage, waits until all is delivered, and returns a line about it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+import trio
+
+from cluster.demo.stage import Gadget, Person, Stage
+
+SETTLE_S = 40.0  # seconds in which everything accepted must have reached everybody; far more than it takes
+UNANSWERED = 50  # submits that must be without an answer when the node is killed
+KILLS = 4  # times the node is killed at most until that many were unanswered for certain
+CUT_S = 1.5  # seconds the region stays cut off after everything bound for it was accepted
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A title, and what happens."""
+
+    title: str
+    play: Callable[[Stage], Awaitable[str]]
+
+
+Pair = tuple[Gadget, Person]
+
+
+def spread(pairs: Iterable[Pair], count: int) -> Iterator[Pair]:
+    """`count` messages over all pairs, in turn."""
+    return islice(cycle(list(pairs)), count)
+
+
+def pairs_of(stage: Stage, fits: Callable[[Person, Person], bool]) -> list[Pair]:
+    """(a device of the sender, the recipient) for each two people that fit; each writes from all of its devices."""
+    return [
+        (person.gadgets[turn % len(person.gadgets)], to)
+        for person in stage.people
+        for turn, to in enumerate(to for to in stage.people if to is not person and fits(person, to))
+    ]
+
+
+# --- the chapters --------------------------------------------------------------------------------
+async def arrive(stage: Stage) -> str:
+    await stage.come_online(stage.gadgets)
+    return f"{len(stage.gadgets)} devices of {len(stage.people)} people in {len(stage.regions)} regions"
+
+
+async def within_a_region(stage: Stage) -> str:
+    pairs = pairs_of(stage, lambda one, other: one.region == other.region)
+    count = await stage.volley(spread(pairs, 440))
+    await stage.settled(SETTLE_S, "within a region")
+    return f"{count} messages"
+
+
+async def across_a_border(stage: Stage) -> str:
+    pairs = pairs_of(stage, lambda one, other: one.region != other.region)
+    count = await stage.volley(spread(pairs, 480))
+    await stage.settled(SETTLE_S, "across a border")
+    return f"{count} messages"
+
+
+async def in_a_group(stage: Stage) -> str:
+    owner, *others = stage.people
+    title = f"Posthouse ({secrets.token_hex(16)})"
+    stage.book.plaintexts.append(title[-33:-1].encode())
+    group = await owner.gadgets[0].online().create_group(title, [person.card for person in others])
+    stage.book.groups[group.id] = frozenset(stage.regions)
+    stage.book.names[group.id] = "the group"
+    await stage.tell(owner.gadgets[0], group.id)
+    await stage.settled(SETTLE_S, "the group's first message")  # from here on everybody knows the group
+    writers = [person.gadgets[-1] for person in stage.people]
+    async with trio.open_nursery() as nursery:
+        for writer in writers * 8:
+            nursery.start_soon(stage.tell, writer, group.id)
+    await stage.settled(SETTLE_S, "in a group")
+    return f"{8 * len(writers) + 1} messages, each to {len(stage.gadgets) - 1} devices"
+
+
+async def while_some_are_offline(stage: Stage) -> str:
+    absent = [stage.of(region)[0] for region in stage.regions]
+    gadgets = [gadget for person in absent for gadget in person.gadgets]
+    await stage.go_offline(gadgets)
+    pairs = pairs_of(stage, lambda one, other: one not in absent and other in absent)
+    count = await stage.volley(spread(pairs, 330))
+    waiting = stage.ledger.awaited()
+    if sum(waiting[gadget.id] for gadget in gadgets) != sum(len(to.gadgets) for _, to in spread(pairs, 330)):
+        stage.failures.append("offline: mail reached a device that was offline")
+    await stage.come_online(gadgets)
+    await stage.settled(SETTLE_S, "offline")
+    return f"{count} messages waited for {len(gadgets)} devices, which collected them"
+
+
+async def through_a_crash(stage: Stage) -> str:
+    region = stage.regions[0]
+    left = 0
+    while left < UNANSWERED and stage.nodes_killed < KILLS:
+        left = await _crash(stage, region)
+    if left < UNANSWERED:
+        stage.failures.append(f"the crash: never were {UNANSWERED} submits unanswered, the last time {left}")
+    await stage.settled(SETTLE_S, "the crash")
+    return f"{region} was killed with {left} submits unanswered, and restarted"
+
+
+async def _crash(stage: Stage, region: str) -> int:
+    """Have everybody of the region write at once, and kill its node among it. Returns how many submits were on the
+    wire that no receipt ever came for: what the dead node had still answered is read before they are counted."""
+    writers = [gadget for person in stage.of(region) for gadget in person.gadgets]
+    pairs = [(writer, to) for to in stage.people for writer in writers if to is not writer.owner]
+    hanging = stage.unanswered[region]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.volley, spread(pairs, 360))
+        await stage.until(lambda: len(hanging & stage.written) >= 2 * UNANSWERED, SETTLE_S)
+        stage.federation.kill(region)
+        stage.nodes_killed += 1
+        on_the_wire = hanging & stage.written
+        await trio.sleep(0.5)
+        left = len(on_the_wire & hanging)
+        await stage.federation.start(region)
+    return left
+
+
+async def while_a_region_is_cut_off(stage: Stage) -> str:
+    region = stage.regions[-1]
+    border = stage.federation.border(region)
+    border.cut()
+    over = pairs_of(stage, lambda one, other: (one.region == region) != (other.region == region))
+    home = pairs_of(stage, lambda one, other: one.region == other.region == region)
+    count = await stage.volley(spread(over, 380))
+    count += await stage.volley(spread(home, 60))
+    await trio.sleep(CUT_S)
+    waiting = stage.ledger.open
+    if waiting != sum(len(to.gadgets) for _, to in spread(over, 380)):
+        stage.failures.append(f"the cut: {waiting} deliveries waited, which is not what was sent over the border")
+    border.heal()
+    healed = trio.current_time()
+    await stage.settled(SETTLE_S, "the cut")
+    took = trio.current_time() - healed
+    return f"{count} messages; {waiting} deliveries waited at {region}'s border and came {took:.1f} s after it opened"
+
+
+async def while_the_lights_are_out(stage: Stage) -> str:
+    """All nodes are killed while mail waits, at home and in outboxes: the richest moment to look at the disks."""
+    absent = [stage.of(region)[0] for region in stage.regions]
+    gadgets = [gadget for person in absent for gadget in person.gadgets]
+    border = stage.federation.border(stage.regions[-1])
+    await stage.go_offline(gadgets)
+    border.cut()
+    pairs = pairs_of(stage, lambda one, other: one not in absent)
+    count = await stage.volley(spread(pairs, 120))
+    for region in stage.regions:
+        stage.federation.kill(region)
+        stage.nodes_killed += 1
+    await trio.sleep(0.2)
+    await trio.to_thread.run_sync(stage.look, "after all nodes were killed with mail waiting")
+    await stage.federation.start_all()
+    border.heal()
+    await stage.come_online(gadgets)
+    await stage.settled(SETTLE_S, "the lights")
+    return f"all nodes were killed while {count} messages were under way; the disks were looked at; all arrived"
+
+
+async def drain(stage: Stage) -> str:
+    await stage.settled(SETTLE_S, "at the end")
+    await trio.sleep(0.5)  # what would come twice would come now
+    await stage.go_offline(stage.gadgets)
+    for region in stage.regions:
+        await stage.federation.stop(region)
+    return "every device has everything; clients and nodes are stopped"
+
+
+async def look_at_the_disks(stage: Stage) -> str:
+    await trio.to_thread.run_sync(stage.look, "when everything is delivered")
+    return "every store is unsealed and decoded, every file scanned"
+
+
+CHAPTERS = (
+    Chapter("Everybody comes online", arrive),
+    Chapter("One to one, inside a region", within_a_region),
+    Chapter("One to one, across a border", across_a_border),
+    Chapter("A group with members in every region", in_a_group),
+    Chapter("Some are offline, and collect later", while_some_are_offline),
+    Chapter("A node is killed in the middle of it", through_a_crash),
+    Chapter("A region is cut off for a while", while_a_region_is_cut_off),
+    Chapter("The lights go out", while_the_lights_are_out),
+    Chapter("Drain, and stop", drain),
+    Chapter("The last audit", look_at_the_disks),
+)

@@ -1,0 +1,143 @@
+"""Makes docs/vectors.json: what an implementation in another language can be checked against.
+
+    python -m docs.vectors          writes the file; tests/test_protocol_vectors.py checks that it is up to date
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nacl.signing import SigningKey
+
+from relay.client import Card
+from relay.core import sealing, trust, wire
+from relay.core.block import position
+from relay.core.codec import Struct, digest, encode
+from relay.core.envelope import Header, To, envelope_id, join
+
+FILE = Path(__file__).with_name("vectors.json")
+
+USER_KEY, REGISTRAR, DEVICE, SECOND = (SigningKey(bytes([seed]) * 32) for seed in (1, 2, 3, 4))
+NOW = 1_700_000_000_000  # Unix ms
+AT = position(7, 3)
+LOG_ID = bytes(range(16))
+NONCE = bytes(range(32))
+
+
+def public(key: SigningKey) -> bytes:
+    return bytes(key.verify_key)
+
+
+def plain(value: Any) -> Any:
+    """Structs as objects, bytes as hex: readable JSON."""
+    if isinstance(value, Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+# --- signed records ------------------------------------------------------------------------------
+def home_records() -> list[trust.HomePayload]:
+    devices = (trust.Device(public(DEVICE), bytes([5]) * 32, 1), trust.Device(public(SECOND), bytes([6]) * 32, 2))
+    expires = NOW + 31_536_000_000
+    first = trust.HomePayload(1, b"", 1, b"", "amber", "amber/1", public(USER_KEY), devices[:1], 0, NOW, expires)
+    user = digest(encode(first))
+    second = trust.HomePayload(1, user, 2, user, "amber", "amber/1", public(USER_KEY), devices, 0, NOW, expires)
+    return [first, second]
+
+
+def records() -> list[dict[str, Any]]:
+    made = []
+    for payload in home_records():
+        signed = trust.sign_home(payload, USER_KEY, REGISTRAR)
+        read = trust.read_home(signed)
+        made.append({
+            "what": f"home record, version {payload.version}",
+            "user_key_seed": bytes(USER_KEY).hex(), "registrar_key_seed": bytes(REGISTRAR).hex(),
+            "fields": plain(payload), "payload": encode(payload).hex(), "digest": read.digest.hex(),
+            "user": read.user.hex(), "signed": signed.hex(),
+        })  # fmt: skip
+    part = trust.make_part(1, [trust.Member(bytes([9]) * 32, 1), trust.Member(bytes([8]) * 32, 1)])
+    head = trust.RosterHead(1, b"", 1, b"", public(DEVICE), (trust.RosterCell("amber/1", 2, digest(part)),))
+    signed_head = trust.sign_roster(head, DEVICE)
+    verified = trust.verify_roster(signed_head)
+    made.append({
+        "what": "roster, version 1", "owner_key_seed": bytes(DEVICE).hex(), "fields": plain(head),
+        "payload": encode(head).hex(), "part": part.hex(), "group": verified.group.hex(), "signed": signed_head.hex(),
+    })  # fmt: skip
+    return made
+
+
+# --- messages ------------------------------------------------------------------------------------
+def challenge() -> wire.Challenge:
+    return wire.Challenge(NONCE, "amber", "amber/1", "n1", LOG_ID, NOW)
+
+
+def envelope() -> bytes:
+    return join(encode(Header(1, To.MAILBOX, bytes([7]) * 32, 2, NOW, NOW + 60_000, 1)), b"a sealed body")
+
+
+def messages() -> list[Struct]:
+    """One of each message, the client's first."""
+    first, second = (trust.sign_home(payload, USER_KEY, REGISTRAR) for payload in home_records())
+    user = trust.read_home(first).user
+    signature = DEVICE.sign(wire.challenge_bytes(challenge(), user, public(DEVICE))).signature
+    own, receipt = envelope_id(envelope()), wire.Code.STORED
+    return [
+        wire.Hello(wire.VERSION, LOG_ID, AT, True, "example/1.0"),
+        wire.Auth(user, public(DEVICE), signature, (first,)),
+        wire.Submit((wire.SubmitItem("birch", envelope()),)),
+        wire.Ack(position(9, 0)),
+        wire.Lookup(1, bytes([7]) * 32, "birch", 0),
+        wire.Roster(b"a signed head", (("amber/1", b"a member list"),)),
+        wire.Ephemeral(bytes([7]) * 32, "birch", b"typing"),
+        challenge(),
+        wire.Welcome(LOG_ID, AT, NOW, 1, 64, 1_000, 131_072, 256),
+        wire.Receipt((wire.ReceiptItem(own, receipt, position(8, 0), 2, "amber/1"),)),
+        wire.Deliver(position(8, 0), envelope()),
+        wire.Empty(position(8, 1)),
+        wire.Record(1, wire.Code.STORED, (first, second)),
+        wire.Notice(position(9, 0), own, wire.Code.STORED, 2, "birch/1"),
+        wire.Drain(5_000),
+        wire.Error(wire.Fault.FENCED, "the device started a newer session", 0),
+        wire.EphemeralFrom(bytes([7]) * 32, public(DEVICE), b"typing"),
+    ]
+
+
+def vectors() -> dict[str, Any]:
+    """Everything, in the order of docs/PROTOCOL.md."""
+    first = trust.read_home(trust.sign_home(home_records()[0], USER_KEY, REGISTRAR))
+    signed = wire.challenge_bytes(challenge(), first.user, public(DEVICE))
+    return {
+        "format": 1,
+        "positions": [{"index": 1, "slot": 0, "position": position(1, 0)}, {"index": 7, "slot": 3, "position": AT}],
+        "card": {"region": "amber", "user": first.user.hex(), "text": str(Card("amber", first.user))},
+        "challenge": {
+            "device_key_seed": bytes(DEVICE).hex(), "user": first.user.hex(), "challenge": plain(challenge()),
+            "signed_bytes": signed.hex(), "signature": DEVICE.sign(signed).signature.hex(),
+        },
+        "envelope": {
+            "header": encode(Header(1, To.MAILBOX, bytes([7]) * 32, 2, NOW, NOW + 60_000, 1)).hex(),
+            "body": b"a sealed body".hex(), "envelope": envelope().hex(), "id": envelope_id(envelope()).hex(),
+        },
+        "messages": [
+            {"name": type(message).__name__, "fields": plain(message), "bytes": encode(message).hex()}
+            for message in messages()
+        ],
+        "records": records(),
+        "padding": [{"size": size, "bucket": sealing.bucket(size)} for size in (1, 512, 513, 1_000, 5_000, 98_304)],
+        "suite_1": dict(sealing.test_vectors()),
+    }  # fmt: skip
+
+
+def rendered() -> str:
+    return json.dumps(vectors(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(rendered(), "utf-8")
