@@ -58,12 +58,12 @@ def test_frames_arrive_whole_however_they_are_cut(cuts: list[int]) -> None:
     asked: list[LinkEvent] = []
     for piece in cut(sent, cuts):
         asked += listener.receive(piece)
-    assert asked == [Asked(number, message) for number, message in enumerate(REQUESTS, 1)]  # type: ignore[arg-type]
+    assert asked == [Asked(number, message) for number, message in enumerate(REQUESTS, 1)]
     back = b"".join(listener.answer(number, encode_message(ANSWERS[number - 1])) for number in (3, 1, 4, 2))
     answered: list[LinkEvent] = []
     for piece in cut(back, cuts):
         answered += dialer.receive(piece)
-    assert answered == [Answered(number, ANSWERS[number - 1]) for number in (3, 1, 4, 2)]  # type: ignore[arg-type]
+    assert answered == [Answered(number, ANSWERS[number - 1]) for number in (3, 1, 4, 2)]
     assert not dialer.open and not listener.open and dialer.open_bytes == listener.open_bytes == 0
 
 

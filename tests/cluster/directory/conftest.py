@@ -81,7 +81,7 @@ class ClockEnv(RealEnv):
         self.settable = SettableClock()
 
     @property
-    def clock(self) -> SettableClock:  # type: ignore[override]
+    def clock(self) -> SettableClock:
         return self.settable
 
 
@@ -97,7 +97,7 @@ class Cells:
         """Every cell answers for those at home there, as an honest one would."""
         for cell in ("norden/2", "sueden/1", "sueden/2"):
             at_home = {user.id: user for user in users if user.cell == cell}
-            self.answers[cell] = lambda ask, at_home=at_home: (  # type: ignore[misc]
+            self.answers[cell] = lambda ask, at_home=at_home: (
                 Records(Code.STORED, tuple(at_home[ask.user].chain[ask.after :]))
                 if ask.user in at_home
                 else Records(Code.UNKNOWN_USER, ())

@@ -79,7 +79,7 @@ class MemoryNet(RealEnv):
         self.wires: list[Wire] = []
         self.dials: list[float] = []
 
-    async def dial(self, host: str, port: int) -> trio.abc.Stream:  # type: ignore[override]
+    async def dial(self, host: str, port: int) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
         self.dials.append(trio.current_time())
         listener = self.listeners.get(port)
@@ -94,7 +94,7 @@ class MemoryNet(RealEnv):
             raise ConnectionRefusedError from None
         return ours
 
-    async def listen(self, host: str, port: int) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:  # type: ignore[override]
+    async def listen(self, host: str, port: int) -> Sequence[trio.abc.Listener[trio.abc.Stream]]:
         await trio.lowlevel.checkpoint()
         listener = self.listeners[port] = MemoryListener()
         return [listener]
