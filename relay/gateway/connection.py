@@ -28,6 +28,7 @@ from relay.core.wire import Code, Fault
 from relay.errors import Overloaded, PosthouseError, Refused
 from relay.gateway.api import Office
 from relay.gateway.outbox import Gauge, Outbox
+from relay.gateway.tls import TlsStream
 from relay.limits import HANDSHAKE_S, IDLE_S, LINGER_S, MAX_LOOKUPS, MAX_STRING, OUTBOX_BYTES
 from relay.ports import Env
 
@@ -82,14 +83,15 @@ class Connection:
         writers: trio.Nursery,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        """`writers` holds the outbox's writer task and outlives `run`; `context`: speak TLS on `transport`."""
+        """`writers` holds the outbox's writer task and outlives `run`; `context`: speak TLS on
+        `transport`, which then has to be a socket."""
         self.device = b""
         self.user = b""
         self._around = around
         self._transport = transport
         self._stream: trio.abc.Stream = transport
         if context is not None:
-            self._stream = trio.SSLStream(transport, context, server_side=True, https_compatible=True)
+            self._stream = TlsStream(transport, context)
         gauge: Gauge = around.metrics.outbox_bytes
         self._outbox = Outbox(self._stream, writers, gauge, self._abandon, around.bounds.outbox_bytes)
         self._scope = trio.CancelScope()  # ends the conversation: its nursery's, once it has begun
@@ -174,7 +176,7 @@ class Connection:
             self._fail(error, State.LIVE if self._live else State.STARTING)
 
     async def _talk(self) -> None:
-        if isinstance(self._stream, trio.SSLStream):
+        if isinstance(self._stream, TlsStream):
             await self._stream.do_handshake()
         socket = await ws.accept(self._nursery, self._outbox.send_all, self._read)
         self._open = True

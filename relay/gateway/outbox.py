@@ -3,9 +3,9 @@
 Data frames are encoded once and shared between outboxes; what the WebSocket library writes (handshake, pongs, closes)
 queues behind them, whole. The rules:
 
-* A plain socket is written by whoever flushes, with one non-blocking call for all that is queued. What the socket does
-  not take is left to a writer task, which lives only as long as something is left.
-* Over TLS, and any other stream, only the writer task writes: joined, with `send_all`.
+* A socket, plain or with TLS, is written by whoever flushes, with one non-blocking call for all that is queued. What it
+  does not take is left to a writer task, which lives only as long as something is left.
+* Any other stream is written by the writer task only: joined, with `send_all`.
 * While a writer task lives, nobody else writes.
 * `limit` bounds what shared frames may queue. What the library writes may pass it: each write waits until it has left,
   so there are few of them. The last words of a connection may, too.
@@ -19,11 +19,11 @@ from typing import Final, Protocol
 
 import trio
 
+from relay.gateway.tls import Piece, TlsStream
 from relay.limits import KIB, OUTBOX_BYTES
 
-Piece = bytes | memoryview
 IOV_MAX: Final = 1024  # pieces in one writev (POSIX guarantees 16, Linux and BSD take 1024)
-TLS_JOIN: Final = 64 * KIB  # bytes joined for one send over TLS: four records, a short copy
+JOIN: Final = 64 * KIB  # bytes joined for one `send_all`
 
 
 class Gauge(Protocol):
@@ -32,12 +32,49 @@ class Gauge(Protocol):
     def inc(self, amount: float = 1) -> None: ...
 
 
+class Sink(Protocol):
+    """A socket that is written without waiting."""
+
+    socket: trio.socket.SocketType
+
+    def write(self, queue: list[Piece]) -> int:
+        """Write the front of a queue that is not empty (or what was taken from it earlier), and take it off. Returns
+        how many bytes of the queue have left by this call; 0 when the socket takes no more now. Raises OSError."""
+
+
+class SocketSink:
+    """A plain socket: one writev for all."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, socket: trio.socket.SocketType) -> None:
+        self.socket = socket
+
+    def write(self, queue: list[Piece]) -> int:
+        """See Sink."""
+        try:
+            if len(queue) == 1:
+                sent = os.write(self.socket.fileno(), queue[0])
+            else:
+                sent = os.writev(self.socket.fileno(), queue if len(queue) <= IOV_MAX else queue[:IOV_MAX])
+        except BlockingIOError:
+            return 0
+        _drop(queue, sent)
+        return sent
+
+
+def _sink(stream: trio.abc.Stream) -> Sink | None:
+    if isinstance(stream, trio.SocketStream):
+        return SocketSink(stream.socket)
+    return stream if isinstance(stream, TlsStream) else None
+
+
 class Outbox:
     """A queue of whole frames in front of one stream, bounded by `limit` bytes."""
 
     __slots__ = (
         "_broke", "_broken", "_ended", "_gauge", "_gone", "_limit", "_nursery", "_progress", "_queue", "_reported",
-        "_size", "_socket", "_stream", "_writing",
+        "_sink", "_size", "_stream", "_writing",
     )  # fmt: skip
 
     def __init__(
@@ -51,13 +88,13 @@ class Outbox:
         """`nursery` holds the writer task; `gauge` shows the bytes that sockets did not take at once; `broke` is called
         once when the stream turns out to be broken."""
         self._stream = stream
-        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
+        self._sink = _sink(stream)
         self._nursery = nursery
         self._gauge = gauge
         self._broke = broke
         self._limit = limit
         self._queue: list[Piece] = []
-        self._size = 0  # bytes in the queue
+        self._size = 0  # bytes that have not left: in the queue, and in the sink
         self._gone = 0  # bytes that have left, since the start
         self._reported = 0  # bytes the gauge knows of
         self._writing = False  # a writer task lives
@@ -93,10 +130,10 @@ class Outbox:
 
     def flush(self) -> None:
         """Write what is queued, as far as the socket takes it now. Never blocks, never raises."""
-        if self._queue and not self._writing:
-            if self._socket is not None:
-                self._write_now()
-            if self._queue:
+        if self._size and not self._writing:
+            if self._sink is not None:
+                self._write_now(self._sink)
+            if self._size:
                 self._writing = True
                 self._nursery.start_soon(self._write, name="outbox writer")
         self._report()
@@ -138,44 +175,32 @@ class Outbox:
         self._wake()
 
     # --- writing ---------------------------------------------------------------------------------
-    def _write_now(self) -> None:
-        """One non-blocking write of all that is queued (or of the first IOV_MAX pieces)."""
-        assert self._socket is not None
-        queue = self._queue
+    def _write_now(self, sink: Sink) -> None:
+        """Write until nothing is left, or the socket takes no more."""
         try:
-            if len(queue) == 1:
-                sent = os.write(self._socket.fileno(), queue[0])
-            else:
-                sent = os.writev(self._socket.fileno(), queue if len(queue) <= IOV_MAX else queue[:IOV_MAX])
-        except BlockingIOError:
-            return
+            while self._size and (sent := sink.write(self._queue)):
+                self._left(sent)
         except OSError:
             self._break()
-            return
-        self._left(sent)
-        if self._size:
-            _drop(queue, sent)
-        else:
-            queue.clear()
 
     async def _write(self) -> None:
         """The writer task: until nothing is left."""
         try:
-            while self._queue:
-                if self._socket is not None:
-                    await trio.lowlevel.wait_writable(self._socket)
-                    self._write_now()
+            while self._size:
+                if self._sink is not None:
+                    await trio.lowlevel.wait_writable(self._sink.socket)
+                    self._write_now(self._sink)
                 else:
                     await self._write_joined()
                 self._report()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._break()
         finally:
             self._writing = False
 
     async def _write_joined(self) -> None:
         count, size = 0, 0
-        while count < len(self._queue) and size < TLS_JOIN:
+        while count < len(self._queue) and size < JOIN:
             size += len(self._queue[count])
             count += 1
         data = b"".join(self._queue[:count])
@@ -220,6 +245,9 @@ class Outbox:
 
 def _drop(queue: list[Piece], sent: int) -> None:
     """Take the first `sent` bytes off the queue; a piece that went out in part stays with its rest."""
+    if len(queue) == 1 and sent == len(queue[0]):
+        queue.clear()  # nearly always
+        return
     gone = 0
     for piece in queue:
         if sent < len(piece):

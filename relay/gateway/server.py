@@ -17,6 +17,7 @@ from relay.core import wire
 from relay.core.frames import server_frame
 from relay.gateway.api import Office
 from relay.gateway.connection import Bounds, Connection, GatewayMetrics, Surroundings
+from relay.gateway.tls import TlsStream
 from relay.limits import DRAIN_S, DRAIN_SPREAD_MS, HANDSHAKE_S, LINGER_S, MAX_CONNECTIONS, SECOND
 from relay.ports import Env
 from relay.ws import busy_response
@@ -116,7 +117,8 @@ class Gateway:
         try:
             with trio.move_on_after(HANDSHAKE_S):
                 if context is not None:
-                    stream = trio.SSLStream(transport, context, server_side=True, https_compatible=True)
+                    stream = secure = TlsStream(transport, context)
+                    await secure.do_handshake()
                 await stream.receive_some(_REQUEST)
                 await stream.send_all(busy_response(BUSY_RETRY_S))
                 with trio.move_on_after(LINGER_S):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+import trustme
 
 from relay.core.frames import server_frame
 from relay.gateway.outbox import IOV_MAX, Outbox
+from relay.gateway.tls import TlsStream
 from tests.relay.gateway.honest import FakeMetrics
 
 LIMIT = 256 * 1024
@@ -37,11 +40,13 @@ class Box:
 
 @asynccontextmanager
 async def open_box(kind: str, limit: int = LIMIT) -> AsyncIterator[Box]:
-    if kind == "socket":
+    if kind in {"socket", "tls"}:
         ours, theirs = trio.socket.socketpair()
         ours.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, 8192)
         stream: Any = trio.SocketStream(ours)
         peer: Any = trio.SocketStream(theirs)
+        if kind == "tls":
+            stream, peer = await secured(stream, peer)
     else:
         stream, peer = trio.testing.lockstep_stream_pair()
     async with trio.open_nursery() as nursery:
@@ -61,10 +66,24 @@ async def read(peer: Any, size: int) -> bytes:
     return data
 
 
-both = pytest.mark.parametrize("kind", ["socket", "memory"])
+async def secured(stream: trio.SocketStream, peer: trio.SocketStream) -> tuple[Any, Any]:
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    client = ssl.create_default_context()
+    authority.issue_cert("norden.example").configure_cert(server)
+    authority.configure_trust(client)
+    ours = TlsStream(stream, server)
+    theirs = trio.SSLStream(peer, client, server_hostname="norden.example", https_compatible=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ours.do_handshake)
+        nursery.start_soon(theirs.do_handshake)
+    return ours, theirs
 
 
-@both
+every = pytest.mark.parametrize("kind", ["socket", "tls", "memory"])
+
+
+@every
 async def test_frames_leave_in_order_and_whole(kind: str) -> None:
     async with open_box(kind) as box:
         frames = [server_frame(bytes([i]) * size) for i, size in enumerate((1, 200, 70_000, 3, 40_000))]
@@ -92,7 +111,7 @@ async def test_more_pieces_than_one_writev_takes() -> None:
         assert await read(box.peer, len(pieces) * 2) == b"".join(pieces)
 
 
-@both
+@every
 async def test_a_reader_that_never_reads_costs_the_limit_and_no_more(kind: str) -> None:
     async with open_box(kind) as box:
         frame = bytes(1000)
@@ -115,7 +134,7 @@ async def test_a_reader_that_never_reads_costs_the_limit_and_no_more(kind: str) 
         assert await read(box.peer, 1000) == frame
 
 
-@both
+@every
 async def test_send_waits_for_room_and_keeps_the_order(kind: str) -> None:
     async with open_box(kind, limit=20_000) as box:
         frames = [bytes([i]) * 9_000 for i in range(50)]
@@ -138,7 +157,7 @@ async def test_a_frame_above_the_limit_goes_alone() -> None:
             assert await read(box.peer, 5000) == big
 
 
-@both
+@every
 async def test_the_librarys_writes_never_cut_into_a_frame(kind: str) -> None:
     order = random.Random(3)
     async with open_box(kind, limit=10_000_000) as box:
@@ -180,7 +199,7 @@ async def test_the_librarys_writes_never_cut_into_a_frame(kind: str) -> None:
         assert bytes(got) == b"".join(said)
 
 
-@both
+@every
 async def test_a_cancelled_write_of_the_library_goes_out_whole_or_not_at_all(kind: str) -> None:
     async with open_box(kind) as box:
         filler = bytes(200_000)
@@ -217,7 +236,7 @@ async def test_the_pongs_of_a_busy_connection_do_not_wait_for_silence() -> None:
             nursery.cancel_scope.cancel()
 
 
-@both
+@every
 async def test_last_words_pass_the_limit_and_are_the_last(kind: str) -> None:
     async with open_box(kind, limit=10_000) as box:
         assert box.outbox.push([bytes(10_000)])
@@ -234,7 +253,7 @@ async def test_last_words_pass_the_limit_and_are_the_last(kind: str) -> None:
         assert box.outbox.size == 0
 
 
-@both
+@every
 async def test_a_broken_stream_is_told_once_and_everybody_is_let_go(kind: str) -> None:
     async with open_box(kind) as box:
         assert box.outbox.push([bytes(200_000)])
