@@ -16,7 +16,7 @@ from relay.core import records
 from relay.core.mailroom import reading
 from relay.core.mailroom.state import Outbox, OutItem
 from relay.delivery import Delivery
-from relay.errors import Overloaded, PeerError, Refused
+from relay.errors import Overloaded, PeerError, ProtocolError, Refused
 from relay.intake import Intake
 from relay.limits import LINK_DEADLINE_S, MAX_BATCH, MAX_HANDOVER
 from relay.observe.metrics import Metrics
@@ -70,7 +70,7 @@ class Forwarders:
                 await self._hand_over(cell, outbox)
             except (Refused, Overloaded, LookupError):
                 await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
-            except PeerError as error:
+            except (PeerError, ProtocolError) as error:
                 _log.error("peer_refused", cell=cell, text=error.text)
                 await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import sys
 import time
 from contextlib import asynccontextmanager
 
@@ -13,7 +14,6 @@ import trio.socket
 
 from cluster.env import RealEnv
 from cluster.local import LocalFederation, make_federation
-from cluster.local.processes import node_command
 from relay.core import wire
 from relay.core.wire import Code, Fault
 from relay.errors import OperatorError, ProtocolError
@@ -179,7 +179,10 @@ async def test_a_store_in_use_a_foreign_and_a_damaged_one_stop_the_node_with_a_r
             for n in range(30):
                 await a.submit("norden", seal(alice.user, now(), body=bytes([n]) * 500))
         node = layout.node("norden")
-        ran = await trio.run_process(node_command(node), check=False, capture_stderr=True, capture_stdout=True)
+        ran = await trio.run_process(
+            [sys.executable, "-m", "cluster.cli", "node", "run", str(node.config_path)],
+            check=False, capture_stderr=True, capture_stdout=True,
+        )
         assert ran.returncode == 3 and b"Traceback" not in ran.stderr, ran.stderr[-2000:]
         fed.kill("norden")
         await trio.sleep(0.2)
