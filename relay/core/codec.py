@@ -46,7 +46,7 @@ class Decoder(Generic[T]):
     """Decodes one shape, or a union of tagged ones. `what` names it in errors; `max_bytes` is checked first."""
 
     def __init__(self, shape: Any, what: str, max_bytes: int, max_array: int = MAX_ARRAY) -> None:
-        self._shape = shape
+        self._shape: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(shape)  # compiled once: convert() is not
         self._what = what
         self._max_bytes = max_bytes
         self._max_array = max_array
@@ -56,7 +56,7 @@ class Decoder(Generic[T]):
         if len(data) > self._max_bytes:
             raise ProtocolError(f"{self._what} of {len(data)} bytes", f"At most {self._max_bytes} are taken")
         try:
-            value = msgpack.unpackb(
+            msgpack.unpackb(  # the caps; its values are thrown away
                 data,
                 max_str_len=MAX_STRING * 4,
                 max_bin_len=self._max_bytes,
@@ -64,8 +64,7 @@ class Decoder(Generic[T]):
                 max_map_len=0,
                 max_ext_len=0,
             )
-            result: T = msgspec.convert(value, self._shape, strict=True, builtin_types=_NATIVE)
-            return result
+            return self._shape.decode(data)
         except msgspec.ValidationError as error:
             raise ProtocolError(f"{self._what} has the wrong shape: {error}") from None
         except (ValueError, msgpack.UnpackException, RecursionError) as error:

@@ -90,17 +90,16 @@ async def solo(
     portal: Portal | None = None,
 ) -> AsyncIterator[Journal]:
     """open_solo with defaults, in a portal of its own."""
-    async with open_portal() as own:
-        async with open_solo(
-            path,
-            env=env or FakeEnv(),
-            ring=ring,
-            residency=residency or Anything(),
-            cell=cell,
-            federation=federation,
-            portal=portal or own,
-        ) as journal:
-            yield journal
+    async with open_portal() as own, open_solo(
+        path,
+        env=env or FakeEnv(),
+        ring=ring,
+        residency=residency or Anything(),
+        cell=cell,
+        federation=federation,
+        portal=portal or own,
+    ) as journal:
+        yield journal
 
 
 Opener = Callable[..., AbstractAsyncContextManager[Journal]]

@@ -121,7 +121,8 @@ async def test_nothing_above_the_checkpoint_is_released(open_journal) -> None:
 
 
 async def test_a_checkpoint_replaces_the_one_before(open_journal) -> None:
-    rows = [b"", b"one", b"x" * MAX_CHECKPOINT_ROW, b"y" * MAX_CHECKPOINT_ROW, b"last", *(b"%d" % n for n in range(600))]
+    large = [b"x" * MAX_CHECKPOINT_ROW, b"y" * MAX_CHECKPOINT_ROW]
+    rows = [b"", b"one", *large, b"last", *(b"%d" % number for number in range(600))]
     async with open_journal() as journal:
         await journal.save_checkpoint(0, [b"empty log"])
         await journal.append([b"a"])

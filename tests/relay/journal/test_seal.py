@@ -1,0 +1,98 @@
+"""Sealing at rest: round trips, and nothing that was changed, moved or sealed by another opens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.errors import OperatorError, StoreDamaged, StoreForeign
+from relay.journal.seal import StorageRing, context
+
+RING = StorageRing([b"k" * 32])
+PLACE = context(b"B", bytes(16), 7)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20))
+def test_what_was_sealed_opens(records: list[bytes]) -> None:
+    sealed = RING.seal(PLACE, records, os.urandom)
+    assert RING.open(PLACE, sealed, "it") == tuple(records)
+    assert all(record not in sealed for record in records if len(record) > 4)
+
+
+@given(st.integers(0), st.integers(0, 7))
+def test_no_changed_bit_opens(at: int, bit: int) -> None:
+    sealed = bytearray(RING.seal(PLACE, [b"one", b"two"], os.urandom))
+    sealed[at % len(sealed)] ^= 1 << bit
+    with pytest.raises((StoreDamaged, StoreForeign), match="it"):
+        RING.open(PLACE, bytes(sealed), "it")
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_damage(garbage: bytes) -> None:
+    with pytest.raises(StoreDamaged, match="it"):
+        RING.open(PLACE, garbage, "it")
+
+
+def test_what_was_moved_does_not_open() -> None:
+    sealed = RING.seal(PLACE, [b"one"], os.urandom)
+    for place in (context(b"B", bytes(16), 8), context(b"C", bytes(16), 7), context(b"B", b"x" * 16, 7)):
+        with pytest.raises(StoreDamaged):
+            RING.open(place, sealed, "it")
+
+
+def test_nonces_are_fresh() -> None:
+    sealed = {RING.seal(PLACE, [b"same", b"same"], os.urandom) for _ in range(100)}
+    assert len(sealed) == 100
+
+
+def test_another_key_is_foreign() -> None:
+    sealed = RING.seal(PLACE, [b"one"], os.urandom)
+    with pytest.raises(StoreForeign, match="not in the key file"):
+        StorageRing([b"x" * 32]).open(PLACE, sealed, "block 7")
+    assert StorageRing([b"x" * 32, b"k" * 32]).open(PLACE, sealed, "block 7") == (b"one",)
+
+
+# --- the key file --------------------------------------------------------------------------------
+def test_a_generated_key_loads(tmp_path: Path) -> None:
+    path = tmp_path / "storage.key"
+    ring = StorageRing.generate(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    sealed = ring.seal(PLACE, [b"one"], os.urandom)
+    assert StorageRing.load(path).open(PLACE, sealed, "it") == (b"one",)
+    with pytest.raises(OperatorError, match="already there"):
+        StorageRing.generate(path)
+
+
+def test_the_first_line_is_active(tmp_path: Path) -> None:
+    path = tmp_path / "storage.key"
+    path.touch(0o600)
+    path.write_text(f"{bytes(32).hex()}\n{(b'k' * 32).hex()}\n")
+    ring = StorageRing.load(path)
+    assert ring.active == StorageRing([bytes(32)]).active
+    assert ring.open(PLACE, RING.seal(PLACE, [b"old"], os.urandom), "it") == (b"old",)
+
+
+@pytest.mark.parametrize("text", ["", "zz", "abcd\n", "00" * 31, "ключ"])
+def test_a_bad_key_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "storage.key"
+    path.touch(0o600)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(OperatorError, match="not a storage key file"):
+        StorageRing.load(path)
+
+
+def test_a_key_that_others_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "storage.key"
+    StorageRing.generate(path)
+    path.chmod(0o644)
+    with pytest.raises(OperatorError, match="chmod 600"):
+        StorageRing.load(path)
+
+
+def test_a_missing_key_file(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match=r"cannot be read: No such file.*storage_key"):
+        StorageRing.load(tmp_path / "none")
