@@ -6,6 +6,7 @@ is a bug of ours shows a traceback.
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -106,13 +107,21 @@ def _silence_stdout() -> None:
 
 
 def _speak_utf8() -> None:
-    """Texts are UTF-8 whatever the locale says; what cannot be written is shown, not raised."""
-    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+    """Texts are UTF-8 whatever the locale says; bytes of arguments that it could not read go out as they came in."""
+    codecs.register_error("as-it-came", _as_it_came)
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors=errors)
+            stream.reconfigure(encoding="utf-8", errors="as-it-came")
 
 
-@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_STATUSES)
+def _as_it_came(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+@click.group("posthouse", cls=App, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_STATUSES)
 @click.version_option(package_name="posthouse", prog_name="posthouse", message="%(prog)s %(version)s")
 @click.option("-v", "--verbose", is_flag=True, help="Show the log of what happens, as JSON lines on stderr.")
 def app(verbose: bool) -> None:

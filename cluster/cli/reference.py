@@ -28,7 +28,7 @@ taken byte for byte. Messages about what went wrong go to standard error: what, 
 def reference() -> str:
     """The whole document."""
     statuses = "".join(f"| {status.value} | {text} |\n" for status, text in MEANING.items())
-    return INTRO + statuses + "".join(_sections(app, "posthouse", None))
+    return INTRO + statuses + "".join(_sections())
 
 
 def commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
@@ -42,8 +42,8 @@ def commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command
                 yield from commands(command, f"{name} {key}")
 
 
-def _sections(group: click.Group, name: str, _context: click.Context | None) -> Iterator[str]:
-    for full_name, command in commands(group, name):
+def _sections() -> Iterator[str]:
+    for full_name, command in commands(app, "posthouse"):
         depth = "##" if full_name.count(" ") == 1 else "###"
         yield f"\n{depth} {full_name}\n\n"
         if not isinstance(command, click.Group):
@@ -66,8 +66,8 @@ def _help_text(command: click.Command) -> str:
 
 def _options(command: click.Command, name: str) -> Iterator[str]:
     context = click.Context(command, info_name=name)
-    records = [param.get_help_record(context) for param in command.params]
-    rows = [f"| `{names}` | {text} |\n" for names, text in filter(None, records)]
+    records = [option.get_help_record(context) for option in command.params if isinstance(option, click.Option)]
+    rows = ["| `{}` | {} |\n".format(*(cell.replace("|", "\\|") for cell in row)) for row in filter(None, records)]
     if rows:
         yield "\n| option | |\n|---|---|\n" + "".join(rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ import trio
 from cluster.cli.options import dir_option, dir_words, now_ms, spoken_command
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
-from cluster.local.people import create_user
+from cluster.local.people import create_user, introduce
 from relay.errors import OperatorError
 
 DEFAULT_REGIONS: Final = ("norden", "sauda", "taiga")
@@ -68,6 +68,8 @@ async def _serve(layout: Layout, people: dict[str, list[str]], directory: Path) 
             await nursery.start(_stop_on_signal, nursery.cancel_scope)
             click.echo(f"Starting {', '.join(layout.regions)} …", err=True)
             await federation.start_all()
+            for name in chain.from_iterable(people.values()):
+                await introduce(layout.home, name)
             click.echo(welcome(layout, people, directory))
             nursery.start_soon(federation.died)
         click.echo("Stopping …", err=True)

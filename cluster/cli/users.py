@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import trio
 
 from cluster.cli.options import as_option, dir_option, now_ms
 from cluster.local.home import Home
-from cluster.local.people import card_of, create_device, create_user
+from cluster.local.people import card_of, create_device, create_user, introduce
 from relay.errors import OperatorError
 
 
@@ -26,18 +27,21 @@ def create(name: str, region: str | None, device_of: str | None, directory: Path
     """Make the user NAME, at home in --region, or a further device of a user.
 
     Makes the keys, and a home record signed with them and with the region's registrar key, which must be in
-    --dir/secrets. Needs no running node: the node learns of the user when the user first connects. NAME stays on this
-    machine. Prints the address card to hand to friends.
+    --dir/secrets. Then it introduces the user to the region's node; where none answers, the node learns of the user
+    when the user first connects. NAME stays on this machine. Prints the address card to hand to friends.
     """
     if (region is None) == (device_of is None):
         raise click.UsageError("Give either --region (a new user) or --device-of (a further device).")
     home = Home(directory)
     if device_of is not None:
         card = create_device(home, name, device_of, now_ms())
+        name = f"{device_of.partition('+')[0]}+{name}"
     else:
         assert region is not None
         card = create_user(home, name, region, now_ms())
     click.echo(str(card))
+    if not trio.run(introduce, home, name):
+        click.echo(f"No node of {card.region} answers now; it will learn of {name} when {name} connects.", err=True)
 
 
 @user.command("list")

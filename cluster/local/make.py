@@ -57,6 +57,7 @@ def make_federation(
     entries = [region_entry(places[region], keys[region]) for region in regions]
     write_public(home.root_path, new_root("local", entries, root_key, now_ms))
     home.clients.mkdir(mode=0o700)
+    write_public(directory / "targets.json", _scrape_targets(layout))
     write_public(directory / "federation.json", msgspec.json.format(msgspec.json.encode(file)) + b"\n")
     return layout
 
@@ -73,6 +74,16 @@ def _check(directory: Path, regions: Sequence[str]) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         what = f"{directory} is not empty and holds no finished federation"
         raise OperatorError(what, "Choose a new directory with --dir, or empty this one")
+
+
+def _scrape_targets(layout: Layout) -> bytes:
+    """Where Prometheus finds the nodes (its file_sd format)."""
+    nodes = [layout.node(region) for region in layout.regions]
+    targets = [
+        {"targets": [str(node.admin_addr)], "labels": {"region": node.region, "cell": node.cell, "node": node.name}}
+        for node in nodes
+    ]
+    return msgspec.json.format(msgspec.json.encode(targets)) + b"\n"
 
 
 def _place(layout: Layout, region: str, tls: bool) -> Place:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
+
+import trio
 
 from cluster.local.home import Home, check_name
 from cluster.provision import write_public
-from relay.client import Card, add_device, new_user
+from relay.client import Card, add_device, new_user, open_client
 from relay.errors import OperatorError, TrustError
+
+INTRODUCE_S: Final = 5.0  # seconds; a node on this machine answers in milliseconds
 
 
 def create_user(home: Home, name: str, region: str, now_ms: int) -> Card:
@@ -33,6 +38,17 @@ def create_device(home: Home, name: str, of: str, now_ms: int) -> Card:
     add_device(store, of=known, registrar=registrar, now_ms=now_ms)
     write_public(store.parent / "card", f"{card}\n".encode())
     return card
+
+
+async def introduce(home: Home, name: str, deadline_s: float = INTRODUCE_S) -> bool:
+    """Let a client connect once, so that its node learns of the user's newest record. False when no node answered.
+    Raises what a client raises (NotServed…)."""
+    async with open_client(home.store(name), receive=False) as client:
+        with trio.move_on_after(deadline_s):
+            while not client.connected:  # noqa: ASYNC110 - the client has no bell for it
+                await trio.sleep(0.02)
+            return True
+    return False
 
 
 def card_of(home: Home, name: str) -> Card:
