@@ -104,6 +104,7 @@ class Office:
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the session's start in time")
         if line.device not in room.state.devices or room.state.devices[line.device].session != nonce:
+            line.end(Fault.FENCED, "the device started a newer session")  # the first reason counts
             raise Refused(Fault.FENCED, "the device started a newer session")
         self._delivery.attach(line)
         self._delivery.sit(line, started, started.cursor)
