@@ -74,6 +74,11 @@ class Portal:
         self._broken |= isinstance(call.error, trio.BrokenResourceError)
         raise call.error
 
+    def post(self, function: Callable[[], Awaitable[object]]) -> None:
+        """Start a last call that nobody waits for, also where an earlier one hangs; closing gives it its deadline."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._start, _Call(function))
+
     def _start(self, call: _Call[Any]) -> None:
         task = asyncio.ensure_future(call.carry(self._deadline_s))
         self._calls.add(task)

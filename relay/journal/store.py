@@ -200,7 +200,9 @@ class Store:
         with trio.CancelScope(shield=True):
             try:
                 await self._portal.run(self._connection.close)
-            except (sqlite3.Error, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            except trio.BrokenResourceError:
+                self._portal.post(self._connection.close)  # if the disk ever comes back, its thread ends
+            except (sqlite3.Error, trio.ClosedResourceError) as error:
                 _log.error("store_close_failed", text=str(error))
 
     async def _fetch(self, query: str, values: Sequence[Any] = ()) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -346,6 +347,10 @@ async def test_a_hanging_disk_has_failed(tmp_path: Path, solo, monkeypatch) -> N
             with pytest.raises(DiskFailed, match="did not end within"):
                 await call()
         assert journal.tip == 1
+    for thread in threading.enumerate():
+        if "connection_worker" in thread.name:
+            thread.join(5)  # one that stays would keep the process from ending
+            assert not thread.is_alive()
 
 
 # --- the inspector -------------------------------------------------------------------------------
