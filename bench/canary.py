@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from math import inf
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -17,8 +15,10 @@ import trio
 from bench.accounts import Ledger, exact_ms
 from bench.target import REGION, LocalTarget
 from cluster.local.people import create_user
-from relay.client import Card, open_client
+from relay.client import Client, Group, open_client
+from relay.errors import PosthouseError
 
+_READY_S = 30.0  # to connect both, and to publish their group
 _COLLECT_S = 30.0  # after the load, for what is still on its way (a gap is held back a bounded time first)
 
 
@@ -48,41 +48,47 @@ class Canary:
 
 
 async def fly(canary: Canary, target: LocalTarget, *, task_status: trio.TaskStatus[None]) -> None:
-    """Send and receive until `canary.stop`, then until everything came. Raises PosthouseError where the SDK does."""
-    now_ms = time.time_ns() // 1_000_000
-    home = target.layout.home
+    """Send and receive until `canary.stop`, then until everything came. Raises PosthouseError where the SDK does, or
+    when it does not get ready in time."""
+    home, now_ms = target.layout.home, time.time_ns() // 1_000_000
     await trio.to_thread.run_sync(create_user, home, "sender", REGION, now_ms)
     card = await trio.to_thread.run_sync(create_user, home, "canary", REGION, now_ms)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(_receive, canary, home.store("canary"))
+    async with open_client(home.store("canary")) as receiver, open_client(home.store("sender")) as sender:
+        with trio.move_on_after(_READY_S) as scope:
+            await receiver.caught_up()
+            group = await sender.create_group("canary", [card])
+        if scope.cancelled_caught:
+            raise PosthouseError(f"the canary was not ready after {_READY_S:.0f} s", f"See {home.directory}/nodes")
         task_status.started()
-        with trio.move_on_after(inf) as scope:
-            await _send(canary, home.store("sender"), card, scope)
-        nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_receive, canary, receiver)
+            nursery.start_soon(_give_up, canary, nursery.cancel_scope)
+            await _send(canary, sender, group)
+            nursery.cancel_scope.cancel()
     canary.done.set()
 
 
-async def _send(canary: Canary, store: Path, card: Card, scope: trio.CancelScope) -> None:
-    async with open_client(store) as client:
-        group = await client.create_group("canary", [card])
-        while not canary.stop.is_set():
-            await client.send_group(group.id, f"{canary.sent} {time.monotonic_ns()}".encode(), wait="queued")
-            canary.sent += 1
-            with trio.move_on_after(1 / canary.rate):
-                await canary.stop.wait()
-        scope.deadline = trio.current_time() + _COLLECT_S
-        await client.drained()
-        while canary.ledger.absent(canary.sent):
-            await canary.arrived.wait()
+async def _send(canary: Canary, client: Client, group: Group) -> None:
+    while not canary.stop.is_set():
+        await client.send_group(group.id, f"{canary.sent} {time.monotonic_ns()}".encode(), wait="queued")
+        canary.sent += 1
+        with trio.move_on_after(1 / canary.rate):
+            await canary.stop.wait()
+    await client.drained()
+    while canary.ledger.absent(canary.sent):
+        await canary.arrived.wait()
 
 
-async def _receive(canary: Canary, store: Path, *, task_status: trio.TaskStatus[None]) -> None:
-    async with open_client(store) as client:
-        await client.caught_up()
-        task_status.started()
-        async for message in client.messages():
-            sequence, sent_ns = map(int, message.content.split())
-            if canary.ledger.take(sequence):
-                canary.latencies_ns.append(time.monotonic_ns() - sent_ns)
-            canary.arrived.set()
-            canary.arrived = trio.Event()
+async def _give_up(canary: Canary, scope: trio.CancelScope) -> None:
+    """What has not come by then is lost."""
+    await canary.stop.wait()
+    scope.deadline = trio.current_time() + _COLLECT_S
+
+
+async def _receive(canary: Canary, client: Client) -> None:
+    async for message in client.messages():
+        sequence, sent_ns = map(int, message.content.split())
+        if canary.ledger.take(sequence):
+            canary.latencies_ns.append(time.monotonic_ns() - sent_ns)
+        canary.arrived.set()
+        canary.arrived = trio.Event()
