@@ -12,13 +12,15 @@ from cluster.cli.directory import fingerprint
 from cluster.cli.options import now_ms
 from cluster.config import load_config
 from cluster.config_keys import Address
+from cluster.local.home import Home
 from cluster.provision import (
     Place, load_signing_key, new_region_keys, new_root, region_entry, write_node, write_public, write_secret,
 )  # fmt: skip
+from relay.client import update_root
 from relay.core.codec import Decoder, encode
 from relay.core.shapes import Name
 from relay.core.trust import Root, RootRegion, verify_root
-from relay.errors import OperatorError
+from relay.errors import OperatorError, ProtocolError
 from relay.journal.seal import StorageRing
 from relay.limits import KIB
 
@@ -110,9 +112,8 @@ def root(files: tuple[Path, ...], federation: str, directory: Path) -> None:
     merged = {entry.name: entry for entry in (*(prev.payload.regions if prev else ()), *entries)}
     signed = new_root(federation, list(merged.values()), key, now_ms(), prev)
     verified = verify_root(signed, now_ms(), prev=prev)
-    if prev is not None:
-        path.rename(directory / f"root.v{prev.payload.version}.bin")
-    write_public(path, signed)
+    write_public(directory / f"root.v{verified.payload.version}.bin", signed)
+    _replace(path, signed)
     click.echo(f"Signed {path}, version {verified.payload.version}. Send it to every operator.")
     click.echo(f"digest  {verified.digest.hex()}")
     for entry in verified.payload.regions:
@@ -125,8 +126,9 @@ def root(files: tuple[Path, ...], federation: str, directory: Path) -> None:
 def join(source: Path, directory: Path) -> None:
     """Take a signed ROOT document into the region in DIR.
 
-    Checks its signatures, that it follows the one that is there, and that it has this region exactly as `init region`
-    made it; then puts it into DIR (for users) and DIR/server (for the node), and checks the node's whole config.
+    Checks its signatures, that it follows the one that is there (versions are taken one by one; the root's keeper has
+    each as root.vN.bin), and that it has this region exactly as `init region` made it. Then it puts it into DIR and the
+    users' stores there, and into DIR/server for the node, and checks the node's whole config.
     """
     prev = _load_root(directory / "root.bin") if (directory / "root.bin").exists() else None
     new = _load_root(source, prev)
@@ -139,13 +141,21 @@ def join(source: Path, directory: Path) -> None:
             what = f"{source} does not have the region {own.name} as it was made here ({fingerprint(own)})"
             raise OperatorError(what, f"Send {path} to the root's keeper again, and compare fingerprints")
     for target in (directory / "root.bin", directory / "server" / "root.bin"):
-        fresh = target.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
-        write_public(fresh, new.signed)
-        fresh.replace(target)
+        _replace(target, new.signed)
+    home = Home(directory)
+    for name in home.names():
+        update_root(home.store(name), new.signed)
     load_config(directory / "server" / "node.toml")
     click.echo(f"Joined: root version {new.payload.version} with {', '.join(r.name for r in new.payload.regions)}.")
     click.echo(f"Copy {directory / 'server'} to the server and run: posthouse node run server/node.toml")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """A file that at any moment is the old or the new one."""
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    write_public(fresh, data)
+    fresh.replace(path)
 
 
 def _check_names(region: str, host: str) -> None:
@@ -158,7 +168,10 @@ def _check_names(region: str, host: str) -> None:
 
 
 def _load_region(path: Path) -> RootRegion:
-    return _read_region(path.read_bytes())
+    try:
+        return _read_region(path.read_bytes())
+    except ProtocolError as error:
+        raise OperatorError(f"{path} is no region file: {error.text}", "Ask its operator to send it again") from None
 
 
 def _load_root(path: Path, prev: Root | None = None) -> Root:

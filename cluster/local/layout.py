@@ -66,7 +66,7 @@ class NodeLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """A federation on disk: root.bin, federation.json, targets.json, secrets/, nodes/<region>-n1/, clients/ (see Home)."""
+    """A federation on disk: root.bin, federation.json, targets.json, nodes/<region>-n1/, and what a Home has."""
 
     home: Home
     file: FederationFile

@@ -1,0 +1,226 @@
+"""Commands that need no running node: users, cards, real regions, the directory, configs."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+from cluster.cli import app, users
+from cluster.cli.exits import Exit
+from cluster.cli.groups import find_group
+from cluster.cli.send import read_source
+from cluster.cli.up import enrol, welcome
+from cluster.config import load_config
+from cluster.env import RealEnv
+from cluster.local import Layout, make_federation
+from cluster.local.people import card_of
+from relay.client import Card, Group
+from relay.errors import OperatorError
+
+Posthouse = Callable[..., Result]
+
+
+@pytest.fixture
+def posthouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Posthouse:
+    async def nobody(*_: object) -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
+
+    monkeypatch.setattr(users, "introduce", nobody)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("POSTHOUSE_DIR", raising=False)
+
+    def run(*args: str, status: int = 0) -> Result:
+        result = CliRunner().invoke(app, list(args))
+        assert result.exit_code == status, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return make_federation(tmp_path / "posthouse-data", ["norden", "sauda", "taiga"], RealEnv())
+
+
+# --- users ---------------------------------------------------------------------------------------
+def test_users_devices_and_cards(posthouse: Posthouse, layout: Layout) -> None:
+    result = posthouse("user", "create", "Łukasz", "--region", "sauda")
+    card = Card.parse(result.stdout)
+    assert card.region == "sauda" and "No node of sauda answers now" in result.stderr
+    assert Card.parse(posthouse("user", "create", "phone", "--device-of", "Łukasz").stdout) == card
+    assert posthouse("card", "--as", "Łukasz").stdout == f"{card}\n"
+    assert posthouse("card", "--as", "Łukasz+phone").stdout == f"{card}\n"
+    assert posthouse("user", "list").stdout == f"Łukasz\t{card}\nŁukasz+phone\t{card}\n"
+    stores = list(layout.home.clients.glob("*/store.sqlite"))
+    assert len(stores) == 2 and {stat.S_IMODE(path.stat().st_mode) for path in stores} == {0o600}
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "what"),
+    [
+        (["user", "create", "bob"], Exit.USAGE, "--region"),
+        (["user", "create", "bob", "--region", "a", "--device-of", "b"], Exit.USAGE, "either"),
+        (["user", "create", "bob", "--region", "mars"], Exit.OPERATOR, "norden, sauda, taiga"),
+        (["user", "create", "../bob", "--region", "sauda"], Exit.OPERATOR, "cannot be a name"),
+        (["user", "create", "alice", "--region", "sauda"], Exit.OPERATOR, "exists already"),
+        (["user", "create", "phone", "--device-of", "alise"], Exit.OPERATOR, "Did you mean 'alice'?"),
+        (["card", "--as", "alise"], Exit.OPERATOR, "Did you mean 'alice'?"),
+        (["card", "--as", "alice", "--dir", "elsewhere"], Exit.OPERATOR, "posthouse up"),
+        (["send", "--as", "alice", "--to", "posthouse:x:y", "-"], Exit.OPERATOR, "not an address card"),
+        (["send", "--as", "alice", "--to", "bob", "no-such-file"], Exit.USAGE, "no-such-file"),
+        (["recv", "--as", "bob"], Exit.OPERATOR, "no user 'bob'"),
+        (["directory", "show", "--dir", "elsewhere"], Exit.OPERATOR, "elsewhere"),
+        (["directory", "verify", "--digest", "abc"], Exit.USAGE, "64 hex digits"),
+        (["config", "check", "nothing.toml"], Exit.OPERATOR, "no such file"),
+        (["node", "run", "nothing.toml"], Exit.OPERATOR, "no such file"),
+        (["up", "--regions", "norden"], Exit.OPERATOR, "holds the regions norden,sauda,taiga"),
+        (["up", "--regions", "A,B", "--dir", "new"], Exit.OPERATOR, "cannot be a region"),
+        (["group", "create", "--as", "alice", "friends"], Exit.USAGE, "Missing argument"),
+    ],
+)
+def test_mistakes(posthouse: Posthouse, layout: Layout, args: list[str], status: Exit, what: str) -> None:
+    posthouse("user", "create", "alice", "--region", "norden")
+    result = posthouse(*args, status=status)
+    assert what in result.stderr and "Traceback" not in result.stderr and result.stdout == ""
+
+
+def test_up_enrols_once_and_says_what_to_type(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = enrol(layout)
+    assert people == {"norden": ["alice", "bob"], "sauda": ["carol"], "taiga": ["dave"]}
+    cards = [card_of(layout.home, name) for name in layout.home.names()]
+    assert enrol(layout) == people and [card_of(layout.home, name) for name in layout.home.names()] == cards
+    monkeypatch.setattr("sys.argv", ["/usr/bin/posthouse"])
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/posthouse")
+    monkeypatch.chdir(tmp_path)
+    text = welcome(layout, people, layout.directory)
+    assert "  posthouse recv --as bob --follow\n" in text and "--dir" not in text
+    monkeypatch.chdir("/")
+    assert f"posthouse card --as alice --dir {layout.directory}" in welcome(layout, people, layout.directory)
+
+
+# --- the directory -------------------------------------------------------------------------------
+def test_directory_show_and_verify(posthouse: Posthouse, layout: Layout) -> None:
+    posthouse("user", "create", "alice", "--region", "norden")
+    shown = posthouse("directory", "show").stdout
+    root = layout.home.root(RealEnv().clock.wall_ms())
+    assert root.digest.hex() in shown and str(card_of(layout.home, "alice")) in shown
+    for region in layout.regions:
+        node = layout.node(region)
+        assert f"  {region}/1/n1  links {node.links_addr}  clients wss://{node.clients_addr}\n" in shown
+    verified = posthouse("directory", "verify", "--digest", root.digest.hex()).stdout
+    assert verified == "good: root version 1, 3 region(s), 1 user(s) here\n"
+    assert "not the pinned one" in posthouse("directory", "verify", "--digest", "0" * 64, status=Exit.UNTRUSTED).stderr
+    path = layout.home.root_path
+    path.write_bytes(path.read_bytes().replace(b"norden", b"nordem"))
+    assert "signature" in posthouse("directory", "verify", status=Exit.UNTRUSTED).stderr
+    assert posthouse("directory", "show", status=Exit.UNTRUSTED).stdout == ""
+
+
+# --- configs -------------------------------------------------------------------------------------
+def test_config_check_shows_everything_at_once(posthouse: Posthouse, layout: Layout) -> None:
+    path = layout.node("norden").config_path
+    assert posthouse("config", "check", str(path)).stdout == f"{path} is good: node norden/1/n1\n"
+    path.write_text(path.read_text().replace("tls = true", "tsl = 1").replace('name = "n1"', 'name = "n9"'))
+    shown = posthouse("config", "check", str(path), status=Exit.OPERATOR).stderr
+    assert "listen.tsl: is not a known key. Did you mean 'tls'?" in shown
+    (layout.home.secrets / "norden.storage.key").chmod(0o644)
+    path.write_text(path.read_text().replace("tsl = 1", "tls = true"))
+    shown = posthouse("config", "check", str(path), status=Exit.OPERATOR).stderr
+    assert "node.name" in shown and "paths.storage_key" in shown and "chmod 600" in shown
+
+
+# --- real regions --------------------------------------------------------------------------------
+def make_two_regions(posthouse: Posthouse) -> None:
+    for region, links in (("norden", "9101"), ("sauda", "9102")):
+        args = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--clients", "9001", "--links", links, "--dir", region]
+        posthouse("init", "region", region, *args)
+    posthouse("init", "root", "norden/norden.region", "sauda/sauda.region", "--dir", "keeper")
+
+
+def test_two_operators_and_a_roots_keeper(posthouse: Posthouse, tmp_path: Path) -> None:
+    make_two_regions(posthouse)
+    for region in ("norden", "sauda"):
+        result = posthouse("init", "join", "keeper/root.bin", "--dir", region)
+        assert "posthouse node run server/node.toml" in result.stdout
+        config = load_config(tmp_path / region / "server" / "node.toml")
+        assert config.node.region == region and len(config.root.payload.regions) == 2
+        server = {path.name for path in (tmp_path / region / "server").rglob("*") if path.is_file()}
+        assert server == {"node.toml", "root.bin", "node.pem", "node.key", "storage.key"}, "no authority, no registrar"
+        secrets = [path for path in (tmp_path / region).rglob("*") if path.suffix == ".key" or "authority" in path.name]
+        assert len(secrets) == 4 and {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+    card = posthouse("user", "create", "alice", "--region", "norden", "--dir", "norden").stdout
+    assert card.startswith("posthouse:norden:")
+    posthouse("user", "create", "bob", "--region", "sauda", "--dir", "norden", status=Exit.OPERATOR)
+
+
+def test_fingerprints_agree(posthouse: Posthouse) -> None:
+    args = ["--host", "relay.example", "--dir", "norden"]
+    made = posthouse("init", "region", "norden", *args).stdout.splitlines()[-1].split(": ")[1]
+    signed = posthouse("init", "root", "norden/norden.region", "--dir", "keeper").stdout
+    assert f"norden  fingerprint {made}\n" in signed
+    assert f"region norden  (fingerprint {made})" in posthouse("directory", "show", "--dir", "keeper").stdout
+
+
+def test_a_region_joins_later(posthouse: Posthouse, tmp_path: Path) -> None:
+    make_two_regions(posthouse)
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
+    posthouse("user", "create", "alice", "--region", "norden", "--dir", "norden")
+    posthouse("init", "region", "taiga", "--host", "taiga.example", "--dir", "taiga")
+    assert "version 2" in posthouse("init", "root", "taiga/taiga.region", "--dir", "keeper").stdout
+    joined = posthouse("init", "join", "keeper/root.bin", "--dir", "norden").stdout
+    assert "version 2 with norden, sauda, taiga" in joined
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")  # again: nothing to do, nothing wrong
+    posthouse("init", "join", "keeper/root.bin", "--dir", "taiga")
+    rolled_back = posthouse("init", "join", "keeper/root.v1.bin", "--dir", "norden", status=Exit.UNTRUSTED)
+    assert "version 1 after 2" in rolled_back.stderr
+    assert load_config(tmp_path / "norden/server/node.toml").root.payload.version == 2
+
+
+def test_a_root_without_our_region_is_not_joined(posthouse: Posthouse, tmp_path: Path) -> None:
+    make_two_regions(posthouse)
+    posthouse("init", "region", "norden", "--host", "127.0.0.1", "--dir", "impostor")
+    posthouse("init", "root", "impostor/norden.region", "--dir", "keeper2")
+    refused = posthouse("init", "join", "keeper2/root.bin", "--dir", "norden", status=Exit.OPERATOR)
+    assert "does not have the region norden as it was made here" in refused.stderr
+    assert not (tmp_path / "norden/root.bin").exists()
+    posthouse("init", "join", "keeper/root.bin", "--dir", "elsewhere", status=Exit.OPERATOR)
+
+
+def test_init_overwrites_nothing(posthouse: Posthouse, tmp_path: Path) -> None:
+    make_two_regions(posthouse)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = posthouse("init", "region", "norden", "--host", "x", "--dir", "norden", status=Exit.OPERATOR)
+    assert "exists already" in again.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for region, host in (("Bad", "x"), ("good", ""), ("good", "::1")):
+        posthouse("init", "region", region, "--host", host, "--dir", "new", status=Exit.OPERATOR)
+    (tmp_path / "junk").write_bytes(b"junk")
+    posthouse("init", "root", "junk", "--dir", "keeper3", status=Exit.OPERATOR)
+
+
+# --- small parts ---------------------------------------------------------------------------------
+def test_groups_are_found_by_title_or_id() -> None:
+    titles = {1: "a", 2: "b", 3: "b", 0xAB: "abababab"}
+    groups = [Group(bytes([number]) * 32, title, 1, (), True) for number, title in titles.items()]
+    assert find_group(groups, "a").id[0] == 1
+    assert find_group(groups, "0202").id[0] == 2
+    assert find_group(groups, "abababab").id[0] == 0xAB
+    with pytest.raises(OperatorError, match="2 groups are called 'b'"):
+        find_group(groups, "b")
+    with pytest.raises(OperatorError, match="no group 'c' is known"):
+        find_group(groups, "c")
+    with pytest.raises(OperatorError, match="none yet"):
+        find_group([], "c")
+
+
+def test_a_file_travels_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "zdjęcie.bin"
+    path.write_bytes(b"\0\xff\r\n")
+    assert read_source(str(path), None) == (b"\0\xff\r\n", "zdjęcie.bin")
+    assert read_source(str(path), "other") == (b"\0\xff\r\n", "other")
