@@ -72,11 +72,10 @@ class Ready(Message, frozen=True):
 
 
 class Progress(Message, frozen=True):
-    """So far: `count` deliveries or receipts, the time of the last one, devices that are live now; `finished`: nothing
-    is owed any more (a sender: every envelope has its final receipt)."""
+    """So far: `count` deliveries or receipts, devices that are live now; of a sender also how many were `accepted`, and
+    whether it is `finished`: everything was sent and has its final receipt."""
 
     count: int
-    last_ns: int
     live: int
     finished: bool = False
     accepted: int = 0
@@ -114,7 +113,6 @@ class Sent(Message, frozen=True):
 
     codes: bytes
     latencies: bytes
-    last_ack_ns: int
     resubmitted: int
     late_us_max: int
     connects: int

@@ -187,8 +187,7 @@ class Receiver:
         if not self._ready and all(recipient.caught_up for recipient in self._recipients):
             self._ready = True
             self._control.say(Ready())
-        last = max(self._tally.last_ns)
-        self._control.say(Progress(self._tally.deliveries, last, self._net.live))
+        self._control.say(Progress(self._tally.deliveries, self._net.live))
         self._hub.at(now + _PROGRESS_NS, self._report)
 
     def _result(self) -> Received:

@@ -23,6 +23,7 @@ from relay.errors import PosthouseError
 _CONNECT_S = 60.0  # for all recipients to be live, and as much again for each thousand of them
 _LEAD_NS = NS // 2  # from Go to message 0, so that every process has heard of it
 QUIET_S = 15.0  # s; a node that is killed is back in less
+_LONGEST_S = 120.0  # after the last message was due, even if something still moves: a node that flaps has lost
 _LINGER_S = 0.5  # after everything came: what would come a second time has so long to do it
 _LOOK_S = 0.1
 
@@ -163,13 +164,13 @@ class _Run:
                 nursery.start_soon(self._kill, measured_ns + int(scenario.kill_at * NS))
             end_ns = start_ns + schedule.offset_ns(schedule.total)
             seen: list[Progress] = []
-            moved_ns = end_ns
+            moved_ns = 0
             while not self._complete(sender):
                 self._show(self._status("running", start_ns, sender))
                 now, before = time.monotonic_ns(), seen
                 seen = [worker.progress for worker in [sender, *self._receivers]]
-                moved_ns = max(moved_ns, now) if seen != before else moved_ns
-                if now > max(moved_ns, end_ns) + self._quiet_ns:
+                moved_ns = now if seen != before else moved_ns
+                if now > min(max(moved_ns, end_ns) + self._quiet_ns, end_ns + _LONGEST_S * NS):
                     break
                 await trio.sleep(_LOOK_S)
         self._meter.end(self._target.pid)

@@ -39,7 +39,8 @@ class Sender:
         self.start_ns = 0
         self.codes = bytearray(self.schedule.total)
         self.latencies = Latencies()
-        self.last_ack_ns = self.resubmitted = self.late_us_max = 0
+        self.resubmitted = self.late_us_max = 0
+        self._answered = self._accepted = 0
         self._unanswered: dict[bytes, tuple[int, bytes]] = {}  # id: (sequence, envelope), in sending order
         self._next = 0
         self._usage: tuple[float, float] = (0.0, 0.0)
@@ -113,7 +114,7 @@ class Sender:
 
     def _receipt(self, item: wire.ReceiptItem, now_ns: int) -> None:
         if item.id == digest(self._order.head):
-            if item.code >= 16:
+            if item.code >= wire.Code.STALE:
                 raise PeerError(f"the node refused the bench's roster: {_code_name(item.code)}")
             self.published = True
             return
@@ -121,17 +122,16 @@ class Sender:
             return
         sequence, _ = self._unanswered.pop(item.id)
         self.codes[sequence] = item.code
-        if item.code < 16:
-            self.last_ack_ns = now_ns
+        self._answered += 1
+        if item.code < wire.Code.STALE:
+            self._accepted += 1
             if sequence >= self.schedule.first_measured:
                 due_ns = self.start_ns + self.schedule.offset_ns(sequence)
                 self.latencies.add((now_ns - due_ns) // 1000)
 
     # --- the result ------------------------------------------------------------------------------
     def progress(self) -> Progress:
-        answered = len(self.codes) - self.codes.count(0)
-        accepted = sum(1 for code in self.codes if 0 < code < 16)
-        return Progress(answered, self.last_ack_ns, self._net.live, self.finished, accepted)
+        return Progress(self._answered, self._net.live, self.finished, self._accepted)
 
     def result(self) -> Sent:
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -139,7 +139,6 @@ class Sender:
         return Sent(
             codes=bytes(self.codes),
             latencies=self.latencies.encoded(),
-            last_ack_ns=self.last_ack_ns,
             resubmitted=self.resubmitted,
             late_us_max=self.late_us_max,
             connects=self._net.connects,

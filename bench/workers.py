@@ -33,7 +33,7 @@ class Worker:
 
     def __init__(self, name: str, process: trio.Process, log: Path) -> None:
         self.name = name
-        self.progress = Progress(0, 0, 0)
+        self.progress = Progress(0, 0)
         self.ready = trio.Event()
         self.done = trio.Event()
         self.result: Received | Sent | None = None
@@ -93,6 +93,7 @@ async def work(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
+            start_new_session=True,  # Ctrl-C reaches only the bench, which then ends them
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
     worker = Worker(name, process, log)
