@@ -15,6 +15,8 @@ from cluster.local.people import find_card
 from relay.client import Card, Client, Group, open_client
 from relay.errors import OperatorError
 
+NEWS_S = 2.0  # seconds for news of a group to be understood: its sender's record may still be looked up
+
 _group_argument: Decorator = click.argument("group_name", metavar="GROUP")
 _deadline: Decorator = deadline_option(SEND_S, "Give up waiting after so long.")
 
@@ -54,7 +56,7 @@ def add(name: str, group_name: str, members: tuple[str, ...], seconds: float, di
     store, cards = _people(directory, name, members)
 
     async def act(client: Client) -> None:
-        found = find_group(await _known_groups(client), group_name)
+        found = await _find(client, group_name)
         await client.add_to_group(found.id, cards)
         click.echo(f"added {len(cards)} to {found.title}")
 
@@ -80,7 +82,7 @@ def send_(
     content, file_name = read_source(source, title)
 
     async def act(client: Client) -> None:
-        found = find_group(await _known_groups(client), group_name)
+        found = await _find(client, group_name)
         sent = await client.send_group(found.id, content, name=file_name, wait=wait)
         click.echo(f"{wait}: {found.title} ({sent.id.hex()[:8]})")
 
@@ -98,6 +100,7 @@ def list_(name: str, seconds: float, directory: Path) -> None:
     async def act(client: Client) -> None:
         with trio.move_on_after(seconds / 2):
             await _catch_up(client)
+            await trio.sleep(NEWS_S / 4)
         for known in await client.groups():
             mine = "mine" if known.mine else "member"
             click.echo(f"{known.id.hex()[:16]}\t{known.title}\tv{known.version}\t{len(known.members)} members\t{mine}")
@@ -107,8 +110,7 @@ def list_(name: str, seconds: float, directory: Path) -> None:
 
 def find_group(groups: Sequence[Group], wanted: str) -> Group:
     """The group of that title or beginning of id. Raises OperatorError where it is none, or not only one."""
-    found = [known for known in groups if known.title == wanted]
-    found = found or [known for known in groups if len(wanted) >= 4 and known.id.hex().startswith(wanted.lower())]
+    found = _matching(groups, wanted)
     if len(found) == 1:
         return found[0]
     if found:
@@ -118,15 +120,24 @@ def find_group(groups: Sequence[Group], wanted: str) -> Group:
     raise OperatorError(f"no group {wanted!r} is known here", f"Known: {titles}")
 
 
-async def _known_groups(client: Client) -> list[Group]:
+async def _find(client: Client, wanted: str) -> Group:
+    """The group, as soon as it is known. Raises OperatorError."""
     await _catch_up(client)
-    return await client.groups()
+    with trio.move_on_after(NEWS_S):
+        while not _matching(await client.groups(), wanted):  # noqa: ASYNC110 - the client has no bell for groups
+            await trio.sleep(NEWS_S / 20)
+    return find_group(await client.groups(), wanted)
 
 
 async def _catch_up(client: Client) -> None:
     """Groups are learned from messages: take in what waits (it stays there for `recv`)."""
     if client.receives:
         await client.caught_up()
+
+
+def _matching(groups: Sequence[Group], wanted: str) -> list[Group]:
+    titled = [known for known in groups if known.title == wanted]
+    return titled or [known for known in groups if len(wanted) >= 4 and known.id.hex().startswith(wanted.lower())]
 
 
 def _people(directory: Path, name: str, members: Sequence[str]) -> tuple[Path, list[Card]]:
