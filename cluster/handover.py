@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import msgspec
 import structlog
 import trio
 
@@ -13,7 +16,7 @@ from relay.core import records
 from relay.core.envelope import To, read_header
 from relay.core.mailroom.state import Origin
 from relay.delivery import Delivery
-from relay.errors import Overloaded, PeerError, PosthouseError, ProtocolError, Refused
+from relay.errors import Overloaded, PeerError, ProtocolError, Refused, ResidencyError
 from relay.intake import Intake
 from relay.limits import LINK_DEADLINE_S
 from relay.office import Office
@@ -50,29 +53,42 @@ class Reception:
         last = request.first + len(request.items) - 1
         if request.first > vector + 1 or last <= vector:
             return _answer(origins.get(key, Origin()), request.first, last)
-        fresh = [
-            self._record(peer, request, number)
-            for number in range(max(request.first, vector + 1), last + 1)
-        ]
-        failed: list[PosthouseError] = []
-        self._intake.offer([records.encode_record(record) for record in fresh], failed.append)
+        fresh = [self._record(peer, request, number) for number in range(max(request.first, vector + 1), last + 1)]
+
+        def applied() -> bool:
+            return key in origins and origins[key].vector >= last
+
         with trio.move_on_after(LINK_DEADLINE_S / 2):
-            await self._delivery.wait_for(lambda: bool(failed) or (key in origins and origins[key].vector >= last))
-        if failed:
-            raise failed[0]
-        if key not in origins or origins[key].vector < last:
+            while (refused := await self._append(fresh, applied)) is not None:
+                _log.error("hand_over_refused", cell=peer.cell, number=fresh[refused.ordinal].number, text=refused.text)
+                fresh[refused.ordinal] = _refused(fresh[refused.ordinal])
+        if not applied():
             raise Overloaded("the journal did not take the hand-over in time")
         return _answer(origins[key], request.first, last)
+
+    async def _append(self, fresh: list[records.HandIn], applied: Callable[[], bool]) -> ResidencyError | None:
+        """Have the records written, and wait until they are applied; or what the disk writer has against one."""
+        refusals: list[ResidencyError] = []
+        with trio.CancelScope() as waiting:
+
+            def refused(error: ResidencyError) -> None:
+                refusals.append(error)
+                waiting.cancel()
+
+            self._intake.offer([records.encode_record(record) for record in fresh], refused)
+            await self._delivery.wait_for(applied)
+        return refusals[0] if refusals else None
 
     def _record(self, peer: Peer, request: linkwire.HandOver, number: int) -> records.HandIn:
         """The receiving node's own residency check (section 5, rule 2): bytes for a user who is not at home here are
         refused by number, and never reach the journal."""
         item = request.items[number - request.first]
-        what, body, part = item.what, item.item, item.part
-        if what == records.HANDIN_ENVELOPE and not self._is_ours(body):
-            _log.warning("not_at_home", cell=peer.cell, number=number)
-            what, body, part = records.HANDIN_REFUSED, b"", b""
-        return records.HandIn(peer.cell, request.origin_log, number, request.confirmed, what, body, part)
+        confirmed = request.confirmed
+        record = records.HandIn(peer.cell, request.origin_log, number, confirmed, item.what, item.item, item.part)
+        if item.what != records.HANDIN_ENVELOPE or self._is_ours(item.item):
+            return record
+        _log.warning("not_at_home", cell=peer.cell, number=number)
+        return _refused(record)
 
     def _is_ours(self, envelope: bytes) -> bool:
         try:
@@ -80,6 +96,11 @@ class Reception:
         except ProtocolError:
             return False
         return header.kind is To.ROSTER or header.to in self._delivery.room.state.users
+
+
+def _refused(record: records.HandIn) -> records.HandIn:
+    """The same number without the bytes."""
+    return msgspec.structs.replace(record, what=records.HANDIN_REFUSED, item=b"", part=b"")
 
 
 def _answer(origin: Origin, first: int, last: int) -> linkwire.HandOverAnswer:

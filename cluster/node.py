@@ -80,9 +80,9 @@ class Node:
         self._metrics = metrics
         self._delivery = delivery
         self._intake = Intake(journal, metrics)
-        self._steward = Steward(journal, delivery, self._intake, metrics, env.clock)
+        self._steward = Steward(journal, delivery, self._intake, metrics)
         abroad = LinksAbroad(links)
-        self._office = Office(identity, config.root, delivery, self._intake, directory, abroad, metrics, env.clock)
+        self._office = Office(identity, config.root, delivery, self._intake, directory, abroad, metrics)
         self._reception = Reception(delivery, self._intake, self._office, directory)
         self._forwarders = Forwarders(journal, delivery, self._intake, links, metrics, env)
         limits = config.limits

@@ -78,6 +78,10 @@ class Delivery:
         self._applied = trio.Event()
         self.outbox_grew: Callable[[str], None] = lambda cell: None
 
+    def time_ms(self) -> int:
+        """The log's time, Unix ms: what admission goes by, and what clients are told."""
+        return self._journal.time_ms()
+
     # --- following -------------------------------------------------------------------------------
     async def run(self) -> None:
         """Apply blocks until cancelled. Raises DiskFailed or StoreDamaged: the node stops."""

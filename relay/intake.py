@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from relay.errors import Overloaded, PosthouseError, ResidencyError
+from relay.errors import Overloaded, ResidencyError
 from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
 from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
 _log = structlog.get_logger("relay.intake")
-OnRefused = Callable[[PosthouseError], None]
+OnRefused = Callable[[ResidencyError], None]
 
 
 @dataclass(frozen=True, slots=True)

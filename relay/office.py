@@ -16,11 +16,11 @@ from relay.core.route import route
 from relay.core.trust import HomeRecord, Root, check_current, verify_chain
 from relay.core.wire import Code, Fault
 from relay.delivery import Delivery, send_receipt
-from relay.errors import AuthError, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError
+from relay.errors import AuthError, Overloaded, ProtocolError, Refused, ResidencyError, RolledBack, TrustError
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
 from relay.observe.metrics import Metrics
-from relay.ports import Abroad, Clock, Directory
+from relay.ports import Abroad, Directory
 
 _log = structlog.get_logger("relay.office")
 _APPLY_S = 10.0  # seconds to wait for a record of ours to be applied: within the gateway's handshake deadline
@@ -31,7 +31,7 @@ class Office:
 
     def __init__(
         self, identity: Identity, root: Root, delivery: Delivery, intake: Intake, directory: Directory, abroad: Abroad,
-        metrics: Metrics, clock: Clock,
+        metrics: Metrics,
     ) -> None:
         self.identity = identity
         self._root = root
@@ -40,7 +40,6 @@ class Office:
         self._directory = directory
         self._abroad = abroad
         self._metrics = metrics
-        self._clock = clock
 
     # --- sessions --------------------------------------------------------------------------------
     async def admit(self, user: bytes, device: bytes, records_: Sequence[bytes]) -> None:
@@ -50,12 +49,12 @@ class Office:
         record = known.record if known else None
         try:
             if records_:
-                newest = verify_chain(records_, self._root, self._clock.wall_ms(), user, record)
+                newest = verify_chain(records_, self._root, self._delivery.time_ms(), user, record)
                 await self._enrol(newest, record, records_)
                 record = newest
             if record is None:
                 raise Refused(Fault.NOT_HOME, "this user is not at home here", "Send the home records with AUTH")
-            check_current(record, self._clock.wall_ms())
+            check_current(record, self._delivery.time_ms())
         except TrustError as error:
             raise AuthError(f"the home records do not hold: {error.text}", error.remedy) from None
         enrolled = state.devices.get(device)
@@ -95,7 +94,7 @@ class Office:
         version = room.state.users[line.user].record.version
         if not hello.receive:
             self._delivery.attach(line)
-            return Started(log_id, device.cursor, 0, version, self._clock.wall_ms())
+            return Started(log_id, device.cursor, 0, version, self._delivery.time_ms())
         cursor = hello.cursor if same_log else 0
         session = records.Session(line.device, self.identity.node, nonce, cursor)
         self._intake.offer([records.encode_record(session)])
@@ -108,7 +107,7 @@ class Office:
             raise Refused(Fault.FENCED, "the device started a newer session")
         self._delivery.attach(line)
         self._delivery.sit(line, started, started.cursor)
-        return Started(log_id, started.cursor, started.position, version, self._clock.wall_ms())
+        return Started(log_id, started.cursor, started.position, version, self._delivery.time_ms())
 
     async def serve(self, line: Line) -> None:
         """See relay.gateway.api.Office."""
@@ -152,7 +151,7 @@ class Office:
         return own.record if own else await self._directory.lookup(header.to, hint)
 
     def _offer(self, line: Line, taken: list[bytes], ids: list[bytes]) -> None:
-        def refused(error: PosthouseError) -> None:
+        def refused(error: ResidencyError) -> None:
             self._receipt(line, [self._outcome(own, Code.NOT_PERMITTED) for own in ids])
 
         try:

@@ -68,6 +68,9 @@ class Journal(Protocol):
     def tip(self) -> int:
         """Index of the newest committed block; 0 in a new log."""
 
+    def time_ms(self) -> int:
+        """The log's time, Unix ms: about what the next block is stamped with (rule 14). Never goes back."""
+
     async def append(self, records: Sequence[bytes]) -> None:
         """Commit records, in this order, in one block (at most MAX_BLOCK bytes, MAX_BLOCK_RECORDS). Returns when they
         are durable; raises ResidencyError where the disk writer refuses one (then none is written). One caller at a

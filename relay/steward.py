@@ -15,7 +15,7 @@ from relay.errors import Overloaded
 from relay.intake import Intake
 from relay.limits import CARRY_BATCH, CARRY_LIVE_SHARE, CARRY_STRETCH, CHECKPOINT_BYTES
 from relay.observe.metrics import Metrics
-from relay.ports import Clock, Journal
+from relay.ports import Journal
 
 _log = structlog.get_logger("relay.steward")
 _LOOK_S = 1.0  # seconds between two looks: how late an expiry may be in an idle log
@@ -25,12 +25,11 @@ _APPLY_S = 30.0  # seconds for a carry to be applied before the steward looks ag
 class Steward:
     """One task runs `run`; `save` is called once more after everything else has stopped."""
 
-    def __init__(self, journal: Journal, delivery: Delivery, intake: Intake, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, journal: Journal, delivery: Delivery, intake: Intake, metrics: Metrics) -> None:
         self._journal = journal
         self._delivery = delivery
         self._intake = intake
         self._metrics = metrics
-        self._clock = clock
         self._saved = delivery.room.state.index
         self._tried = 0
 
@@ -61,7 +60,7 @@ class Steward:
     def _tick_if_due(self) -> None:
         """Rule 14: a due expiry makes a block even when nobody writes."""
         expiries = self._delivery.room.state.expiries
-        if expiries and expiries[0][0] <= self._clock.wall_ms():
+        if expiries and expiries[0][0] <= self._journal.time_ms():
             try:
                 self._intake.offer([records.encode_record(records.Tick())])
             except Overloaded:

@@ -235,10 +235,12 @@ class Incoming:
 
     # --- waiting ---------------------------------------------------------------------------------
     def _wait(self, envelope: bytes, wait: _Wait) -> None:
-        self._db.execute(
+        found = envelope_id(envelope) if self._dedup else None
+        new = self._db.execute(
             "INSERT OR IGNORE INTO waiting (id, cause, hint, expires, envelope) VALUES (?,?,?,?,?)",
-            (envelope_id(envelope), wait.cause, wait.hint, read_header(envelope).expires, envelope),
-        )
+            (found, wait.cause, wait.hint, read_header(envelope).expires, envelope),
+        ).rowcount
+        self.effects.counts["duplicates_dropped"] += not new
         if wait.cause[:1] == b"u":
             self.effects.wanted[wait.cause[1:]] = wait.hint
         self._waited = True

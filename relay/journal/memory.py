@@ -32,6 +32,9 @@ class MemoryJournal:
     def tip(self) -> int:
         return self._tail.tip
 
+    def time_ms(self) -> int:
+        return self._tail.time_ms()
+
     async def append(self, records: Sequence[bytes]) -> None:
         await trio.lowlevel.checkpoint()
         facts = self._residency.check(records) if self._residency else ()

@@ -53,6 +53,9 @@ class SoloJournal:
     def tip(self) -> int:
         return self._tail.tip
 
+    def time_ms(self) -> int:
+        return self._tail.time_ms()
+
     async def append(self, records: Sequence[bytes]) -> None:
         async with self._writing:
             self._store.check()

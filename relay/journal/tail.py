@@ -48,8 +48,11 @@ class Tail:
         """The block that a commit would add now. Raises ValueError beyond the bounds of a block."""
         if not 0 < len(records) <= MAX_BLOCK_RECORDS or sum(map(len, records)) > MAX_BLOCK:
             raise ValueError(f"a block has 1 to {MAX_BLOCK_RECORDS} records and at most {MAX_BLOCK} bytes of them")
-        time = max(self._time, self._stamp.now())
-        return make_block(self.log_id, self.tip + 1, self._prev, time, records)
+        return make_block(self.log_id, self.tip + 1, self._prev, self.time_ms(), records)
+
+    def time_ms(self) -> int:
+        """The log's time: what the next block is stamped with if it is made now (rule 14)."""
+        return max(self._time, self._stamp.now())
 
     def commit(self, block: Block) -> None:
         """`block` is durable: it becomes the tip, and followers get it."""

@@ -139,11 +139,11 @@ class Cell:
         self.metrics = Metrics()
         self.delivery = Delivery(self.journal, Mailroom(CELL, self.journal.log_id), self.metrics, env.clock)
         self.intake = Intake(self.journal, self.metrics)
-        self.steward = Steward(self.journal, self.delivery, self.intake, self.metrics, env.clock)
+        self.steward = Steward(self.journal, self.delivery, self.intake, self.metrics)
         self.directory, self.abroad = FakeDirectory(), FakeAbroad()
         identity = Identity("norden", CELL, "n1", self.journal.log_id)
         self.office = Office(
-            identity, make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics, env.clock
+            identity, make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics
         )
 
     @property

@@ -1,0 +1,95 @@
+"""What another cell hands over: in order, once, and never the bytes of somebody who is not at home here."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from cluster.core import linkwire
+from cluster.handover import Reception
+from relay.core import records
+from relay.core.wire import Code
+from relay.errors import ResidencyError
+from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv
+from tests.relay.core.mailroom.conftest import User
+from tests.relay.test_office import seal
+
+PEER = linkwire.Peer("sauda", ABROAD, "n1")
+
+
+def hand_over(first, *items, log=b"o" * 16, confirmed=0):
+    listed = tuple(linkwire.HandItem(records.HANDIN_ENVELOPE, item, b"") for item in items)
+    return linkwire.HandOver(log, confirmed, first, listed)
+
+
+class Opened:
+    """A cell with bob at home, and its reception."""
+
+    async def __aenter__(self):
+        self._manager = trio.open_nursery()
+        self.nursery = await self._manager.__aenter__()
+        self.cell = Cell(FakeEnv())
+        self.nursery.start_soon(self.cell.delivery.run)
+        self.nursery.start_soon(self.cell.intake.run)
+        self.bob = User("bob", CELL)
+        self.bob.record("b1")
+        self.line = await self.cell.join(self.nursery, self.bob, "b1")
+        self.reception = Reception(self.cell.delivery, self.cell.intake, self.cell.office, None)
+        return self
+
+    async def __aexit__(self, *error):
+        self.nursery.cancel_scope.cancel()
+        return await self._manager.__aexit__(*error)
+
+    def delivered(self):
+        return [message.envelope for message in self.line.messages if hasattr(message, "envelope")]
+
+
+async def test_in_order_and_once(autojump_clock):
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(6)]
+        early = await world.reception(PEER, hand_over(3, *sealed[2:]))
+        assert (early.vector, early.outcomes) == (0, ())
+        first = await world.reception(PEER, hand_over(1, *sealed[:3]))
+        assert first.vector == 3
+        assert [(o.number, o.code) for o in first.outcomes] == [(n, Code.STORED) for n in (1, 2, 3)]
+        repeated = await world.reception(PEER, hand_over(2, *sealed[1:], confirmed=1))
+        assert repeated.vector == 6 and [o.number for o in repeated.outcomes] == [2, 3, 4, 5, 6]
+        await wait_all_tasks_blocked()
+        assert world.delivered() == sealed
+
+
+async def test_bytes_for_somebody_else_are_refused_by_number_and_never_written(autojump_clock):
+    async with Opened() as world:
+        foreign, good = seal(world.cell, bytes(32), body=b"foreign bytes"), seal(world.cell, world.bob.id)
+        answer = await world.reception(PEER, hand_over(1, foreign, b"not an envelope", good))
+        assert [o.code for o in answer.outcomes] == [Code.UNKNOWN_USER, Code.UNKNOWN_USER, Code.STORED]
+        blocks = [await world.cell.journal.read(index) for index in range(1, world.cell.journal.tip + 1)]
+        assert not any(b"foreign bytes" in record for block in blocks for record in block.records)
+
+
+async def test_what_the_disk_writer_refuses_is_refused_by_number(autojump_clock, monkeypatch):
+    async with Opened() as world:
+        append = world.cell.journal.append
+
+        async def strict(items):
+            for ordinal, item in enumerate(items):
+                if b"forbidden" in item:
+                    raise ResidencyError("not here", ordinal=ordinal)
+            await append(items)
+
+        monkeypatch.setattr(world.cell.journal, "append", strict)
+        sealed = [seal(world.cell, world.bob.id, body=body) for body in (b"one", b"forbidden", b"three")]
+        answer = await world.reception(PEER, hand_over(1, *sealed))
+        assert answer.vector == 3
+        assert [o.code for o in answer.outcomes] == [Code.STORED, Code.UNKNOWN_USER, Code.STORED]
+        await wait_all_tasks_blocked()
+        assert world.delivered() == [sealed[0], sealed[2]]
+
+
+async def test_two_logs_of_one_cell_are_counted_apart(autojump_clock):
+    async with Opened() as world:
+        for log in (b"o" * 16, b"p" * 16):
+            answer = await world.reception(PEER, hand_over(1, seal(world.cell, world.bob.id, body=log), log=log))
+            assert answer.vector == 1
+        assert len(world.delivered()) == 2
