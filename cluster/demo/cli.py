@@ -68,8 +68,9 @@ async def play(layout: Layout, console: Console, chapters: Sequence[Chapter]) ->
     async with LocalFederation(layout) as federation, trio.open_nursery() as nursery:
         nursery.start_soon(federation.died)
         stage = Stage(layout, federation, nursery)
-        await trio.to_thread.run_sync(stage.enrol, time.time_ns() // 1_000_000)
-        await federation.start_all()
+        async with trio.open_nursery() as opening:
+            opening.start_soon(federation.start_all)
+            opening.start_soon(trio.to_thread.run_sync, stage.enrol, time.time_ns() // 1_000_000)
         for number, chapter in enumerate(chapters, 1):
             begun = trio.current_time()
             with console.status(f"{chapter.title} …"):

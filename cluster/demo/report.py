@@ -93,28 +93,22 @@ MAX_SHOWN = 20  # findings on the terminal
 def _resting(audit: Audit) -> Table:
     table = Table(title=f"What rests where, {audit.when}", title_justify="left")
     table.add_column("region")
-    table.add_column("envelopes of its own users")
-    table.add_column("in its outboxes, from its own senders")
-    table.add_column("foreign bytes", justify="right")
-    table.add_column("in the open", justify="right")
-    table.add_column("scanned", justify="right")
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    table.add_column("KiB", justify="right")
+    table.add_column("whose")
     for shelf in audit.shelves:
-        table.add_row(
-            shelf.region,
-            _counts(shelf.home, shelf.home_bytes, "of"),
-            _counts(shelf.transit, shelf.transit_bytes, "for"),
-            _number(shelf.foreign_bytes),
-            _number(shelf.in_the_open),
-            f"{shelf.files} files, {shelf.file_bytes // KIB} KiB",
-        )
+        table.add_row(shelf.region, "envelopes, at home", *_counts(shelf.home, shelf.home_bytes, ""))
+        table.add_row("", "outbox copies of own senders", *_counts(shelf.transit, shelf.transit_bytes, "for "))
+        table.add_row("", "foreign bytes", _number(shelf.foreign_bytes))
+        scanned = f"scanned: {shelf.files} files, {shelf.file_bytes // KIB} KiB"
+        table.add_row("", "found in the open", _number(shelf.in_the_open), "", scanned, end_section=True)
     return table
 
 
-def _counts(counts: Counter[str], size: int, word: str) -> str:
-    if not counts:
-        return "0"
-    whose = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-    return f"{counts.total()} ({size // KIB} KiB) {word} {whose}"
+def _counts(counts: Counter[str], size: int, word: str) -> tuple[str, str, str]:
+    whose = ", ".join(f"{word}{name} {count}" for name, count in sorted(counts.items()))
+    return str(counts.total()), str(size // KIB), whose
 
 
 def _counted(result: Result) -> Table:

@@ -33,7 +33,7 @@ from relay.journal.seal import StorageRing
 NAMES = ("anna", "bruno", "chiara", "dmitri", "elif", "farah", "goran", "hanh", "imre", "jiwoo", "klara", "luis")
 DEVICES = (3, 3, 2, 2)  # of the first, second, … person of a region, and round again
 ACCEPTED_S = 45.0  # seconds until a message is accepted; a node that was killed is back long before
-IN_FLIGHT = 16  # messages that one device has on the way to acceptance at a time
+IN_FLIGHT = 32  # messages that one device has on the way to acceptance at a time
 TONGUES = (
     "See you at the posthouse at nine.",
     "Do zobaczenia w zajeździe o dziewiątej.",

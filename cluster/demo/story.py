@@ -14,7 +14,7 @@ from cluster.demo.stage import Gadget, Person, Stage
 SETTLE_S = 40.0  # seconds in which everything accepted must have reached everybody; far more than it takes
 UNANSWERED = 50  # submits that must be without an answer when the node is killed
 KILLS = 4  # times the node is killed at most until that many were unanswered for certain
-CUT_S = 1.5  # seconds the region stays cut off after everything bound for it was accepted
+CUT_S = 1.0  # seconds the region stays cut off after everything bound for it was accepted
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ async def arrive(stage: Stage) -> str:
 
 async def within_a_region(stage: Stage) -> str:
     pairs = pairs_of(stage, lambda one, other: one.region == other.region)
-    count = await stage.volley(spread(pairs, 440))
+    count = await stage.volley(spread(pairs, 400))
     await stage.settled(SETTLE_S, "within a region")
     return f"{count} messages"
 
 
 async def across_a_border(stage: Stage) -> str:
     pairs = pairs_of(stage, lambda one, other: one.region != other.region)
-    count = await stage.volley(spread(pairs, 480))
+    count = await stage.volley(spread(pairs, 460))
     await stage.settled(SETTLE_S, "across a border")
     return f"{count} messages"
 
@@ -84,9 +84,9 @@ async def while_some_are_offline(stage: Stage) -> str:
     gadgets = [gadget for person in absent for gadget in person.gadgets]
     await stage.go_offline(gadgets)
     pairs = pairs_of(stage, lambda one, other: one not in absent and other in absent)
-    count = await stage.volley(spread(pairs, 330))
+    count = await stage.volley(spread(pairs, 280))
     waiting = stage.ledger.awaited()
-    if sum(waiting[gadget.id] for gadget in gadgets) != sum(len(to.gadgets) for _, to in spread(pairs, 330)):
+    if sum(waiting[gadget.id] for gadget in gadgets) != sum(len(to.gadgets) for _, to in spread(pairs, 280)):
         stage.failures.append("offline: mail reached a device that was offline")
     await stage.come_online(gadgets)
     await stage.settled(SETTLE_S, "offline")
@@ -111,8 +111,8 @@ async def _crash(stage: Stage, region: str) -> int:
     pairs = [(writer, to) for to in stage.people for writer in writers if to is not writer.owner]
     hanging = stage.unanswered[region]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(stage.volley, spread(pairs, 360))
-        await stage.until(lambda: len(hanging & stage.written) >= 2 * UNANSWERED, SETTLE_S)
+        nursery.start_soon(stage.volley, spread(pairs, 320))
+        await stage.until(lambda: len(hanging & stage.written) >= 3 * UNANSWERED, SETTLE_S)
         stage.federation.kill(region)
         stage.nodes_killed += 1
         on_the_wire = hanging & stage.written
@@ -128,11 +128,11 @@ async def while_a_region_is_cut_off(stage: Stage) -> str:
     border.cut()
     over = pairs_of(stage, lambda one, other: (one.region == region) != (other.region == region))
     home = pairs_of(stage, lambda one, other: one.region == other.region == region)
-    count = await stage.volley(spread(over, 380))
-    count += await stage.volley(spread(home, 60))
+    count = await stage.volley(spread(over, 360))
+    count += await stage.volley(spread(home, 40))
     await trio.sleep(CUT_S)
     waiting = stage.ledger.open
-    if waiting != sum(len(to.gadgets) for _, to in spread(over, 380)):
+    if waiting != sum(len(to.gadgets) for _, to in spread(over, 360)):
         stage.failures.append(f"the cut: {waiting} deliveries waited, which is not what was sent over the border")
     border.heal()
     healed = trio.current_time()
@@ -149,7 +149,7 @@ async def while_the_lights_are_out(stage: Stage) -> str:
     await stage.go_offline(gadgets)
     border.cut()
     pairs = pairs_of(stage, lambda one, other: one not in absent)
-    count = await stage.volley(spread(pairs, 120))
+    count = await stage.volley(spread(pairs, 100))
     for region in stage.regions:
         stage.federation.kill(region)
         stage.nodes_killed += 1

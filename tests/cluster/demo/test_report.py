@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,16 @@ from rich.console import Console
 
 from cluster.demo.audit import Shelf
 from cluster.demo.ledger import Account
-from cluster.demo.report import Result, show, write_json
+from cluster.demo.report import Audit, Result, show, write_json
 
-GOOD = Result(Account(2000, 5000, 5000, 0, 0, 0, 1, 0), 4100, 3, [Shelf("here", home=7, files=4)], 1, 42.123)
+
+
+def audit(shelf: Shelf) -> list[Audit]:
+    return [Audit("at the end", [shelf])]
+
+
+CLEAN = Shelf("here", home=Counter(anna=7), transit=Counter(there=2), files=4)
+GOOD = Result(Account(2000, 5000, 5000, 0, 0, 0, 1, 0), 4100, 3, audit(CLEAN), 1, 42.123)
 
 
 def test_the_json_has_exactly_the_promised_keys(tmp_path: Path) -> None:
@@ -29,9 +37,9 @@ def test_the_json_has_exactly_the_promised_keys(tmp_path: Path) -> None:
         replace(GOOD, account=replace(GOOD.account, duplicated=1)),
         replace(GOOD, account=replace(GOOD.account, reordered=1)),
         replace(GOOD, account=replace(GOOD.account, strange=1)),
-        replace(GOOD, shelves=[Shelf("here", foreign_bytes=1)]),
-        replace(GOOD, shelves=[Shelf("here", in_the_open=1)]),
-        replace(GOOD, shelves=[Shelf("here", findings=["a stray"])]),
+        replace(GOOD, audits=audit(Shelf("here", foreign_bytes=1))),
+        replace(GOOD, audits=audit(Shelf("here", in_the_open=1))),
+        replace(GOOD, audits=audit(Shelf("here", findings=["a stray"]))),
         replace(GOOD, failures=["the border did not hold"]),
     ],
 )  # fmt: skip
@@ -41,8 +49,9 @@ def test_anything_wrong_is_not_clean(bad: Result) -> None:
 
 def test_people_see_what_was_found() -> None:
     console = Console(record=True, width=160, force_terminal=False)
-    show(console, replace(GOOD, shelves=[Shelf("here", in_the_open=30, findings=["plaintext (raw) in log"] * 30)]))
+    show(console, replace(GOOD, audits=audit(Shelf("here", in_the_open=30, findings=["plaintext (raw) in log"] * 30))))
     text = console.export_text()
     assert "here: plaintext (raw) in log" in text and "10 more" in text and "went wrong" in text
     show(console, GOOD)
-    assert "Nothing lost" in console.export_text()
+    text = console.export_text()
+    assert "Nothing lost" in text and "anna 7" in text and "for there 2" in text
