@@ -365,7 +365,7 @@ class Federation:
         while self.outbox:
             origin, home, envelope, device = self.outbox[0]
             if origin.faults.cut or home.faults.cut:
-                return
+                break
             self.outbox.popleft()
             header = read_header(envelope)
             code, newest = Code.STORED, 0
@@ -377,8 +377,9 @@ class Federation:
             else:
                 newest = max(home.rosters.get(header.to, {0: None}))
                 home.take_roster(header, envelope)
-            home.pump()
             origin.outcome(device, wire.ReceiptItem(envelope_id(envelope), code, 1, newest, home.name))
+        for cell in self.cells.values():
+            cell.pump()
 
     def heal(self) -> None:
         for cell in self.cells.values():

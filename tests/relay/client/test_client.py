@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
-from relay.client import (
-    Card, Client, Fenced, Message, NotReceiving, SendRefused, TooLarge, add_device, open_client,
-)  # fmt: skip
+from relay.client import Card, Fenced, NotReceiving, SendRefused, TooLarge, add_device
 from relay.core.wire import Code
 from relay.errors import OperatorError, RolledBack, StoreLocked
 from relay.limits import CHUNK
-from tests.relay.client.fake_cell import Federation, enrol, federation, tell
-
-
-@pytest.fixture
-async def fed(autojump_clock: trio.testing.MockClock) -> AsyncIterator[Federation]:
-    async with federation() as made:
-        yield made
-
-
-def opened(fed: Federation, path: Path, **more: object) -> AbstractAsyncContextManager[Client]:
-    return open_client(path, seams=fed.seams(), **more)  # type: ignore[arg-type]
-
-
-async def collect(client: Client, count: int) -> list[Message]:
-    out: list[Message] = []
-    with trio.fail_after(300):
-        async for message in client.messages():
-            out.append(message)
-            if len(out) == count:
-                break
-    return out
-
-
-async def rest(client: Client, seconds: float = 20) -> list[Message]:
-    """What else comes."""
-    out: list[Message] = []
-    with trio.move_on_after(seconds):
-        async for message in client.messages():
-            out.append(message)
-    return out
-
-
-def texts(messages: list[Message]) -> list[str]:
-    return [message.content.decode() for message in messages]
+from tests.relay.client.fake_cell import Federation, enrol, tell
+from tests.relay.client.helpers import collect, opened, rest, texts
 
 
 @pytest.mark.parametrize("home", ["norden", "sueden"])
-async def test_a_message_arrives(fed: Federation, tmp_path: Path, home: str) -> None:
+async def test_a_message_arrives(clock: MockClock, fed: Federation, tmp_path: Path, home: str) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", home)
     async with opened(fed, a) as alice, opened(fed, b) as bob:
         sent = await alice.send(bob.card, b"hello", wait="stored")
@@ -67,7 +32,7 @@ async def test_a_message_arrives(fed: Federation, tmp_path: Path, home: str) -> 
     assert fed.cells[f"{home}/1"].cursors[bob.device] >= 1
 
 
-async def test_texts_of_the_world_and_names(fed: Federation, tmp_path: Path) -> None:
+async def test_texts_of_the_world_and_names(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     words = ["Zażółć gęślą jaźń", "Съешь ещё этих мягких булок", "Tôi có thể ăn thủy tinh", "나는 유리를 먹을 수 있어요",
              "👩‍👩‍👧‍👦", "\u202eabc", "a\u0000b", "", "é", "e\u0301"]  # fmt: skip
@@ -79,7 +44,7 @@ async def test_texts_of_the_world_and_names(fed: Federation, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 20 * CHUNK + 5])
-async def test_big_content_is_chunked(fed: Federation, tmp_path: Path, size: int) -> None:
+async def test_big_content_is_chunked(clock: MockClock, fed: Federation, tmp_path: Path, size: int) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     content = bytes(i * 7 % 251 for i in range(size))
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -92,7 +57,7 @@ async def test_big_content_is_chunked(fed: Federation, tmp_path: Path, size: int
             await alice.send(bob.card, bytes(33 * 1024 * 1024))
 
 
-async def test_who_is_away_collects_later(fed: Federation, tmp_path: Path) -> None:
+async def test_who_is_away_collects_later(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     async with opened(fed, b) as bob:
         card = bob.card
@@ -107,7 +72,7 @@ async def test_who_is_away_collects_later(fed: Federation, tmp_path: Path) -> No
         assert texts(await rest(bob)) == ["39"]
 
 
-async def test_offline_sends_go_when_the_node_is_back(fed: Federation, tmp_path: Path) -> None:
+async def test_offline_sends_go_when_the_node_is_back(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     fed.cells["norden/1"].down = True
     async with opened(fed, b) as bob:
@@ -121,7 +86,7 @@ async def test_offline_sends_go_when_the_node_is_back(fed: Federation, tmp_path:
             assert texts(await collect(bob, 2)) == ["one", "two"]
 
 
-async def test_connections_that_die_at_any_moment(fed: Federation, tmp_path: Path) -> None:
+async def test_connections_that_die_at_any_moment(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     north, south = fed.cells["norden/1"], fed.cells["sueden/1"]
     async with opened(fed, a) as alice, opened(fed, b) as bob, trio.open_nursery() as nursery:
@@ -146,7 +111,7 @@ async def test_connections_that_die_at_any_moment(fed: Federation, tmp_path: Pat
     assert len(north.submitted) > len(set(north.submitted)) == 100  # again means: the same bytes
 
 
-async def test_frames_repeated_and_reordered_on_the_wire(fed: Federation, tmp_path: Path) -> None:
+async def test_frames_repeated_and_reordered_on_the_wire(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     fed.cells["sueden/1"].faults.deliver = lambda frames: [*reversed(frames), *frames]
     fed.cells["sueden/1"].faults.cut = True
@@ -162,7 +127,7 @@ async def test_frames_repeated_and_reordered_on_the_wire(fed: Federation, tmp_pa
         assert bob.stats.duplicates_dropped == 30 and bob.stats.gaps == 0
 
 
-async def test_dedup_off_shows_the_duplicates(fed: Federation, tmp_path: Path) -> None:
+async def test_dedup_off_shows_the_duplicates(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     """The defect that the demo's test plants."""
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     fed.cells["norden/1"].faults.deliver = lambda frames: [*frames, *frames]
@@ -171,7 +136,7 @@ async def test_dedup_off_shows_the_duplicates(fed: Federation, tmp_path: Path) -
         assert texts(await collect(bob, 2)) == ["x", "x"]
 
 
-async def test_a_lost_message_is_a_marked_gap_and_late_when_it_comes(fed: Federation, tmp_path: Path) -> None:
+async def test_a_lost_message_is_a_marked_gap_and_late_when_it_comes(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     cell = fed.cells["norden/1"]
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -192,7 +157,7 @@ async def test_a_lost_message_is_a_marked_gap_and_late_when_it_comes(fed: Federa
         assert bob.stats.gaps == 1 and bob.stats.late == 1
 
 
-async def test_stale_is_sealed_anew_under_the_same_counter(fed: Federation, tmp_path: Path) -> None:
+async def test_stale_is_sealed_anew_under_the_same_counter(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     fed.cells["norden/1"].faults.stale = 3
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -202,7 +167,7 @@ async def test_stale_is_sealed_anew_under_the_same_counter(fed: Federation, tmp_
         assert alice.stats.resealed == 3 and bob.stats.gaps == 0
 
 
-async def test_a_wrong_clock_does_not_matter(fed: Federation, tmp_path: Path) -> None:
+async def test_a_wrong_clock_does_not_matter(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     fed.skew = 3_600_000
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -211,7 +176,7 @@ async def test_a_wrong_clock_does_not_matter(fed: Federation, tmp_path: Path) ->
         await collect(bob, 1)
 
 
-async def test_a_client_that_was_away_for_hours_seals_anew(fed: Federation, tmp_path: Path) -> None:
+async def test_a_client_that_was_away_for_hours_seals_anew(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     """The envelope was taken, the answer lost, and the node has forgotten its id: the repeat is removed by counter."""
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     cell = fed.cells["norden/1"]
@@ -229,7 +194,7 @@ async def test_a_client_that_was_away_for_hours_seals_anew(fed: Federation, tmp_
         assert alice.stats.resealed == 1 and bob.stats.duplicates_dropped == 1
 
 
-async def test_retryable_refusals_are_retried(fed: Federation, tmp_path: Path) -> None:
+async def test_retryable_refusals_are_retried(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     fed.cells["norden/1"].faults.overloaded = 4
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -237,7 +202,7 @@ async def test_retryable_refusals_are_retried(fed: Federation, tmp_path: Path) -
         assert texts(await collect(bob, 1)) == ["x"]
 
 
-async def test_final_refusals_are_typed(fed: Federation, tmp_path: Path) -> None:
+async def test_final_refusals_are_typed(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     async with opened(fed, a) as alice, opened(fed, b) as bob:
         with pytest.raises(SendRefused) as unknown:
@@ -260,7 +225,7 @@ async def test_final_refusals_are_typed(fed: Federation, tmp_path: Path) -> None
         assert message.content == b"z"
 
 
-async def test_a_region_that_is_cut_off_gets_its_mail_later(fed: Federation, tmp_path: Path) -> None:
+async def test_a_region_that_is_cut_off_gets_its_mail_later(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     fed.cells["sueden/1"].faults.cut = True
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -279,7 +244,7 @@ async def test_a_region_that_is_cut_off_gets_its_mail_later(fed: Federation, tmp
         assert texts(await collect(bob, 3)) == ["before the lookup", "then", "cut"]
 
 
-async def test_other_devices_of_both_get_it(fed: Federation, tmp_path: Path) -> None:
+async def test_other_devices_of_both_get_it(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     paths = {name: enrol(fed, tmp_path / name, region) for name, region in (("a", "norden"), ("b", "sueden"))}
     for name, region in (("a", "norden"), ("b", "sueden")):
         of = paths[name]
@@ -301,7 +266,7 @@ async def test_other_devices_of_both_get_it(fed: Federation, tmp_path: Path) -> 
         assert alice.stats.unreadable == bob.stats.unreadable == 0
 
 
-async def test_a_device_that_the_sender_did_not_know_is_sealed_for(fed: Federation, tmp_path: Path) -> None:
+async def test_a_device_that_the_sender_did_not_know_is_sealed_for(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     async with opened(fed, a) as alice, opened(fed, b) as bob:
         await alice.send(bob.card, b"old", wait="stored")
@@ -316,7 +281,7 @@ async def test_a_device_that_the_sender_did_not_know_is_sealed_for(fed: Federati
             assert texts(await rest(bob)) == ["old", "0", "1", "2", "3", "4"]
 
 
-async def test_a_version_that_nobody_has_is_not_waited_for(fed: Federation, tmp_path: Path) -> None:
+async def test_a_version_that_nobody_has_is_not_waited_for(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     fed.cells["norden/1"].faults.newest = 9
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -325,7 +290,7 @@ async def test_a_version_that_nobody_has_is_not_waited_for(fed: Federation, tmp_
             await alice.drained()
 
 
-async def test_a_rolled_back_node_is_loud(fed: Federation, tmp_path: Path) -> None:
+async def test_a_rolled_back_node_is_loud(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     cell = fed.cells["norden/1"]
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -340,7 +305,7 @@ async def test_a_rolled_back_node_is_loud(fed: Federation, tmp_path: Path) -> No
             await bob.send(alice.card, b"y")
 
 
-async def test_a_renewed_log_starts_from_its_own_cursor(fed: Federation, tmp_path: Path) -> None:
+async def test_a_renewed_log_starts_from_its_own_cursor(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     cell = fed.cells["norden/1"]
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -355,7 +320,7 @@ async def test_a_renewed_log_starts_from_its_own_cursor(fed: Federation, tmp_pat
         assert bob.stats.duplicates_dropped == 5
 
 
-async def test_a_second_session_of_one_device_fences_the_first(fed: Federation, tmp_path: Path) -> None:
+async def test_a_second_session_of_one_device_fences_the_first(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a = enrol(fed, tmp_path / "a", "norden")
     (tmp_path / "copy").write_bytes(a.read_bytes())
     (tmp_path / "copy").chmod(0o600)
@@ -367,7 +332,7 @@ async def test_a_second_session_of_one_device_fences_the_first(fed: Federation, 
                 await collect(first, 1)
 
 
-async def test_one_receives_while_others_submit(fed: Federation, tmp_path: Path) -> None:
+async def test_one_receives_while_others_submit(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     async with opened(fed, a) as receiver, opened(fed, a) as submitter, opened(fed, b) as bob:
         assert receiver.receives and not submitter.receives
@@ -383,14 +348,14 @@ async def test_one_receives_while_others_submit(fed: Federation, tmp_path: Path)
         assert texts(await collect(receiver, 1)) == ["back"]
 
 
-async def test_a_note_to_oneself(fed: Federation, tmp_path: Path) -> None:
+async def test_a_note_to_oneself(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a = enrol(fed, tmp_path / "a", "norden")
     async with opened(fed, a) as alice:
         await alice.send(alice.card, b"milk", wait="stored")
         assert texts(await collect(alice, 1)) == ["milk"]
 
 
-async def test_mistakes_at_opening_are_told(fed: Federation, tmp_path: Path) -> None:
+async def test_mistakes_at_opening_are_told(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="no client store"):
         async with opened(fed, tmp_path / "nobody"):
             pass
