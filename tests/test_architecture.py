@@ -32,10 +32,10 @@ PURE_INSIDE = {
 ONLY_IN = {
     "trio_websocket": ("relay/ws.py",),
     "asyncio": ("relay/journal/portal.py",),
-    "aiosqlite": ("relay/journal/", "relay/client/"),
-    "sqlite3": ("relay/journal/", "relay/client/"),
+    "aiosqlite": ("relay/journal/", "cluster/directory/seen.py"),
+    "sqlite3": ("relay/journal/", "relay/client/", "cluster/directory/seen.py"),
 }
-ENTRY_POINTS = {"cluster.cli"}  # the console script; every __main__ is one too
+ENTRY_POINTS = {"cluster.cli"}  # the console script; whatever can be run as `python -m …` is one too
 NOT_WIRED = {"relay.journal.memory": "the journal that tests compose"}
 PROVIDES = {"pynacl": "nacl", "prometheus-client": "prometheus_client", "hdrhistogram": "hdrh"}
 
@@ -183,6 +183,10 @@ def test_no_import_cycles_between_modules() -> None:
     assert not cycle, f"a knot: {' → '.join(cycle)}; put what they share into a module of its own"
 
 
+def is_entry_point(path: str) -> bool:
+    return path.endswith(("__init__.py", "__main__.py")) or '__name__ == "__main__"' in (ROOT / path).read_text("utf-8")
+
+
 def test_no_dead_files() -> None:
     used: set[str] = set(ENTRY_POINTS)
     for path, tree in sources(*PACKAGES).items():
@@ -194,7 +198,7 @@ def test_no_dead_files() -> None:
     complain([
         f"{path} is imported by nobody: wire it up or delete it"
         for name, path in modules().items()
-        if name not in used and name not in NOT_WIRED and not path.endswith(("__init__.py", "__main__.py"))
+        if name not in used and name not in NOT_WIRED and not is_entry_point(path)
     ])  # fmt: skip
 
 
