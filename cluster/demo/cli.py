@@ -27,7 +27,7 @@ _PATH: Final = click.Path(path_type=Path)
 @click.command()
 @click.option("--dir", "directory", type=_PATH, metavar="DIR", help="Keep everything in this new or empty directory.")
 @click.option("--json", "json_path", type=_PATH, metavar="FILE", help="Write what was counted to this file.")
-@click.option("--regions", default="amber,birch,cedar", show_default=True, help="Names of two to six regions.")
+@click.option("--regions", metavar="A,B,C", default="norden,sauda,taiga", show_default=True, help="Names of two to six regions.")
 def demo(directory: Path | None, json_path: Path | None, regions: str) -> None:
     """Start three regions, use them, hurt them, and look at every byte they leave.
 
