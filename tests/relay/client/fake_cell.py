@@ -230,11 +230,12 @@ class Cell:
             self.faults.overloaded -= 1
             return answer(Code.OVERLOADED)
         if header.kind == To.ROSTER:
-            self.outcomes[found] = answer(Code.ACCEPTED, max(self.rosters.get(header.to, {0: None})))
+            others = [cell for cell in self.heads.get(header.to, []) if cell != self.name]
+            code = Code.ACCEPTED if others else Code.STORED
+            self.outcomes[found] = answer(code, max(self.rosters.get(header.to, {0: None})))
             self.take_roster(header, item.envelope)
-            for cell in self.heads.get(header.to, []):
-                if cell != self.name:
-                    self.fed.outbox.append((self, self.fed.cells[cell], item.envelope, session.device))
+            for cell in others:
+                self.fed.outbox.append((self, self.fed.cells[cell], item.envelope, session.device))
             return self.outcomes[found]
         home = self.fed.home_of(header.to)
         if home is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -11,8 +13,12 @@ from relay.client import Client, Message, open_client
 from tests.relay.client.fake_cell import Federation
 
 
-def opened(fed: Federation, path: Path, **more: object) -> AbstractAsyncContextManager[Client]:
-    return open_client(path, seams=fed.seams(), **more)  # type: ignore[arg-type]
+@asynccontextmanager
+async def opened(fed: Federation, path: Path, **more: Any) -> AsyncIterator[Client]:
+    """A client on the fake federation, for at most 5,000 s of mock time."""
+    with trio.fail_after(5_000):
+        async with open_client(path, seams=fed.seams(), **more) as client:
+            yield client
 
 
 async def collect(client: Client, count: int) -> list[Message]:

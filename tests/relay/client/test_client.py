@@ -212,7 +212,10 @@ async def test_final_refusals_are_typed(clock: MockClock, fed: Federation, tmp_p
             await alice.send(Card("atlantis", b"!" * 32), b"x")
         assert region.value.code == Code.UNKNOWN_REGION
         fed.cells["sueden/1"].faults.refuse[bob.user] = Code.MAILBOX_FULL
+        await alice.look_up(bob.card)
+        fed.cells["sueden/1"].faults.cut = True
         await alice.send(bob.card, b"x", wait="accepted")
+        fed.heal()
         with pytest.raises(SendRefused) as full:
             await alice.send(bob.card, b"y", wait="stored")
         assert full.value.code == Code.MAILBOX_FULL

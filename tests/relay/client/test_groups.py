@@ -62,7 +62,8 @@ async def test_a_group_envelope_does_not_show_the_groups_size(
 ) -> None:
     async with AsyncExitStack() as stack:
         alice, bob, cyd, dan = await people(stack, fed, tmp_path)
-        small, large = await alice.create_group("s", [bob.card]), await alice.create_group("l", [c.card for c in (bob, cyd, dan)])
+        small = await alice.create_group("s", [bob.card])
+        large = await alice.create_group("l", [client.card for client in (bob, cyd, dan)])
         for group in (small, large):
             await alice.send_group(group.id, b"x", wait="stored")
         sizes = {len(e) for e in fed.cells["norden/1"].submitted if read_header(e).to in (small.id, large.id)}
@@ -96,6 +97,7 @@ async def test_what_is_on_its_way_while_the_roster_changes_reaches_who_was_added
         alice, bob, cyd, dan = await people(stack, fed, tmp_path)
         group = await alice.create_group("g", [bob.card, cyd.card])
         await known(cyd, 1)
+        await alice.look_up(dan.card)
         fed.cells["norden/1"].faults.cut = True  # the owner's news do not come across; its roster does (the fake's)
         await alice.add_to_group(group.id, [dan.card])
         for i in range(3):
@@ -138,6 +140,7 @@ async def test_an_envelope_before_its_key_waits_in_the_store(
         assert bob.stats.received == 0 and kept
         fed.cells["norden/1"].faults.deliver = lambda frames: frames
     async with opened(fed, tmp_path / "b") as bob:  # it survived a restart
+        await bob.caught_up()
         for frame in kept:
             cell.sessions[bob.device].socket.say(frame)
         got = await collect(bob, 2)
