@@ -20,14 +20,15 @@ from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from relay.errors import OperatorError
 
-MAX_REGIONS = 6  # every region needs somebody to write to
+MAX_REGIONS: Final = 6  # every region needs somebody to write to
+CHAPTER_S: Final = 180.0  # seconds for a chapter; ten times what it takes
 _PATH: Final = click.Path(path_type=Path)
 
 
 @click.command()
 @click.option("--dir", "directory", type=_PATH, metavar="DIR", help="Keep everything in this new or empty directory.")
 @click.option("--json", "json_path", type=_PATH, metavar="FILE", help="Write what was counted to this file.")
-@click.option("--regions", metavar="A,B,C", default="norden,sauda,taiga", show_default=True, help="Names of two to six regions.")
+@click.option("--regions", metavar="A,B,C", default="norden,sauda,taiga", show_default=True, help="Two to six names.")
 def demo(directory: Path | None, json_path: Path | None, regions: str) -> None:
     """Start three regions, use them, hurt them, and look at every byte they leave.
 
@@ -73,8 +74,11 @@ async def play(layout: Layout, console: Console, chapters: Sequence[Chapter]) ->
             opening.start_soon(trio.to_thread.run_sync, stage.enrol, time.time_ns() // 1_000_000)
         for number, chapter in enumerate(chapters, 1):
             begun = trio.current_time()
-            with console.status(f"{chapter.title} …"):
+            with console.status(f"{chapter.title} …"), trio.move_on_after(CHAPTER_S) as scope:
                 line = await chapter.play(stage)
+            if scope.cancelled_caught:
+                stage.failures.append(f"{chapter.title}: it did not end within {CHAPTER_S:.0f} s")
+                break
             took = trio.current_time() - begun
             console.print(f"[green]{number}[/green] [bold]{chapter.title}[/bold]: {line} [dim]({took:.1f} s)[/dim]")
         nursery.cancel_scope.cancel()
