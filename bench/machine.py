@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,46 @@ def peak_rss_mib(pid: int) -> float:
     return 0.0
 
 
-class NodeMeter:
-    """CPU and memory of a node over the measured part, across its incarnations."""
+def busy_s() -> float:
+    """CPU that the whole machine has spent, all cores, s. See proc(5), /proc/stat: all but idle and iowait."""
+    try:
+        fields = (_PROC / "stat").read_text().splitlines()[0].split()[1:9]
+    except OSError:
+        return 0.0
+    return sum(int(value) for place, value in enumerate(fields) if place not in (3, 4)) / os.sysconf("SC_CLK_TCK")
+
+
+class Meter:
+    """CPU and memory of a node over the measured part, across its incarnations; and what the machine did beside."""
 
     def __init__(self) -> None:
         self.cpu_s = 0.0
         self.rss_mib_max = 0.0
+        self.window_s = self._busy_s = self._own_s = 0.0
         self._since_s = 0.0
+        self._started_s = 0.0
 
     def begin(self, pid: int) -> None:
         """The measured part begins."""
         self._since_s = cpu_s(pid)
+        self._started_s, self._busy_s, self._own_s = time.monotonic(), busy_s(), time.process_time()
 
-    def end(self, pid: int) -> None:
-        """It ends, or this incarnation is about to be killed; the next one counts from its own start."""
+    def leave(self, pid: int) -> None:
+        """This incarnation is about to be killed, or the run is over; the next one counts from its own start."""
         self.cpu_s += max(0.0, cpu_s(pid) - self._since_s)
         self.rss_mib_max = max(self.rss_mib_max, peak_rss_mib(pid))
         self._since_s = 0.0
+
+    def end(self, pid: int) -> None:
+        """The measured part ends."""
+        self.leave(pid)
+        self.window_s = time.monotonic() - self._started_s
+        self._busy_s, self._own_s = busy_s() - self._busy_s, time.process_time() - self._own_s
+
+    def elsewhere(self, generator_s: float) -> float:
+        """The share of the machine's CPU, 0 … 1, that went neither to the node nor to the bench."""
+        spent_s = self._busy_s - self._own_s - self.cpu_s - generator_s
+        return max(0.0, spent_s / (self.window_s * (os.cpu_count() or 1))) if self.window_s else 0.0
 
 
 def raise_file_limit() -> None:

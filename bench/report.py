@@ -17,6 +17,7 @@ from bench.scenario import NS
 from relay.core.wire import Code
 
 _NEVER = ("lost", "duplicated", "reordered", "damaged", "unanswered")
+QUIET = 0.1  # of the machine's CPU may go elsewhere before the table says so
 ENOUGH = 0.95  # of the offered rate must be achieved, or the latencies are those of a queue that grows
 
 
@@ -35,6 +36,7 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
     latencies = merge(one.latencies for one in raw.received)
     deliveries = latencies.get_total_count()
     also = canary or {}
+    costs = [sent.cost, *(one.cost for one in raw.received)]
     return {
         "offered_per_s": round(schedule.measured * NS / window_ns, 3),
         "achieved_per_s": round(len(whole) * NS / took_ns, 3),
@@ -68,6 +70,7 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
         "seed": scenario.seed,
         "scenario": msgspec.to_builtins(scenario),
         "machine": describe_machine(data),
+        "elsewhere": round(raw.meter.elsewhere(sum(cost.user_s + cost.system_s for cost in costs)), 3),
         "versions": describe_versions(),
     }
 
@@ -140,6 +143,8 @@ def describe(report: dict[str, Any]) -> list[str]:
     if report["canary"]:
         canary = report["canary"]
         lines.append(f"canary (full SDK): {canary['received']} of {canary['sent']}, p50 {canary['p50_ms']} ms")
+    if report["elsewhere"] > QUIET:
+        lines.append(f"{report['elsewhere']:.0%} of the machine went to other programs: the figures suffer from it")
     where = (f"{machine['cores']} cores", machine["cpu"], machine["kernel"], machine["disk"])
     lines.append(f"{', '.join(where)}; seed {report['seed']}")
     return lines

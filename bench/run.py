@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from bench.enrol import Group, enrol, make_group
-from bench.machine import NodeMeter
+from bench.machine import Meter
 from bench.pipes import Go, Plan, Progress, Receive, Received, Send, Sent, ToWorker
 from bench.scenario import NS, Scenario
 from bench.session import Enrolled
@@ -48,7 +48,7 @@ class Raw:
     start_ns: int
     sent: Sent
     received: Sequence[Received]
-    meter: NodeMeter
+    meter: Meter
     kills: list[float] = field(default_factory=list)
 
     def last_ns(self) -> list[int]:
@@ -95,7 +95,7 @@ class _Run:
     ) -> None:
         self._scenario, self._target, self._logs, self._show, self._nursery = scenario, target, logs, show, nursery
         self._quiet_ns = int(quiet_s * NS)
-        self._meter = NodeMeter()
+        self._meter = Meter()
         self._kills: list[float] = []
         self._receivers: list[Worker] = []
 
@@ -183,7 +183,7 @@ class _Run:
     async def _kill(self, when_ns: int) -> None:
         """SIGKILL and a start on the same data, while the sender keeps to its schedule."""
         await _until(when_ns)
-        self._meter.end(self._target.pid)
+        self._meter.leave(self._target.pid)
         killed_ns = time.monotonic_ns()
         self._target.kill()
         await self._target.restart()

@@ -21,7 +21,7 @@ GOOD: dict[str, Any] = {
     "damaged": 0, "kills": [{"down_s": 1.2}], "canary": None, "seed": 1,
     "generator": {"parse_us_per_delivery": 1.0, "receiver_us_per_delivery": {"user": 1.0, "system": 2.0},
                   "sender_us_per_message": {"user": 1.0, "system": 2.0}, "sender_late_ms_max": 0.1},
-    "machine": {"cores": 2, "cpu": "cpu", "kernel": "kernel", "disk": "ext4"},
+    "elsewhere": 0.3, "machine": {"cores": 2, "cpu": "cpu", "kernel": "kernel", "disk": "ext4"},
 }  # fmt: skip
 
 
@@ -43,6 +43,7 @@ def test_a_good_run_passes_and_its_result_is_written(monkeypatch: pytest.MonkeyP
     result, scenario = run(monkeypatch, GOOD, "fanout", *args)
     assert result.exit_code == 0
     assert "killed 1 time(s), back after 1.2 s; 4 submitted again" in result.output
+    assert "30% of the machine went to other programs" in result.output
     assert json.loads(out.read_text())["achieved_per_s"] == 50.0
     assert (scenario.recipients, scenario.rate, scenario.kill_at, scenario.seed, scenario.tls) == (3, 7.0, 2.0, 9, True)
     assert scenario.seconds == 3.0
