@@ -139,6 +139,13 @@ class Client:
                 return
             await armed.wait()
 
+    async def unread(self) -> tuple[int, int]:
+        """(messages that the app did not settle yet, envelopes that cannot be read yet because their sender's record, a
+        key or what comes before is missing), both in the local store."""
+        counts = "SELECT (SELECT count(*) FROM inbox), (SELECT count(*) FROM waiting) + (SELECT count(*) FROM held)"
+        messages, waiting = await self._desk.run(lambda db: db.execute(counts).fetchone(), lazily=True)
+        return int(messages), int(waiting)
+
     # --- groups ----------------------------------------------------------------------------------
     async def create_group(self, title: str, cards: Sequence[Card]) -> Group:
         """Make a group of us and `cards`, publish it and tell all members. Raises like `send` (also for a member that

@@ -1,8 +1,9 @@
 """The local store of one device: one SQLite file, mode 0600, and beside it two lock files.
 
-Every transaction runs in a worker thread, under a lock that processes share: a store may be open in several processes
-(one receives, others submit), and SQLite 3.7.0–3.51.2 has a WAL-reset bug that needs two connections to write or
-checkpoint at the same time; so they never do. `synchronous=FULL`: what a transaction says is on disk when it returns.
+Work runs in a worker thread, under a lock that processes share: a store may be open in several processes (one
+receives, others submit), and SQLite 3.7.0–3.51.2 has a WAL-reset bug that needs two connections to write or checkpoint
+at the same time; so they never do. `synchronous=FULL`: what was done is on disk when `run` returns. Whatever is asked
+for while a commit is in flight shares the next one.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 from nacl.signing import SigningKey
@@ -27,15 +29,26 @@ from relay.limits import MIB
 
 T = TypeVar("T")
 Db = sqlite3.Connection
+Work = Callable[[Db], Any]
 
 FORMAT = 1
 APPLICATION = 0x506F7374  # "Post", in the file's header
+SHARED = 256  # pieces of work that share one commit at most
 WAL_BYTES = 4 * MIB  # bytes of write-ahead log after which it is folded into the database
 
 
 def store_path(path: Path) -> Path:
     """The store's file: `path` itself, or store.sqlite in it where it is a directory."""
     return path / "store.sqlite" if path.is_dir() else path
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    work: Work
+    lazily: bool
+    done: bool = False
+    result: Any = None
+    error: BaseException | None = None
 
 
 class Store:
@@ -47,7 +60,8 @@ class Store:
         Raises OperatorError (no such file) and StoreError."""
         self.path = store_path(path)
         self._inline = inline
-        self._turn = trio.CapacityLimiter(1)
+        self._turn = trio.Lock()
+        self._jobs: list[_Job] = []
         self._receive_lock: int | None = None
         if not self.path.is_file():
             raise OperatorError(f"there is no client store at {self.path}", "Make one with new_user or add_device")
@@ -80,30 +94,68 @@ class Store:
         return True
 
     async def run(self, work: Callable[[Db], T], *, lazily: bool = False) -> T:
-        """One transaction: `work(db)`, committed and on disk when this returns; rolled back when it raises.
+        """Do `work(db)`, all or nothing; on disk when this returns, undone when it raises.
 
-        `lazily`: survives the process, but a power cut may undo it. Once started it completes, cancelled or not."""
-        async with self._turn:
-            if self._inline:
-                await trio.lowlevel.checkpoint()
-                return self.transact(work, lazily=lazily)
-            return await trio.to_thread.run_sync(lambda: self.transact(work, lazily=lazily))
+        `lazily`: survives the process, but a power cut may undo it. Once asked for it is done, cancelled or not.
+        Raises what `work` raises; StoreDamaged, StoreError."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        job = _Job(work, lazily)
+        self._jobs.append(job)
+        with trio.CancelScope(shield=True):  # bounded by the disk; whoever asked learns what happened
+            async with self._turn:
+                while not job.done:
+                    jobs, self._jobs = self._jobs[:SHARED], self._jobs[SHARED:]
+                    if self._inline:
+                        self._do(jobs)
+                    else:
+                        await trio.to_thread.run_sync(self._do, jobs)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
+        return result
 
     def transact(self, work: Callable[[Db], T], *, lazily: bool = False) -> T:
-        """`run`, without trio. Raises StoreDamaged, StoreError."""
-        with self._alone():
-            try:
+        """`run`, without trio."""
+        job = _Job(work, lazily)
+        self._do([job])
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
+        return result
+
+    def _do(self, jobs: Sequence[_Job]) -> None:
+        """One transaction for all; one that raises is undone alone."""
+        try:
+            with self._alone():
+                lazily = all(job.lazily for job in jobs)
                 self._db.execute(f"PRAGMA synchronous={'NORMAL' if lazily else 'FULL'}")
                 self._db.execute("BEGIN IMMEDIATE")
-                result = work(self._db)
+                for job in jobs:
+                    self._one(job)
                 self._db.execute("COMMIT")
                 self._fold()
-                return result
-            except sqlite3.DatabaseError as error:
-                raise _translated(self.path, error) from error
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+        except BaseException as error:  # noqa: BLE001  passed on to everybody who asked
+            if isinstance(error, sqlite3.DatabaseError):
+                error = _translated(self.path, error)
+            for job in jobs:
+                job.error = job.error or error
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            for job in jobs:
+                job.done = True
+
+    def _one(self, job: _Job) -> None:
+        self._db.execute("SAVEPOINT job")
+        try:
+            job.result = job.work(self._db)
+        except sqlite3.DatabaseError:
+            raise  # the disk, or a mistake of ours: nothing of this transaction holds
+        except Exception as error:  # noqa: BLE001  raised again by who asked
+            job.error = error
+            self._db.execute("ROLLBACK TO job")
+        self._db.execute("RELEASE job")
 
     async def changes(self) -> int:
         """A number that changes when another connection wrote."""
@@ -139,25 +191,29 @@ def create(path: Path, fill: Callable[[Db], None]) -> None:
     try:
         db = sqlite3.connect(draft, isolation_level=None)
         try:
-            db.executescript(files("relay.client").joinpath("schema.sql").read_text("utf-8"))
+            db.execute("PRAGMA synchronous=OFF")  # nobody sees the draft before it is synced whole
             db.execute(f"PRAGMA application_id={APPLICATION}")
             db.execute(f"PRAGMA user_version={FORMAT}")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("BEGIN IMMEDIATE")
+            db.executescript("BEGIN;" + files("relay.client").joinpath("schema.sql").read_text("utf-8"))
             fill(db)
             db.execute("COMMIT")
         finally:
             db.close()
+        _sync(draft)
         os.link(draft, path)  # fails where somebody was faster
     except FileExistsError:
         raise StoreError(f"there is already a client store at {path}", "Choose another path") from None
     finally:
         draft.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(directory)
+        os.fsync(handle)
     finally:
-        os.close(directory)
+        os.close(handle)
 
 
 def _connect(path: Path) -> Db:

@@ -327,7 +327,7 @@ class Federation:
 
     @staticmethod
     def client_now() -> int:
-        return NOW + int(trio.current_time() * 1000) % 10**9
+        return NOW + int(trio.current_time() * 1000) % 10**9  # a mock clock's; the store must then work inline
 
     def seams(self) -> Seams:
         return Seams(dial=self.dial, wall_ms=self.client_now, random_float=lambda: 0.5, inline=True)
