@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "directory": "cluster.cli.directory:directory_",
     "bench": "bench.cli:bench",
     "version": "cluster.cli.nodes:version",
+    "docs": "cluster.cli.reference:docs",
 }
 
 _STATUSES: Final = "\b\nExit status:\n" + "\n".join(f"  {status.value:<4} {text}" for status, text in MEANING.items())

@@ -15,6 +15,7 @@ from cluster.local.people import find_card
 from relay.client import Card, Client, Group, open_client
 from relay.errors import OperatorError
 
+TELL_S = 10.0  # seconds for the news of a group, and its keys, to reach everybody's region
 NEWS_S = 2.0  # seconds for news of a group to be understood: its sender's record may still be looked up
 
 _group_argument: Decorator = click.argument("group_name", metavar="GROUP")
@@ -41,6 +42,7 @@ def create(name: str, title: str, members: tuple[str, ...], seconds: float, dire
 
     async def act(client: Client) -> None:
         click.echo((await client.create_group(title, cards)).id.hex())
+        await _tell(client)
 
     trio.run(_with_client, store, seconds, act)
 
@@ -59,6 +61,7 @@ def add(name: str, group_name: str, members: tuple[str, ...], seconds: float, di
         found = await _find(client, group_name)
         await client.add_to_group(found.id, cards)
         click.echo(f"added {len(cards)} to {found.title}")
+        await _tell(client)
 
     trio.run(_with_client, store, seconds, act)
 
@@ -85,6 +88,7 @@ def send_(
         found = await _find(client, group_name)
         sent = await client.send_group(found.id, content, name=file_name, wait=wait)
         click.echo(f"{wait}: {found.title} ({sent.id.hex()[:8]})")
+        await _tell(client)
 
     trio.run(_with_client, store, seconds, act)
 
@@ -127,6 +131,14 @@ async def _find(client: Client, wanted: str) -> Group:
         while not _matching(await client.groups(), wanted):  # noqa: ASYNC110 - the client has no bell for groups
             await trio.sleep(NEWS_S / 20)
     return find_group(await client.groups(), wanted)
+
+
+async def _tell(client: Client) -> None:
+    """Members learn of a group, and get its keys, by messages of their own: let them get away before this ends."""
+    with trio.move_on_after(TELL_S) as scope:
+        await client.drained()
+    if scope.cancelled_caught:
+        click.echo("posthouse: not everybody could be told yet; that goes on with the next command", err=True)
 
 
 async def _catch_up(client: Client) -> None:

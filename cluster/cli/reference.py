@@ -1,4 +1,4 @@
-"""docs/CLI.md, made from the commands themselves: `python -m cluster.cli.reference > docs/CLI.md`."""
+"""docs/CLI.md, made from the commands themselves: `posthouse docs > docs/CLI.md`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cluster.cli.exits import MEANING
 INTRO = """\
 # The command line
 
-*Made by `python -m cluster.cli.reference` from the commands' own help; change it there.*
+*Made by `posthouse docs` from the commands' own help; change it there.*
 
 `posthouse` and `python -m cluster.cli` are the same. Texts are UTF-8 in any locale, and what is sent and received is
 taken byte for byte. Messages about what went wrong go to standard error: what, where, and what to do.
@@ -72,5 +72,11 @@ def _options(command: click.Command, name: str) -> Iterator[str]:
         yield "\n| option | |\n|---|---|\n" + "".join(rows)
 
 
-if __name__ == "__main__":
+@click.command(hidden=True)
+def docs() -> None:
+    """Print docs/CLI.md."""
     click.echo(reference(), nl=False)
+
+
+if __name__ == "__main__":
+    docs()

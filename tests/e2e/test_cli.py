@@ -198,13 +198,13 @@ def test_stop_and_resume_lose_nothing(tmp_path: Path) -> None:
         out, errors = first.communicate(timeout=PATIENCE_S)
         assert first.returncode == 0 and b"Stopped. Everything is kept" in errors and b"Traceback" not in out + errors
         assert len(running) == 2 and nodes_of(town.directory) == []
-    late = town.run("send", "--as", "bob", "--to", "carol", "--deadline", "2", stdin=b"\nlate", status=4)
+    late = town.run("send", "--as", "alice", "--to", "carol", "--deadline", "2", stdin=b"late", status=4)
     assert b"is kept" in late
     assert b"Does the node run?" in town.run("recv", "--as", "carol", "--deadline", "1", status=4)
     with up(town.directory) as second:
         assert Layout.load(town.directory) == layout
-        town.run("send", "--as", "bob", "--to", "alice", stdin=b"this one takes the other along")
-        assert town.run("recv", "--as", "carol") == TEXT.encode() + b"\n\nlate"
+        town.run("send", "--as", "alice", "--to", "carol", "--wait", "stored", stdin=b"and this takes it along")
+        assert town.run("recv", "--as", "carol") == TEXT.encode() + b"\nlate\nand this takes it along"
         second.terminate()
         second.communicate(timeout=PATIENCE_S)
         assert second.returncode == 0 and nodes_of(town.directory) == []

@@ -30,7 +30,7 @@ def test_every_command_has_help_and_is_documented(name: str) -> None:
 
 
 def test_the_reference_is_up_to_date() -> None:
-    remedy = "run: python -m cluster.cli.reference > docs/CLI.md"
+    remedy = "run: posthouse docs > docs/CLI.md"
     assert (ROOT / "docs/CLI.md").read_text("utf-8") == reference(), remedy
 
 
