@@ -108,6 +108,10 @@ class Client:
             await self._desk.outcome(sent.send, LEVELS[wait])
         return sent
 
+    async def outcome(self, sent: Sent, wait: str = "stored") -> None:
+        """Wait until a message that was queued by this client has come to `wait`. Raises like `send`."""
+        await self._desk.outcome(sent.send, LEVELS[wait])
+
     async def drained(self) -> None:
         """Wait until every outgoing message has its final outcome. (If this client only submits, outcomes that come
         while it is away are taken in by whoever receives for the device.)"""

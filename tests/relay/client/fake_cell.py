@@ -1,7 +1,7 @@
 """An honest federation in memory: two cells that speak the real wire bytes, and can be told to misbehave on the way.
 
-It keeps envelopes by address in one log a cell, delivers what lies past a device's cursor, answers repeats with the first
-outcome, forwards across the border in order, and gives receipts and notices. `Faults` says what goes wrong.
+It keeps envelopes by address in one log a cell, delivers what lies past a device's cursor, answers repeats with the
+first outcome, forwards across the border in order, and gives receipts and notices. `Faults` says what goes wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import trio
 from nacl.signing import SigningKey, VerifyKey
@@ -25,8 +24,8 @@ from relay.core.trust import (
     verify_roster, verify_root,
 )  # fmt: skip
 from relay.core.wire import Code, Fault
-from relay.errors import TrustError
-from relay.ws import Closed, NotConnected
+from relay.ws import NotConnected
+from tests.relay.client.fake_socket import Entry, Session, Socket
 
 NOW = 1_800_000_000_000  # Unix ms when a test begins
 REGIONS = ("norden", "sueden")
@@ -44,60 +43,6 @@ class Faults:
     drop_after_submit: int = 0  # so many SUBMITs are taken, and the connection dies before the answer
     swallow_submit: int = 0  # so many SUBMITs are lost with the connection
     deliver: Callable[[list[bytes]], list[bytes]] = lambda frames: frames  # what becomes of a batch of DELIVER frames
-
-
-@dataclass
-class Entry:
-    """One record of a cell's log: who gets it, and as what."""
-
-    devices: frozenset[bytes]
-    message: wire.Deliver | wire.Notice
-
-
-class Socket:
-    """The client's end."""
-
-    def __init__(self) -> None:
-        self.to_server, self.server_in = trio.open_memory_channel[bytes](1_000)
-        self.to_client, self.client_in = trio.open_memory_channel[bytes](100_000)
-        self.dead = False
-
-    async def send(self, message: bytes) -> None:
-        if self.dead:
-            raise Closed(1006)
-        try:
-            await self.to_server.send(bytes(message))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise Closed(1006) from None
-
-    async def receive(self) -> bytes:
-        try:
-            return await self.client_in.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError):
-            raise Closed(1006) from None
-
-    async def ping(self) -> None:
-        await trio.lowlevel.checkpoint()
-        if self.dead:
-            raise Closed(1006)
-
-    def say(self, message: wire.ServerMessage | bytes) -> None:
-        if not self.dead:
-            self.to_client.send_nowait(message if isinstance(message, bytes) else wire.encode_message(message))
-
-    def kill(self) -> None:
-        self.dead = True
-        self.to_client.close()
-        self.server_in.close()
-
-
-@dataclass
-class Session:
-    socket: Socket
-    user: bytes
-    device: bytes
-    receive: bool
-    sent: int = 0  # position up to which this connection was served
 
 
 class Cell:
@@ -394,30 +339,3 @@ async def federation() -> AsyncIterator[Federation]:
         fed = Federation(nursery)
         yield fed
         nursery.cancel_scope.cancel()
-
-
-def enrol(fed: Federation, path: Path, region: str) -> Path:
-    """A new user's store; the cell knows the user."""
-    from relay.client import new_user
-
-    cell = f"{region}/1"
-    new_user(
-        path, root=fed.root.signed, region=region, cell=cell, registrar=fed.registrars[region], now_ms=fed.client_now()
-    )
-    tell(fed, path)
-    return path
-
-
-def tell(fed: Federation, path: Path) -> None:
-    """The cell learns the newest home records of the user whose store it is."""
-    from relay.client.people import own_chain
-    from relay.client.store import Store
-
-    store = Store(path, inline=True)
-    for signed in store.transact(own_chain):
-        record = read_home(signed)
-        fed.cells[record.cell].learn(signed)
-    store.close()
-
-
-__all__ = ["NOW", "Cell", "Faults", "Federation", "TrustError", "enrol", "federation", "tell"]

@@ -1,4 +1,4 @@
-"""Opening clients on the fake federation, and collecting what they get."""
+"""Users of the fake federation, their clients, and what they get."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 
 import trio
 
-from relay.client import Client, Message, open_client
+from relay.client import Client, Message, new_user, open_client
+from relay.client.people import own_chain
+from relay.client.store import Store
+from relay.core.trust import read_home
 from tests.relay.client.fake_cell import Federation
 
 
@@ -36,9 +39,28 @@ async def rest(client: Client, seconds: float = 20) -> list[Message]:
     out: list[Message] = []
     with trio.move_on_after(seconds):
         async for message in client.messages():
-            out.append(message)
+            out.append(message)  # noqa: PERF401  a comprehension would lose what came before the time was up
     return out
 
 
 def texts(messages: list[Message]) -> list[str]:
     return [message.content.decode() for message in messages]
+
+
+def enrol(fed: Federation, path: Path, region: str) -> Path:
+    """A new user's store; the cell knows the user."""
+    cell = f"{region}/1"
+    new_user(
+        path, root=fed.root.signed, region=region, cell=cell, registrar=fed.registrars[region], now_ms=fed.client_now()
+    )
+    tell(fed, path)
+    return path
+
+
+def tell(fed: Federation, path: Path) -> None:
+    """The cell learns the newest home records of the user whose store it is."""
+    store = Store(path, inline=True)
+    for signed in store.transact(own_chain):
+        record = read_home(signed)
+        fed.cells[record.cell].learn(signed)
+    store.close()

@@ -12,8 +12,8 @@ from relay.client import Card, Fenced, NotReceiving, SendRefused, TooLarge, add_
 from relay.core.wire import Code
 from relay.errors import OperatorError, RolledBack, StoreLocked
 from relay.limits import CHUNK
-from tests.relay.client.fake_cell import Federation, enrol, tell
-from tests.relay.client.helpers import collect, opened, rest, texts
+from tests.relay.client.fake_cell import Federation
+from tests.relay.client.helpers import collect, enrol, opened, rest, tell, texts
 
 
 @pytest.mark.parametrize("home", ["norden", "sueden"])
@@ -34,8 +34,8 @@ async def test_a_message_arrives(clock: MockClock, fed: Federation, tmp_path: Pa
 
 async def test_texts_of_the_world_and_names(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
-    words = ["Zażółć gęślą jaźń", "Съешь ещё этих мягких булок", "Tôi có thể ăn thủy tinh", "나는 유리를 먹을 수 있어요",
-             "👩‍👩‍👧‍👦", "\u202eabc", "a\u0000b", "", "é", "e\u0301"]  # fmt: skip
+    words = ["Zażółć gęślą jaźń", "Съешь ещё этих мягких булок", "Tôi có thể ăn thủy tinh",
+             "나는 유리를 먹을 수 있어요", "👩‍👩‍👧‍👦", "\u202eabc", "a\u0000b", "", "é", "e\u0301"]  # fmt: skip
     async with opened(fed, a) as alice, opened(fed, b) as bob:
         for word in words:
             await alice.send(bob.card, word.encode(), name=word)
@@ -136,7 +136,9 @@ async def test_dedup_off_shows_the_duplicates(clock: MockClock, fed: Federation,
         assert texts(await collect(bob, 2)) == ["x", "x"]
 
 
-async def test_a_lost_message_is_a_marked_gap_and_late_when_it_comes(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+async def test_a_lost_message_is_a_marked_gap_and_late_when_it_comes(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
     cell = fed.cells["norden/1"]
     async with opened(fed, a) as alice, opened(fed, b) as bob:
@@ -269,7 +271,9 @@ async def test_other_devices_of_both_get_it(clock: MockClock, fed: Federation, t
         assert alice.stats.unreadable == bob.stats.unreadable == 0
 
 
-async def test_a_device_that_the_sender_did_not_know_is_sealed_for(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+async def test_a_device_that_the_sender_did_not_know_is_sealed_for(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
     a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
     async with opened(fed, a) as alice, opened(fed, b) as bob:
         await alice.send(bob.card, b"old", wait="stored")
@@ -323,7 +327,9 @@ async def test_a_renewed_log_starts_from_its_own_cursor(clock: MockClock, fed: F
         assert bob.stats.duplicates_dropped == 5
 
 
-async def test_a_second_session_of_one_device_fences_the_first(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+async def test_a_second_session_of_one_device_fences_the_first(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
     a = enrol(fed, tmp_path / "a", "norden")
     (tmp_path / "copy").write_bytes(a.read_bytes())
     (tmp_path / "copy").chmod(0o600)

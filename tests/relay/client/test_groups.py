@@ -13,8 +13,8 @@ from relay.client import Card, Client, Group, NotOwner, SendRefused, UnknownGrou
 from relay.core.envelope import read_header
 from relay.core.wire import Code
 from relay.errors import Refused
-from tests.relay.client.fake_cell import Cell, Federation, enrol, tell
-from tests.relay.client.helpers import collect, opened, rest, texts
+from tests.relay.client.fake_cell import Cell, Federation
+from tests.relay.client.helpers import collect, enrol, opened, rest, tell, texts
 
 HOMES = {"a": "norden", "b": "norden", "c": "sueden", "d": "sueden"}
 
@@ -92,7 +92,7 @@ async def test_who_is_added_reads_on_from_there(clock: MockClock, fed: Federatio
 async def test_what_is_on_its_way_while_the_roster_changes_reaches_who_was_added(
     clock: MockClock, fed: Federation, tmp_path: Path
 ) -> None:
-    """cyd does not know of version 2 yet; the receipt says so, and dan gets a one-to-one copy under the same counter."""
+    """cyd does not know of version 2 yet; the receipt says so, and dan gets a one-to-one copy, same counter."""
     async with AsyncExitStack() as stack:
         alice, bob, cyd, dan = await people(stack, fed, tmp_path)
         group = await alice.create_group("g", [bob.card, cyd.card])
