@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
 import trio
 
+from cluster.cli.exits import deadline
 from cluster.cli.options import Decorator, as_option, deadline_option, dir_option
 from cluster.cli.send import SEND_S, read_source, sending_deadline, source_argument, title_option, wait_option
 from cluster.local.home import Home
@@ -41,10 +43,12 @@ def create(name: str, title: str, members: tuple[str, ...], seconds: float, dire
     store, cards = _people(directory, name, members)
 
     async def act(client: Client) -> None:
-        click.echo((await client.create_group(title, cards)).id.hex())
+        with _changing_deadline(seconds):
+            made = await client.create_group(title, cards)
+        click.echo(made.id.hex())
         await _tell(client)
 
-    trio.run(_with_client, store, seconds, act)
+    trio.run(_with_client, store, act)
 
 
 @group.command()
@@ -58,12 +62,13 @@ def add(name: str, group_name: str, members: tuple[str, ...], seconds: float, di
     store, cards = _people(directory, name, members)
 
     async def act(client: Client) -> None:
-        found = await _find(client, group_name)
-        await client.add_to_group(found.id, cards)
+        with _changing_deadline(seconds):
+            found = await _find(client, group_name)
+            await client.add_to_group(found.id, cards)
         click.echo(f"added {len(cards)} to {found.title}")
         await _tell(client)
 
-    trio.run(_with_client, store, seconds, act)
+    trio.run(_with_client, store, act)
 
 
 @group.command("send")
@@ -85,12 +90,15 @@ def send_(
     content, file_name = read_source(source, title)
 
     async def act(client: Client) -> None:
-        found = await _find(client, group_name)
-        sent = await client.send_group(found.id, content, name=file_name, wait=wait)
+        with _changing_deadline(seconds):
+            found = await _find(client, group_name)
+        sent = await client.send_group(found.id, content, name=file_name, wait="queued")
+        with sending_deadline(seconds):
+            await client.outcome(sent, wait)
         click.echo(f"{wait}: {found.title} ({sent.id.hex()[:8]})")
         await _tell(client)
 
-    trio.run(_with_client, store, seconds, act)
+    trio.run(_with_client, store, act)
 
 
 @group.command("list")
@@ -109,7 +117,7 @@ def list_(name: str, seconds: float, directory: Path) -> None:
             mine = "mine" if known.mine else "member"
             click.echo(f"{known.id.hex()[:16]}\t{known.title}\tv{known.version}\t{len(known.members)} members\t{mine}")
 
-    trio.run(_with_client, store, seconds, act)
+    trio.run(_with_client, store, act)
 
 
 def find_group(groups: Sequence[Group], wanted: str) -> Group:
@@ -125,11 +133,12 @@ def find_group(groups: Sequence[Group], wanted: str) -> Group:
 
 
 async def _find(client: Client, wanted: str) -> Group:
-    """The group, as soon as it is known. Raises OperatorError."""
-    await _catch_up(client)
-    with trio.move_on_after(NEWS_S):
-        while not _matching(await client.groups(), wanted):  # noqa: ASYNC110 - the client has no bell for groups
-            await trio.sleep(NEWS_S / 20)
+    """The group; when it is not known here, asks the node for news first. Raises OperatorError."""
+    if not _matching(await client.groups(), wanted):
+        await _catch_up(client)
+        with trio.move_on_after(NEWS_S):
+            while not _matching(await client.groups(), wanted):  # noqa: ASYNC110 - the client has no bell for groups
+                await trio.sleep(NEWS_S / 20)
     return find_group(await client.groups(), wanted)
 
 
@@ -157,7 +166,14 @@ def _people(directory: Path, name: str, members: Sequence[str]) -> tuple[Path, l
     return home.store(name), [find_card(home, member) for member in members]
 
 
-async def _with_client(store: Path, seconds: float, act: Callable[[Client], Awaitable[None]]) -> None:
-    with sending_deadline(seconds):
-        async with open_client(store) as client:
-            await act(client)
+async def _with_client(store: Path, act: Callable[[Client], Awaitable[None]]) -> None:
+    async with open_client(store) as client:
+        await act(client)
+
+
+def _changing_deadline(seconds: float) -> AbstractContextManager[trio.CancelScope]:
+    return deadline(
+        seconds,
+        f"no answer within {seconds:g} s",
+        "Does the node run? What was begun may still take effect: look with `posthouse group list` before trying again",
+    )

@@ -14,7 +14,7 @@ from cluster.cli.exits import deadline
 from cluster.cli.options import Decorator, as_option, deadline_option, dir_option
 from cluster.local.home import Home
 from cluster.local.people import find_card
-from relay.client import MAX_CONTENT, Card, open_client
+from relay.client import MAX_CONTENT, Card, Sent, open_client
 from relay.errors import PosthouseError
 
 SEND_S = 60.0  # seconds; a large file over a slow line may need more, and says so
@@ -57,19 +57,22 @@ def send(
 async def _send(
     store: Path, cards: dict[str, Card], content: bytes, title: str, wait: str, seconds: float
 ) -> None:
+    """Queue for everybody first: what the deadline then cuts short is the waiting, and what was said is kept."""
     failures: list[PosthouseError] = []
-    with sending_deadline(seconds):
-        async with open_client(store) as client, trio.open_nursery() as nursery:
 
-            async def send_one(recipient: str, card: Card) -> None:
-                try:
-                    sent = await client.send(card, content, name=title, wait=wait)
-                    click.echo(f"{wait}: {recipient} ({sent.id.hex()[:8]})")
-                except PosthouseError as error:
-                    failures.append(error)
+    async def follow(recipient: str, sent: Sent) -> None:
+        try:
+            await client.outcome(sent, wait)
+            click.echo(f"{wait}: {recipient} ({sent.id.hex()[:8]})")
+        except PosthouseError as error:
+            failures.append(error)
 
-            for recipient, card in cards.items():
-                nursery.start_soon(send_one, recipient, card)
+    async with open_client(store) as client:
+        queued = [(name, await client.send(card, content, name=title, wait="queued")) for name, card in cards.items()]
+        with sending_deadline(seconds):
+            async with trio.open_nursery() as nursery:
+                for recipient, sent in queued:
+                    nursery.start_soon(follow, recipient, sent)
     if failures:
         raise ExceptionGroup("not everything was sent", failures)
 

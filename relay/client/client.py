@@ -21,9 +21,9 @@ import trio
 from relay.client import groups as grouping
 from relay.client import people
 from relay.client.card import Card
-from relay.client.connection import BACKOFF_MAX_S, BACKOFF_S, HungUp, Seams, addresses, greet, tls_context
+from relay.client.connection import BACKOFF_MAX_S, BACKOFF_S, HungUp, Seams, Socket, addresses, greet, tls_context
 from relay.client.desk import Desk
-from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, SendRefused, TooLarge
+from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, TooLarge
 from relay.client.line import Line
 from relay.client.outgoing import ACCEPTED, QUEUED, STORED, queue_message, unfinished
 from relay.client.shapes import MAX_CONTENT, Failure, Group, Message, Sent, Stats, read_message_head
@@ -225,10 +225,10 @@ class Client:
             backoff = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(failed, 10)) * (0.5 + desk.seams.random_float())
             await trio.sleep(max(after_ms / 1000, backoff))
 
-    async def _greet(self, socket: object) -> wire.Welcome:
+    async def _greet(self, socket: Socket) -> wire.Welcome:
         desk = self._desk
         chain, (log_id, cursor) = await desk.run(lambda db: (people.own_chain(db), get_cursor(db)), lazily=True)
-        welcome = await greet(socket, desk.own, chain, log_id, cursor, receive=self.receives)  # type: ignore[arg-type]
+        welcome = await greet(socket, desk.own, chain, log_id, cursor, receive=self.receives)
         desk.sealer.offset = welcome.time - desk.now
         if self.receives and welcome.log_id != log_id:  # another log: its own cursor counts from here on (rule 13)
             await desk.run(lambda db: put_cursor(db, welcome.log_id, welcome.cursor))
@@ -286,7 +286,7 @@ async def open_client(
     does). `connect_to`: URLs instead of the root's. `hold_s`: seconds that a message is held back for its predecessor.
     `dedup=False` exists for a test that plants a defect. Raises OperatorError, StoreError, TrustError."""
     seams = seams or Seams()
-    store = await _in_thread(seams, lambda: Store(path, inline=seams.inline))
+    store = Store(path, inline=True) if seams.inline else await trio.to_thread.run_sync(Store, path)
     failed: Exception | None = None
     try:
         receives = receive is not False and store.take_receive_lock()
@@ -309,12 +309,3 @@ async def open_client(
         store.close()
     if failed is not None:
         raise failed
-
-
-async def _in_thread(seams: Seams, work: object) -> Store:
-    assert callable(work)
-    store: Store = work() if seams.inline else await trio.to_thread.run_sync(work)
-    return store
-
-
-__all__ = ["Client", "Messages", "SendRefused", "open_client"]
