@@ -18,7 +18,7 @@ from relay.client.outgoing import REFUSED, progress, settle
 from relay.client.sealer import Sealer
 from relay.client.shapes import Effects, Failure, Own, Stats
 from relay.client.store import Db, Store
-from relay.errors import PosthouseError, TrustError
+from relay.errors import PosthouseError, StoreError, TrustError
 from relay.limits import MIB
 
 T = TypeVar("T")
@@ -208,6 +208,12 @@ class Desk:
 
     async def watch_other_processes(self) -> None:
         """Another process may receive or submit with the same store: look now and then, and pass its news on."""
+        try:
+            await self._watch()
+        except StoreError as error:
+            self.end(error)
+
+    async def _watch(self) -> None:
         seen = await self.store.changes()
         while True:
             await trio.sleep(POLL_S)

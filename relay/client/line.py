@@ -19,14 +19,16 @@ from relay.client.store import Db, process_gone
 from relay.core import wire
 from relay.core.wire import Code
 from relay.errors import PosthouseError, Refused, TrustError
-from relay.limits import LINK_DEADLINE_S, MAX_FRAME, MIB
+from relay.limits import LINK_DEADLINE_S, MAX_FRAME, MIB, UNACKED_BYTES
 
 log = structlog.get_logger("relay.client")
 
 PING_S = 30.0  # seconds between pings; the node lets go of who is silent for IDLE_S
 PONG_S = 30.0  # seconds a pong may take
 WINDOW, WINDOW_BYTES = 1_024, 4 * MIB  # envelopes and bytes submitted and not answered yet
-ARRIVED_BYTES = 4 * MIB  # bytes that came and are not in the store yet; past it the reader waits
+ARRIVED_BYTES = UNACKED_BYTES + 4 * MIB  # bytes that came and are not in the store yet: all mail that the node sends
+# without an ack, and then some receipts; past it the reader waits
+FULL_S = 0.5  # seconds between looks whether a full inbox has room again
 BATCH_BYTES = 2 * MIB  # bytes taken into the store in one transaction
 LOOKUPS = 16  # at the same time
 LOOKUP_S = LINK_DEADLINE_S + 5  # seconds: the node may have to ask another region
@@ -149,19 +151,32 @@ class Line:
             self._more = trio.Event()
             if not self._arrived:
                 await self._more.wait()
-            while desk.inbox_bytes > MAX_INBOX:
-                await desk.changed.armed().wait()
-            batch, size = [], 0
-            while self._arrived and size < BATCH_BYTES:
-                message, length = self._arrived.popleft()
-                batch.append(message)
-                size += length
+            batch, size = self._next_batch(full=desk.inbox_bytes > MAX_INBOX)
+            if not batch:  # the app does not take its mail: the node keeps the rest, and only receipts go on
+                with trio.move_on_after(FULL_S):
+                    await desk.changed.armed().wait()
+                continue
             known = set(desk.wanted)
             await self._keep(batch)
             self._trying |= desk.wanted.keys() - known
             self._arrived_bytes -= size
             self._room.set()
             await self._taken(batch)
+
+    def _next_batch(self, *, full: bool) -> tuple[list[Arrival], int]:
+        """What goes into the store next, and its size in bytes; only receipts when the inbox is full."""
+        batch: list[Arrival] = []
+        left: list[tuple[Arrival, int]] = []
+        size = 0
+        while self._arrived and size < BATCH_BYTES:
+            message, length = self._arrived.popleft()
+            if full and not isinstance(message, wire.Receipt):
+                left.append((message, length))
+                continue
+            batch.append(message)
+            size += length
+        self._arrived.extendleft(reversed(left))
+        return batch, size
 
     async def _keep(self, batch: list[Arrival]) -> None:
         await self._desk.take_in(lambda incoming: incoming.batch(batch, self._welcome.log_id))

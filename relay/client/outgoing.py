@@ -10,6 +10,7 @@ Functions of an open transaction. Times are Unix ms.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from relay.client.errors import send_refused
 from relay.client.people import newest
@@ -25,7 +26,7 @@ from relay.limits import CHUNK, DEFAULT_LIFETIME
 
 MAILBOX, ROSTER, PUBLISH = 0, 1, 2  # what a parcel is
 QUEUED, SENT, ACCEPTED, STORED, REFUSED = range(5)
-MAX_TRIES = 10  # STALE answers in a row before a send is given up
+MAX_STALES = 10  # STALE answers before a send is given up: the clocks cannot be brought together
 MAX_FAILURES = 1_000  # rows kept
 RETRY_MS, RETRY_MAX_MS = 100, 10_000  # backoff after a retryable refusal: doubling
 
@@ -107,11 +108,11 @@ def outcome(db: Db, own: Own, found: bytes, code: int, newest_version: int, now:
     """A receipt or notice for envelope id `found`; idempotent. The parcel's id if it was published and taken just now,
     so that the caller tells the members; else None."""
     row = db.execute(
-        "SELECT pid, sid, what, state, version, newest, tries, address, hint FROM parcels WHERE id=?", (found,)
+        "SELECT pid, sid, what, state, version, newest, tries, stales, address, hint FROM parcels WHERE id=?", (found,)
     ).fetchone()
     if row is None:
         return None
-    pid, sid, what, state, version, known_newest, tries, address, hint = row
+    pid, sid, what, state, version, known_newest, tries, stales, address, hint = row
     if newest_version <= _known(db, own, what, address):
         newest_version = 0  # who is missing was seen to when that version came
     effects.touched.add(sid)
@@ -128,9 +129,11 @@ def outcome(db: Db, own: Own, found: bytes, code: int, newest_version: int, now:
         return pid if what == PUBLISH and state < ACCEPTED else None
     if state >= STORED:
         return None
-    if code == Code.STALE and tries < MAX_TRIES:
-        fields = (now + _backoff(tries) if tries else 0, pid)
-        db.execute("UPDATE parcels SET state=0, id=NULL, envelope=NULL, tries=tries+1, retry_at=? WHERE pid=?", fields)
+    if code == Code.STALE and stales < MAX_STALES:
+        db.execute(
+            "UPDATE parcels SET state=0, id=NULL, envelope=NULL, stales=stales+1, retry_at=? WHERE pid=?",
+            (now + _backoff(stales) if stales else 0, pid),
+        )
         effects.counts["resealed"] += 1
         effects.post = True
     elif code >= 64:
@@ -221,18 +224,18 @@ def unfinished(db: Db) -> int:
 def extend(db: Db, own: Own, record: HomeRecord, effects: Effects) -> None:
     """A newer home record: seal what is still on its way also for the devices that it did not know (rule 17)."""
     rows = db.execute(
-        "SELECT p.mid, p.own, p.hint, p.only, p.devices, p.id, p.version, l.sid, l.conversation, l.counter, l.kind"
+        "SELECT p.mid, p.own, p.hint, p.only, p.devices, p.id, l.sid, l.conversation, l.counter, l.kind"
         " FROM parcels p JOIN letters l USING (mid) WHERE p.what=? AND p.address=? ORDER BY l.counter",
         (MAILBOX, record.user),
     ).fetchall()
-    letters: dict[tuple[int, int], list[tuple[object, ...]]] = {}
+    letters: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
     for row in rows:
         letters.setdefault((row[0], row[1]), []).append(row)
     for (mid, copy), parcels in letters.items():
-        _, _, hint, _, _, _, _, sid, conversation, counter, kind = parcels[0]
+        _, _, hint, _, _, _, sid, conversation, counter, kind = parcels[0]
         if any(row[5] is None and not row[3] for row in parcels):
             continue  # not sealed yet: it will be, for everybody
-        covered = b"".join(bytes(row[3]) + bytes(row[4]) for row in parcels)  # type: ignore[call-overload]
+        covered = b"".join(row[3] + row[4] for row in parcels)
         known = {covered[i : i + 32] for i in range(0, len(covered), 32)}
         missing = [d.id for d in record.devices if d.id not in known and not (copy and d.id == own.device)]
         if not missing:
@@ -240,11 +243,11 @@ def extend(db: Db, own: Own, record: HomeRecord, effects: Effects) -> None:
         for device in missing:
             if kind == MESSAGE:
                 db.execute("INSERT OR IGNORE INTO firsts VALUES (?,?,?)", (conversation, device, counter))
-        add_parcel(db, sid, mid, MAILBOX, record.user, hint, own=bool(copy), only=b"".join(missing))  # type: ignore[arg-type]
+        add_parcel(db, sid, mid, MAILBOX, record.user, hint, own=bool(copy), only=b"".join(missing))
         effects.post = True
     db.execute("UPDATE parcels SET newest=version WHERE what=? AND address=? AND newest>version AND newest<=?",
                (MAILBOX, record.user, record.version))  # fmt: skip
-    effects.touched.update(row[7] for row in rows)
+    effects.touched.update(row[6] for row in rows)
 
 
 def copy_to_added(db: Db, group: bytes, version: int, added: Sequence[tuple[bytes, str]], effects: Effects) -> None:

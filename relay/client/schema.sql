@@ -27,7 +27,8 @@ CREATE TABLE parcels (
     devices BLOB NOT NULL DEFAULT x'',  -- device ids that it was sealed for, joined
     id BLOB, envelope BLOB,
     state INTEGER NOT NULL DEFAULT 0,  -- 0 queued, 1 sent, 2 accepted, 3 stored, 4 refused
-    code INTEGER NOT NULL DEFAULT 0, tries INTEGER NOT NULL DEFAULT 0, retry_at INTEGER NOT NULL DEFAULT 0,
+    code INTEGER NOT NULL DEFAULT 0, retry_at INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0, stales INTEGER NOT NULL DEFAULT 0,  -- retryable and STALE answers
     carrier INTEGER NOT NULL DEFAULT 0);  -- the process that sent it
 CREATE INDEX parcels_id ON parcels (id);
 CREATE INDEX parcels_sid ON parcels (sid);

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Annotated, Literal
 
@@ -135,7 +136,7 @@ def open_mailbox(envelope: bytes, device: bytes, private: bytes) -> Opened | Non
     Raises ProtocolError (not well formed) and BadSignature (changed, or not signed by the device it names)."""
     header, body_bytes = split(envelope)
     body = _mailbox(body_bytes)
-    public: bytes = crypto_scalarmult_base(private)
+    public = _public(private)
     for wrap in body.wraps:
         if wrap[:_TAG] != device[:_TAG]:
             continue
@@ -165,6 +166,12 @@ def open_roster(envelope: bytes, sender_key: bytes) -> Opened:
 def _draw(entropy: bytes, number: int) -> bytes:
     assert len(entropy) == 32
     return blake2b(number.to_bytes(4, "big"), digest_size=32, key=entropy, person=b"posthouse.draw").digest()
+
+
+@lru_cache(maxsize=64)
+def _public(private: bytes) -> bytes:
+    public: bytes = crypto_scalarmult_base(private)
+    return public
 
 
 def _sealed_box(message: bytes, public: bytes, seed: bytes) -> bytes:

@@ -8,9 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from relay.client import Card, Fenced, NotReceiving, SendRefused, TooLarge, add_device
+from relay.client import Card, SendRefused, TooLarge, add_device
 from relay.core.wire import Code
-from relay.errors import OperatorError, RolledBack, StoreLocked
 from relay.limits import CHUNK
 from tests.relay.client.fake_cell import Federation
 from tests.relay.client.helpers import collect, enrol, opened, rest, tell, texts
@@ -295,84 +294,3 @@ async def test_a_version_that_nobody_has_is_not_waited_for(clock: MockClock, fed
         await alice.send(bob.card, b"x")
         with trio.fail_after(120):
             await alice.drained()
-
-
-async def test_a_rolled_back_node_is_loud(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
-    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
-    cell = fed.cells["norden/1"]
-    async with opened(fed, a) as alice, opened(fed, b) as bob:
-        await alice.send(bob.card, b"x")
-        await collect(bob, 1)
-        await trio.sleep(1)
-        cell.log.clear()
-        cell.drop_connections()
-        with pytest.raises(RolledBack, match="operator"):
-            await collect(bob, 1)
-        with pytest.raises(RolledBack):
-            await bob.send(alice.card, b"y")
-
-
-async def test_a_renewed_log_starts_from_its_own_cursor(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
-    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
-    cell = fed.cells["norden/1"]
-    async with opened(fed, a) as alice, opened(fed, b) as bob:
-        for i in range(5):
-            await alice.send(bob.card, str(i).encode(), wait="stored")
-        await trio.sleep(1)
-        cell.log_id = b"renewed-log-id.."
-        cell.cursors.clear()
-        cell.drop_connections()
-        await alice.send(bob.card, b"5", wait="stored")
-        assert texts(await rest(bob)) == ["0", "1", "2", "3", "4", "5"]
-        assert bob.stats.duplicates_dropped == 5
-
-
-async def test_a_second_session_of_one_device_fences_the_first(
-    clock: MockClock, fed: Federation, tmp_path: Path
-) -> None:
-    a = enrol(fed, tmp_path / "a", "norden")
-    (tmp_path / "copy").write_bytes(a.read_bytes())
-    (tmp_path / "copy").chmod(0o600)
-    async with opened(fed, a) as first:
-        await first.caught_up()
-        async with opened(fed, tmp_path / "copy") as second:
-            await second.caught_up()
-            with pytest.raises(Fenced, match="newer session"):
-                await collect(first, 1)
-
-
-async def test_one_receives_while_others_submit(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
-    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
-    async with opened(fed, a) as receiver, opened(fed, a) as submitter, opened(fed, b) as bob:
-        assert receiver.receives and not submitter.receives
-        with pytest.raises(NotReceiving):
-            submitter.messages()
-        with pytest.raises(StoreLocked):
-            async with opened(fed, a, receive=True):
-                pass
-        for i in range(10):
-            await (receiver, submitter)[i % 2].send(bob.card, str(i).encode(), wait="stored")
-        assert texts(await collect(bob, 10)) == [str(i) for i in range(10)]
-        await bob.send(receiver.card, b"back")
-        assert texts(await collect(receiver, 1)) == ["back"]
-
-
-async def test_a_note_to_oneself(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
-    a = enrol(fed, tmp_path / "a", "norden")
-    async with opened(fed, a) as alice:
-        await alice.send(alice.card, b"milk", wait="stored")
-        assert texts(await collect(alice, 1)) == ["milk"]
-
-
-async def test_mistakes_at_opening_are_told(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
-    with pytest.raises(OperatorError, match="no client store"):
-        async with opened(fed, tmp_path / "nobody"):
-            pass
-    a = enrol(fed, tmp_path / "a", "norden")
-    with pytest.raises(ZeroDivisionError):  # what the app raises comes out as it is
-        async with opened(fed, a):
-            _ = 1 / 0
-    a.chmod(0o644)
-    with pytest.raises(OperatorError, match="chmod 600"):
-        async with opened(fed, a):
-            pass

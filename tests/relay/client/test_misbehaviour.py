@@ -1,0 +1,168 @@
+"""The SDK and nodes, stores, senders and apps that do not behave: loud where it must be, else undisturbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from nacl.signing import SigningKey
+from trio.testing import MockClock
+
+from relay.client import Fenced, NotReceiving
+from relay.core import wire
+from relay.core.envelope import To, join
+from relay.core.sealing import Inner, make_header, seal_mailbox
+from relay.errors import OperatorError, RolledBack, StoreLocked
+from tests.relay.client.fake_cell import Federation
+from tests.relay.client.helpers import collect, enrol, opened, rest, texts
+
+
+async def test_a_rolled_back_node_is_loud(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        await alice.send(bob.card, b"x")
+        await collect(bob, 1)
+        await trio.sleep(1)
+        cell.log.clear()
+        cell.drop_connections()
+        with pytest.raises(RolledBack, match="operator"):
+            await collect(bob, 1)
+        with pytest.raises(RolledBack):
+            await bob.send(alice.card, b"y")
+
+
+async def test_a_renewed_log_starts_from_its_own_cursor(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        for i in range(5):
+            await alice.send(bob.card, str(i).encode(), wait="stored")
+        await trio.sleep(1)
+        cell.log_id = b"renewed-log-id.."
+        cell.cursors.clear()
+        cell.drop_connections()
+        await alice.send(bob.card, b"5", wait="stored")
+        assert texts(await rest(bob)) == ["0", "1", "2", "3", "4", "5"]
+        assert bob.stats.duplicates_dropped == 5
+
+
+async def test_a_second_session_of_one_device_fences_the_first(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    a = enrol(fed, tmp_path / "a", "norden")
+    (tmp_path / "copy").write_bytes(a.read_bytes())
+    (tmp_path / "copy").chmod(0o600)
+    async with opened(fed, a) as first:
+        await first.caught_up()
+        async with opened(fed, tmp_path / "copy") as second:
+            await second.caught_up()
+            with pytest.raises(Fenced, match="newer session"):
+                await collect(first, 1)
+
+
+async def test_one_receives_while_others_submit(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
+    async with opened(fed, a) as receiver, opened(fed, a) as submitter, opened(fed, b) as bob:
+        assert receiver.receives and not submitter.receives
+        with pytest.raises(NotReceiving):
+            submitter.messages()
+        with pytest.raises(StoreLocked):
+            async with opened(fed, a, receive=True):
+                pass
+        for i in range(10):
+            await (receiver, submitter)[i % 2].send(bob.card, str(i).encode(), wait="stored")
+        assert texts(await collect(bob, 10)) == [str(i) for i in range(10)]
+        await bob.send(receiver.card, b"back")
+        assert texts(await collect(receiver, 1)) == ["back"]
+
+
+async def test_a_note_to_oneself(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+    a = enrol(fed, tmp_path / "a", "norden")
+    async with opened(fed, a) as alice:
+        await alice.send(alice.card, b"milk", wait="stored")
+        assert texts(await collect(alice, 1)) == ["milk"]
+
+
+async def test_mistakes_at_opening_are_told(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="no client store"):
+        async with opened(fed, tmp_path / "nobody"):
+            pass
+    a = enrol(fed, tmp_path / "a", "norden")
+    with pytest.raises(ZeroDivisionError):  # what the app raises comes out as it is
+        async with opened(fed, a):
+            _ = 1 / 0
+    a.chmod(0o644)
+    with pytest.raises(OperatorError, match="chmod 600"):
+        async with opened(fed, a):
+            pass
+
+
+async def test_a_full_inbox_stops_the_mail_but_not_the_sending(
+    clock: MockClock, fed: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.client.line.MAX_INBOX", 10_000)
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        for _ in range(30):
+            await alice.send(bob.card, bytes(3_000))
+        await trio.sleep(5)
+        assert bob.stats.received < 30
+        await bob.send(alice.card, b"still here", wait="stored")
+        assert len(await collect(bob, 30)) == 30
+        assert texts(await collect(alice, 1)) == ["still here"]
+
+
+async def test_a_node_that_drains_is_left_in_time(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        await alice.send(bob.card, b"1")
+        began = trio.current_time()
+        for session in cell.attached:
+            session.socket.say(wire.Drain(2_000))
+        await trio.sleep(0.5)
+        await alice.send(bob.card, b"2")
+        assert trio.current_time() - began > 0.9
+        assert texts(await collect(bob, 2)) == ["1", "2"]
+        assert alice.stats.reconnects == 1
+
+
+async def test_garbage_from_the_node_or_from_others_harms_nobody(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        await alice.send(bob.card, b"1")
+        header = make_header(To.MAILBOX, bob.user, 1, fed.now, fed.now + 1_000_000)
+        empty = b"\x93\x90\xc4\x00\xc4\x00"
+        forged = [b"\x00", join(header, b"\xc1"), cell.submitted[0][:-1] + b"!", join(header, empty)]
+        for envelope in forged:
+            cell.append(frozenset([bob.device]), lambda at, e=envelope: wire.Deliver(at, e))  # type: ignore[misc]
+        cell.pump()
+        await alice.send(bob.card, b"2")
+        assert texts(await collect(bob, 2)) == ["1", "2"]
+        assert bob.stats.unreadable == 4 and bob.stats.gaps == 0
+        cell.sessions[bob.device].socket.say(b"\xc1 no message at all")
+        await alice.send(bob.card, b"3")
+        assert texts(await collect(bob, 1)) == ["3"] and bob.stats.reconnects == 1
+
+
+async def test_a_device_that_is_not_enrolled_is_not_believed(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    """Its envelope waits for the sender's record, which does not name it, and is dropped."""
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        await alice.send(bob.card, b"1")
+        (record,) = (device for device in fed.cells["norden/1"].newest(bob.user).devices)
+        forger = SigningKey(b"f" * 32)
+        inner = Inner(1, alice.user, bytes(forger.verify_key), "norden", b"c" * 32, 1, 1, fed.now, b"")
+        header = make_header(To.MAILBOX, bob.user, 1, fed.now, fed.now + 1_000_000)
+        envelope = seal_mailbox(header, inner, forger, [(record, 1)], b"e" * 32)
+        cell = fed.cells["norden/1"]
+        cell.append(frozenset([bob.device]), lambda at: wire.Deliver(at, envelope))
+        cell.pump()
+        assert texts(await rest(bob)) == ["1"] and bob.stats.unreadable == 1
