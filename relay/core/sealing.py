@@ -159,6 +159,8 @@ def open_roster(envelope: bytes, sender_key: bytes) -> Opened:
     """Open a roster envelope. Raises ProtocolError and BadSignature."""
     header, body_bytes = split(envelope)
     body = _roster(body_bytes)
+    if body.key_id != key_id(sender_key):
+        raise BadSignature("a group envelope that names another sender key")
     return _opened(envelope, header, body.nonce, body.ciphertext, sender_key, 0)
 
 
