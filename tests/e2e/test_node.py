@@ -81,7 +81,7 @@ async def test_mail_for_a_region_that_is_cut_off_waits_and_then_arrives(tmp_path
 
 
 async def test_bad_requests_get_their_codes_and_everybody_else_is_served(tmp_path):
-    async with federation(tmp_path / "f", "norden") as (fed, layout):
+    async with federation(tmp_path / "f", "norden") as (_, layout):
         alice, bob = Person(layout, "norden", now()), Person(layout, "norden", now())
         async with open_raw(layout, "norden", now()) as a, open_raw(layout, "norden", now()) as b:
             await a.sign_in(alice)
@@ -104,7 +104,10 @@ async def test_bad_requests_get_their_codes_and_everybody_else_is_served(tmp_pat
 
 @pytest.mark.parametrize(
     "frame",
-    [b"", b"\xc1", b"\x93\x01", b"\x91" * 100_000, b"\x95\x01\x00\x00\x00", bytes(MAX_FRAME + 1), b"\x96\x01\x00\xa0\x00\xc3\xa0"],
+    [
+        b"", b"\xc1", b"\x93\x01", b"\x91" * 100_000, b"\x95\x01\x00\x00\x00", bytes(MAX_FRAME + 1),
+        b"\x96\x01\x00\xa0\x00\xc3\xa0",
+    ],
     ids=["empty", "reserved", "truncated", "nested", "wrong types", "oversized", "text for bytes"],
 )
 async def test_garbage_ends_the_connection_with_a_reason(garbage_federation, frame):

@@ -1,4 +1,4 @@
-"""One cell over a journal in memory: office, intake, delivery and steward as a node wires them, and lines to look at."""
+"""One cell over a journal in memory: office, intake, delivery, steward as a node wires them, and lines to look at."""
 
 from __future__ import annotations
 

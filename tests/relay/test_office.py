@@ -283,7 +283,7 @@ async def test_what_the_disk_writer_refuses_hurts_only_its_own_batch(autojump_cl
 
 async def test_cancelling_a_session_that_waits_leaves_nothing_behind(open_cell, autojump_clock):
     alice, _ = people()
-    async with open_cell() as (cell, nursery):
+    async with open_cell() as (cell, _):
         await cell.office.admit(alice.id, device_id("a1"), alice.chain)
         line = FakeLine(alice, "a1")
         with trio.CancelScope() as scope:

@@ -94,7 +94,9 @@ class Log:
         if waiting:
             self.apply(records.Ack(device_id(device), waiting[-1]))
 
-    def seal(self, to: bytes, version: int = 1, *, roster: bool = False, body: bytes = b"x", life: int = 86_400_000) -> bytes:
+    def seal(
+        self, to: bytes, version: int = 1, *, roster: bool = False, body: bytes = b"x", life: int = 86_400_000
+    ) -> bytes:
         kind = envelope.To.ROSTER if roster else envelope.To.MAILBOX
         header = envelope.Header(1, kind, to, version, self.time, self.time + life, 1)
         return envelope.join(encode(header), body)

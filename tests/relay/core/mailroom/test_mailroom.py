@@ -46,7 +46,8 @@ def test_a_repeat_gets_the_first_outcome_and_is_not_filed_again(log, people):
     _, bob = people
     sealed = log.seal(bob.id)
     first = [e.item for e in log.apply(log.submit("a1", sealed)) if isinstance(e, Answered)]
-    again = [e.item for e in log.apply(log.submit("a1", sealed), after_ms=ADMISSION_WINDOW - 1) if isinstance(e, Answered)]
+    effects = log.apply(log.submit("a1", sealed), after_ms=ADMISSION_WINDOW - 1)
+    again = [e.item for e in effects if isinstance(e, Answered)]
     assert first == again
     assert len(log.pending("b1")) == 1
     # Past created + D the id is forgotten, and then the age says no.
@@ -191,7 +192,7 @@ def test_a_hand_over_is_applied_exactly_in_order_and_once(log, people):
     assert origin.vector == 4 and 4 not in origin.outcomes
 
 
-def test_a_group_envelope_is_one_record_for_its_members_and_one_copy_a_border(log, make_log, people, make_user, make_group):
+def test_a_group_envelope_is_one_record_here_and_one_copy_a_border(log, make_log, people, make_user, make_group):
     alice, bob = people
     there = make_log(ABROAD)
     carol = make_user("carol", ABROAD)

@@ -62,7 +62,8 @@ class Story:
         return self.log.submit(device, self.log.seal(user.id, len(user.chain), body=bytes([body])))
 
     def group(self, device, version, body):
-        return self.log.submit(device, self.log.seal(self.crew.id or bytes(32), version, roster=True, body=bytes([body])))
+        group = self.crew.id or bytes(32)
+        return self.log.submit(device, self.log.seal(group, version, roster=True, body=bytes([body])))
 
     def roster(self, names, abroad):
         members = {self.log.cell: sorted(self.users[name].id for name in names)}
