@@ -33,8 +33,8 @@ class Person:
         self.records = (sign_home(payload, self.key, layout.registrar(region)),)
 
 
-def seal(to: bytes, created: int, *, version: int = 1, body: bytes = b"x", life: int = DAY, kind: To = To.MAILBOX) -> bytes:
-    return join(encode(Header(1, kind, to, version, created, created + life, 1)), body)
+def seal(to: bytes, created: int, *, version: int = 1, body: bytes = b"x", life: int = DAY) -> bytes:
+    return join(encode(Header(1, To.MAILBOX, to, version, created, created + life, 1)), body)
 
 
 class Raw:
@@ -60,7 +60,9 @@ class Raw:
             if isinstance(message, kind):
                 return message
 
-    async def sign_in(self, person: Person, *, receive: bool = True, log_id: bytes = b"", cursor: int = 0) -> wire.Welcome:
+    async def sign_in(
+        self, person: Person, *, receive: bool = True, log_id: bytes = b"", cursor: int = 0
+    ) -> wire.Welcome:
         await self.say(wire.Hello(0, log_id, cursor, receive, "raw"))
         challenge = await self.hear_a(wire.Challenge)
         signed = person.key.sign(wire.challenge_bytes(challenge, person.user, person.device)).signature
