@@ -62,8 +62,3 @@ def test_commands_and_example_work_as_they_stand(place: Path) -> None:
     assert EXAMPLE is not None and len(EXAMPLE[1].strip().splitlines()) <= 16
     (place / "example.py").write_text(EXAMPLE[1], "utf-8")
     assert "Увидимся в девять" in run(place, sys.executable, "example.py")
-
-
-def test_its_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
