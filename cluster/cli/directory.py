@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from cluster.cli.options import dir_option, now_ms
+from cluster.directory.inspect import verify_bundle
 from cluster.local.home import Home
 from cluster.local.people import card_of
+from relay.client.identity import own_records
 from relay.core.codec import digest, encode
-from relay.core.trust import Root, RootRegion, verify_root
+from relay.core.trust import RootRegion, verify_root
 from relay.errors import OperatorError, TrustError
 
 _root_option = click.option(
@@ -31,7 +31,7 @@ def directory_() -> None:
 @dir_option
 def show(root_path: Path | None, directory: Path) -> None:
     """Show the signed root document, after verifying it, and the users who have a store in --dir."""
-    root = _load(root_path, directory, None)
+    root = verify_root(_read(root_path, directory), now_ms())
     payload = root.payload
     click.echo(f"federation  {payload.federation}, root version {payload.version}, until {_day(payload.expires)}")
     click.echo(f"digest      {root.digest.hex()}")
@@ -56,18 +56,21 @@ def show(root_path: Path | None, directory: Path) -> None:
 def verify(pin: str | None, root_path: Path | None, directory: Path) -> None:
     """Verify the root document and everything in --dir that must fit it.
 
-    Checks the root's signatures, expiry and (with --digest) identity, every region's authority certificate, and that
-    the address card of every user names a region of the federation. Exit status 5 when something does not hold.
+    Checks the root's signatures, expiry and (with --digest) identity, every region's authority certificate, the
+    certificates of the nodes and the home records of the users in --dir, and reports everything at once. Exit status 5
+    when something does not hold.
     """
-    root = _load(root_path, directory, pin)
-    for region in root.payload.regions:
-        _check_region(region)
     home = Home(directory)
-    names = home.names()
-    for name in names:
-        root.region(card_of(home, name).region)
-    regions = len(root.payload.regions)
-    click.echo(f"good: root version {root.payload.version}, {regions} region(s), {len(names)} user(s) here")
+    certificates = {str(path.relative_to(directory)): path.read_bytes() for path in directory.glob("nodes/*/tls/*.pem")}
+    chains = {f"user {name}": own_records(home.store(name)) for name in home.names()}
+    findings = verify_bundle(
+        _read(root_path, directory), now_ms=now_ms(), pinned=_pinned(pin), certificates=certificates, chains=chains
+    )
+    for finding in findings:
+        click.echo(f"{'good' if finding.ok else 'BAD '}  {finding.where}: {finding.what}", err=not finding.ok)
+    bad = [finding for finding in findings if not finding.ok]
+    if bad:
+        raise TrustError(f"{len(bad)} of {len(findings)} checks do not hold", bad[0].remedy)
 
 
 def fingerprint(region: RootRegion) -> str:
@@ -76,28 +79,18 @@ def fingerprint(region: RootRegion) -> str:
     return " ".join(text[at : at + 4] for at in range(0, len(text), 4))
 
 
-def _load(root_path: Path | None, directory: Path, pin: str | None) -> Root:
-    if pin is not None and (len(pin) != 64 or set(pin) - set("0123456789abcdef")):
-        raise click.BadParameter("64 hex digits, as `posthouse directory show` prints them", param_hint="--digest")
+def _read(root_path: Path | None, directory: Path) -> bytes:
     path = root_path or Home(directory).root_path
     try:
-        signed = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise OperatorError(f"{path}: {error.strerror}", "Give --dir (or POSTHOUSE_DIR), or --root") from None
-    return verify_root(signed, now_ms(), pinned=bytes.fromhex(pin) if pin else None)
 
 
-def _check_region(region: RootRegion) -> None:
-    try:
-        authority = x509.load_der_x509_certificate(region.authority)
-        authority.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise TrustError(f"region {region.name}: its authority's certificate does not hold", "Ask there") from error
-    if datetime.now(UTC) > authority.not_valid_after_utc:
-        raise TrustError(f"region {region.name}: its authority's certificate has expired", "A new root is needed")
-    for cell in region.cells:
-        if not cell.name.startswith(region.name + "/"):
-            raise TrustError(f"region {region.name} lists the cell {cell.name} of another", "Ask the root's keeper")
+def _pinned(pin: str | None) -> bytes | None:
+    if pin is not None and (len(pin) != 64 or set(pin) - set("0123456789abcdef")):
+        raise click.BadParameter("64 hex digits, as `posthouse directory show` prints them", param_hint="--digest")
+    return bytes.fromhex(pin) if pin else None
 
 
 def _day(ms: int) -> str:

@@ -1,4 +1,4 @@
-"""Looking at a directory from outside, for `posthouse directory show` and `verify`. Pure; the CLI reads the files."""
+"""Checking a directory from outside, for `posthouse directory verify`. Pure; the CLI reads the files."""
 
 from __future__ import annotations
 
@@ -26,71 +26,6 @@ class Finding:
     what: str
     ok: bool
     remedy: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeView:
-    """A node of the root."""
-
-    name: str
-    link: str
-    clients: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CellView:
-    """A cell of the root."""
-
-    name: str
-    nodes: tuple[NodeView, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RegionView:
-    """A region of the root. Fingerprints are BLAKE2b-256, hex; `authority_expires` is Unix ms, 0 where unreadable."""
-
-    name: str
-    authority: str
-    authority_expires: int
-    registrar: str
-    cells: tuple[CellView, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RootView:
-    """A root document. `digest` (hex) is what to pin; `expires` is Unix ms."""
-
-    federation: str
-    version: int
-    digest: str
-    expires: int
-    threshold: int
-    keys: tuple[str, ...]
-    regions: tuple[RegionView, ...]
-
-
-def describe_root(root: Root) -> RootView:
-    """A verified root, for people."""
-    payload = root.payload
-    return RootView(
-        federation=payload.federation,
-        version=payload.version,
-        digest=root.digest.hex(),
-        expires=payload.expires,
-        threshold=payload.threshold,
-        keys=tuple(key.hex() for key in payload.keys),
-        regions=tuple(_region(region) for region in payload.regions),
-    )
-
-
-def _region(region: RootRegion) -> RegionView:
-    authority = _authority(region)
-    cells = tuple(
-        CellView(cell.name, tuple(NodeView(node.name, node.link, node.clients) for node in cell.nodes))
-        for cell in region.cells
-    )
-    expires = int(authority.not_valid_after_utc.timestamp() * 1000) if authority else 0
-    return RegionView(region.name, digest(region.authority).hex(), expires, region.registrar_key.hex(), cells)
 
 
 def verify_bundle(

@@ -68,6 +68,12 @@ def add_device(
     return Card(record.payload.region, record.user)
 
 
+def own_records(path: Path) -> list[bytes]:
+    """The signed home records of the user whose store is at `path`, oldest first. Raises StoreError."""
+    with closing(Store(path)) as store:
+        return store.transact(people.own_chain)
+
+
 def update_root(path: Path, signed: bytes, now_ms: int | None = None) -> Root:
     """Put a newer signed root into a store, verified against the old one; the same one again is fine.
 

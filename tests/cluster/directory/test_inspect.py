@@ -9,9 +9,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from nacl.signing import SigningKey
 
-from cluster.directory.inspect import Finding, describe_root, verify_bundle
+from cluster.directory.inspect import Finding, verify_bundle
 from cluster.pki import issue_node, make_authority
-from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, sign_root, verify_root
+from relay.core.trust import RootCell, RootNode, RootPayload, RootRegion, sign_root
 
 NOW = 1_800_000_000_000  # Unix ms
 YEAR = 366 * 86_400_000
@@ -35,16 +35,6 @@ def signed(*regions: RootRegion) -> bytes:
 def bad(findings: list[Finding]) -> str:
     assert all(finding.ok or finding.remedy for finding in findings)
     return "\n".join(f"{finding.where}: {finding.what}" for finding in findings if not finding.ok)
-
-
-def test_describe_root_shows_what_there_is() -> None:
-    root: Root = verify_root(signed(*GOOD), NOW)
-    view = describe_root(root)
-    assert (view.federation, view.version, view.digest, view.threshold) == ("test", 1, root.digest.hex(), 1)
-    assert [one.name for one in view.regions] == ["norden", "sueden"]
-    assert view.regions[0].cells[0].nodes[0].link == "127.0.0.1:9101"
-    assert view.regions[0].authority_expires > NOW + 9 * YEAR
-    assert describe_root(verify_root(signed(region("x", b"junk", b"x")), NOW)).regions[0].authority_expires == 0
 
 
 def test_a_good_bundle_has_only_good_findings(world: Any) -> None:
