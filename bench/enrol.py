@@ -69,6 +69,6 @@ def make_group(home: Home, owner: Enrolled, members: list[Enrolled]) -> Group:
     """A group of `members` (the owner is one of them), all at home in one cell, signed by the owner's device."""
     part = make_part(1, [Member(member.user, 1) for member in members])
     cells = (RosterCell(home.cell, len(members), digest(part)),)
-    head = RosterHead(1, b"", 1, b"", bytes(owner.key.verify_key), cells)
+    head = RosterHead(1, digest(owner.user), 1, b"", bytes(owner.key.verify_key), cells)
     signed = sign_roster(head, owner.key)
     return Group(verify_roster(signed).group, signed, ((home.cell, part),))

@@ -63,7 +63,7 @@ def records() -> list[dict[str, Any]]:
             "user": read.user.hex(), "signed": signed.hex(),
         })  # fmt: skip
     part = trust.make_part(1, [trust.Member(bytes([9]) * 32, 1), trust.Member(bytes([8]) * 32, 1)])
-    head = trust.RosterHead(1, b"", 1, b"", public(DEVICE), (trust.RosterCell("amber/1", 2, digest(part)),))
+    head = trust.RosterHead(1, bytes([7]) * 32, 1, b"", public(DEVICE), (trust.RosterCell("amber/1", 2, digest(part)),))
     signed_head = trust.sign_roster(head, DEVICE)
     verified = trust.verify_roster(signed_head)
     made.append({

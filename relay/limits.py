@@ -51,6 +51,10 @@ MAX_MEMBERS: Final = 10_000  # members of a roster in this first form
 MAX_MAILBOX: Final = 64 * MIB  # bytes waiting in one mailbox; past it MAILBOX_FULL, a final outcome
 MAX_OUTBOX: Final = 1_024 * MIB  # bytes waiting for one other cell; past it OUTBOX_FULL, retryable
 MAX_WAITING: Final = 16 * MIB  # bytes waiting for a roster version that has not arrived (rule 17)
+MAX_WAITING_EACH: Final = 1 * MIB  # the same of one device, or handed over by one cell: nobody fills it for all
+MAX_NOTICES: Final = 65_536  # unacknowledged outcomes of one device; past it OUTBOX_FULL until it collects them
+MAX_UNCONFIRMED: Final = 4_096  # outcomes kept for another cell that it has not confirmed; 16 hand-over batches
+MAX_STAYS: Final = 4 * MAX_MEMBERS  # members of a roster and stays that ended while mail from their time waits
 
 # --- connections ---------------------------------------------------------------------------------
 MAX_CONNECTIONS: Final = 10_000  # client connections of one node
@@ -62,6 +66,7 @@ DRAIN_SPREAD_MS: Final = 5  # ms of reconnect spread per client of a stopping no
 OUTBOX_BYTES: Final = 1 * MIB  # bytes queued for one socket; past it the session is demoted to catch-up
 ACK_EVERY: Final = 64  # deliveries after which a client acks
 ACK_MS: Final = 1_000  # ms after which a client acks what it has; every ack is a record of the log
+RECENT_FRAMES: Final = 8 * MIB  # bytes of encoded deliveries kept for devices that catch up at the same time
 UNACKED_BYTES: Final = 8 * MIB  # bytes sent and not acked on one connection; past it delivery waits for an ack
 LINK_DEADLINE_S: Final = 30.0  # seconds a link waits for an answer before it reconnects
 DRAIN_S: Final = 10.0  # seconds a stopping node gives its clients

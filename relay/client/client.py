@@ -164,10 +164,11 @@ class Client:
         self._check(b"", title, "accepted")
         desk = self._desk
         people_of = [await self.look_up(card) for card in cards]
+        seed = desk.seams.random_bytes(32)
         own = await desk.run(lambda db: people.newest(db, desk.own, desk.own.user), lazily=True)
         everybody = [*people_of, *([own] if own else [])]
         found, send = await desk.run(
-            lambda db: grouping.draft(db, desk.own, title, everybody, desk.now, group)
+            lambda db: grouping.draft(db, desk.own, title, everybody, desk.now, seed, group)
         )
         desk.post.ring()
         await desk.outcome(send, ACCEPTED)

@@ -33,9 +33,10 @@ MAX_KEYS = 64  # sender keys of one device that are kept for one group; older ep
 
 # --- making a roster -----------------------------------------------------------------------------
 def draft(
-    db: Db, own: Own, title: str, people: Sequence[HomeRecord], now: int, group: bytes = b""
+    db: Db, own: Own, title: str, people: Sequence[HomeRecord], now: int, seed: bytes, group: bytes = b""
 ) -> tuple[bytes, int]:
-    """Sign and queue the publication of a group's first version, or of the next one with `people` added.
+    """Sign and queue the publication of a group's first version (`seed`: 32 random bytes, of which its id is made), or
+    of the next one with `people` added.
 
     (group id, send). Raises UnknownGroup, NotOwner."""
     prev, news, members = _own_group(db, own, group) if group else (None, None, {})
@@ -48,7 +49,7 @@ def draft(
         by_cell[cell].append(member)
     parts = tuple((cell, make_part(version, found)) for cell, found in sorted(by_cell.items()))
     cells = tuple(RosterCell(cell, len(by_cell[cell]), digest(part)) for cell, part in parts)
-    head = RosterHead(1, group, version, prev.digest if prev else b"", own.device, cells)
+    head = RosterHead(1, prev.head.seed if prev else seed, version, prev.digest if prev else b"", own.device, cells)
     signed = sign_roster(head, own.signing)
     verified = verify_roster(signed, prev)
     told = encode(RosterNews(news.title if news else title, signed, parts))

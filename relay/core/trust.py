@@ -114,6 +114,8 @@ def verify_home(signed: bytes, root: Root, prev: HomeRecord | None) -> HomeRecor
     user_key = prev.payload.user_key if prev else payload.user_key
     _verify(user_key, _HOME, outer.payload, outer.user_signature, "home record, user's key")
     _verify(region.registrar_key, _HOME, outer.payload, outer.registrar_signature, "home record, registrar's key")
+    if payload.version > MAX_CHAIN:
+        raise TrustError(f"home record: version {payload.version} is beyond {MAX_CHAIN}", "Enrol the user anew")
     if payload.cell not in region.cell_names or not payload.cell.startswith(payload.region + "/"):
         raise TrustError(f"home record: cell {payload.cell} is not one of region {payload.region}")
     _check_chain(record, prev)
@@ -289,11 +291,12 @@ class RosterCell(Struct, frozen=True):
 
 
 class RosterHead(Struct, frozen=True):
-    """What the owner signs: which cells have members, never who they are. `group` and `prev` are empty in version 1;
-    the group's id is the digest of version 1. `owner_key` is the owner's device key."""
+    """What the owner signs: which cells (sorted) have members, never who they are. `owner_key` is the owner's device
+    key. Every version names it and `seed`, whose digest is the group's id: nobody else can sign a version of the group,
+    also where the version before is not known. `prev` is empty in version 1."""
 
     format: Literal[1]
-    group: MaybeHash
+    seed: Hash
     version: UInt
     prev: MaybeHash
     owner_key: Key
@@ -315,7 +318,7 @@ class RosterPart(Struct, frozen=True):
 
 
 class VerifiedHead(Struct, frozen=True):
-    """A roster head whose signature held. `group` is filled in also for version 1."""
+    """A roster head whose signature held. `group` is the group's id."""
 
     group: Hash
     digest: Hash
@@ -333,6 +336,11 @@ _head: Decoder[RosterHead] = Decoder(RosterHead, "roster head", 64 * KIB)
 _part: Decoder[RosterPart] = Decoder(RosterPart, "roster part", MIB)
 
 
+def group_id(owner_key: bytes, seed: bytes) -> bytes:
+    """A group's id: the digest of its owner's device key and 32 random bytes."""
+    return digest(owner_key + seed, b"posthouse.group")
+
+
 def sign_roster(head: RosterHead, owner: SigningKey) -> bytes:
     """Sign a roster head with the owner's device key."""
     data = encode(head)
@@ -340,18 +348,21 @@ def sign_roster(head: RosterHead, owner: SigningKey) -> bytes:
 
 
 def verify_roster(signed: bytes, prev: VerifiedHead | None = None) -> VerifiedHead:
-    """Verify a roster head by the key it names; with `prev`, also that it follows. A later version whose predecessor is
-    not known here stands on the owner's signature alone. Raises TrustError and its kinds."""
+    """Verify a roster head by the owner's key, to which the group's id is bound; with `prev`, also that it follows.
+    Raises TrustError and its kinds."""
     outer = _signed_head(signed)
     head = _head(outer.payload)
     _verify(head.owner_key, _ROSTER, outer.payload, outer.signature, "roster head")
     own = digest(outer.payload)
-    if (head.version == 1) != (not head.group) or (head.version == 1) != (not head.prev) or head.version < 1:
-        raise BrokenChain("roster head: group and prev are empty in version 1 and only there")
-    verified = VerifiedHead(head.group or own, own, head, signed)
+    if head.version < 1 or len(head.prev) != (0 if head.version == 1 else 32):
+        raise BrokenChain("roster head: prev is empty in version 1, and a digest from then on")
+    cells = [entry.cell for entry in head.cells]
+    if cells != sorted(set(cells)):
+        raise BrokenChain("roster head: its cells are not sorted, or one is named twice")
+    verified = VerifiedHead(group_id(head.owner_key, head.seed), own, head, signed)
     if prev is not None:
-        if verified.group != prev.group or head.owner_key != prev.head.owner_key:
-            raise BrokenChain("roster head: another group's, or another owner's")
+        if verified.group != prev.group:
+            raise BrokenChain("roster head: another group's")
         if head.version <= prev.head.version:
             raise Rollback(f"roster version {head.version} after {prev.head.version}")
         if head.version == prev.head.version + 1 and head.prev != prev.digest:

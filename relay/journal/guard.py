@@ -21,7 +21,7 @@ from relay.core.trust import (
     HomeRecord, Root, VerifiedHead, read_home, verify_home, verify_part, verify_roster,
 )
 from relay.errors import ProtocolError, ResidencyError, TrustError
-from relay.limits import KIB
+from relay.limits import MIB
 
 _HARMLESS = frozenset({1, 3, 5, 8, 10})  # tags of records that hold no envelope and name nobody who is not known
 _REMEDY = "Nothing of this batch was written"
@@ -42,7 +42,7 @@ class _GroupFact(Struct, tag=2):
     resident: bool
 
 
-_fact: Decoder[_UserFact | _GroupFact] = Decoder(Union[_UserFact, _GroupFact], "residency fact", 64 * KIB)
+_fact: Decoder[_UserFact | _GroupFact] = Decoder(Union[_UserFact, _GroupFact], "residency fact", MIB)
 
 
 class _User(Struct):
@@ -130,6 +130,9 @@ class ResidencyGuard:
                 raise ResidencyError("two different home records of one version")
             return  # seen before
         home = verify_home(signed, self._root, user.home if user else None)
+        for device in home.devices:
+            if known.devices.get(device.id, home.user) != home.user:
+                raise ResidencyError(f"device {device.id[:4].hex()} is another user's already")
         before = user.devices if user else ()
         known.add_user(home, (*before, *(device.id for device in home.devices if device.id not in before)))
 
@@ -159,32 +162,37 @@ class ResidencyGuard:
         if record.what == HANDIN_ENVELOPE:
             self._check_address(read_header(record.item), known)
         elif record.what == HANDIN_ROSTER:
-            self._check_roster_version(verify_roster(record.item), record.part, known)
+            self._check_roster_version(self._verify_roster(record.item), record.part, known)
         elif record.item or record.part:
             raise ResidencyError("a void or refused hand-over that holds bytes")
 
     def _check_roster(self, record: Roster, known: _Known) -> None:
         self._check_device(record.device, known)
-        for cell, _ in record.parts:
-            self._check_cell(cell)
-        head = verify_roster(record.head)
-        if self._has_members(head, dict(record.parts).get(self._cell, b"")):
+        head = self._verify_roster(record.head)
+        if self._has_members(head, dict(record.parts).get(self._cell, b""), known):
             self._learn_resident(head, known)
         elif head.head.version == 1 and head.group not in known.groups:
             known.add_group(_GroupFact(head.group, head.head.owner_key, False))
 
+    def _verify_roster(self, signed: bytes) -> VerifiedHead:
+        head = verify_roster(signed)
+        for named in head.head.cells:
+            self._check_cell(named.cell)
+        return head
+
     def _check_roster_version(self, head: VerifiedHead, part: bytes, known: _Known) -> None:
         """A version from another cell: it has members here, or says that those it had are gone."""
         group = known.groups.get(head.group)
-        if self._has_members(head, part):
+        if self._has_members(head, part, known):
             self._learn_resident(head, known)
         elif group is None or not group.resident:
             raise ResidencyError(f"a version of group {head.group[:4].hex()}, which has no members in {self._cell}")
 
-    def _has_members(self, head: VerifiedHead, part: bytes) -> bool:
+    def _has_members(self, head: VerifiedHead, part: bytes, known: _Known) -> bool:
+        """Does it list somebody who is at home here? A list of others makes nothing resident."""
         if not part and all(named.cell != self._cell for named in head.head.cells):
             return False
-        return bool(verify_part(part, head, self._cell).members)
+        return any(member.user in known.users for member in verify_part(part, head, self._cell).members)
 
     def _learn_resident(self, head: VerifiedHead, known: _Known) -> None:
         group = known.groups.get(head.group)

@@ -6,11 +6,12 @@ from relay.core import records
 from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.mailroom import outboxes, rosters
 from relay.core.mailroom.effects import Filed
-from relay.core.mailroom.state import Entry, Source, State
+from relay.core.mailroom.settle import devices_of
+from relay.core.mailroom.state import Entry, Source
 from relay.core.mailroom.turn import EXPIRE_MAILBOX, Turn
 from relay.core.wire import Code, ReceiptItem
 from relay.errors import ProtocolError
-from relay.limits import ADMISSION_WINDOW, MAX_CLOCK_AHEAD, MAX_LIFETIME, MAX_MAILBOX, MAX_OUTBOX
+from relay.limits import ADMISSION_WINDOW, MAX_CLOCK_AHEAD, MAX_LIFETIME, MAX_MAILBOX, MAX_UNCONFIRMED
 
 
 def submit(turn: Turn, record: records.Submit, size: int) -> None:
@@ -33,8 +34,9 @@ def submit(turn: Turn, record: records.Submit, size: int) -> None:
         turn.answer(record.device, turn.receipt(own, code), None)
     elif header.kind is To.ROSTER:
         item = rosters.admit(turn, header, own, turn.source(size), record.device, pos)
-        # Who may not send must not be able to spoil the id for who may.
-        turn.answer(record.device, item, None if item.code == Code.NOT_MEMBER else header.created)
+        # Who may not send must not be able to spoil the id for who may; and what may be tried again is not final.
+        forget = item.code == Code.NOT_MEMBER or not Code(item.code).final
+        turn.answer(record.device, item, None if forget else header.created)
     elif record.dest == turn.state.cell:
         item = _to_mailbox(turn, header, own, turn.source(size), pos)
         turn.answer(record.device, item, header.created)
@@ -51,7 +53,7 @@ def hand_in(turn: Turn, record: records.HandIn, size: int) -> None:
     for number in range(origin.confirmed + 1, min(record.confirmed, origin.vector) + 1):
         origin.outcomes.pop(number, None)
     origin.confirmed = max(origin.confirmed, min(record.confirmed, origin.vector))
-    if record.number != origin.vector + 1:
+    if record.number != origin.vector + 1 or record.number > origin.confirmed + MAX_UNCONFIRMED:
         return
     origin.vector = record.number
     if record.what == records.HANDIN_VOID:
@@ -93,6 +95,8 @@ def _age(header: Header, time: int, window: bool) -> Code | None:
         return Code.LIFETIME
     if header.expires <= time:
         return Code.EXPIRED
+    if header.created > time + ADMISSION_WINDOW:
+        return Code.STALE  # also for a hand-over: nobody's clock is as far ahead, and its id would stay here for ever
     if window and not time - ADMISSION_WINDOW <= header.created <= time + MAX_CLOCK_AHEAD:
         return Code.STALE
     return None
@@ -105,24 +109,18 @@ def _to_mailbox(turn: Turn, header: Header, own: bytes, source: Source, pos: int
     newest = user.record.version
     if not 1 <= header.to_version <= newest:
         return turn.receipt(own, Code.BAD_ENVELOPE, newest)
-    if user.box.bytes + source.size > mailbox_limit(turn.state):
+    if user.box.bytes + source.size > MAX_MAILBOX:
         return turn.receipt(own, Code.MAILBOX_FULL, newest)
-    if any(device.since <= header.to_version for device in user.record.devices):
-        entry = Entry(pos, turn.state.hold(source), own, header.to_version, header.expires, source.size)
+    if any(device.since <= header.to_version for device in devices_of(turn.state, user)):
+        entry = Entry(pos, turn.state.hold(source), own, header.to_version, header.expires)
         user.box.add(entry)
         turn.expire_later(header.expires, EXPIRE_MAILBOX, header.to, pos)
         turn.effects.append(Filed(False, header.to, entry))
     return turn.receipt(own, Code.STORED, newest, pos)
 
 
-def mailbox_limit(state: State) -> int:
-    """Bytes that may wait in one mailbox: a rule of the fold, the same on every node."""
-    return MAX_MAILBOX
-
-
 def _to_outbox(turn: Turn, record: records.Submit, header: Header, own: bytes, source: Source, pos: int) -> None:
-    outbox = turn.state.outboxes.get(record.dest)
-    if outbox is not None and outbox.bytes + source.size > MAX_OUTBOX:
+    if outboxes.is_full(turn.state, [record.dest], source.size, record.device):
         turn.answer(record.device, turn.receipt(own, Code.OUTBOX_FULL), None)
         return
     outboxes.put(turn, record.dest, records.HANDIN_ENVELOPE, source, own, header.expires)

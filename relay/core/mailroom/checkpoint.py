@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
-from heapq import heapify
 from typing import Any
 
 import msgpack
 
 from relay.core.codec import pack
+from relay.core.mailroom.expiry import rebuild
 from relay.core.mailroom.state import (
-    BlockUse, Box, DeviceState, Entry, Interval, Notice, Origin, Outbox, OutItem, Pending, RosterState, Source, State,
+    BlockUse, DeviceState, Entry, Interval, Notice, Origin, Outbox, OutItem, Pending, RosterState, Source, State,
     UserState, Waiting,
-)
-from relay.core.mailroom.turn import (
-    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_ROSTER, EXPIRE_WAITING,
 )
 from relay.core.trust import read_home, verify_roster
 from relay.core.wire import ReceiptItem
@@ -57,7 +54,7 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "meta", [[state.cell, state.log_id, state.index, state.time, state.fold_version]]
     yield "blocks", ([index, use.size] for index, use in state.blocks.items())
     yield "sources", ([s.key, s.index, s.ordinal, s.size] for _, s in sorted(state.sources.items()))
-    yield "users", ([key, user.chain] for key, user in sorted(state.users.items()))
+    yield "homes", (signed for _, user in sorted(state.users.items()) for signed in user.chain)
     yield "mail", (_entry(key, e) for key, user in sorted(state.users.items()) for e in user.box.after(-1))
     yield "devices", ([d.id, d.user, d.since, d.cursor, d.session] for _, d in sorted(state.devices.items()))
     yield "notices", (
@@ -65,16 +62,24 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for key, device in sorted(state.devices.items())
         for n in device.notices.values()
     )
-    yield "rosters", (_roster(key, roster) for key, roster in sorted(state.rosters.items()))
+    yield "rosters", (
+        [key, roster.head.signed if roster.head else b"", roster.dirty] for key, roster in sorted(state.rosters.items())
+    )
+    yield "members", (
+        [key, user, s.since, s.since_position, s.until, s.until_position]
+        for key, roster in sorted(state.rosters.items())
+        for user, stays in sorted(roster.members.items())
+        for s in stays
+    )
     yield "group mail", (_entry(key, e) for key, roster in sorted(state.rosters.items()) for e in roster.box.after(-1))
     yield "waiting", (
-        [key, w.source.key, w.id, w.device, w.version, w.expires, w.size, w.position]
+        [key, w.source.key, w.id, w.device, w.origin, w.version, w.expires, w.position]
         for key, roster in sorted(state.rosters.items())
         for w in roster.waiting
     )
     yield "outboxes", ([cell, box.done, box.last] for cell, box in sorted(state.outboxes.items()))
     yield "outbound", (
-        [cell, number, item.what, item.source.key if item.source else 0, item.id, item.expires, item.size]
+        [cell, number, item.what, item.source.key if item.source else 0, item.id, item.expires]
         for cell, box in sorted(state.outboxes.items())
         for number, item in sorted(box.items.items())
     )
@@ -93,15 +98,7 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
 
 
 def _entry(address: bytes, e: Entry) -> list[Any]:
-    return [address, e.position, e.source.key, e.id, e.version, e.expires, e.size]
-
-
-def _roster(group: bytes, roster: RosterState) -> list[Any]:
-    members = [
-        [user, [[s.since, s.since_position, s.until, s.until_position] for s in stays]]
-        for user, stays in sorted(roster.members.items())
-    ]
-    return [group, roster.head.signed if roster.head else b"", roster.dirty, members]
+    return [address, e.position, e.source.key, e.id, e.version, e.expires]
 
 
 def load(rows: Sequence[bytes]) -> State:
@@ -112,8 +109,9 @@ def load(rows: Sequence[bytes]) -> State:
             section, chunk = msgpack.unpackb(row)
             take = _TAKE[section]
             for packed in chunk:
-                take(loader, *msgpack.unpackb(packed, use_list=True))
-        heapify(loader.state.expiries)
+                item = msgpack.unpackb(packed)
+                take(loader, *(item if isinstance(item, list) else (item,)))
+        rebuild(loader.state)
         return loader.state
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise StoreDamaged(f"the checkpoint cannot be read: {type(error).__name__}: {error}") from None
@@ -141,16 +139,14 @@ class _Loader:
         source.refs += 1
         return source
 
-    def user(self, key: bytes, chain: list[bytes]) -> None:
-        self.state.users[key] = UserState(read_home(chain[-1]), chain)
-
-    def _entry(self, box: Box, kind: int, address: bytes, pos: int, key: int, *rest: Any) -> None:
-        entry = Entry(pos, self._hold(key), *rest)
-        box.add(entry)
-        self.state.expiries.append((entry.expires, kind, address, pos))
+    def home(self, signed: bytes) -> None:
+        record = read_home(signed)
+        user = self.state.users.setdefault(record.user, UserState(record, []))
+        user.record = record
+        user.chain.append(signed)
 
     def mail(self, address: bytes, pos: int, key: int, *rest: Any) -> None:
-        self._entry(self.state.users[address].box, EXPIRE_MAILBOX, address, pos, key, *rest)
+        self.state.users[address].box.add(Entry(pos, self._hold(key), *rest))
 
     def device(self, key: bytes, *rest: Any) -> None:
         self.state.devices[key] = DeviceState(key, *rest)
@@ -158,31 +154,29 @@ class _Loader:
     def notice(self, key: bytes, *rest: Any) -> None:
         notice = Notice(*rest)
         self.state.devices[key].notices[notice.position] = notice
-        self.state.expiries.append((notice.expires, EXPIRE_NOTICE, key, notice.position))
 
-    def roster(self, group: bytes, signed: bytes, dirty: bool, members: list[Any]) -> None:
-        roster = self.state.rosters[group] = RosterState(verify_roster(signed) if signed else None, dirty=dirty)
-        for user, stays in members:
-            roster.members[user] = [Interval(*stay) for stay in stays]
-            self.state.memberships.setdefault(user, set()).add(group)
+    def roster(self, group: bytes, signed: bytes, dirty: bool) -> None:
+        self.state.rosters[group] = RosterState(verify_roster(signed) if signed else None, dirty=dirty)
+
+    def member(self, group: bytes, user: bytes, *stay: int) -> None:
+        self.state.rosters[group].members.setdefault(user, []).append(Interval(*stay))
+        self.state.memberships.setdefault(user, set()).add(group)
 
     def group_mail(self, group: bytes, pos: int, key: int, *rest: Any) -> None:
-        self._entry(self.state.rosters[group].box, EXPIRE_ROSTER, group, pos, key, *rest)
+        self.state.rosters[group].box.add(Entry(pos, self._hold(key), *rest))
 
     def waiting(self, group: bytes, key: int, *rest: Any) -> None:
         entry = Waiting(self._hold(key), *rest)
         self.state.rosters[group].waiting.append(entry)
-        self.state.expiries.append((entry.expires, EXPIRE_WAITING, group, entry.position))
+        self.state.waits(entry.source, entry.device or entry.origin, 1)
 
     def outbox(self, cell: str, done: int, last: int) -> None:
         self.state.outboxes[cell] = Outbox(done, last)
 
-    def outbound(self, cell: str, number: int, what: int, key: int, own: bytes, expires: int, size: int) -> None:
+    def outbound(self, cell: str, number: int, what: int, key: int, own: bytes, expires: int) -> None:
         box = self.state.outboxes[cell]
-        box.items[number] = OutItem(what, self._hold(key) if key else None, own, expires, size)
-        box.bytes += size
-        if expires:
-            self.state.expiries.append((expires, EXPIRE_OUTBOX, cell.encode(), number))
+        item = box.items[number] = OutItem(what, self._hold(key) if key else None, own, expires)
+        box.bytes += item.size
 
     def origin(self, cell: str, log: bytes, vector: int, confirmed: int) -> None:
         self.state.origins[cell, log] = Origin(vector, confirmed)
@@ -203,11 +197,12 @@ _TAKE: dict[str, Callable[..., None]] = {
     "meta": _Loader.meta,
     "blocks": _Loader.block,
     "sources": _Loader.source,
-    "users": _Loader.user,
+    "homes": _Loader.home,
     "mail": _Loader.mail,
     "devices": _Loader.device,
     "notices": _Loader.notice,
     "rosters": _Loader.roster,
+    "members": _Loader.member,
     "group mail": _Loader.group_mail,
     "waiting": _Loader.waiting,
     "outboxes": _Loader.outbox,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from relay.core import records
 from relay.core.block import Block
-from relay.core.mailroom import admission, checkpoint, outboxes, residents, rosters, settle
+from relay.core.mailroom import admission, checkpoint, expiry, outboxes, residents, rosters, settle
 from relay.core.mailroom.effects import Effect
 from relay.core.mailroom.state import FOLD_VERSION, BlockUse, State
 from relay.core.mailroom.turn import Turn
@@ -47,13 +47,14 @@ class Mailroom:
         state.index, state.time = block.index, block.time
         state.blocks[block.index] = BlockUse(block.size)
         turn = Turn(state, block.index, block.time)
-        settle.expire_due(turn)
+        expiry.expire_due(turn)
         settle.forget_outcomes(turn)
         for ordinal, data in enumerate(block.records):
             turn.ordinal = ordinal
             self._apply_record(turn, records.decode_record(data), len(data))
         if block.index % settle.SETTLE_EVERY == 0:
             settle.settle_rosters(state)
+            expiry.rebuild_if_stale(state)
             self._forget_blocks()
         self.admitted += turn.admitted
         return turn.effects

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from relay.core import records
 from relay.core.mailroom.effects import OutboxGrew
 from relay.core.mailroom.state import Origin, Outbox, OutItem, Pending, Source, State
 from relay.core.mailroom.turn import EXPIRE_OUTBOX, Turn
 from relay.core.wire import Code
+from relay.limits import MAX_BATCH, MAX_NOTICES, MAX_OUTBOX
 
 MAX_ORIGIN_LOGS = 4  # log ids remembered per origin cell: its present one, and a few before repairs
 
@@ -15,11 +18,19 @@ def put(turn: Turn, cell: str, what: int, source: Source, own: bytes, expires: i
     """Give the record being applied the next number of the outbox of `cell`."""
     outbox = turn.state.outboxes.setdefault(cell, Outbox())
     outbox.last += 1
-    outbox.items[outbox.last] = OutItem(what, turn.state.hold(source), own, expires, source.size)
+    outbox.items[outbox.last] = OutItem(what, turn.state.hold(source), own, expires)
     outbox.bytes += source.size
     if expires:
         turn.expire_later(expires, EXPIRE_OUTBOX, cell.encode(), outbox.last)
     turn.effects.append(OutboxGrew(cell))
+
+
+def is_full(state: State, cells: Sequence[str], size: int, device: bytes) -> bool:
+    """Would `size` more bytes for each of `cells` pass a bound, or is the sender behind with its outcomes?"""
+    boxes = [state.outboxes[cell] for cell in cells if cell in state.outboxes]
+    owner = state.devices.get(device)
+    behind = owner is not None and bool(cells) and len(owner.notices) >= MAX_NOTICES
+    return behind or any(box.bytes + size > MAX_OUTBOX for box in boxes)
 
 
 def await_answers(turn: Turn, own: bytes, device: bytes, cells: int) -> None:
@@ -27,23 +38,25 @@ def await_answers(turn: Turn, own: bytes, device: bytes, cells: int) -> None:
     turn.state.pending[own] = Pending(device, cells)
 
 
-def expire(turn: Turn, cell: str, number: int) -> None:
-    """An item ran out before it was handed over: its number goes out void, and the sender is told."""
+def expire(turn: Turn, cell: str, number: int) -> bool:
+    """An item ran out before it was handed over: its number goes out void, and the sender is told. False where it was
+    handed over before."""
     outbox = turn.state.outboxes.get(cell)
     item = outbox.items.get(number) if outbox else None
     if outbox is None or item is None or item.what == records.HANDIN_VOID:
-        return
+        return False
     outbox.bytes -= item.size
     turn.state.drop(item.source)
-    outbox.items[number] = OutItem(records.HANDIN_VOID, None, item.id, 0, 0)
+    outbox.items[number] = OutItem(records.HANDIN_VOID, None, item.id, 0)
     _answered(turn, item.id, Code.EXPIRED, 0, turn.state.cell)
+    return True
 
 
 def handed(turn: Turn, record: records.Handed) -> None:
     """The destination has applied everything up to `record.upto`; tell the senders what became of it."""
     turn.next_position()
     outbox = turn.state.outboxes.get(record.dest)
-    if outbox is None or record.upto > outbox.last:
+    if outbox is None or not outbox.done < record.upto <= min(outbox.last, outbox.done + MAX_BATCH):
         return
     answers = {answer.number: answer for answer in record.answers}
     for number in range(outbox.done + 1, record.upto + 1):
@@ -55,7 +68,7 @@ def handed(turn: Turn, record: records.Handed) -> None:
             # Without an answer the destination saw a void number: it expired on a forward that was under way.
             code = answer.code if answer else Code.EXPIRED
             _answered(turn, item.id, code, answer.newest if answer else 0, record.dest)
-    outbox.done = max(outbox.done, record.upto)
+    outbox.done = record.upto
 
 
 def _answered(turn: Turn, own: bytes, code: int, newest: int, cell: str) -> None:
@@ -64,7 +77,7 @@ def _answered(turn: Turn, own: bytes, code: int, newest: int, cell: str) -> None
         return
     pending.remaining -= 1
     pending.newest = max(pending.newest, newest)
-    if not Code(code).taken:
+    if code >= Code.STALE:  # by number: another cell may run a release that knows more codes
         pending.refused = True
         turn.notice(pending.device, own, code, newest, cell)
     if pending.remaining == 0:

@@ -44,7 +44,7 @@ def receives(state: State, device_id: bytes, address: bytes, roster: bool, entry
     if not roster:
         return device.user == address and device.since <= entry.version
     group = state.rosters.get(address)
-    return group is not None and device.cursor < entry.position and rosters.receives(state, group, device.user, entry)
+    return group is not None and rosters.receives(state, group, device.user, entry)
 
 
 def outbox_batch(outbox: Outbox, after: int, count: int, size: int) -> list[tuple[int, OutItem]]:

@@ -24,25 +24,30 @@ def home(turn: Turn, record: records.Home) -> None:
         return
     if user is None:
         user = turn.state.users[new.user] = UserState(new, [])
-    user.record = new
+    before, user.record = user.record, new
     user.chain.append(record.signed)
-    _enrol(turn, new, pos)
+    _enrol(turn, before, new, pos)
     settle_mailbox(turn.state, user)
 
 
-def _enrol(turn: Turn, new: HomeRecord, pos: int) -> None:
+def _enrol(turn: Turn, before: HomeRecord, new: HomeRecord, pos: int) -> None:
     named = {device.id for device in new.devices}
-    gone = [device.id for device in turn.state.devices.values() if device.user == new.user and device.id not in named]
+    left = [device.id for device in before.devices if device.id not in named]
+    gone = [device_id for device_id in left if _is_of(turn.state, device_id, new.user)]
     for device_id in gone:
         del turn.state.devices[device_id]
         turn.effects.append(DeviceGone(device_id))
     for device in new.devices:
-        known = turn.state.devices.get(device.id)
-        if known is None:
+        if device.id not in turn.state.devices:  # another user's stays with that user
             turn.state.devices[device.id] = DeviceState(device.id, new.user, device.since, pos)
     if gone:
         for group in turn.state.memberships.get(new.user, ()):
             turn.state.rosters[group].dirty = True
+
+
+def _is_of(state: State, device_id: bytes, user: bytes) -> bool:
+    device = state.devices.get(device_id)
+    return device is not None and device.user == user
 
 
 def session(turn: Turn, record: records.Session) -> None:

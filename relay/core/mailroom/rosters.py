@@ -7,12 +7,14 @@ from relay.core.codec import digest
 from relay.core.envelope import Header
 from relay.core.mailroom import outboxes
 from relay.core.mailroom.effects import Filed, MembershipChanged
-from relay.core.mailroom.state import Entry, Interval, RosterState, Source, State, Waiting
+from relay.core.mailroom.state import (
+    WAITING_OVERHEAD, Entry, Interval, RosterState, Source, State, Waiting,
+)
 from relay.core.mailroom.turn import EXPIRE_ROSTER, EXPIRE_WAITING, Turn
 from relay.core.trust import Member, RosterPart, VerifiedHead, verify_part, verify_roster
 from relay.core.wire import Code, ReceiptItem
 from relay.errors import ProtocolError, TrustError
-from relay.limits import MAX_WAITING
+from relay.limits import MAX_STAYS, MAX_WAITING, MAX_WAITING_EACH
 
 
 def publish(turn: Turn, record: records.Roster, size: int) -> None:
@@ -36,7 +38,12 @@ def publish(turn: Turn, record: records.Roster, size: int) -> None:
         turn.answer(record.device, turn.receipt(own, Code.BAD_RECORD), None)
         return
     elsewhere = [cell for cell in _union(head, before) if cell != turn.state.cell]
-    _install(turn, head, part)
+    if outboxes.is_full(turn.state, elsewhere, size, record.device):
+        turn.answer(record.device, turn.receipt(own, Code.OUTBOX_FULL), None)
+        return
+    if not _install(turn, head, part):
+        turn.answer(record.device, turn.receipt(own, Code.BAD_RECORD), None)
+        return
     for cell in elsewhere:
         outboxes.put(turn, cell, records.HANDIN_ROSTER, turn.source(size), own, 0)
     turn.answer(record.device, turn.receipt(own, Code.STORED, head.head.version, pos), turn.time)
@@ -51,8 +58,7 @@ def hand_in(turn: Turn, record: records.HandIn) -> tuple[int, int]:
         part = _own_part(turn.state, head, record.part)
     except (TrustError, ProtocolError):
         return Code.BAD_RECORD, 0
-    _install(turn, head, part)
-    return Code.STORED, head.head.version
+    return (Code.STORED, head.head.version) if _install(turn, head, part) else (Code.BAD_RECORD, 0)
 
 
 def _verify(state: State, signed: bytes) -> tuple[VerifiedHead, VerifiedHead | None]:
@@ -76,8 +82,12 @@ def _union(head: VerifiedHead, before: VerifiedHead | None) -> list[str]:
     return cells + [cell.cell for cell in (before.head.cells if before else ()) if cell.cell not in cells]
 
 
-def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> None:
-    roster = turn.state.rosters.setdefault(head.group, RosterState())
+def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> bool:
+    """Take the version over. False, and nothing changed, where more stays than MAX_STAYS would have to be kept."""
+    roster = turn.state.rosters.get(head.group, RosterState())
+    if sum(map(len, roster.members.values())) + len(part.members) > MAX_STAYS:
+        return False
+    turn.state.rosters[head.group] = roster
     roster.head = head
     pos = turn.next_position()
     now: dict[bytes, Member] = {member.user: member for member in part.members}
@@ -96,16 +106,18 @@ def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> None:
     roster.waiting = [entry for entry in roster.waiting if entry.version > roster.version]
     for entry in due:
         _place_waiting(turn, head.group, roster, entry)
+    return True
 
 
 def _place_waiting(turn: Turn, group: bytes, roster: RosterState, entry: Waiting) -> None:
-    code = _may_send(turn.state, roster, entry.device, entry.version) if entry.device else None
+    turn.state.waits(entry.source, entry.device or entry.origin, -1)
+    code = _may_send(turn.state, roster, entry.device, entry.origin, entry.version)
     if code is None:
         pos, ours = turn.next_position(), bool(entry.device)
         cells = _file(turn, group, roster, entry.source, entry.id, entry.version, entry.expires, pos, forward=ours)
         if entry.device and cells:
             outboxes.await_answers(turn, entry.id, entry.device, cells)
-        elif entry.device:
+        else:
             turn.notice(entry.device, entry.id, Code.STORED, roster.version, turn.state.cell)
     else:
         turn.notice(entry.device, entry.id, code, roster.version, turn.state.cell)
@@ -120,10 +132,11 @@ def admit(
     group, version = header.to, header.to_version
     roster = turn.state.rosters.get(group)
     if roster is None or version > roster.version:
-        return _wait(turn, header, own, source, device, pos)
-    code = _may_send(turn.state, roster, device, version) if device else None
-    if origin and origin not in roster.cells:
-        code = Code.NOT_MEMBER
+        return _wait(turn, header, own, source, device, pos, origin)
+    code = _may_send(turn.state, roster, device, origin, version)
+    elsewhere = [cell for cell in roster.cells if cell != turn.state.cell] if device else []
+    if code is None and outboxes.is_full(turn.state, elsewhere, source.size, device):
+        code = Code.OUTBOX_FULL
     if code is not None:
         return turn.receipt(own, code, roster.version)
     cells = _file(turn, group, roster, source, own, version, header.expires, pos, forward=bool(device))
@@ -132,19 +145,26 @@ def admit(
     return turn.receipt(own, Code.ACCEPTED if cells else Code.STORED, roster.version, pos)
 
 
-def _wait(turn: Turn, header: Header, own: bytes, source: Source, device: bytes, pos: int) -> ReceiptItem:
-    waiting = sum(entry.size for roster in turn.state.rosters.values() for entry in roster.waiting)
-    if waiting + source.size > MAX_WAITING:
+def _wait(
+    turn: Turn, header: Header, own: bytes, source: Source, device: bytes, pos: int, origin: str
+) -> ReceiptItem:
+    who, size = device or origin, source.size + WAITING_OVERHEAD
+    waiting = turn.state.waiting_bytes
+    if waiting.get(who, 0) + size > MAX_WAITING_EACH or sum(waiting.values()) + size > MAX_WAITING:
         return turn.receipt(own, Code.UNKNOWN_ROSTER)
     roster = turn.state.rosters.setdefault(header.to, RosterState())
+    turn.state.waits(source, who, 1)
     held = turn.state.hold(source)
-    roster.waiting.append(Waiting(held, own, device, header.to_version, header.expires, source.size, pos))
+    roster.waiting.append(Waiting(held, own, device, origin, header.to_version, header.expires, pos))
     turn.expire_later(header.expires, EXPIRE_WAITING, header.to, pos)
     # Durable here. For a sender of this cell it is not *stored* before the members' cells have it.
     return turn.receipt(own, Code.ACCEPTED if device else Code.STORED, roster.version, pos)
 
 
-def _may_send(state: State, roster: RosterState, device: bytes, version: int) -> Code | None:
+def _may_send(state: State, roster: RosterState, device: bytes, origin: str, version: int) -> Code | None:
+    """A device of this cell has to be a member's; another cell has to have members, and has checked its device."""
+    if not device:
+        return None if origin in roster.cells else Code.NOT_MEMBER
     owner = state.devices.get(device)
     stays = roster.members.get(owner.user, []) if owner else []
     if stays and stays[-1].until == 0 and any(_in(stay, version) for stay in stays):
@@ -162,7 +182,7 @@ def _file(
 ) -> int:
     """File for the members of this cell; with `forward` also for the other cells. Returns how many those are."""
     if turn.state.cell in roster.cells or roster.members:
-        entry = Entry(pos, turn.state.hold(source), own, version, expires, source.size)
+        entry = Entry(pos, turn.state.hold(source), own, version, expires)
         roster.box.add(entry)
         roster.dirty = True
         turn.expire_later(expires, EXPIRE_ROSTER, group, pos)
@@ -173,20 +193,19 @@ def _file(
     return len(elsewhere)
 
 
-def expire_waiting(turn: Turn, group: bytes, pos: int) -> None:
-    """A waiting envelope ran out: its version never came."""
+def expire_waiting(turn: Turn, group: bytes, pos: int) -> bool:
+    """A waiting envelope ran out: its version never came. False where it did."""
     roster = turn.state.rosters.get(group)
-    if roster is None:
-        return
-    for place, entry in enumerate(roster.waiting):
-        if entry.position == pos:
-            del roster.waiting[place]
-            turn.state.drop(entry.source)
-            if entry.device:
-                turn.notice(entry.device, entry.id, Code.EXPIRED, roster.version, turn.state.cell)
-            break
+    place = next((n for n, one in enumerate(roster.waiting) if one.position == pos), None) if roster else None
+    if roster is None or place is None:
+        return False
+    entry = roster.waiting.pop(place)
+    turn.state.waits(entry.source, entry.device or entry.origin, -1)
+    turn.state.drop(entry.source)
+    turn.notice(entry.device, entry.id, Code.EXPIRED, roster.version, turn.state.cell)
     if roster.head is None and not roster.waiting:
         del turn.state.rosters[group]
+    return True
 
 
 def receives(state: State, roster: RosterState, user: bytes, entry: Entry) -> bool:

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from heapq import heappop
+from collections.abc import Iterator
 
 from relay.core import records
-from relay.core.mailroom import outboxes, rosters
-from relay.core.mailroom.state import RosterState, State, UserState, source_key
-from relay.core.mailroom.turn import (
-    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_ROSTER, EXPIRE_WAITING, Turn,
-)
+from relay.core.mailroom import rosters
+from relay.core.mailroom.state import DeviceState, RosterState, State, UserState, source_key
+from relay.core.mailroom.turn import Turn
 from relay.limits import ADMISSION_WINDOW, MINUTE
 
 SETTLE_EVERY = 64  # blocks between two passes over the rosters whose members have acknowledged something
-MAX_EXPIRIES = 65_536  # expiries applied in one block; the rest comes with the next one
 
 
-def expire_due(turn: Turn) -> None:
-    """Drop what has expired by this block's time (rule 14), a bounded number at a time."""
-    heap = turn.state.expiries
-    for _ in range(MAX_EXPIRIES):
-        if not heap or heap[0][0] > turn.time:
-            break
-        _, kind, address, number = heappop(heap)
-        if kind == EXPIRE_MAILBOX and address in turn.state.users:
-            entry = turn.state.users[address].box.remove(number)
-            turn.state.drop(entry.source if entry else None)
-        elif kind == EXPIRE_ROSTER and address in turn.state.rosters:
-            entry = turn.state.rosters[address].box.remove(number)
-            turn.state.drop(entry.source if entry else None)
-        elif kind == EXPIRE_OUTBOX:
-            outboxes.expire(turn, address.decode(), number)
-        elif kind == EXPIRE_WAITING:
-            rosters.expire_waiting(turn, address, number)
-        elif kind == EXPIRE_NOTICE and address in turn.state.devices:
-            turn.state.devices[address].notices.pop(number, None)
+def devices_of(state: State, user: UserState) -> Iterator[DeviceState]:
+    """The enrolled devices of a user."""
+    for device in user.record.devices:
+        known = state.devices.get(device.id)
+        if known is not None and known.user == user.record.user:
+            yield known
 
 
 def forget_outcomes(turn: Turn) -> None:
@@ -47,7 +31,7 @@ def forget_outcomes(turn: Turn) -> None:
 
 def settle_mailbox(state: State, user: UserState) -> None:
     """Let go from the front of a mailbox what every recipient device has acknowledged."""
-    cursors = [(device.since, state.devices[device.id].cursor) for device in user.record.devices]
+    cursors = [(device.since, device.cursor) for device in devices_of(state, user)]
     done = []
     for entry in user.box.after(-1):
         if any(since <= entry.version and cursor < entry.position for since, cursor in cursors):
@@ -68,10 +52,10 @@ def settle_rosters(state: State) -> None:
 
 def _settle_roster(state: State, roster: RosterState) -> None:
     lagging = sorted(
-        (state.devices[device.id].cursor, user)
+        (device.cursor, user)
         for user in roster.members
         if user in state.users
-        for device in state.users[user].record.devices
+        for device in devices_of(state, state.users[user])
     )
     done = []
     for entry in roster.box.after(-1):

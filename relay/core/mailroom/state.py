@@ -11,6 +11,7 @@ from relay.core.trust import HomeRecord, VerifiedHead
 from relay.core.wire import ReceiptItem
 
 FOLD_VERSION = 1
+WAITING_OVERHEAD = 512  # bytes counted for what the state keeps of a waiting envelope beside its record
 
 
 @dataclass(slots=True)
@@ -33,7 +34,6 @@ class Entry:
     id: bytes
     version: int
     expires: int
-    size: int
 
 
 @dataclass(slots=True)
@@ -59,12 +59,12 @@ class Box:
     def add(self, entry: Entry) -> None:
         self.entries[entry.position] = entry
         self.order.append(entry.position)
-        self.bytes += entry.size
+        self.bytes += entry.source.size
 
     def remove(self, pos: int) -> Entry | None:
         entry = self.entries.pop(pos, None)
         if entry is not None:
-            self.bytes -= entry.size
+            self.bytes -= entry.source.size
             if len(self.order) > 2 * len(self.entries) + 16:
                 self.order = list(self.entries)
         return entry
@@ -110,14 +110,15 @@ class Interval:
 
 @dataclass(slots=True)
 class Waiting:
-    """A roster envelope whose roster version has not arrived. `device` is empty where another cell handed it over."""
+    """A roster envelope whose roster version has not arrived: from a `device` of this cell, or handed over by the cell
+    `origin`; the other one is empty."""
 
     source: Source
     id: bytes
     device: bytes
+    origin: str
     version: int
     expires: int
-    size: int
     position: int
 
 
@@ -148,7 +149,10 @@ class OutItem:
     source: Source | None
     id: bytes
     expires: int
-    size: int
+
+    @property
+    def size(self) -> int:
+        return self.source.size if self.source else 0
 
 
 @dataclass(slots=True)
@@ -189,6 +193,9 @@ class BlockUse:
     live_bytes: int = 0
 
 
+Expiry = tuple[int, int, bytes, int]  # (when, kind, address, position or number): relay.core.mailroom.expiry
+
+
 @dataclass(slots=True)
 class State:
     """Everything. `index` and `time` are those of the last applied block."""
@@ -207,9 +214,11 @@ class State:
     pending: dict[bytes, Pending] = field(default_factory=dict)
     outcomes: dict[bytes, ReceiptItem] = field(default_factory=dict)
     outcome_minutes: dict[int, list[bytes]] = field(default_factory=dict)
+    waiting_bytes: dict[bytes | str, int] = field(default_factory=dict)  # by sending device, or origin cell
     sources: dict[int, Source] = field(default_factory=dict)
     blocks: dict[int, BlockUse] = field(default_factory=dict)
-    expiries: list[tuple[int, int, bytes, int]] = field(default_factory=list)
+    expiries: list[Expiry] = field(default_factory=list)  # a heap; what it names may be settled already
+    expiries_live: int = 0  # how many of them named something when the heap was last made anew
 
     # --- sources -----------------------------------------------------------------------------------
     def hold(self, source: Source) -> Source:
@@ -242,6 +251,14 @@ class State:
         old.live, old.live_bytes = old.live - 1, old.live_bytes - source.size
         new.live, new.live_bytes = new.live + 1, new.live_bytes + source.size
         source.index, source.ordinal = index, ordinal
+
+    def waits(self, source: Source, who: bytes | str, sign: int) -> None:
+        """A roster envelope of `who` begins (+1) or ends (-1) to wait for its version."""
+        left = self.waiting_bytes.get(who, 0) + sign * (source.size + WAITING_OVERHEAD)
+        if left:
+            self.waiting_bytes[who] = left
+        else:
+            del self.waiting_bytes[who]
 
     def floor(self) -> int:
         """The lowest block index that somebody still needs; index + 1 when nobody does."""

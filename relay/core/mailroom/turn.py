@@ -52,7 +52,7 @@ class Turn:
             self.effects.append(Answered(device, item))
 
     def remember(self, item: ReceiptItem, created: int) -> None:
-        self.admitted += Code(item.code).taken
+        self.admitted += item.code < Code.STALE
         if created + ADMISSION_WINDOW < self.time or item.id in self.state.outcomes:
             return
         self.state.outcomes[item.id] = item
@@ -62,7 +62,7 @@ class Turn:
         return ReceiptItem(envelope_id, int(code), pos, newest, self.state.cell)
 
     def notice(self, device: bytes, envelope_id: bytes, code: int, newest: int, cell: str) -> None:
-        """A durable outcome for the sender (rule 16), in its own stream; and a receipt, if it listens now."""
+        """A durable outcome for the sender (rule 16), in its own stream."""
         code = int(code)
         known = self.state.outcomes.get(envelope_id)
         if known is not None:
@@ -73,5 +73,4 @@ class Turn:
         notice = Notice(self.next_position(), envelope_id, code, newest, cell, self.time + MAX_LIFETIME)
         owner.notices[notice.position] = notice
         self.expire_later(notice.expires, EXPIRE_NOTICE, device, notice.position)
-        self.effects.append(Answered(device, ReceiptItem(envelope_id, code, notice.position, newest, cell)))
         self.effects.append(Noticed(device, notice))

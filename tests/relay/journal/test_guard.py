@@ -12,8 +12,8 @@ from relay.core.codec import Struct, digest, encode
 from relay.core.envelope import Header, To, join
 from relay.core.records import encode_record
 from relay.core.trust import (
-    Device, HomePayload, Member, Root, RootCell, RootPayload, RootRegion, RosterCell, RosterHead, make_part, sign_home,
-    sign_root, sign_roster, verify_root,
+    Device, HomePayload, Member, Root, RootCell, RootPayload, RootRegion, RosterCell, RosterHead, group_id, make_part,
+    sign_home, sign_root, sign_roster, verify_root,
 )
 from relay.errors import ProtocolError, ResidencyError
 from relay.journal.guard import ResidencyGuard
@@ -66,7 +66,8 @@ class Group:
     """A group whose versions one device signs."""
 
     def __init__(self, owner: str) -> None:
-        self.owner, self.version, self.id, self.last = owner, 0, b"", b""
+        self.owner, self.version, self.last, self.seed = owner, 0, b"", b"s" * 32
+        self.id = group_id(public(owner), self.seed)
 
     def publish(self, members: dict[str, list[Person]]) -> records.Roster:
         self.version += 1
@@ -74,10 +75,9 @@ class Group:
             cell: make_part(self.version, [Member(person.id, self.version) for person in people])
             for cell, people in members.items()
         }
-        cells = tuple(RosterCell(cell, len(members[cell]), digest(part)) for cell, part in parts.items())
-        head = RosterHead(1, self.id, self.version, self.last, public(self.owner), cells)
+        cells = tuple(RosterCell(cell, len(members[cell]), digest(part)) for cell, part in sorted(parts.items()))
+        head = RosterHead(1, self.seed, self.version, self.last, public(self.owner), cells)
         self.last = digest(encode(head))
-        self.id = self.id or self.last
         return records.Roster(public(self.owner), sign_roster(head, key(self.owner)), tuple(parts.items()))
 
 
@@ -285,3 +285,26 @@ def test_records_without_envelopes_pass(desk: Desk) -> None:
         records.FoldVersion(1), records.Session(device, "n1", bytes(16), 0), records.Ack(device, 5), records.Tick(),
         records.Handed(ABROAD, 1, (records.HandedAnswer(1, 2, 3),)),
     )  # fmt: skip
+
+
+def test_a_list_of_people_from_elsewhere_makes_no_group_resident(desk: Desk, anna: Person) -> None:
+    owner, elsewhere = Group("owner"), Person("carol", ABROAD)
+    elsewhere.home("carol's phone")
+    desk.refuses(handed_roster(owner.publish({HERE: [elsewhere]})), text="has no members in norden/1")
+    desk.write(handed_roster(Group("owner").publish({HERE: [anna], ABROAD: [elsewhere]})))
+
+
+def test_a_roster_names_only_cells_of_the_root(desk: Desk, anna: Person) -> None:
+    made = Group("anna's phone").publish({HERE: [anna], "atlantis/1": [Person("nobody")]})
+    desk.refuses(made, text="which the root does not list")
+
+
+def test_a_device_belongs_to_one_user(desk: Desk, anna: Person) -> None:
+    desk.refuses(Person("mallory").home("mallory's phone", "anna's phone"), text="another user's already")
+
+
+def test_many_versions_of_a_user_are_kept_over_restarts(desk: Desk, anna: Person) -> None:
+    for turn in range(70):
+        desk.write(anna.home(*(f"{turn}.{n}" for n in range(32))))
+    desk.restart()
+    desk.write(submit("anna's phone", anna.id))

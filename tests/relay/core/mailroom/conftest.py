@@ -13,7 +13,9 @@ from relay.core.codec import Struct, digest, encode
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import Answered, Effect
 from relay.core.mailroom.state import Notice
-from relay.core.trust import Device, HomePayload, Member, RosterCell, RosterHead, make_part, sign_home, sign_roster
+from relay.core.trust import (
+    Device, HomePayload, Member, RosterCell, RosterHead, group_id, make_part, sign_home, sign_roster,
+)
 
 START = 1_800_000_000_000
 FAR = START * 2
@@ -83,7 +85,7 @@ class Log:
         cursor = state.devices[device_id(device)].cursor
         for item in reading.pending(state, device_id(device), cursor, 1_000_000):
             if isinstance(item, Notice):
-                found.append(bytes([item.code]) + item.id)
+                found.append(bytes([min(item.code, 255)]) + item.id)
                 continue
             record = reading.record_of(self.blocks[item.source.index - 1], item.source)
             found.append(envelope.envelope_id(reading.envelope_of(record)))
@@ -109,7 +111,8 @@ class Group:
     """A group whose owner signs versions."""
 
     def __init__(self, owner: str) -> None:
-        self.owner, self.id, self.last, self.version = owner, b"", b"", 0
+        self.owner, self.last, self.version, self.seed = owner, b"", 0, digest(owner.encode())
+        self.id = group_id(device_id(owner), self.seed)
         self.since: dict[bytes, int] = {}
 
     def publish(self, members: dict[str, Sequence[bytes]]) -> records.Roster:
@@ -120,10 +123,9 @@ class Group:
             cell: make_part(self.version, [Member(user, self.since[user]) for user in users])
             for cell, users in members.items()
         }
-        cells = tuple(RosterCell(cell, len(members[cell]), digest(part)) for cell, part in parts.items())
-        head = RosterHead(1, self.id, self.version, self.last, device_id(self.owner), cells)
+        cells = tuple(RosterCell(cell, len(members[cell]), digest(part)) for cell, part in sorted(parts.items()))
+        head = RosterHead(1, self.seed, self.version, self.last, device_id(self.owner), cells)
         self.last = digest(encode(head))
-        self.id = self.id or self.last
         return records.Roster(device_id(self.owner), sign_roster(head, key(self.owner)), tuple(parts.items()))
 
 

@@ -300,3 +300,65 @@ def test_filed_names_the_address(log, people):
     (filed,) = [e for e in log.apply(log.submit("a1", log.seal(bob.id))) if isinstance(e, Filed)]
     assert reading.receives(log.room.state, device_id("b1"), filed.address, filed.roster, filed.entry)
     assert not reading.receives(log.room.state, device_id("a1"), filed.address, filed.roster, filed.entry)
+
+
+def test_nobody_but_the_owner_signs_versions_of_a_group(log, make_log, people, make_user, make_group):
+    """Also where no version is known yet: the id is bound to the owner's key."""
+    there = make_log(ABROAD)
+    carol, eve = make_user("carol", ABROAD), make_user("eve", ABROAD)
+    there.enrol(carol, "c1")
+    there.enrol(eve, "e1")
+    genuine, forged = make_group("a1"), make_group("e1")
+    forged.seed, forged.version, forged.last = genuine.seed, 1, bytes(32)
+    there.apply(forged.publish({ABROAD: [eve.id]}))
+    assert genuine.id not in there.room.state.rosters
+    made = genuine.publish({log.cell: [people[0].id], ABROAD: [carol.id]})
+    there.apply(handed_in(there, 1, made.head, records.HANDIN_ROSTER, dict(made.parts)[ABROAD]))
+    assert there.room.state.rosters[genuine.id].version == 1
+
+
+def test_what_waits_for_a_roster_is_bounded_for_each_sender(log, people, monkeypatch):
+    monkeypatch.setattr("relay.core.mailroom.rosters.MAX_WAITING_EACH", 2_000)
+    codes = [log.answers(log.submit("a1", log.seal(bytes([n]) * 32, 1, roster=True)))[0] for n in range(5)]
+    assert codes[:2] == [Code.ACCEPTED] * 2 and codes[-1] == Code.UNKNOWN_ROSTER
+    assert log.answers(log.submit("b1", log.seal(b"\x77" * 32, 1, roster=True))) == [Code.ACCEPTED]
+
+
+def test_a_full_outbox_is_no_final_answer_for_a_group(log, people, make_group, monkeypatch):
+    group = make_group("a1")
+    log.apply(group.publish({log.cell: [people[0].id], ABROAD: [b"\x09" * 32]}))
+    monkeypatch.setattr("relay.core.mailroom.outboxes.MAX_OUTBOX", 0)
+    sealed = log.seal(group.id, 1, roster=True)
+    assert log.answers(log.submit("a1", sealed)) == [Code.OUTBOX_FULL]
+    monkeypatch.undo()
+    assert log.answers(log.submit("a1", sealed)) == [Code.ACCEPTED]
+
+
+def test_a_handed_in_envelope_from_the_far_future_is_refused(log, people):
+    _, bob = people
+    log.time += ADMISSION_WINDOW + 1
+    sealed = log.seal(bob.id)
+    log.time -= ADMISSION_WINDOW + 1
+    log.apply(handed_in(log, 1, sealed))
+    assert log.pending("b1") == [] and not log.room.state.outcomes
+
+
+def test_another_users_device_is_not_taken_over(log, people, make_user):
+    mallory = make_user("mallory", log.cell)
+    log.enrol(mallory, "m1", "b1")
+    log.apply(log.submit("a1", log.seal(mallory.id)))
+    log.apply(records.Home(people[1].record("b2")))  # bob lets b1 go; mallory's record still lists it
+    log.ack_all("m1")
+    assert device_id("b1") not in log.room.state.devices
+
+
+def test_a_checkpoint_row_stays_small_whatever_the_roster(log, people, make_group):
+    alice, bob = people
+    group = make_group("a1")
+    for turn in range(3):
+        crowd = sorted({alice.id, bob.id, *(digest(bytes([turn, n // 256, n % 256])) for n in range(9_000))})
+        log.apply(group.publish({log.cell: crowd}))
+        log.apply(log.submit("a1", log.seal(group.id, turn + 1, roster=True)))
+    rows = log.room.checkpoint()
+    assert max(map(len, rows)) < 512 * 1024
+    assert Mailroom.from_checkpoint(rows).digest() == log.room.digest()

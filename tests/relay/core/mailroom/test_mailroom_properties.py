@@ -11,6 +11,7 @@ from nacl.signing import SigningKey
 from relay.core import records
 from relay.core.codec import digest
 from relay.core.mailroom import Mailroom, reading
+from relay.core.mailroom.state import WAITING_OVERHEAD
 from relay.core.wire import Code
 from relay.limits import MINUTE
 
@@ -28,7 +29,9 @@ steps = st.one_of(
     st.tuples(st.just("group"), who, st.integers(1, 4), st.integers(0, 3)),
     st.tuples(st.just("roster"), st.sets(st.sampled_from(("alice", "bob", "carol")), min_size=1), st.booleans()),
     st.tuples(st.just("abroad"), who, st.integers(0, 3)),
-    st.tuples(st.just("handed"), st.integers(1, 5), st.sampled_from((Code.STORED, Code.MAILBOX_FULL))),
+    st.tuples(st.just("handed"), st.integers(1, 5), st.sampled_from((Code.STORED, Code.MAILBOX_FULL, 3, 77, 1 << 40))),
+    st.tuples(st.just("handin_roster"), st.integers(1, 8), st.integers(1, 6), st.booleans()),
+    st.tuples(st.just("squat"), st.sampled_from(("a1", "b2"))),
     st.tuples(st.just("handin"), st.integers(1, 8), st.integers(0, 4), st.sampled_from(("alice", "bob", "group"))),
     st.tuples(st.just("ack"), who, st.integers(0, 5)),
     st.tuples(st.just("session"), who, st.binary(min_size=16, max_size=16)),
@@ -48,7 +51,8 @@ class Story:
         log.enrol(self.users["alice"], "a1")
         log.enrol(self.users["bob"], "b1", "b2")
         log.enrol(self.users["carol"], "c1")
-        self.crew = make_group("a1")
+        self.crew, self.foreign = make_group("a1"), make_group("z1")
+        self.squatter = make_user("mallory", log.cell)
         self.effects = []
 
     def play(self, step):
@@ -89,6 +93,21 @@ class Story:
             item = self.log.seal(self.users[to].id, 1, body=bytes([number]), life=15 * MINUTE)
         return records.HandIn(ABROAD, b"o" * 16, number, confirmed, records.HANDIN_ENVELOPE, item, b"")
 
+    def handin_roster(self, number, version, gone):
+        foreign = self.foreign
+        foreign.version = version - 1
+        foreign.last = b"" if version == 1 else bytes(32)
+        members = {ABROAD: [b"\x09" * 32]}
+        if not gone:
+            members[self.log.cell] = sorted([self.users["alice"].id, b"\x08" * 32])
+        made = foreign.publish(members)
+        part = dict(made.parts).get(self.log.cell, b"")
+        return records.HandIn(ABROAD, b"o" * 16, number, 0, records.HANDIN_ROSTER, made.head, part)
+
+    def squat(self, device):
+        """Another user's record that lists a device which is not its own."""
+        return records.Home(self.squatter.record("s1", device))
+
     def ack(self, device, place):
         known = self.log.room.state.devices.get(device_id(device))
         waiting = self.log.pending(device) if known else []
@@ -119,17 +138,20 @@ class Story:
 
 def check_books(state):
     """What the sources say is exactly what refers to them."""
-    refs = Counter()
+    refs, waiting = Counter(), Counter()
     for user in state.users.values():
         refs.update(entry.source.key for entry in user.box.after(-1))
-        assert user.box.bytes == sum(entry.size for entry in user.box.after(-1))
+        assert user.box.bytes == sum(entry.source.size for entry in user.box.after(-1))
     for roster in state.rosters.values():
         refs.update(entry.source.key for entry in roster.box.after(-1))
         refs.update(entry.source.key for entry in roster.waiting)
+        for entry in roster.waiting:
+            waiting[entry.device or entry.origin] += entry.source.size + WAITING_OVERHEAD
     for outbox in state.outboxes.values():
         refs.update(item.source.key for item in outbox.items.values() if item.source)
         assert list(outbox.items) == list(range(outbox.done + 1, outbox.last + 1))
         assert outbox.bytes == sum(item.size for item in outbox.items.values())
+    assert waiting == state.waiting_bytes
     assert refs == {key: source.refs for key, source in state.sources.items()}
     live = Counter(source.index for source in state.sources.values())
     assert live == {index: use.live for index, use in state.blocks.items() if use.live}

@@ -1,0 +1,75 @@
+"""What runs out, and when: a heap over everything in the state that has an expiry (rule 14).
+
+The heap is derived: what it names may have been settled long ago. Only what is really dropped counts against the bound
+of a block, so that a heap rebuilt from a checkpoint gives the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heapify, heappop
+
+from relay.core.mailroom import outboxes, rosters
+from relay.core.mailroom.state import Box, Expiry, State
+from relay.core.mailroom.turn import (
+    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_ROSTER, EXPIRE_WAITING, Turn,
+)
+
+MAX_EXPIRIES = 65_536  # dropped in one block; the rest comes with the next one
+SLACK = 1_024  # settled entries that the heap may hold beyond as many as there are live ones
+
+
+def expire_due(turn: Turn) -> None:
+    """Drop what has expired by this block's time, a bounded number at a time."""
+    heap, left = turn.state.expiries, MAX_EXPIRIES
+    while left and heap and heap[0][0] <= turn.time:
+        left -= _expire(turn, *heappop(heap)[1:])
+
+
+def _expire(turn: Turn, kind: int, address: bytes, number: int) -> bool:
+    """True if there still was something to drop."""
+    state = turn.state
+    if kind == EXPIRE_MAILBOX:
+        return address in state.users and _drop(state, state.users[address].box, number)
+    if kind == EXPIRE_ROSTER:
+        return address in state.rosters and _drop(state, state.rosters[address].box, number)
+    if kind == EXPIRE_OUTBOX:
+        return outboxes.expire(turn, address.decode(), number)
+    if kind == EXPIRE_WAITING:
+        return rosters.expire_waiting(turn, address, number)
+    device = state.devices.get(address)
+    return device is not None and device.notices.pop(number, None) is not None
+
+
+def _drop(state: State, box: Box, pos: int) -> bool:
+    entry = box.remove(pos)
+    if entry is None:
+        return False
+    state.drop(entry.source)
+    return True
+
+
+def rebuild_if_stale(state: State) -> None:
+    """Most entries settle long before they expire: now and then the heap is made anew from what is left."""
+    if len(state.expiries) > 2 * state.expiries_live + SLACK:
+        rebuild(state)
+
+
+def rebuild(state: State) -> None:
+    """Make the heap from everything that has an expiry."""
+    state.expiries = list(_all(state))
+    heapify(state.expiries)
+    state.expiries_live = len(state.expiries)
+
+
+def _all(state: State) -> Iterator[Expiry]:
+    for key, user in state.users.items():
+        yield from ((e.expires, EXPIRE_MAILBOX, key, e.position) for e in user.box.after(-1))
+    for key, roster in state.rosters.items():
+        yield from ((e.expires, EXPIRE_ROSTER, key, e.position) for e in roster.box.after(-1))
+        yield from ((w.expires, EXPIRE_WAITING, key, w.position) for w in roster.waiting)
+    for cell, outbox in state.outboxes.items():
+        items = outbox.items.items()
+        yield from ((item.expires, EXPIRE_OUTBOX, cell.encode(), n) for n, item in items if item.expires)
+    for key, device in state.devices.items():
+        yield from ((n.expires, EXPIRE_NOTICE, key, n.position) for n in device.notices.values())
