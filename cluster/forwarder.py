@@ -15,8 +15,9 @@ from cluster.links import Links
 from relay.core import records
 from relay.core.mailroom import reading
 from relay.core.mailroom.state import Outbox, OutItem
+from relay.core.wire import Code
 from relay.delivery import Delivery
-from relay.errors import Overloaded, PeerError, ProtocolError, Refused
+from relay.errors import Overloaded, PeerError, ProtocolError, Refused, StoreDamaged
 from relay.intake import Intake
 from relay.limits import LINK_DEADLINE_S, MAX_BATCH, MAX_HANDOVER
 from relay.observe.metrics import Metrics
@@ -68,47 +69,68 @@ class Forwarders:
                 continue
             try:
                 await self._hand_over(cell, outbox)
-            except (Refused, Overloaded, LookupError):
+            except (Refused, Overloaded):
                 await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
-            except (PeerError, ProtocolError) as error:
-                _log.error("peer_refused", cell=cell, text=error.text)
+            except (PeerError, ProtocolError, StoreDamaged) as error:
+                # Loud, and for this cell alone: everybody else is served on.
+                _log.error("hand_over_stopped", cell=cell, text=error.text, remedy=error.remedy)
                 await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
 
     async def _hand_over(self, cell: str, outbox: Outbox) -> None:
-        batch = reading.outbox_batch(outbox, outbox.done, MAX_BATCH, MAX_HANDOVER)
+        done = outbox.done  # once: an answer that comes late may be recorded while we read
+        batch = reading.outbox_batch(outbox, done, MAX_BATCH, MAX_HANDOVER)
         items = tuple([await self._item(cell, item) for _, item in batch])
-        request = linkwire.HandOver(self._journal.log_id, outbox.done, outbox.done + 1, items)
+        request = linkwire.HandOver(self._journal.log_id, done, done + 1, items)
         answer = await self._links.request(cell, request, LINK_DEADLINE_S)
         if not isinstance(answer, linkwire.HandOverAnswer):
             raise PeerError(f"{cell} answered a hand-over with {type(answer).__name__}")
-        if answer.vector < outbox.done:
-            # Rule 13: what it has confirmed before is missing there now.
-            raise PeerError(
-                f"{cell} has applied {answer.vector} of the {outbox.done} that it confirmed: an older copy of its log",
-                "Tell its operator; nothing is handed over until its log id is renewed",
-            )
-        upto = min(answer.vector, outbox.last)
-        if upto == outbox.done:
+        self._check_vector(cell, answer.vector, done, outbox.last)
+        upto = min(answer.vector, done + len(batch))
+        if upto == done:
             raise Overloaded(f"{cell} took nothing of the batch")
-        outcomes = tuple(outcome for outcome in answer.outcomes if outbox.done < outcome.number <= upto)
-        count = upto - outbox.done
+        outcomes = tuple(_known(outcome) for outcome in answer.outcomes if done < outcome.number <= upto)
         self._intake.offer([records.encode_record(records.Handed(cell, upto, outcomes))])
         with trio.move_on_after(LINK_DEADLINE_S) as scope:
             await self._delivery.wait_for(lambda: outbox.done >= upto)
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the answer in time")
-        self._metrics.forwarded.labels(cell).inc(count)
+        self._metrics.forwarded.labels(cell).inc(upto - done)
+
+    @staticmethod
+    def _check_vector(cell: str, vector: int, done: int, last: int) -> None:
+        """Rule 13. Stops handing over to the cell, loudly; the rest of the node goes on, since a cell that only claims
+        such a thing must not be able to stop it."""
+        if vector < done:
+            raise PeerError(
+                f"{cell} has applied {vector} of the {done} that it confirmed: an older copy of its log",
+                "Tell its operator; nothing is handed over until its log id is renewed",
+            )
+        if vector > last:
+            raise PeerError(
+                f"{cell} has applied {vector} from here, and this log knows only {last}: an older copy of this log",
+                "Stop this node and restore the newest store; nothing is handed over meanwhile",
+            )
 
     async def _item(self, cell: str, item: OutItem) -> linkwire.HandItem:
-        """What goes over the border: the envelope, or the roster head with the part of that cell. Raises LookupError
+        """What goes over the border: the envelope, or the roster head with the part of that cell. Raises Overloaded
         where the record moved while we read: look again."""
         source = item.source
         if source is None:
             return linkwire.HandItem(records.HANDIN_VOID, b"", b"")
-        block = await self._journal.read(source.index)
-        if block.index != source.index:
-            raise LookupError("carried meanwhile")
+        try:
+            block = await self._journal.read(source.index)
+        except LookupError:
+            block = None
+        if block is None or block.index != source.index:
+            raise Overloaded("a record was carried while it was read")
         record = reading.record_of(block, source)
         if isinstance(record, records.Roster):
             return linkwire.HandItem(records.HANDIN_ROSTER, record.head, dict(record.parts).get(cell, b""))
         return linkwire.HandItem(records.HANDIN_ENVELOPE, reading.envelope_of(record), b"")
+
+
+def _known(outcome: records.HandedAnswer) -> records.HandedAnswer:
+    """A code that this release does not know (the other cell may run a newer one) is recorded as what it must mean."""
+    if outcome.code in Code.__members__.values():
+        return outcome
+    return records.HandedAnswer(outcome.number, Code.NOT_PERMITTED, outcome.newest)

@@ -18,7 +18,7 @@ from relay.core.mailroom.state import Origin
 from relay.delivery import Delivery
 from relay.errors import Overloaded, PeerError, ProtocolError, Refused, ResidencyError
 from relay.intake import Intake
-from relay.limits import LINK_DEADLINE_S
+from relay.limits import LINK_DEADLINE_S, MAX_HANDOVER
 from relay.office import Office
 
 _log = structlog.get_logger("cluster.handover")
@@ -53,7 +53,14 @@ class Reception:
         last = request.first + len(request.items) - 1
         if request.first > vector + 1 or last <= vector:
             return _answer(origins.get(key, Origin()), request.first, last)
-        fresh = [self._record(peer, request, number) for number in range(max(request.first, vector + 1), last + 1)]
+        fresh, size = list[records.HandIn](), 0
+        for number in range(max(request.first, vector + 1), last + 1):
+            record = self._record(peer, request, number)
+            size += len(record.item) + len(record.part)
+            if fresh and size > MAX_HANDOVER:
+                last = number - 1  # a part of the batch is a good answer, too
+                break
+            fresh.append(record)
 
         def applied() -> bool:
             return key in origins and origins[key].vector >= last
@@ -69,14 +76,8 @@ class Reception:
     async def _append(self, fresh: list[records.HandIn], applied: Callable[[], bool]) -> ResidencyError | None:
         """Have the records written, and wait until they are applied; or what the disk writer has against one."""
         refusals: list[ResidencyError] = []
-        with trio.CancelScope() as waiting:
-
-            def refused(error: ResidencyError) -> None:
-                refusals.append(error)
-                waiting.cancel()
-
-            self._intake.offer([records.encode_record(record) for record in fresh], refused)
-            await self._delivery.wait_for(applied)
+        self._intake.offer([records.encode_record(record) for record in fresh], refusals.append)
+        await self._delivery.wait_for(lambda: bool(refusals) or applied())
         return refusals[0] if refusals else None
 
     def _record(self, peer: Peer, request: linkwire.HandOver, number: int) -> records.HandIn:

@@ -77,6 +77,7 @@ class Node:
         self._journal = journal
         self._credentials = credentials
         self._links = links
+        self._directory = directory
         self._metrics = metrics
         self._delivery = delivery
         self._intake = Intake(journal, metrics)
@@ -100,6 +101,7 @@ class Node:
         entrances = await self._entrances()
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_admin, admin, self._metrics, lambda: self._why_not_ready)
+            nursery.start_soon(self._directory.failed)
             nursery.start_soon(self._delivery.run)
             await self._catch_up()
             if self._journal.tip == 0:

@@ -7,7 +7,7 @@ it loses nothing and delays nobody (DESIGN section 8).
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 import structlog
@@ -23,7 +23,7 @@ from relay.core.mailroom.effects import (
 from relay.core.mailroom.state import Entry, Notice
 from relay.core.wire import Code, Fault
 from relay.gateway.api import Line
-from relay.limits import UNACKED_BYTES
+from relay.limits import RECENT_FRAMES, UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Clock, Journal
 
@@ -76,6 +76,8 @@ class Delivery:
         self._started: dict[bytes, SessionStarted] = {}
         self._awaited: set[bytes] = set()
         self._applied = trio.Event()
+        self._frames = Frames()
+        self.applied_bytes = 0  # of records, since the start
         self.outbox_grew: Callable[[str], None] = lambda cell: None
 
     def time_ms(self) -> int:
@@ -92,20 +94,27 @@ class Delivery:
         """Apply one block and act on its effects. Never waits."""
         before = self.room.admitted
         effects = self.room.apply(block)
+        self.applied_bytes += block.size
         self._metrics.admitted.inc(self.room.admitted - before)
         touched: dict[Line, list[wire.ReceiptItem]] = {}
         delivered = 0
         for effect in effects:
             delivered += self._act(effect, block, touched)
-        for line, items in touched.items():
+        for line, items in touched.items():  # senders first: writing to a thousand recipients takes a while
             if items and line.live:
                 send_receipt(line, items)
+                line.flush()
+        for line in touched:
             line.flush()
         if delivered:
             self._metrics.delivered.inc(delivered)
             self._metrics.delivery_seconds.observe(max(0, self._clock.wall_ms() - block.time) / 1000)
         self._metrics.waiting.set(len(self.room.state.sources))
         self._metrics.journal_blocks.set(self._journal.tip + 1 - self._journal.first)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Whoever waits for something looks again whether it has come."""
         self._applied.set()
         self._applied = trio.Event()
 
@@ -116,9 +125,7 @@ class Delivery:
             case Answered():
                 self._answer(effect, touched)
             case Noticed():
-                seat = self._seats.get(effect.device)
-                if seat is not None and seat.live:
-                    self._push(seat, effect.notice.position, notice_frame(effect.notice), touched)
+                self._notice(effect, touched)
             case SessionStarted():
                 self._session(effect)
             case DeviceGone():
@@ -131,11 +138,25 @@ class Delivery:
         return 0
 
     def _answer(self, effect: Answered, touched: dict[Line, list[wire.ReceiptItem]]) -> None:
-        code = Code(effect.item.code)
-        if not code.taken:
-            self._metrics.refused.labels(code.name.lower()).inc()
+        self._count_refused(effect.item.code)
         for line in self._lines.get(effect.device, ()):
             touched.setdefault(line, []).append(effect.item)
+
+    def _notice(self, effect: Noticed, touched: dict[Line, list[wire.ReceiptItem]]) -> None:
+        """To the seat of the device, in its stream; its other lines, which only submit, get a receipt."""
+        notice, seat = effect.notice, self._seats.get(effect.device)
+        self._count_refused(notice.code)
+        if seat is not None and seat.live:
+            self._push(seat, notice.position, notice_frame(notice), touched)
+        item = wire.ReceiptItem(notice.id, notice.code, notice.position, notice.newest, notice.cell)
+        for line in self._lines.get(effect.device, ()):
+            if seat is None or seat.line is not line:
+                touched.setdefault(line, []).append(item)
+
+    def _count_refused(self, code: int) -> None:
+        if code >= Code.STALE:
+            known = code in Code.__members__.values()
+            self._metrics.refused.labels(Code(code).name.lower() if known else "other").inc()
 
     def _file(self, effect: Filed, block: Block, touched: dict[Line, list[wire.ReceiptItem]]) -> int:
         seats = self._online.get((effect.roster, effect.address))
@@ -151,7 +172,7 @@ class Delivery:
                 seat.demote()  # it waited in an older block: catch-up reads it from there
                 continue
             if not frame:
-                frame = envelope_frame(entry, block)
+                frame = self._frames.make(entry, block)
             count += self._push(seat, entry.position, frame, touched)
         return count
 
@@ -215,13 +236,16 @@ class Delivery:
     def _leave(self, seat: Seat) -> None:
         if self._seats.get(seat.line.device) is seat:
             del self._seats[seat.line.device]
+        self._leave_addresses(seat)
+        seat.demote()
+
+    def _leave_addresses(self, seat: Seat) -> None:
         for address in seat.addresses:
             seats = self._online[address]
             del seats[seat]
             if not seats:
                 del self._online[address]
         seat.addresses = []
-        seat.demote()
 
     def _listen(self, seat: Seat) -> None:
         user = seat.line.user
@@ -232,8 +256,7 @@ class Delivery:
 
     def _relisten(self, user: bytes) -> None:
         for seat in list(self._online.get((False, user), ())):
-            for address in seat.addresses:
-                self._online[address].pop(seat, None)
+            self._leave_addresses(seat)
             self._listen(seat)
 
     def seat_of(self, line: Line) -> Seat | None:
@@ -271,32 +294,57 @@ class Delivery:
     async def _catch_up(self, seat: Seat, items: list[Entry | Notice]) -> None:
         sent = 0
         for item in items:
+            frame = await self._frame_of(item)
+            if frame is None:
+                break  # settled or carried while we waited: look again
+            while item.expires > self.room.state.time and not seat.line.push((frame,)):
+                await seat.line.room()
             if item.expires <= self.room.state.time:
                 seat.sent = item.position  # rule 14: nothing expired is delivered
                 continue
-            if isinstance(item, Notice):
-                frame = notice_frame(item)
-            else:
-                try:
-                    block = await self._journal.read(item.source.index)
-                except LookupError:
-                    break  # settled or carried while we waited: look again
-                if block.index != item.source.index:
-                    break
-                frame = envelope_frame(item, block)
-            await seat.line.send(frame)
             seat.count(item.position, len(frame))
             sent += 1
             if seat.unacked_bytes > UNACKED_BYTES:
                 break
+        seat.line.flush()
         self._metrics.delivered.inc(sent)
         await trio.lowlevel.checkpoint()
 
+    async def _frame_of(self, item: Entry | Notice) -> bytes | None:
+        if isinstance(item, Notice):
+            return notice_frame(item)
+        frame = self._frames.find(item)
+        if frame is not None:
+            return frame
+        index = item.source.index
+        try:
+            block = await self._journal.read(index)
+        except LookupError:
+            return None
+        return self._frames.make(item, block) if item.source.index == index else None
 
-def envelope_frame(entry: Entry, block: Block) -> bytes:
-    """The WebSocket frame that delivers an entry whose record lies in `block`; the same for every recipient."""
-    envelope = reading.envelope_of(reading.record_of(block, entry.source))
-    return server_frame(wire.encode_deliver(entry.position, envelope))
+
+class Frames:
+    """The WebSocket frames that deliver entries, the same for every recipient; the newest ones are kept, so that many
+    who catch up at the same time share them as well."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, bytes] = OrderedDict()  # by position
+        self._bytes = 0
+
+    def find(self, entry: Entry) -> bytes | None:
+        return self._kept.get(entry.position)
+
+    def make(self, entry: Entry, block: Block) -> bytes:
+        """The frame for an entry whose record lies in `block`."""
+        envelope = reading.envelope_of(reading.record_of(block, entry.source))
+        frame = server_frame(wire.encode_deliver(entry.position, envelope))
+        if entry.position not in self._kept:
+            self._kept[entry.position] = frame
+            self._bytes += len(frame)
+        while self._bytes > RECENT_FRAMES:
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+        return frame
 
 
 def send_receipt(line: Line, items: Sequence[wire.ReceiptItem]) -> None:

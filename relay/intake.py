@@ -16,6 +16,7 @@ from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
 _log = structlog.get_logger("relay.intake")
+LAZY_S = 0.2  # seconds that acks wait for company: a commit of their own would cost as much as one with mail
 OnRefused = Callable[[ResidencyError], None]
 
 
@@ -36,12 +37,18 @@ class Intake:
         self._queue: deque[_Offer] = deque()
         self._bytes = 0
         self._records = 0
-        self._arrived = trio.Event()
+        self._arrived = trio.Event()  # there is something to write
+        self._urgent = trio.Event()  # and somebody waits for it
+        self.on_refused: Callable[[], None] = lambda: None
 
-    def offer(self, records: Sequence[bytes], refused: OnRefused | None = None) -> None:
+    def offer(self, records: Sequence[bytes], refused: OnRefused | None = None, *, lazily: bool = False) -> None:
         """Queue records for the journal: they stay together, in order. `refused` is called if the disk writer refuses
-        them. At most MAX_BLOCK bytes. Raises Overloaded, and nothing is taken, when the queue is full."""
+        them. `lazily`: nobody waits for them, so that they ride with the next block, or make one after LAZY_S.
+
+        Raises Overloaded, and nothing is taken, when the queue is full; ValueError beyond the bounds of a block."""
         size = sum(map(len, records))
+        if not 0 < len(records) <= MAX_BLOCK_RECORDS or size > MAX_BLOCK:
+            raise ValueError(f"{len(records)} records of {size} bytes do not fit into one block")
         if self._bytes + size > self._max_bytes:
             raise Overloaded("the node has more to write than its disk takes")
         self._queue.append(_Offer(tuple(records), size, refused))
@@ -49,19 +56,21 @@ class Intake:
         self._records += len(records)
         self._metrics.queue_depth.set(self._records)
         self._arrived.set()
+        if not lazily:
+            self._urgent.set()
 
     async def run(self) -> None:
         """Write until cancelled. Raises DiskFailed, after which nothing was or will be acknowledged (rule 7)."""
         while True:
             await self._arrived.wait()
+            with trio.move_on_after(LAZY_S):
+                await self._urgent.wait()
             batch = self._take()
             try:
                 await self._append(batch)
             except ResidencyError:
                 for offer in batch:
                     await self._append_alone(offer)
-            if not self._queue:
-                self._arrived = trio.Event()
             self._metrics.queue_depth.set(self._records)
 
     def _take(self) -> list[_Offer]:
@@ -76,6 +85,8 @@ class Intake:
             count += len(offer.records)
         self._bytes -= size
         self._records -= count
+        if not self._queue:  # what comes from here on waits for the next block
+            self._arrived, self._urgent = trio.Event(), trio.Event()
         return batch
 
     async def _append(self, batch: list[_Offer]) -> None:
@@ -92,3 +103,4 @@ class Intake:
             _log.error("residency_refused", text=error.text, records=len(offer.records))
             if offer.refused is not None:
                 offer.refused(error)
+                self.on_refused()

@@ -40,6 +40,7 @@ class Office:
         self._directory = directory
         self._abroad = abroad
         self._metrics = metrics
+        intake.on_refused = delivery.look_again
 
     # --- sessions --------------------------------------------------------------------------------
     async def admit(self, user: bytes, device: bytes, records_: Sequence[bytes]) -> None:
@@ -69,8 +70,13 @@ class Office:
         if newest.version <= after:
             return
         users = self._delivery.room.state.users
-        self._intake.offer([records.encode_record(records.Home(signed)) for signed in chain])
-        await self._applied(lambda: newest.user in users and users[newest.user].record.version >= newest.version)
+        refused: list[ResidencyError] = []
+        self._intake.offer([records.encode_record(records.Home(signed)) for signed in chain], refused.append)
+        await self._applied(
+            lambda: bool(refused) or (newest.user in users and users[newest.user].record.version >= newest.version)
+        )
+        if refused:
+            raise AuthError(f"the home records may not rest here: {refused[0].text}", "Ask the registrar")
 
     async def _applied(self, true: Callable[[], bool]) -> None:
         with trio.move_on_after(_APPLY_S) as scope:
@@ -177,7 +183,7 @@ class Office:
         position = min(position, seat.sent)
         seat.acked(position)
         try:
-            self._intake.offer([records.encode_record(records.Ack(line.device, position))])
+            self._intake.offer([records.encode_record(records.Ack(line.device, position))], lazily=True)
         except Overloaded:
             _log.warning("ack_dropped")  # the next one says it again
 

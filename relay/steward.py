@@ -11,7 +11,7 @@ from relay.core import records
 from relay.core.mailroom import reading
 from relay.core.mailroom.state import Source
 from relay.delivery import Delivery
-from relay.errors import Overloaded
+from relay.errors import Overloaded, ResidencyError, StoreDamaged
 from relay.intake import Intake
 from relay.limits import CARRY_BATCH, CARRY_LIVE_SHARE, CARRY_STRETCH, CHECKPOINT_BYTES
 from relay.observe.metrics import Metrics
@@ -19,7 +19,8 @@ from relay.ports import Journal
 
 _log = structlog.get_logger("relay.steward")
 _LOOK_S = 1.0  # seconds between two looks: how late an expiry may be in an idle log
-_APPLY_S = 30.0  # seconds for a carry to be applied before the steward looks again
+_APPLY_S = 5.0  # seconds for a carry to be applied; checkpoints and ticks wait as long
+_PUT_OFF_S = 30.0  # seconds before a carry that did not work is tried again
 
 
 class Steward:
@@ -31,31 +32,35 @@ class Steward:
         self._intake = intake
         self._metrics = metrics
         self._saved = delivery.room.state.index
-        self._tried = 0
+        self._saved_bytes = delivery.applied_bytes  # of the log, when the last checkpoint was taken
+        self._size = 0  # bytes of the last checkpoint
+        self._carry_at = 0.0  # not before this time, s of trio's clock
 
     async def run(self) -> None:
         """Until cancelled. Raises DiskFailed."""
         while True:
             await trio.sleep(_LOOK_S)
             self._tick_if_due()
-            await self._carry_if_worth_it()
-            if self._bytes_since_checkpoint() >= CHECKPOINT_BYTES:
+            try:
+                await self._carry_if_worth_it()
+            except (Overloaded, StoreDamaged) as error:
+                _log.warning("carry_put_off", text=error.text)
+                self._carry_at = trio.current_time() + _PUT_OFF_S
+            # A checkpoint costs what it is large: not more often than the log grows by as much.
+            if self._delivery.applied_bytes - self._saved_bytes >= max(CHECKPOINT_BYTES, self._size):
                 await self.save()
 
     async def save(self) -> None:
         """Save a checkpoint, then let go of the prefix that it covers and nobody needs (rule 12)."""
         state = self._delivery.room.state
-        index, rows, floor = state.index, self._delivery.room.checkpoint(), state.floor()
-        if index == self._saved:
+        if state.index == self._saved:
             return
+        index, rows, floor = state.index, self._delivery.room.checkpoint(), state.floor()
+        self._saved_bytes, self._size = self._delivery.applied_bytes, sum(map(len, rows))
         await self._journal.save_checkpoint(index, rows)
         self._saved = index
         await self._journal.release(min(floor, index + 1))
         _log.debug("checkpoint", index=index, floor=floor, rows=len(rows))
-
-    def _bytes_since_checkpoint(self) -> int:
-        blocks = self._delivery.room.state.blocks
-        return sum(use.size for index, use in blocks.items() if index > self._saved)
 
     def _tick_if_due(self) -> None:
         """Rule 14: a due expiry makes a block even when nobody writes."""
@@ -68,12 +73,11 @@ class Steward:
 
     async def _carry_if_worth_it(self) -> None:
         """Append again what still waits in the oldest stretch of the log, when most of the stretch is settled."""
-        below = self._settled_stretch()
-        if below <= self._tried:
+        below = self._settled_stretch() if trio.current_time() >= self._carry_at else 0
+        if not below:
             return
         for batch in _batches(reading.to_carry(self._delivery.room.state, below)):
             await self._carry(batch, below)
-        self._tried = below
 
     def _settled_stretch(self) -> int:
         """The index up to which the oldest CARRY_STRETCH of the log reaches, if little of it is live; else 0."""
@@ -88,6 +92,7 @@ class Steward:
         return 0
 
     async def _carry(self, batch: list[Source], below: int) -> None:
+        """Raises Overloaded where it is not taken, StoreDamaged where a record cannot be read."""
         items = []
         for source in batch:
             if source.refs == 0:
@@ -98,13 +103,14 @@ class Steward:
             items.append(records.Carried(key_index, key_ordinal, record))
         if not items:
             return
-        try:
-            self._intake.offer([records.encode_record(records.Carry(tuple(items)))])
-        except Overloaded:
-            return  # a busy node carries later
-        moved = [source for source in batch if source.refs]
-        with trio.move_on_after(_APPLY_S):
-            await self._delivery.wait_for(lambda: all(s.index >= below or s.refs == 0 for s in moved))
+        refused: list[ResidencyError] = []
+        self._intake.offer([records.encode_record(records.Carry(tuple(items)))], refused.append)
+        with trio.move_on_after(_APPLY_S) as scope:
+            await self._delivery.wait_for(
+                lambda: bool(refused) or all(source.index >= below or source.refs == 0 for source in batch)
+            )
+        if refused or scope.cancelled_caught:
+            raise Overloaded(refused[0].text if refused else "the journal did not take a carry in time")
         self._metrics.carried.inc(len(items))
 
 

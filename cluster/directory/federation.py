@@ -87,6 +87,10 @@ class FederationDirectory:
         async with open_seen(seen, portal, env.random_bytes(32)) as opened:
             yield cls(root, cell, own, links, env, opened)
 
+    async def failed(self) -> None:
+        """Wait until its disk fails, and raise DiskFailed."""
+        await self._seen.failed()
+
     # --- relay.ports.Directory ---------------------------------------------------------------------
     async def lookup(self, user: bytes, hint: str) -> HomeRecord:
         """The newest verified record of `user`. `hint` is the region of the address card.

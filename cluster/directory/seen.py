@@ -55,6 +55,7 @@ class Seen:
     def __init__(self, portal: Portal, connection: aiosqlite.Connection, file: Path, key: bytes) -> None:
         self._portal, self._connection, self._file, self._key = portal, connection, file, key
         self._failed: DiskFailed | None = None
+        self._broken = trio.Event()
 
     async def highest(self, user: bytes) -> Sighting | None:
         """The highest version that was seen of `user`. Raises DiskFailed, StoreDamaged."""
@@ -80,6 +81,16 @@ class Seen:
         await self._connection.execute_fetchall(_RAISE, (name, sighting.version, sighting.mark))
         return await self._highest(name) or sighting
 
+    async def failed(self) -> None:
+        """Wait until the disk fails, and raise DiskFailed: whoever runs the node stops it (rule 7)."""
+        await self._broken.wait()
+        assert self._failed is not None
+        raise self._failed.with_traceback(None)
+
+    def _fail(self, error: DiskFailed) -> None:
+        self._failed = error
+        self._broken.set()
+
     async def _run(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         if self._failed is not None:
             raise self._failed.with_traceback(None)
@@ -87,11 +98,13 @@ class Seen:
             return await self._portal.run(function, *args)
         except sqlite3.Error as error:
             ours = translate(error, self._file)
-            self._failed = ours if isinstance(ours, DiskFailed) else None
+            if isinstance(ours, DiskFailed):
+                self._fail(ours)
             raise ours from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._failed = DiskFailed(f"{self._file}: {error}", "Check the disk, then start the node again")
-            raise self._failed from error
+            failed = DiskFailed(f"{self._file}: {error}", "Check the disk, then start the node again")
+            self._fail(failed)
+            raise failed from error
 
 
 @asynccontextmanager

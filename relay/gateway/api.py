@@ -56,6 +56,10 @@ class Line(Protocol):
         """Queue one frame and write it, waiting for room. Once the connection is ending this only waits to be
         cancelled, which happens at once."""
 
+    async def room(self) -> None:
+        """Write, and wait until something that is queued has left (at once where nothing is). Once the connection is
+        ending this waits to be cancelled, which happens at once."""
+
     def end(self, fault: wire.Fault, text: str, retry_after_ms: int = 0) -> None:
         """ERROR, then close. Never blocks; the first call counts."""
 

@@ -123,6 +123,10 @@ class Connection:
         """See Line."""
         await self._outbox.send(frame)
 
+    async def room(self) -> None:
+        """See Line."""
+        await self._outbox.room()
+
     def end(self, fault: Fault, text: str, retry_after_ms: int = 0) -> None:
         """See Line."""
         self._end(Close(fault, text, retry_after_ms))

@@ -128,6 +128,17 @@ class Outbox:
         self.flush()
         await trio.lowlevel.checkpoint()
 
+    async def room(self) -> None:
+        """Write, and wait until some of what is queued has left; at once where nothing is. Waits for ever once ended:
+        the connection cancels it."""
+        self.flush()
+        if self._ended:
+            await trio.sleep_forever()
+        if self._size:
+            await self._wait_progress()
+        else:
+            await trio.lowlevel.checkpoint()
+
     def flush(self) -> None:
         """Write what is queued, as far as the socket takes it now. Never blocks, never raises."""
         if self._size and not self._writing:

@@ -84,7 +84,7 @@ class FakeLine:
 
     def __init__(self, user: User, name: str, room: int = 1_000_000) -> None:
         self.user, self.device = user.id, device_id(name)
-        self.room = room
+        self.left = room
         self.messages = []
         self.ended = None
         self.live = True
@@ -98,9 +98,9 @@ class FakeLine:
         self.came = trio.Event()
 
     def push(self, frames) -> bool:
-        if len(frames) > self.room:
+        if len(frames) > self.left:
             return False
-        self.room -= len(frames)
+        self.left -= len(frames)
         for frame in frames:
             self._take(frame)
         return True
@@ -109,14 +109,19 @@ class FakeLine:
         self.flushed += 1
 
     async def send(self, frame: bytes) -> None:
-        while self.room == 0:
+        while not self.left:
             await self.came.wait()
         await trio.lowlevel.checkpoint()
-        self.room -= 1
+        self.left -= 1
         self._take(frame)
 
+    async def room(self) -> None:
+        while not self.left:
+            await self.came.wait()
+        await trio.lowlevel.checkpoint()
+
     def make_room(self, room: int) -> None:
-        self.room = room
+        self.left = room
         self.came.set()
         self.came = trio.Event()
 

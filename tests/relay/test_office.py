@@ -64,7 +64,7 @@ async def test_offline_mail_comes_before_empty_and_acks_settle(open_cell, autoju
             positions = [d.position for d in line.of(wire.Deliver)]
             assert positions == sorted(set(positions))
             cell.office.ack(line, positions[-1])
-        await wait_all_tasks_blocked()
+        await trio.sleep(1)  # acks wait for company
         assert not cell.state.sources
 
 
@@ -292,3 +292,60 @@ async def test_cancelling_a_session_that_waits_leaves_nothing_behind(open_cell, 
         await wait_all_tasks_blocked()
         cell.office.detach(line)
         assert not cell.delivery._awaited and not cell.delivery._started and not cell.delivery._lines
+
+
+async def test_checkpoints_are_saved_and_the_log_released_when_everybody_acks(open_cell, autojump_clock, monkeypatch):
+    monkeypatch.setattr("relay.steward.CHECKPOINT_BYTES", 20_000)
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        b2 = await cell.join(nursery, bob, "b2")
+        for n in range(300):
+            await submit(cell, a1, seal(cell, bob.id, body=n.to_bytes(2) * 100))
+            for line in (b1, b2):
+                cell.office.ack(line, line.of(wire.Deliver)[-1].position)
+            await trio.sleep(0.1)
+        await trio.sleep(5)
+        assert cell.journal.first > 100
+
+
+async def test_acks_ride_with_the_next_block(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        await submit(cell, a1, seal(cell, bob.id))
+        tip = cell.journal.tip
+        cell.office.ack(b1, b1.of(wire.Deliver)[-1].position)
+        await wait_all_tasks_blocked()
+        assert cell.journal.tip == tip
+        await submit(cell, a1, seal(cell, bob.id, body=b"more"))
+        assert cell.journal.tip == tip + 1
+        assert cell.state.devices[b1.device].cursor == b1.of(wire.Deliver)[0].position
+        cell.office.ack(b1, b1.of(wire.Deliver)[-1].position)
+        await trio.sleep(0.5)
+        assert cell.journal.tip == tip + 2
+
+
+async def test_nothing_expired_leaves_a_slow_line(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1 = await cell.join(nursery, alice, "a1")
+        await cell.office.admit(bob.id, device_id("b1"), bob.chain)
+        await submit(cell, a1, seal(cell, bob.id, life=MINUTE))
+        slow = await cell.join(nursery, bob, "b1", room=0)
+        await trio.sleep(2 * MINUTE / 1000)
+        slow.make_room(10)
+        await wait_all_tasks_blocked()
+        assert not slow.of(wire.Deliver) and slow.of(wire.Empty)
+
+
+async def test_records_that_may_not_rest_here_admit_nobody(open_cell, autojump_clock, monkeypatch):
+    alice, _ = people()
+    async with open_cell() as (cell, _nursery):
+
+        async def strict(items):
+            raise ResidencyError("another user's device")
+
+        monkeypatch.setattr(cell.journal, "append", strict)
+        with pytest.raises(AuthError, match="another user's device"), trio.fail_after(1):
+            await cell.office.admit(alice.id, device_id("a1"), alice.chain)

@@ -1,0 +1,142 @@
+"""The forwarder against a destination that answers as it likes: nothing is skipped, doubled or taken on trust."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from cluster.core import linkwire
+from cluster.forwarder import Forwarders
+from relay.core import records, wire
+from relay.core.trust import read_home
+from relay.core.wire import Code
+from relay.errors import Refused
+from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv
+from tests.relay.core.mailroom.conftest import User
+from tests.relay.test_office import seal
+
+
+class Destination:
+    """Takes hand-overs as a cell does, and can be told to misbehave."""
+
+    def __init__(self) -> None:
+        self.vector = 0
+        self.taken: list[bytes] = []
+        self.requests: list[tuple[int, int]] = []
+        self.code = int(Code.STORED)
+        self.says: int | None = None
+        self.at_most = 1_000
+        self.lose = 0
+        self.before = None
+
+    async def request(self, cell, message, deadline_s):
+        await trio.lowlevel.checkpoint()
+        self.requests.append((message.first, len(message.items)))
+        if self.before is not None:
+            await self.before()
+        outcomes = []
+        for number, item in enumerate(message.items[: self.at_most], message.first):
+            if number == self.vector + 1:
+                self.vector = number
+                self.taken.append(item.item)
+            if number <= self.vector:
+                outcomes.append(records.HandedAnswer(number, self.code, 1))
+        if self.lose:
+            self.lose -= 1
+            raise Refused(Code.UNREACHABLE, "the answer was lost")
+        return linkwire.HandOverAnswer(self.vector if self.says is None else self.says, tuple(outcomes))
+
+
+class World:
+    async def __aenter__(self):
+        self._manager = trio.open_nursery()
+        self.nursery = await self._manager.__aenter__()
+        env = FakeEnv()
+        self.cell, self.there = Cell(env), Destination()
+        for task in (self.cell.delivery.run, self.cell.intake.run):
+            self.nursery.start_soon(task)
+        forwarders = Forwarders(
+            self.cell.journal, self.cell.delivery, self.cell.intake, self.there, self.cell.metrics, env
+        )
+        self.nursery.start_soon(forwarders.run)
+        self.alice, carol = User("alice", CELL), User("carol", ABROAD)
+        self.alice.record("a1")
+        carol.record("c1")
+        self.cell.directory.known[carol.id] = read_home(carol.chain[0])
+        self.carol = carol.id
+        self.line = await self.cell.join(self.nursery, self.alice, "a1")
+        return self
+
+    async def __aexit__(self, *error):
+        self.nursery.cancel_scope.cancel()
+        return await self._manager.__aexit__(*error)
+
+    async def send(self, *numbers):
+        sealed = [seal(self.cell, self.carol, body=bytes([n])) for n in numbers]
+        await self.cell.office.submit(self.line, [wire.SubmitItem("sauda", one) for one in sealed])
+        return sealed
+
+    def notices(self):
+        return [notice.code for notice in self.line.of(wire.Notice)]
+
+
+async def test_in_order_and_the_senders_are_told(autojump_clock):
+    async with World() as world:
+        sent = await world.send(*range(10))
+        await trio.sleep(5)
+        assert world.there.taken == sent
+        assert world.notices() == [Code.STORED] * 10
+        assert not world.cell.state.sources
+
+
+async def test_partial_and_lost_answers_are_harmless(autojump_clock):
+    async with World() as world:
+        world.there.at_most, world.there.lose = 3, 2
+        sent = await world.send(*range(10))
+        await trio.sleep(30)
+        assert world.there.taken == sent
+        assert world.notices() == [Code.STORED] * 10
+
+
+async def test_an_answer_that_is_recorded_late_does_not_shift_the_numbers(autojump_clock):
+    """The outbox moves on while a batch is under way: its numbers are those it was read with."""
+    async with World() as world:
+
+        async def late():
+            world.there.before = None
+            done = world.cell.state.outboxes[ABROAD].done
+            answers = tuple(records.HandedAnswer(done + n, Code.STORED, 1) for n in (1, 2))
+            world.there.vector = done + 2
+            world.there.taken += [b"by an earlier answer"] * 2
+            world.cell.intake.offer([records.encode_record(records.Handed(ABROAD, done + 2, answers))])
+            await wait_all_tasks_blocked()
+
+        world.there.before = late
+        sent = await world.send(*range(6))
+        await trio.sleep(10)
+        assert world.there.taken[2:] == sent[2:]
+        assert world.notices() == [Code.STORED] * 6
+
+
+async def test_codes_of_a_newer_release_are_refusals(autojump_clock):
+    async with World() as world:
+        world.there.code = 77
+        await world.send(1)
+        await trio.sleep(5)
+        assert world.notices() == [Code.NOT_PERMITTED]
+
+
+@pytest.mark.parametrize("says", [0, 1_000])
+async def test_a_vector_that_cannot_be_stops_the_hand_over_and_nothing_else(autojump_clock, says):
+    async with World() as world:
+        await world.send(1)
+        await trio.sleep(5)
+        world.there.says = says
+        await world.send(2, 3)
+        await trio.sleep(60)
+        assert world.notices() == [Code.STORED]
+        assert world.cell.state.outboxes[ABROAD].done == 1
+        world.there.says = None
+        await trio.sleep(120)
+        assert world.notices() == [Code.STORED] * 3
