@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 SCENARIO ?= bench/scenarios/fanout.toml
 ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --constraint configs/constraints.txt
+INSTALL := PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint configs/constraints.txt
 
 # The first interpreter that is new enough; asked only when .venv has to be made.
 find_python = for python in $(PYTHON) $(if $(PYTHON),,python3 python3.14 python3.13 python3.12 python3.11 python); do \
