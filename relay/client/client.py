@@ -251,8 +251,9 @@ class Messages(AsyncIterator[Message]):
         desk = self._desk
         desk.check()
         if self._last is not None:
-            (row, size), self._last = self._last, None
-            await desk.run(lambda db: db.execute("DELETE FROM inbox WHERE seq=?", (row,)), lazily=True)
+            settled, size = self._last
+            await desk.run(lambda db: db.execute("DELETE FROM inbox WHERE seq=?", (settled,)), lazily=True)
+            self._last = None  # not sooner: a cancelled call has settled nothing, and the next one must
             desk.inbox_bytes -= size
             desk.changed.ring()
         while not self._ahead:

@@ -42,6 +42,7 @@ SMALLEST_BUCKET = 512  # bytes; a short text and its acknowledgement look the sa
 _DOMAIN = b"posthouse.inner\x00"
 _TAG = 4  # bytes of the device id before a wrap: the cell knows a user's devices anyway, and 32 trials cost 2 ms
 _NONCE = 24
+MAX_COUNTER = 2**62  # of an inner message; counting on from it fits a signed 64-bit integer, as stores have them
 
 
 class Inner(Struct):
@@ -52,7 +53,7 @@ class Inner(Struct):
     device: Key
     region: Name
     conversation: Hash
-    counter: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    counter: Annotated[int, Meta(ge=1, le=MAX_COUNTER)]
     kind: UInt
     sent_ms: Millis
     content: bytes
@@ -144,9 +145,10 @@ def open_mailbox(envelope: bytes, device: bytes, private: bytes) -> Opened | Non
             opened: bytes = crypto_box_seal_open(wrap[_TAG:], public, private)
         except (CryptoError, ValueError, TypeError):
             continue  # another device whose id begins alike
-        if len(opened) != 40:
-            raise ProtocolError("mailbox body: a wrap of the wrong length")
-        return _opened(envelope, header, body.nonce, body.ciphertext, opened[:32], int.from_bytes(opened[32:], "big"))
+        first = int.from_bytes(opened[32:], "big")
+        if len(opened) != 40 or first > MAX_COUNTER:
+            raise ProtocolError("mailbox body: a wrap of the wrong length, or with a counter out of range")
+        return _opened(envelope, header, body.nonce, body.ciphertext, opened[:32], first)
     return None
 
 

@@ -9,8 +9,11 @@ import trio
 from nacl.signing import SigningKey
 from trio.testing import MockClock
 
-from relay.client import Fenced, NotReceiving
+from relay.client import Client, Fenced, NotReceiving
+from relay.client.shapes import Part, pair
+from relay.client.store import Store, load_own
 from relay.core import wire
+from relay.core.codec import encode
 from relay.core.envelope import To, join
 from relay.core.sealing import Inner, make_header, seal_mailbox
 from relay.errors import OperatorError, RolledBack, StoreLocked
@@ -166,3 +169,47 @@ async def test_a_device_that_is_not_enrolled_is_not_believed(
         cell.append(frozenset([bob.device]), lambda at: wire.Deliver(at, envelope))
         cell.pump()
         assert texts(await rest(bob)) == ["1"] and bob.stats.unreadable == 1
+
+
+@pytest.mark.parametrize(("counter", "first"), [(1, 2**64 - 1), (2**63 - 1, 2**63 - 1), (2**62, 2**62), (2**62, 1)])
+async def test_counters_at_the_end_of_the_scale_harm_nobody(
+    clock: MockClock, fed: Federation, tmp_path: Path, counter: int, first: int
+) -> None:
+    """An enrolled stranger's, well signed: neither the batch that it comes in nor the store may break over it."""
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        envelope = _from(fed, a, alice, bob, counter, first)
+        cell.append(frozenset([bob.device]), lambda at: wire.Deliver(at, envelope))
+        cell.pump()
+        await bob.send(alice.card, b"still here", wait="stored")
+        await alice.send(bob.card, b"and I", wait="stored")
+        assert "and I" in texts(await rest(bob)) and bob.stats.reconnects == 0
+
+
+def _from(fed: Federation, store: Path, alice: Client, bob: Client, counter: int, first: int) -> bytes:
+    """A message from alice's device under any counters."""
+    keys = Store(store, inline=True)
+    own = keys.transact(lambda db: load_own(db, fed.client_now()))
+    keys.close()
+    (device,) = fed.cells["norden/1"].newest(bob.user).devices
+    part = encode(Part(bob.user, b"", "", 0, 1, b"far"))
+    inner = Inner(1, own.user, own.device, "norden", pair(alice.user, bob.user), counter, 1, fed.now, part)
+    header = make_header(To.MAILBOX, bob.user, 1, fed.now, fed.now + 1_000_000)
+    return seal_mailbox(header, inner, own.signing, [(device, first)], b"e" * 32)
+
+
+async def test_asking_with_no_time_left_yields_nothing_twice(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        for text in (b"1", b"2"):
+            await alice.send(bob.card, text, wait="stored")
+        assert texts(await collect(bob, 2)) == ["1", "2"]
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await anext(bob.messages())
+        await alice.send(bob.card, b"3", wait="stored")
+        assert texts(await collect(bob, 1)) == ["3"]
+        assert not await rest(bob)

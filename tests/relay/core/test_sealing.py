@@ -12,7 +12,9 @@ from nacl.signing import SigningKey
 from relay.core import sealing
 from relay.core.codec import encode
 from relay.core.envelope import To, join, split
-from relay.core.sealing import Inner, bucket, make_header, open_mailbox, open_roster, seal_mailbox, seal_roster
+from relay.core.sealing import (
+    MAX_COUNTER, Inner, bucket, make_header, open_mailbox, open_roster, seal_mailbox, seal_roster,
+)  # fmt: skip
 from relay.core.trust import Device
 from relay.errors import BadSignature, PosthouseError, ProtocolError
 from relay.limits import CHUNK, MAX_DEVICES, MAX_ENVELOPE
@@ -28,7 +30,7 @@ def inner(content: bytes = b"hello", signer: SigningKey = SIGNER) -> Inner:
     return Inner(1, b"s" * 32, bytes(signer.verify_key), "norden", b"c" * 32, 4, 1, 1_000, content)
 
 
-@given(st.binary(max_size=3_000), st.integers(1, 5), st.binary(min_size=32, max_size=32), st.integers(0, 2**63 - 1))
+@given(st.binary(max_size=3_000), st.integers(1, 5), st.binary(min_size=32, max_size=32), st.integers(0, MAX_COUNTER))
 def test_every_device_opens_what_was_sealed(content: bytes, count: int, entropy: bytes, first: int) -> None:
     said = inner(content)
     envelope = seal_mailbox(HEADER, said, SIGNER, [(device, first) for device in DEVICES[:count]], entropy)
