@@ -108,11 +108,12 @@ def outcome(db: Db, own: Own, found: bytes, code: int, newest_version: int, now:
     """A receipt or notice for envelope id `found`; idempotent. The parcel's id if it was published and taken just now,
     so that the caller tells the members; else None."""
     row = db.execute(
-        "SELECT pid, sid, what, state, version, newest, tries, stales, address, hint FROM parcels WHERE id=?", (found,)
+        "SELECT pid, sid, what, state, version, newest, tries, stales, address, hint, retry_at FROM parcels WHERE id=?",
+        (found,),
     ).fetchone()
     if row is None:
         return None
-    pid, sid, what, state, version, known_newest, tries, stales, address, hint = row
+    pid, sid, what, state, version, known_newest, tries, stales, address, hint, retry_at = row
     if newest_version <= _known(db, own, what, address):
         newest_version = 0  # who is missing was seen to when that version came
     effects.touched.add(sid)
@@ -122,6 +123,9 @@ def outcome(db: Db, own: Own, found: bytes, code: int, newest_version: int, now:
             "UPDATE parcels SET state=max(state,?), newest=?, tries=0 WHERE pid=? AND state<?",
             (now_state, max(known_newest, newest_version), pid, REFUSED),
         )
+        if retry_at and state < ACCEPTED:  # the way is free again, for what waited behind it too
+            db.execute("UPDATE parcels SET retry_at=0, tries=0 WHERE address=? AND state=?", (address, QUEUED))
+            effects.post = True
         if newest_version > version and what == MAILBOX:
             effects.wanted[bytes(address)] = hint
         effects.counts["accepted"] += state < ACCEPTED

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from relay.client.outgoing import MAILBOX, PUBLISH, QUEUED, SENT, STORED, first_expected, refuse
+from relay.client.outgoing import MAILBOX, PUBLISH, QUEUED, RETRY_MAX_MS, SENT, STORED, first_expected, refuse
 from relay.client.people import newest, usable
 from relay.client.shapes import KEY_NEWS, Effects, Own
 from relay.client.store import Db
@@ -20,7 +20,13 @@ _COLUMNS = (
     "p.pid, p.mid, p.what, p.own, p.address, p.hint, p.version, p.only, p.id, p.envelope,"
     " l.conversation, l.counter, l.kind, l.sent_ms, l.expires, l.first, l.content"
 )
-_WAITING = f"SELECT {_COLUMNS} FROM parcels p LEFT JOIN letters l USING (mid) WHERE p.state=? AND p.retry_at<=?"
+# What was turned away goes first: until it is taken, what was queued later for the same address waits behind it, or a
+# sender would overtake itself. A retry that lies farther ahead than any does was set before a clock was put back.
+_WAITING = (
+    "WITH heads AS (SELECT address, min(pid) AS pid FROM parcels WHERE state<=? AND retry_at>0 GROUP BY address)"
+    f" SELECT {_COLUMNS} FROM parcels p LEFT JOIN letters l USING (mid) LEFT JOIN heads h ON h.address=p.address"
+    " WHERE p.state=? AND (h.pid IS NULL OR p.pid<=h.pid) AND NOT p.retry_at BETWEEN ? AND ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ class Sealer:
             marks = ",".join("?" * len(skip))
             rows = db.execute(
                 f"{_WAITING} AND (p.id IS NOT NULL OR p.address NOT IN ({marks})) ORDER BY p.pid LIMIT ?",
-                (QUEUED, now, *skip, room),
+                (SENT, QUEUED, now + 1, now + RETRY_MAX_MS, *skip, room),
             ).fetchall()
             before = len(skip)
             for row in rows:
@@ -92,7 +98,10 @@ class Sealer:
                 room_bytes -= size
             if not rows or len(skip) == before:
                 break
-        due = db.execute("SELECT min(retry_at) FROM parcels WHERE state=? AND retry_at>?", (QUEUED, now)).fetchone()[0]
+        due = db.execute(
+            "SELECT min(retry_at) FROM parcels WHERE state=? AND retry_at BETWEEN ? AND ?",
+            (QUEUED, now + 1, now + RETRY_MAX_MS),
+        ).fetchone()[0]
         out.next_at = due or 0
         return out
 

@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from relay.client import Card, SendRefused, TooLarge, add_device
+from relay.client.store import Store
 from relay.core.wire import Code
 from relay.limits import CHUNK
 from tests.relay.client.fake_cell import Federation
@@ -83,6 +84,42 @@ async def test_offline_sends_go_when_the_node_is_back(clock: MockClock, fed: Fed
         async with opened(fed, a) as alice:
             await alice.send(bob.card, b"two")
             assert texts(await collect(bob, 2)) == ["one", "two"]
+
+
+async def test_what_was_turned_away_is_not_overtaken(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+    """Else a later message arrives first and is held back for one that its sender may not be there to try again."""
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    async with opened(fed, b) as bob, opened(fed, a) as alice:
+        await alice.send(bob.card, b"0", wait="stored")
+        cell.faults.overloaded = 3
+        for i in range(1, 4):
+            await alice.send(bob.card, str(i).encode(), wait="queued")
+        await trio.sleep(0.02)
+        assert cell.faults.overloaded == 0
+        await alice.send(bob.card, b"4", wait="stored")
+        assert alice.stats.stored == 5
+    async with opened(fed, b) as bob:
+        with trio.fail_after(1):
+            assert texts(await collect(bob, 5)) == ["0", "1", "2", "3", "4"]
+
+
+async def test_a_retry_set_by_a_clock_that_was_put_back(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    async with opened(fed, b) as bob:
+        async with opened(fed, a) as alice:
+            cell.faults.refuse[bob.user] = Code.OVERLOADED
+            await alice.send(bob.card, b"1", wait="queued")
+            await trio.sleep(1)
+        cell.faults.refuse.clear()
+        store = Store(a, inline=True)
+        store.transact(lambda db: db.execute("UPDATE parcels SET retry_at=retry_at+86400000"))
+        store.close()
+        async with opened(fed, a) as alice:
+            with trio.fail_after(5):
+                await alice.send(bob.card, b"2", wait="stored")
+            assert texts(await collect(bob, 2)) == ["1", "2"]
 
 
 async def test_connections_that_die_at_any_moment(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
