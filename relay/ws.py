@@ -27,6 +27,7 @@ from relay.limits import MAX_FRAME, SECOND
 PATH: Final = "/"
 CLIENT_MAX_MESSAGE: Final = 4 * MAX_FRAME  # bytes; what wire.decode_server takes
 RECEIVE_BYTES: Final = 16 * 1024  # bytes asked of the socket at a time: few calls for a full frame, little memory
+MAX_PIECES: Final = 1024  # fragments of one message; each costs memory, however few bytes it carries
 CLOSE_S: Final = 2.0  # seconds a client waits for the other side's close frame
 
 _PROTOCOL_CODES: Final = (1002, 1007, 1009)  # what the library found wrong itself (RFC 6455 7.4.1)
@@ -96,6 +97,8 @@ class _Door(trio.abc.Stream):
         self._read = read
         self._closed = False
         self.echoed = False  # the answer to the client's close frame went through
+        self.crumbled = False  # the client cut a message into too many fragments
+        self.pieces: Callable[[], int] = lambda: 0  # fragments that the library holds
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._closed:
@@ -109,6 +112,9 @@ class _Door(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._closed:
             raise trio.ClosedResourceError
+        if self.pieces() > MAX_PIECES:
+            self.crumbled = True
+            return b""
         return await self._read(max_bytes)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -125,6 +131,7 @@ class ServerSocket:
     def __init__(self, connection: library.WebSocketConnection, door: _Door) -> None:
         self._connection = connection
         self._door = door
+        door.pieces = lambda: len(connection._message_parts)  # the library bounds their bytes, not their number
 
     async def receive(self) -> bytes:
         """The next binary message. Raises Closed at the end, ProtocolError for what is not one of at most MAX_FRAME."""
@@ -137,6 +144,8 @@ class ServerSocket:
         return message
 
     def _why(self, reason: library.CloseReason | None) -> PosthouseError:
+        if self._door.crumbled:
+            return ProtocolError(f"A message of more than {MAX_PIECES} fragments", "Send each message as one frame")
         code = 1006 if reason is None else reason.code
         if self._door.echoed or code not in _PROTOCOL_CODES:
             return Closed(code)

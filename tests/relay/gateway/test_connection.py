@@ -146,6 +146,18 @@ async def test_a_frame_that_is_none_gets_an_error_too() -> None:
         assert (error.code, "no WebSocket frame" in error.text) == (Fault.PROTOCOL, True)
 
 
+async def test_a_message_in_crumbs_is_an_error() -> None:
+    async with memory_call(HonestOffice()) as (socket, _):
+        caller = Caller(socket)
+        await caller.enter()
+        await caller.hear()
+        await socket._stream.send_all(b"\x02\x80\0\0\0\0")  # opens a message, without a byte
+        with trio.fail_after(5):
+            await socket._stream.send_all(b"\x00\x80\0\0\0\0" * 10_000)  # goes on with it, as before
+            error, _code = await caller.farewell()
+        assert (error.code, "fragments" in error.text) == (Fault.PROTOCOL, True)
+
+
 async def test_a_wrong_key_a_stranger_and_a_guest() -> None:
     office = HonestOffice()
     async with memory_call(office) as (socket, _):
