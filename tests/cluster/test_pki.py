@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 from nacl.signing import SigningKey
 
@@ -148,3 +150,16 @@ def test_issue_node_refuses_parts_that_do_not_belong_together() -> None:
         issue_node(*NORDEN, "norden", "sueden/1", "n1", [])
     with pytest.raises(OperatorError, match="does not belong to its certificate"):
         issue_node(NORDEN[0], SUEDEN[1], "norden", "norden/1", "n1", [])
+
+
+@pytest.mark.parametrize("names", [b"\x30\x02\xa3\x00", b"\x30\x02\xa5\x00", b"garbage", b"\x30\x04\x86\x02\xff\xfe"])
+def test_names_that_the_parser_chokes_on_are_the_peers_fault(names: bytes) -> None:
+    """x400Address and ediPartyName, no DER, no ASCII: an authority can sign what it likes."""
+    key = serialization.load_pem_private_key(NORDEN[1], None)
+    assert isinstance(key, ed25519.Ed25519PrivateKey)
+    good = x509.load_pem_x509_certificate(norden()[0])
+    builder = x509.CertificateBuilder(
+        good.issuer, good.subject, good.public_key(), 1, good.not_valid_before_utc, good.not_valid_after_utc
+    ).add_extension(x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, names), critical=False)
+    with pytest.raises(PeerError, match="not the certificate"):
+        identify(builder.sign(key, None).public_bytes(Encoding.DER), make_root())
