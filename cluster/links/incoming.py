@@ -113,11 +113,11 @@ class _Link:
     async def _answer(self, asked: Asked) -> None:
         """One request, from handler to socket."""
         answer = Done() if isinstance(asked.message, Ping) else await self._handle(asked.message)
-        frame = self._machine.answer(asked.id, _pack(answer))
         try:
             with stream_errors(), trio.fail_after(LINK_DEADLINE_S):
                 async with self._sending:  # send_all is only ever cancelled together with the link
-                    await self._stream.send_all(frame)
+                    # Until now the request counted: a peer that does not read its answers may not go on asking.
+                    await self._stream.send_all(self._machine.answer(asked.id, _pack(answer)))
         except (LinkLost, PeerError) as error:
             self._end(error)
 

@@ -3,12 +3,14 @@ On loopback, with real TLS."""
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import Any
 
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 
 from cluster.core.linkwire import (
     FAREWELL, VERSION, Done, LinkFault, LinkHello, LinkMessage, LookUp, Ping, Records, encode_frame, encode_message,
@@ -17,7 +19,7 @@ from cluster.core.linkwire import (
 from cluster.pki import issue_node, make_authority
 from relay.core.wire import Code
 from relay.errors import PeerError, Refused
-from relay.limits import MAX_LINK_FRAME
+from relay.limits import LINK_REQUESTS, MAX_LINK_FRAME
 
 LOOKUP = LookUp(bytes(32), 0)
 YEAR = 366 * 86_400_000
@@ -197,6 +199,30 @@ async def test_a_second_link_of_the_same_node_ends_the_first(fed: Any) -> None:
                 heard += await second.receive_some()
             for stream in (first, second):
                 await trio.aclose_forcefully(stream)
+
+
+async def test_a_dialer_that_does_not_read_its_answers_may_not_go_on_asking(fed: Any) -> None:
+    sueden = fed.nodes["sueden"]
+
+    async def handle(peer: Any, message: Any) -> Records:
+        sueden.asked.append((peer, message))
+        return Records(Code.STORED, (bytes(MAX_LINK_FRAME // 2),))
+
+    context = fed.lying_client(*fed.files("norden", "norden"))
+    with trio.fail_after(10), structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(sueden.links.run, sueden.listeners, handle)
+            stream = trio.SSLStream(await fed.env.dial("127.0.0.1", fed.ports["sueden"]), context)
+            await stream.send_all(hello(fed))
+            await stream.receive_some()
+            with contextlib.suppress(trio.BrokenResourceError):
+                for number in range(1, 10 * LINK_REQUESTS):
+                    await stream.send_all(frame(number, LOOKUP))
+                    await trio.testing.wait_all_tasks_blocked()
+            await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
+    assert "requests of" in str(logs)
+    assert len(sueden.asked) < 2 * LINK_REQUESTS  # some answers are in the kernel's buffers
 
 
 # --- who a dialer finds --------------------------------------------------------------------------
