@@ -105,6 +105,8 @@ async def _reply(
                 return None
     except h11.RemoteProtocolError as error:
         return Answer(HTTPStatus(error.error_status_hint), f"Not a request that is understood here: {error}\n".encode())
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return None  # whoever asked has gone
     except Exception:  # noqa: BLE001 - a mistake in what is shown must not stop the node
         _log.exception("admin_request_failed")
         return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"The node could not answer; its log says why\n")

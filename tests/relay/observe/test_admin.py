@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -149,3 +150,22 @@ class OneStream(trio.abc.Listener[trio.abc.Stream]):
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
+
+
+async def test_whoever_breaks_off_is_no_trouble_of_ours() -> None:
+    class Reset(trio.abc.Stream):
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            raise trio.BrokenResourceError
+
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            pytest.fail("spoke to somebody who has gone")
+
+        async def wait_send_all_might_not_block(self) -> None:
+            return
+
+        async def aclose(self) -> None:
+            return
+
+    with structlog.testing.capture_logs() as logs:
+        await admin._serve_one(Reset(), Metrics(), lambda: None)
+    assert not logs
