@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -42,6 +43,21 @@ class _Call(Generic[T]):
 
     async def _await(self) -> None:
         self.result.append(await self._function())
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that hears nothing after its end. aiosqlite's threads may outlive it (a disk that hung comes back, a
+    file did not open) and tell it so; what then escapes them would be printed as a traceback."""
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        except RuntimeError:
+            if not self.is_closed():
+                raise
+            return asyncio.Handle(callback, args, self, context)
 
 
 class Portal:
@@ -99,7 +115,8 @@ class Portal:
 
     def _thread(self, ready: trio.Event, ended: trio.Event) -> None:
         try:
-            asyncio.run(self._serve(ready))  # cancels what outlived the deadline
+            with asyncio.Runner(loop_factory=_Loop) as runner:
+                runner.run(self._serve(ready))  # in the end it cancels what outlived the deadline
         finally:
             self._tell_trio(ended.set)
 

@@ -127,6 +127,15 @@ async def test_closing_waits_for_a_running_call() -> None:
         assert ended.is_set()
 
 
+async def test_a_thread_that_answers_after_the_end_is_not_heard() -> None:
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    async with open_portal() as portal:
+        late = await portal.run(loop)
+    late.call_soon_threadsafe(pytest.fail, "called")
+
+
 def test_the_portal_is_gone_with_its_run() -> None:
     async def main() -> None:
         async with open_portal() as portal:
