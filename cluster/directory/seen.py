@@ -22,7 +22,7 @@ import trio
 from relay.core.trust import HomeRecord
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign
 from relay.journal.portal import Portal
-from relay.journal.store import translate
+from relay.journal.store import let_go, translate
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -122,8 +122,7 @@ async def open_seen(file: Path, portal: Portal, fresh_key: bytes) -> AsyncIterat
     try:
         yield Seen(portal, connection, file, key)
     finally:
-        with trio.CancelScope(shield=True):  # bounded by the portal's own deadline
-            await portal.run(connection.close)
+        await let_go(portal, connection)
 
 
 async def _connect(file: Path, fresh_key: bytes) -> tuple[aiosqlite.Connection, bytes]:

@@ -74,8 +74,10 @@ class SoloJournal:
     async def _load(self, index: int, last: int | None = None) -> list[Block]:
         """Blocks from `index` on, each verified, all in one chain."""
         rows = await self._store.blocks(index, self._tail.tip if last is None else last)
-        if not rows:
-            self._tail.check_kept(index)  # it may have been released meanwhile
+        if not rows or rows[0].index != index:
+            async with self._writing:  # a release that is under way tells the tail when it is done
+                if index < self._tail.first:
+                    self._tail.check_kept(index)
         check_rows(rows, index)
         blocks: list[Block] = []
         for row in rows:

@@ -96,12 +96,19 @@ class Store:
             self.on_failure(error)
 
     async def _write(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """A write that fails in any way leaves the connection in doubt: nothing is acknowledged after it."""
+        """A write that fails in any way leaves the connection in doubt: nothing is acknowledged after it. (A transaction
+        that was left open would swallow the commits of all later blocks.)"""
         try:
             return await self._run(function, *args)
         except (StoreDamaged, StoreLocked) as error:
             self._fail(DiskFailed(error.text, error.remedy))
             raise
+        except (DiskFailed, trio.ClosedResourceError):
+            raise
+        except Exception as error:  # memory that ran out, say
+            failed = DiskFailed(f"{self._file}: a write failed ({type(error).__name__})", "Start the node again")
+            self._fail(failed)
+            raise failed from error
 
     # --- blocks ----------------------------------------------------------------------------------
     async def add_block(self, row: BlockRow, facts: Sequence[tuple[bytes, bytes]]) -> None:
@@ -197,16 +204,22 @@ class Store:
         """Let go of the store, whatever state it is in. SQLite folds the write-ahead log, of which it counts only what
         was committed, so that closing after an error adds no risk."""
         self._ended = self._ended or trio.ClosedResourceError("the journal is closed")
-        with trio.CancelScope(shield=True):
-            try:
-                await self._portal.run(self._connection.close)
-            except trio.BrokenResourceError:
-                self._portal.post(self._connection.close)  # if the disk ever comes back, its thread ends
-            except (sqlite3.Error, trio.ClosedResourceError) as error:
-                _log.error("store_close_failed", text=str(error))
+        await let_go(self._portal, self._connection)
 
     async def _fetch(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         return list(await self._connection.execute_fetchall(query, values))
+
+
+async def let_go(portal: Portal, connection: aiosqlite.Connection) -> None:
+    """Close a connection, whatever state it and the portal are in; also when cancelled. Raises nothing, so that what
+    ended the node is what its operator reads."""
+    with trio.CancelScope(shield=True):  # bounded by the portal's deadline
+        try:
+            await portal.run(connection.close)
+        except trio.BrokenResourceError:
+            portal.post(connection.close)  # if the disk ever comes back, its thread ends
+        except (sqlite3.Error, trio.ClosedResourceError) as error:
+            _log.error("store_close_failed", text=str(error))
 
 
 async def open_store(portal: Portal, file: Path, fresh: Meta) -> Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from typing import Any
 
@@ -11,10 +12,12 @@ import trio.testing
 from nacl.signing import SigningKey
 
 from cluster.core.linkwire import Done, LookUp, Records
+from cluster.directory.seen import open_seen
 from relay.core.wire import Code
 from relay.errors import (
     BadSignature, BrokenChain, DiskFailed, NotValidNow, Refused, Rollback, StoreForeign, StoreLocked, TrustError,
 )
+from relay.journal.portal import open_portal
 from relay.limits import DIRECTORY_CACHE, DIRECTORY_FRESH, DIRECTORY_RETRY
 
 
@@ -314,3 +317,11 @@ async def test_the_cache_is_bounded_in_bytes(world: Any, monkeypatch: Any) -> No
         assert len(world.cells.asked) == asked
         await directory.lookup(users[0].id, "sueden")
         assert len(world.cells.asked) == asked + 1
+
+
+async def test_a_disk_that_hangs_hides_no_reason_when_the_file_is_closed(tmp_path: Any) -> None:
+    with pytest.raises(DiskFailed, match="first"):
+        async with open_portal(deadline_s=0.05) as portal, open_seen(tmp_path / "seen", portal, bytes(32)):
+            with pytest.raises(trio.BrokenResourceError):
+                await portal.run(asyncio.sleep, 3600)
+            raise DiskFailed("the first")

@@ -353,6 +353,51 @@ async def test_a_hanging_disk_has_failed(tmp_path: Path, solo, monkeypatch) -> N
             assert not thread.is_alive()
 
 
+async def test_a_write_that_fails_in_any_way_ends_the_journal(tmp_path: Path, solo, monkeypatch) -> None:
+    """The transaction stays open: a later block would look committed, and be gone after the next crash."""
+    async with solo(tmp_path) as journal:
+        await journal.append([b"x"])
+
+        async def no_memory(*_: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(journal._store._connection, "executemany", no_memory)
+            with pytest.raises(DiskFailed, match="MemoryError"):
+                await journal.save_checkpoint(1, [b"state"])
+        with pytest.raises(DiskFailed):
+            await journal.append([b"y"])
+        assert journal.tip == 1
+
+
+async def test_a_block_that_is_released_while_it_is_read_is_not_damaged(tmp_path: Path, solo, monkeypatch) -> None:
+    monkeypatch.setattr("relay.journal.solo.RECENT_BLOCKS", 0)
+    await fill(solo, tmp_path)
+    async with solo(tmp_path) as journal:
+        await journal.save_checkpoint(5, [b"state"])
+        release, deleted, go = journal._store.release, trio.Event(), trio.Event()
+
+        async def slow_release(first: int, below: int) -> int:
+            floor = await release(first, below)
+            deleted.set()
+            await go.wait()
+            return floor
+
+        async def read(index: int) -> None:
+            with pytest.raises(LookupError):
+                await journal.read(index)
+
+        monkeypatch.setattr(journal._store, "release", slow_release)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journal.release, 5)
+            await deleted.wait()
+            for index in range(1, 5):
+                nursery.start_soon(read, index)
+            await trio.sleep(0.05)
+            go.set()
+        assert (await journal.read(5)).index == 5
+
+
 # --- the inspector -------------------------------------------------------------------------------
 async def test_a_stopped_store_can_be_read(tmp_path: Path, solo) -> None:
     await fill(solo, tmp_path)
