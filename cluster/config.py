@@ -12,17 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import NODEFAULT, Struct
 
 from cluster.config_files import Finding, check_data, check_identity, check_root, check_secrets
 from cluster.config_keys import (
-    SECTIONS, Address, LimitsSection, ListenSection, LogSection, NodeSection, PathsSection,
-)
+    SECTIONS, Address, Digest, LimitsSection, ListenSection, LogSection, NodeSection, PathsSection,
+)  # fmt: skip
 from relay.core.trust import Root
 from relay.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class NodeConfig:
@@ -47,8 +48,9 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
     tables = _read_toml(path)
     findings: list[Finding] = []
     routes = _routes(tables.pop("routes", {}), findings)
-    sections = _sections(tables, path.parent, findings)
-    node, paths, listen = sections.get("node"), sections.get("paths"), sections.get("listen")
+    sections, flawed = _sections(tables, path.parent, findings)
+    node, paths = sections.get("node"), sections.get("paths")
+    listen = None if "listen" in flawed else sections.get("listen")
     root: Root | None = None
     if isinstance(listen, ListenSection):
         findings += _check_listen(listen)
@@ -56,7 +58,7 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
         root = check_root(paths.root, paths.root_digest, now_ms, findings)
         findings += check_secrets(paths)
         findings += check_data(paths.data)
-    if isinstance(node, NodeSection) and isinstance(paths, PathsSection) and isinstance(listen, ListenSection):
+    if isinstance(node, NodeSection) and isinstance(paths, PathsSection):
         findings += check_identity(node, paths, listen, root, now_ms)
     if root is not None:
         root = _rerouted(root, routes, findings)
@@ -70,6 +72,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         what, remedy = "there is no such file", "Write one (configs/node.toml shows every key) or run `posthouse init`"
+    except IsADirectoryError:
+        what, remedy = "is a directory", "Name the config file in it (`posthouse init region` calls it node.toml)"
     except OSError as error:
         what, remedy = f"cannot be read: {error.strerror}", "Make the file readable for this user"
     except UnicodeDecodeError:
@@ -79,10 +83,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     raise ConfigError(str(path), [("file", what, remedy)])
 
 
-def _sections(tables: dict[str, Any], base: Path, findings: list[Finding]) -> dict[str, Any]:
-    """Every section that could be read; findings about the others, and about keys that do not exist."""
+def _sections(tables: dict[str, Any], base: Path, findings: list[Finding]) -> tuple[dict[str, Any], set[str]]:
+    """Every section that has what it must have, and the names of those about which there are findings.
+
+    A wrong value that could have been left out counts as left out, so that the rest of the section is looked at too."""
     findings += [_unknown(name, name, SECTIONS) for name in tables if name not in SECTIONS]
     built: dict[str, Any] = {}
+    flawed: set[str] = set()
     for name, shape in SECTIONS.items():
         table = tables.get(name, {})
         if not isinstance(table, dict):
@@ -90,9 +97,11 @@ def _sections(tables: dict[str, Any], base: Path, findings: list[Finding]) -> di
             continue
         before = len(findings)
         values = dict(_values(name, shape, table, base, findings))
-        if len(findings) == before:
+        if len(findings) > before:
+            flawed.add(name)
+        if all(field.name in values for field in msgspec.structs.fields(shape) if field.required):
             built[name] = shape(**values)
-    return built
+    return built, flawed
 
 
 def _values(
@@ -111,8 +120,9 @@ def _values(
             continue
         try:
             yield key, _value(table[key], field.type, base)
-        except ValueError as error:  # msgspec.ValidationError is one
-            findings.append((f"{section}.{key}", str(error), "See configs/node.toml for what it takes"))
+        except ValueError as error:  # msgspec's own do not show the value
+            said = f"{table[key]!r}: {error}" if isinstance(error, msgspec.ValidationError) else str(error)
+            findings.append((f"{section}.{key}", said, _what_fits(field.type)))
 
 
 def _value(raw: object, kind: Any, base: Path) -> object:
@@ -125,6 +135,14 @@ def _value(raw: object, kind: Any, base: Path) -> object:
             raise ValueError(f"{text!r} is not a path")
         return base / Path(text).expanduser()
     return msgspec.convert(raw, kind)
+
+
+def _what_fits(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"One of: {', '.join(get_args(kind))}"
+    if kind == Digest:
+        return "64 hex digits, as `posthouse directory show` prints them, or leave it out"
+    return "See configs/node.toml for what it takes"
 
 
 def _unknown(where: str, key: str, known: dict[str, Any]) -> Finding:

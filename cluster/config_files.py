@@ -69,9 +69,10 @@ def check_data(path: Path) -> Iterator[Finding]:
 
 
 def check_identity(
-    node: NodeSection, paths: PathsSection, listen: ListenSection, root: Root | None, now_ms: int
+    node: NodeSection, paths: PathsSection, listen: ListenSection | None, root: Root | None, now_ms: int
 ) -> list[Finding]:
-    """What the config says of this node against the root document, and the certificate against both."""
+    """What the config says of this node against the root document, and the certificate against both. `listen` is None
+    where it could not be read."""
     findings: list[Finding] = []
     regions = [region.name for region in root.payload.regions] if root else [node.region]
     if node.region not in regions:
@@ -79,7 +80,7 @@ def check_identity(
     elif not node.cell.startswith(node.region + "/"):
         remedy = f"A cell is named region/name: {node.region}/1"
         findings.append(("node.cell", f"{node.cell} is not a cell of region {node.region}", remedy))
-    elif root and (listed := _listed(node, root, findings)):
+    elif root and (listed := _listed(node, root, findings)) and listen:
         findings += _check_listed(listed, listen)
     findings += _check_certificate(node, paths, root, now_ms)
     return findings

@@ -92,8 +92,8 @@ MISTAKES: dict[str, tuple[Spoil, str, str, str]] = {
     "missing": (lambda t: t.edit("links =", "linsk ="), "listen.links", "missing", "'linsk'"),
     "wrong type": (lambda t: t.edit("tls = true", 'tls = "yes"'), "listen.tls", "Expected `bool`", "node.toml"),
     "too loose": (lambda t: t.add("[limits]\nconnections = 10_000_000"), "limits.connections", "<= 10000", "node.toml"),
-    "bad level": (lambda t: t.add('[log]\nlevel = "loud"'), "log.level", "loud", "node.toml"),
-    "bad name": (lambda t: t.edit('"n1"', '"../n1"'), "node.name", "match", "node.toml"),
+    "bad level": (lambda t: t.add('[log]\nlevel = "loud"'), "log.level", "loud", "One of"),
+    "bad name": (lambda t: t.edit('"n1"', '"../n1"'), "node.name", "match", "One of"),
     "no port": (lambda t: t.address("admin_addr", "127.0.0.1"), "listen.admin", "host:port", ""),
     "port 0": (
         lambda t: t.address("admin_addr", "127.0.0.1:0"), "listen.admin", "between 1 and", "",
@@ -134,7 +134,7 @@ MISTAKES: dict[str, tuple[Spoil, str, str, str]] = {
     "another root": (
         lambda t: t.edit("[paths]", f'[paths]\nroot_digest = "{"0" * 64}"'), "paths.root_digest", "pin", "",
     ),
-    "bad pin": (lambda t: t.edit("[paths]", '[paths]\nroot_digest = "abc"'), "paths.root_digest", "match", "node.toml"),
+    "bad pin": (lambda t: t.edit("[paths]", '[paths]\nroot_digest = "abc"'), "paths.root_digest", "match", "64 hex"),
     "no key": (lambda t: (t.path.parent / "tls/node.key").unlink(), "paths.private_key", "No such file", "init"),
     "wide key": (lambda t: (t.path.parent / "tls/node.key").chmod(0o640), "paths.private_key", "0640", "chmod 600"),
     "wide storage key": (
@@ -187,6 +187,17 @@ def test_all_at_once(town: Town) -> None:
     assert town.findings().keys() == {*places, "routes.'sauda/1/n2'", "paths.certificate"}
 
 
+def test_a_wrong_value_does_not_hide_the_others(town: Town) -> None:
+    for name in ("bad pin", "wide key", "data is a file", "not a certificate"):
+        MISTAKES[name][0](town)
+    town.edit("tls = true", 'tls = "yes"')
+    found = town.findings()
+    assert found.keys() == {
+        "paths.root_digest", "paths.private_key", "paths.data", "paths.certificate", "listen.tls",
+    }  # fmt: skip
+    assert "'yes'" in found["listen.tls"][0]
+
+
 def test_issued_by_another_authority(town: Town, tmp_path: Path) -> None:
     other = make_federation(tmp_path / "other", ["norden"], RealEnv()).node("norden").directory
     for name in ("tls/node.pem", "tls/node.key"):
@@ -218,7 +229,7 @@ def test_plain_urls_with_tls(town: Town) -> None:
     ("write", "what"),
     [
         (lambda path: None, "no such file"),
-        (lambda path: path.mkdir(), "cannot be read"),
+        (lambda path: path.mkdir(), "is a directory"),
         (lambda path: path.write_bytes(b"\xff\xfe"), "not UTF-8"),
         (lambda path: path.write_text("[node\n"), "not TOML"),
     ],
