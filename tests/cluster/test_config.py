@@ -93,7 +93,7 @@ MISTAKES: dict[str, tuple[Spoil, str, str, str]] = {
     "wrong type": (lambda t: t.edit("tls = true", 'tls = "yes"'), "listen.tls", "Expected `bool`", "node.toml"),
     "too loose": (lambda t: t.add("[limits]\nconnections = 10_000_000"), "limits.connections", "<= 10000", "node.toml"),
     "bad level": (lambda t: t.add('[log]\nlevel = "loud"'), "log.level", "loud", "One of"),
-    "bad name": (lambda t: t.edit('"n1"', '"../n1"'), "node.name", "match", "One of"),
+    "bad name": (lambda t: t.edit('"n1"', '"../n1"'), "node.name", "match", "node.toml"),
     "no port": (lambda t: t.address("admin_addr", "127.0.0.1"), "listen.admin", "host:port", ""),
     "port 0": (
         lambda t: t.address("admin_addr", "127.0.0.1:0"), "listen.admin", "between 1 and", "",
