@@ -43,6 +43,7 @@ from relay.steward import Steward
 _log = structlog.get_logger("cluster.node")
 DIRECTORY_FILE = "directory.sqlite"  # in the data directory, beside the store
 _REPLAY_S = 600.0  # seconds for what follows the checkpoint to be applied; the checkpoint bounds how much that is
+_AGAIN_S = 1.0  # seconds after which a signal is a second one: Ctrl-C may reach a node twice, by terminal and parent
 _SAVE_S = 30.0  # seconds for the last checkpoint of a stopping node
 
 
@@ -92,9 +93,23 @@ class Node:
             bounds=Bounds(handshake_s=limits.handshake_s, idle_s=limits.idle_s),
         )
         self._why_not_ready: str | None = "starting"
+        self._parts = trio.CancelScope()  # everything but the watch for signals and the last checkpoint
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until SIGTERM or SIGINT, then drain and save a checkpoint. Raises PosthouseError, in a group."""
+        """Serve until SIGTERM or SIGINT, then drain and save a checkpoint; a second signal ends the draining, one while
+        starting the start. Raises PosthouseError, in a group."""
+        async with trio.open_nursery() as watch:
+            await watch.start(self._stop_on_signal)
+            with self._parts:
+                await self._serve(task_status)
+            with trio.move_on_after(_SAVE_S) as scope:
+                scope.shield = True
+                await self._steward.save()
+            watch.cancel_scope.cancel()
+        _log.info("stopped", tip=self._journal.tip)
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        """Start all parts, and end them in the order in which nothing acknowledged needs them any more."""
         listen = self._config.listen
         admin = await self._listen(listen.admin)
         links = await self._listen(listen.links)
@@ -110,17 +125,12 @@ class Node:
             nursery.start_soon(self._steward.run)
             await nursery.start(self._links.run, links, self._reception)
             nursery.start_soon(self._forwarders.run)
-            nursery.start_soon(self._stop_on_signal)
             self._why_not_ready = None
             _log.info("ready", tip=self._journal.tip)
             task_status.started()
             await self._gateway.run(entrances)
             self._why_not_ready = "stopping"
             nursery.cancel_scope.cancel()
-        with trio.move_on_after(_SAVE_S) as scope:
-            scope.shield = True
-            await self._steward.save()
-        _log.info("stopped", tip=self._journal.tip)
 
     async def _listen(self, address: Address) -> list[trio.abc.Listener[trio.abc.Stream]]:
         return list(await self._env.listen(address.host, address.port))
@@ -143,12 +153,17 @@ class Node:
         if self._delivery.room.state.index < tip:
             raise StoreError(f"the log could not be applied within {_REPLAY_S:.0f} s", "Look at the disk and its load")
 
-    async def _stop_on_signal(self) -> None:
+    async def _stop_on_signal(self, task_status: trio.TaskStatus[None]) -> None:
+        asked = 0.0
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for _ in signals:
-                self._why_not_ready = "stopping"
-                _log.info("stopping")
-                self._gateway.stop()
+                if self._why_not_ready is None:
+                    asked, self._why_not_ready = trio.current_time(), "stopping"
+                    self._gateway.stop()
+                elif trio.current_time() - asked >= _AGAIN_S:
+                    self._parts.cancel()
+                _log.info("stopping", at_once=self._parts.cancel_called)
 
 
 async def load_mailroom(journal: Journal, cell: str) -> Mailroom:
