@@ -46,8 +46,8 @@ class _Call(Generic[T]):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that hears nothing after its end. aiosqlite's threads may outlive it (a disk that hung comes back, a
-    file did not open) and tell it so; what then escapes them would be printed as a traceback."""
+    """An event loop that hears nothing after its end. aiosqlite's threads may outlive it (a disk that hung comes back,
+    a file did not open) and tell it so; what then escapes them would be printed as a traceback."""
 
     def call_soon_threadsafe(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None

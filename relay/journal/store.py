@@ -96,8 +96,8 @@ class Store:
             self.on_failure(error)
 
     async def _write(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """A write that fails in any way leaves the connection in doubt: nothing is acknowledged after it. (A transaction
-        that was left open would swallow the commits of all later blocks.)"""
+        """A write that fails in any way leaves the connection in doubt: nothing is acknowledged after it. (A
+        transaction that was left open would swallow the commits of all later blocks.)"""
         try:
             return await self._run(function, *args)
         except (StoreDamaged, StoreLocked) as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import trio
 
 from relay.errors import DiskFailed, OperatorError, StoreDamaged, StoreError, StoreForeign
 from relay.journal.inspect import open_stopped
-from relay.journal.portal import open_portal
 from relay.journal.rows import STORE_FILE
 from relay.journal.seal import StorageRing
 
@@ -329,73 +326,6 @@ async def test_random_flips_are_found_or_harmless(tmp_path: Path, solo) -> None:
         except (StoreError, DiskFailed):
             continue
         assert found == good[: len(found)], at
-
-
-# --- the disk ------------------------------------------------------------------------------------
-async def test_a_directory_that_cannot_be_written(tmp_path: Path, solo) -> None:
-    (tmp_path / STORE_FILE).mkdir()
-    with pytest.raises(DiskFailed, match="unable to open"):
-        await fill(solo, tmp_path)
-
-
-async def test_a_hanging_disk_has_failed(tmp_path: Path, solo, monkeypatch) -> None:
-    async with open_portal(deadline_s=0.3) as portal, solo(tmp_path, portal=portal) as journal:
-        await journal.append([b"x"])
-        follower = journal.follow(1)
-        monkeypatch.setattr(journal._store._connection, "execute_insert", lambda *_: asyncio.sleep(3600))
-        for call in (lambda: journal.append([b"y"]), lambda: journal.append([b"z"]), lambda: anext(follower)):
-            with pytest.raises(DiskFailed, match="did not end within"):
-                await call()
-        assert journal.tip == 1
-    for thread in threading.enumerate():
-        if "connection_worker" in thread.name:
-            thread.join(5)  # one that stays would keep the process from ending
-            assert not thread.is_alive()
-
-
-async def test_a_write_that_fails_in_any_way_ends_the_journal(tmp_path: Path, solo, monkeypatch) -> None:
-    """The transaction stays open: a later block would look committed, and be gone after the next crash."""
-    async with solo(tmp_path) as journal:
-        await journal.append([b"x"])
-
-        async def no_memory(*_: object) -> None:
-            raise MemoryError
-
-        with monkeypatch.context() as patch:
-            patch.setattr(journal._store._connection, "executemany", no_memory)
-            with pytest.raises(DiskFailed, match="MemoryError"):
-                await journal.save_checkpoint(1, [b"state"])
-        with pytest.raises(DiskFailed):
-            await journal.append([b"y"])
-        assert journal.tip == 1
-
-
-async def test_a_block_that_is_released_while_it_is_read_is_not_damaged(tmp_path: Path, solo, monkeypatch) -> None:
-    monkeypatch.setattr("relay.journal.solo.RECENT_BLOCKS", 0)
-    await fill(solo, tmp_path)
-    async with solo(tmp_path) as journal:
-        await journal.save_checkpoint(5, [b"state"])
-        release, deleted, go = journal._store.release, trio.Event(), trio.Event()
-
-        async def slow_release(first: int, below: int) -> int:
-            floor = await release(first, below)
-            deleted.set()
-            await go.wait()
-            return floor
-
-        async def read(index: int) -> None:
-            with pytest.raises(LookupError):
-                await journal.read(index)
-
-        monkeypatch.setattr(journal._store, "release", slow_release)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(journal.release, 5)
-            await deleted.wait()
-            for index in range(1, 5):
-                nursery.start_soon(read, index)
-            await trio.sleep(0.05)
-            go.set()
-        assert (await journal.read(5)).index == 5
 
 
 # --- the inspector -------------------------------------------------------------------------------
