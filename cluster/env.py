@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import secrets
 import stat
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
 
@@ -24,6 +26,8 @@ _REASONS = {
     errno.EADDRNOTAVAIL: ("this machine has no such address", "Choose an address of this machine under [listen]"),
     errno.EAFNOSUPPORT: ("this machine does not speak that address family", "Choose another address under [listen]"),
 }
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # of Linux; macOS counts sleep in the other
+_OTHER_FILES = 256  # open files beside clients: links, the admin face, refusals, the store
 _UNIX_PATH = 107  # bytes that Linux takes for the path of a Unix socket (unix(7)), less the closing zero
 
 
@@ -35,8 +39,9 @@ class RealClock:
         return time.time_ns() // 1_000_000
 
     def monotonic_ms(self) -> int:
-        """A clock that never goes back, ms."""
-        return time.monotonic_ns() // 1_000_000
+        """A clock that never goes back, ms. It goes on while the machine sleeps: after a night the wall clock has not
+        jumped against it (rule 14)."""
+        return time.clock_gettime_ns(_STEADY) // 1_000_000
 
 
 class RealEnv:
@@ -88,6 +93,19 @@ class RealEnv:
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             raise OperatorError(f"{path} may not be read and written", "Give it to the user that runs the node")
         return path
+
+
+def clients_that_fit(wanted: int) -> int:
+    """How many of `wanted` client connections this process has files for, once its soft limit is as high as it may be:
+    who fills the node with connections must not take the last file from its links and its store."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        target = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with suppress(ValueError, OSError):  # macOS has a lower limit that it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
 
 
 def _unique(name: str) -> str:

@@ -15,7 +15,7 @@ from cluster.config_keys import Address
 from cluster.core.linkwire import federation_id
 from cluster.directory.federation import FederationDirectory
 from cluster.directory.seen import open_seen
-from cluster.env import RealEnv
+from cluster.env import RealEnv, clients_that_fit
 from cluster.forwarder import Forwarders
 from cluster.handover import LinksAbroad, Reception
 from cluster.links import Links
@@ -89,7 +89,7 @@ class Node:
         self._forwarders = Forwarders(journal, delivery, self._intake, links, metrics, env)
         limits = config.limits
         self._gateway = Gateway(
-            self._office, env, metrics, max_connections=limits.connections, drain_s=limits.drain_s,
+            self._office, env, metrics, max_connections=_room(limits.connections), drain_s=limits.drain_s,
             bounds=Bounds(handshake_s=limits.handshake_s, idle_s=limits.idle_s),
         )
         self._why_not_ready: str | None = "starting"
@@ -164,6 +164,14 @@ class Node:
                 elif trio.current_time() - asked >= _AGAIN_S:
                     self._parts.cancel()
                 _log.info("stopping", at_once=self._parts.cancel_called)
+
+
+def _room(connections: int) -> int:
+    room = clients_that_fit(connections)
+    if room < connections:
+        remedy = "raise the limit of open files (ulimit -n)"
+        _log.warning("connections_lowered", wanted=connections, room=room, remedy=remedy)
+    return room
 
 
 async def load_mailroom(journal: Journal, cell: str) -> Mailroom:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
 import trio
 
-from cluster.env import RealEnv
+from cluster.env import RealClock, RealEnv, clients_that_fit
 from relay.errors import OperatorError
 
 
@@ -85,3 +86,24 @@ def test_clocks_and_randomness() -> None:
     assert env.clock.monotonic_ms() <= env.clock.monotonic_ms()
     assert len(env.random_bytes(16)) == 16 and env.random_bytes(16) != env.random_bytes(16)
     assert 0 <= env.random_float() < 1
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "room", "then"),
+    [(1024, 20_000, 10_000, 10_256), (1024, 1024, 768, 1024), (64, 64, 1, 64), (50_000, 50_000, 10_000, 50_000)],
+)
+def test_clients_do_not_take_the_last_files(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, room: int, then: int
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr("resource.setrlimit", lambda _, pair: limits.append(pair))
+    assert clients_that_fit(10_000) == room
+    assert limits[-1] == (then, hard)
+
+
+@pytest.mark.parametrize("clock", [getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)])
+def test_a_machine_that_slept_is_no_clock_that_jumped(monkeypatch: pytest.MonkeyPatch, clock: int) -> None:
+    """On Linux the usual monotonic clock stands still meanwhile; this one does not."""
+    monkeypatch.setattr("time.clock_gettime_ns", lambda asked: 5_000_000 if asked == clock else 0)
+    assert RealClock().monotonic_ms() == 5
