@@ -50,4 +50,5 @@ def test_the_service_restarts_after_a_crash_and_not_after_a_mistake() -> None:
     assert service["RestartPreventExitStatus"].split() == [
         str(int(status)) for status in (Exit.USAGE, Exit.OPERATOR, Exit.UNTRUSTED)
     ]
+    assert "ExecStartPre" not in service, "its exit status would not keep systemd from trying again for ever"
     assert service["ExecStart"].endswith("posthouse node run /etc/posthouse/node.toml")
