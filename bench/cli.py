@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import trio
 from rich.console import Console
 
 from bench.scenario import load_scenario, smoke
+from cluster.cli.options import result_file
 from relay.errors import OperatorError
 
 FAILED = 1  # exit status when the run says no
@@ -34,9 +36,12 @@ def bench() -> None:
 @click.option("--seed", type=int, help="Keys, padding and jitter.")
 @click.option("--tls/--no-tls", default=None, help="wss in the node, or plain ws.")
 @click.option("--smoke", "small", is_flag=True, help="Small and short: 20 recipients, 20 messages a second, 3 seconds.")
-@click.option("--json", "json_path", metavar="FILE", help="Write the result to FILE (-: standard output).")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), callback=result_file, metavar="FILE",
+    help="Write the result to FILE (-: standard output).",
+)
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep nodes, logs and keys in a new DIR.")
-def run(scenario: str, small: bool, json_path: str | None, keep: Path | None, **overrides: Any) -> None:
+def run(scenario: str, small: bool, json_path: Path | None, keep: Path | None, **overrides: Any) -> None:
     """Run SCENARIO, a file or the name of one that comes with Posthouse (fanout, smoke), on this machine.
 
     Exit status 1 when anything was lost, duplicated or reordered, or when less than 95 % of the offered rate was
@@ -47,15 +52,16 @@ def run(scenario: str, small: bool, json_path: str | None, keep: Path | None, **
         from bench.local import bench_locally
         from bench.report import describe, make_table, verdict
     except ModuleNotFoundError as error:
-        raise OperatorError(f"the bench needs {error.name}", "pip install 'posthouse[bench]'") from None
+        remedy = f"Run `make bench` in a checkout, or: {sys.executable} -m pip install 'posthouse[bench]'"
+        raise OperatorError(f"the bench needs the package {error.name}", remedy) from None
     with tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
         report = trio.run(bench_locally, chosen, keep or Path(scratch) / "run", Console(stderr=True))
-    console = Console(stderr=json_path == "-")
+    console = Console(stderr=json_path == Path("-"))
     console.print(make_table(report))
     for line in describe(report):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     if json_path is not None:
-        with click.open_file(json_path, "w", encoding="utf-8") as file:
+        with click.open_file(str(json_path), "w", encoding="utf-8") as file:
             json.dump(report, file, indent=2)
             file.write("\n")
     wrong = verdict(report)

@@ -9,11 +9,11 @@ import click
 
 from cluster.cli.options import dir_option, now_ms
 from cluster.directory.inspect import verify_bundle
-from cluster.local.home import Home
+from cluster.local.home import Home, read_root
 from cluster.local.people import card_of
 from relay.client.identity import own_records
 from relay.core.codec import digest, encode
-from relay.core.trust import RootRegion, verify_root
+from relay.core.trust import RootRegion
 from relay.errors import OperatorError, TrustError
 
 _root_option = click.option(
@@ -31,7 +31,7 @@ def directory_() -> None:
 @dir_option
 def show(root_path: Path | None, directory: Path) -> None:
     """Show the signed root document, after verifying it, and the users who have a store in --dir."""
-    root = verify_root(_read(root_path, directory), now_ms())
+    root = read_root(root_path or Home(directory).root_path, now_ms())
     payload = root.payload
     click.echo(f"federation  {payload.federation}, root version {payload.version}, until {_day(payload.expires)}")
     click.echo(f"digest      {root.digest.hex()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from cluster.cli.directory import fingerprint
 from cluster.cli.options import now_ms
 from cluster.config import load_config
 from cluster.config_keys import Address
-from cluster.local.home import Home
+from cluster.local.home import Home, read_root
 from cluster.provision import (
     Place, load_signing_key, new_region_keys, new_root, region_entry, write_node, write_public, write_secret,
 )  # fmt: skip
@@ -25,6 +26,7 @@ from relay.journal.seal import StorageRing
 from relay.limits import KIB
 
 _read_region: Decoder[RootRegion] = Decoder(RootRegion, "region file", 64 * KIB)
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 _dir_option = click.option("--dir", "directory", type=click.Path(path_type=Path), required=True, help="Where to write.")
 
 
@@ -70,14 +72,14 @@ def region(region: str, host: str, clients: int, links: int, admin: int, listen:
     region's authority and registrar: keep them here, with a backup) and REGION.region (nothing secret: for the root's
     keeper). Nothing that exists is overwritten.
     """
-    _check_names(region, host)
+    _check_name(region)
     place = Place(
         region,
-        links=Address(listen, links),
-        clients=Address(listen, clients),
+        links=_address(listen, links),
+        clients=_address(listen, clients),
         admin=Address("127.0.0.1", admin),
-        links_advertised=Address(host, links),
-        clients_advertised=Address(host, clients),
+        links_advertised=_address(host, links),
+        clients_advertised=_address(host, clients),
     )
     server = directory / "server"
     keys = new_region_keys(region, directory / "secrets", now_ms())
@@ -158,13 +160,18 @@ def _replace(path: Path, data: bytes) -> None:
     fresh.replace(path)
 
 
-def _check_names(region: str, host: str) -> None:
+def _check_name(region: str) -> None:
     try:
         msgspec.convert(region, Name)
-        Address.parse(f"{host}:1")
-    except (msgspec.ValidationError, ValueError):
-        remedy = "A region is a–z, 0–9, . and -; a host is a name or address, IPv6 in brackets"
-        raise OperatorError(f"{region!r} at {host!r} cannot be", remedy) from None
+    except msgspec.ValidationError:
+        remedy = "Use a–z, 0–9, . and -, at most 64, starting with a letter or digit"
+        raise OperatorError(f"{region!r} cannot be a region's name", remedy) from None
+
+
+def _address(host: str, port: int) -> Address:
+    if not _HOST.fullmatch(host):
+        raise OperatorError(f"{host!r} is no host", "Give a name or an address, IPv6 in brackets, without a port")
+    return Address.parse(f"{host}:{port}")
 
 
 def _load_region(path: Path) -> RootRegion:
@@ -175,7 +182,6 @@ def _load_region(path: Path) -> RootRegion:
 
 
 def _load_root(path: Path, prev: Root | None = None) -> Root:
-    signed = path.read_bytes()
-    if prev is not None and signed == prev.signed:
+    if prev is not None and path.read_bytes() == prev.signed:
         return prev
-    return verify_root(signed, now_ms(), prev=prev)
+    return read_root(path, now_ms(), prev)

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import click
 
+from relay.errors import OperatorError
+
 DEFAULT_DIR: Final = Path("posthouse-data")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -37,6 +39,17 @@ def deadline_option(seconds: float | None, text: str) -> Decorator:
         "--deadline", "seconds", type=click.FloatRange(min=0, min_open=True), default=seconds,
         show_default=seconds is not None, metavar="SECONDS", help=text,
     )  # fmt: skip
+
+
+def result_file(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Callback of an option that names a file for results: what could not be written is told before anything runs.
+    `-` is standard output."""
+    if path is not None and str(path) != "-":
+        if path.is_dir():
+            raise OperatorError(f"{path} is a directory", f"Name a file in it with {parameter.opts[0]}")
+        if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OperatorError(f"{path} cannot be written", "Name a file in a directory that exists and is yours")
+    return path
 
 
 def now_ms() -> int:

@@ -32,10 +32,10 @@ def up(regions: str | None, plain: bool, directory: Path) -> None:
     with (alice and bob in the first region, one in each other). Later starts resume it: whatever waited still waits.
     Prints what to type next.
     """
-    names = tuple(name.strip() for name in regions.split(",")) if regions else DEFAULT_REGIONS
+    names = DEFAULT_REGIONS if regions is None else tuple(name.strip() for name in regions.split(","))
     if (directory / "federation.json").exists():
         layout = Layout.load(directory)
-        if regions and names != layout.regions:
+        if regions is not None and names != layout.regions:
             what = f"{directory} holds the regions {','.join(layout.regions)}"
             raise OperatorError(what, "Leave --regions out to resume it, or choose another --dir")
     else:

@@ -13,6 +13,7 @@ import click
 import trio
 from rich.console import Console
 
+from cluster.cli.options import result_file
 from cluster.demo.report import Result, show, write_json
 from cluster.demo.stage import Stage
 from cluster.demo.story import CHAPTERS, Chapter
@@ -27,7 +28,9 @@ _PATH: Final = click.Path(path_type=Path)
 
 @click.command()
 @click.option("--dir", "directory", type=_PATH, metavar="DIR", help="Keep everything in this new or empty directory.")
-@click.option("--json", "json_path", type=_PATH, metavar="FILE", help="Write what was counted to this file.")
+@click.option(
+    "--json", "json_path", type=_PATH, callback=result_file, metavar="FILE", help="Write what was counted to this file."
+)
 @click.option("--regions", metavar="A,B,C", default="norden,sauda,taiga", show_default=True, help="Two to six names.")
 def demo(directory: Path | None, json_path: Path | None, regions: str) -> None:
     """Start three regions, use them, hurt them, and look at every byte they leave.
@@ -37,7 +40,7 @@ def demo(directory: Path | None, json_path: Path | None, regions: str) -> None:
     """
     names = [name.strip() for name in regions.split(",")]
     if not 2 <= len(names) <= MAX_REGIONS:
-        raise OperatorError(f"{len(names)} regions", f"Name 2 to {MAX_REGIONS}, with commas between them")
+        raise OperatorError(f"{len(names)} region(s)", f"Name 2 to {MAX_REGIONS}, with commas between them")
     with ExitStack() as stack:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="posthouse-demo-")))

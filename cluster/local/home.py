@@ -18,7 +18,7 @@ from nacl.signing import SigningKey
 
 from cluster.provision import load_signing_key
 from relay.core.trust import Root, verify_root
-from relay.errors import OperatorError
+from relay.errors import OperatorError, ProtocolError
 
 MAX_NAME = 64  # characters; with "+device" it still fits a file name of 255 bytes in any script
 
@@ -43,12 +43,7 @@ class Home:
 
     def root(self, now_ms: int) -> Root:
         """The verified root document. Raises OperatorError where there is none, TrustError where it does not hold."""
-        try:
-            signed = self.root_path.read_bytes()
-        except OSError as error:
-            remedy = "Start with `posthouse up`, or give the directory with --dir (or POSTHOUSE_DIR)"
-            raise OperatorError(f"{self.root_path}: {error.strerror}", remedy) from None
-        return verify_root(signed, now_ms)
+        return read_root(self.root_path, now_ms)
 
     def registrar(self, region: str) -> SigningKey:
         """The key that signs home records of `region`. Raises OperatorError where it is not kept here."""
@@ -65,6 +60,19 @@ class Home:
             remedy = f"Did you mean {meant[0]!r}?" if meant else f"There are: {', '.join(known) or 'none yet'}"
             raise OperatorError(f"{self.directory} has no user {name!r}", remedy)
         return self.clients / name / "store.sqlite"
+
+
+def read_root(path: Path, now_ms: int, prev: Root | None = None) -> Root:
+    """The verified root document in a file, which follows `prev`. Raises OperatorError where there is none, TrustError
+    where it does not hold."""
+    try:
+        return verify_root(path.read_bytes(), now_ms, prev=prev)
+    except OSError as error:
+        remedy = "Start with `posthouse up`, or give the directory with --dir (or POSTHOUSE_DIR)"
+        raise OperatorError(f"{path}: {error.strerror}", remedy) from None
+    except ProtocolError as error:
+        remedy = "Get the root document again, from somebody you trust"
+        raise OperatorError(f"{path} is no root document: {error.text}", remedy) from None
 
 
 def check_name(name: str) -> str:

@@ -63,17 +63,21 @@ def make_federation(
 
 
 def _check(directory: Path, regions: Sequence[str]) -> None:
-    if not 1 <= len(regions) <= MAX_REGIONS or len(set(regions)) != len(regions):
-        raise OperatorError(f"{len(regions)} regions", f"Name 1 to {MAX_REGIONS} different ones")
+    if not 1 <= len(regions) <= MAX_REGIONS:
+        raise OperatorError(f"{len(regions)} regions on one machine", f"Name 1 to {MAX_REGIONS}")
+    if twice := [region for place, region in enumerate(regions) if region in regions[:place]]:
+        raise OperatorError(f"region {twice[0]!r} is named twice", "Give each a name of its own")
     for region in regions:
         try:
             msgspec.convert(region, Name)
         except msgspec.ValidationError:
             remedy = "Use a–z, 0–9, . and -, at most 64, starting with a letter or digit"
             raise OperatorError(f"{region!r} cannot be a region's name", remedy) from None
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and not directory.is_dir():
+        raise OperatorError(f"{directory} is not a directory", "Choose a new one")
+    if directory.exists() and any(directory.iterdir()):
         what = f"{directory} is not empty and holds no finished federation"
-        raise OperatorError(what, "Choose a new directory with --dir, or empty this one")
+        raise OperatorError(what, "Choose a new directory, or empty this one")
 
 
 def _scrape_targets(layout: Layout) -> bytes:

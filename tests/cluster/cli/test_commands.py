@@ -81,6 +81,15 @@ def test_users_devices_and_cards(posthouse: Posthouse, layout: Layout) -> None:
         (["node", "run", "nothing.toml"], Exit.OPERATOR, "no such file"),
         (["up", "--regions", "norden"], Exit.OPERATOR, "holds the regions norden,sauda,taiga"),
         (["up", "--regions", "A,B", "--dir", "new"], Exit.OPERATOR, "cannot be a region"),
+        (["up", "--regions", "a,b,a", "--dir", "new"], Exit.OPERATOR, "'a' is named twice"),
+        (["up", "--regions", "", "--dir", "new"], Exit.OPERATOR, "cannot be a region"),
+        (["up", "--dir", "posthouse-data/root.bin"], Exit.OPERATOR, "is not a directory"),
+        (["directory", "show", "--root", "posthouse-data/federation.json"], Exit.OPERATOR, "is no root document"),
+        (["init", "join", "posthouse-data/federation.json", "--dir", "n"], Exit.OPERATOR, "is no root document"),
+        (["demo", "--regions", "a"], Exit.OPERATOR, "1 region(s)"),
+        (["demo", "--json", "nowhere/out.json"], Exit.OPERATOR, "nowhere"),
+        (["bench", "run", "smoke", "--json", "nowhere/out.json"], Exit.OPERATOR, "nowhere"),
+        (["bench", "run", "smoke", "--json", "."], Exit.OPERATOR, "is a directory"),
         (["group", "create", "--as", "alice", "friends"], Exit.USAGE, "Missing argument"),
     ],
 )
@@ -159,6 +168,13 @@ def test_two_operators_and_a_roots_keeper(posthouse: Posthouse, tmp_path: Path) 
     posthouse("user", "create", "bob", "--region", "sauda", "--dir", "norden", status=Exit.OPERATOR)
 
 
+def test_a_host_may_be_an_ipv6_address(posthouse: Posthouse) -> None:
+    posthouse("init", "region", "norden", "--host", "[::1]", "--listen", "[::]", "--dir", "norden")
+    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
+    assert "links [::1]:9101  clients wss://[::1]:443" in posthouse("directory", "show", "--dir", "norden").stdout
+
+
 def test_fingerprints_agree(posthouse: Posthouse) -> None:
     args = ["--host", "relay.example", "--dir", "norden"]
     made = posthouse("init", "region", "norden", *args).stdout.splitlines()[-1].split(": ")[1]
@@ -198,7 +214,7 @@ def test_init_overwrites_nothing(posthouse: Posthouse, tmp_path: Path) -> None:
     again = posthouse("init", "region", "norden", "--host", "x", "--dir", "norden", status=Exit.OPERATOR)
     assert "exists already" in again.stderr
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    for region, host in (("Bad", "x"), ("good", ""), ("good", "::1")):
+    for region, host in (("Bad", "x"), ("good", ""), ("good", "::1"), ("good", "x y"), ("good", "x:443")):
         posthouse("init", "region", region, "--host", host, "--dir", "new", status=Exit.OPERATOR)
     (tmp_path / "junk").write_bytes(b"junk")
     posthouse("init", "root", "junk", "--dir", "keeper3", status=Exit.OPERATOR)

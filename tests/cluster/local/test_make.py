@@ -59,7 +59,7 @@ def test_borders_stand_between_every_pair(tmp_path: Path) -> None:
     ("regions", "what"),
     [
         ([], "0 regions"),
-        (["a", "a"], "2 regions"),
+        (["a", "a"], "named twice"),
         (["a"] * 17, "17 regions"),
         (["Norden"], "cannot be a region"),
         (["../x"], "cannot be a region"),
