@@ -257,6 +257,7 @@ def test_nothing_of_one_machine_is_committed() -> None:
                 "py" + r"pi\.org", "python" + r"hosted\.org", "extra-index" + "-url", "index" + "-url"]  # fmt: skip
     forbidden = re.compile("|".join(patterns))
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout.decode()
+    assert listed, "git lists no files here: run this in a clone"
     findings = []
     for path in filter(None, listed.split("\0")):
         if not (ROOT / path).is_file():

@@ -1,6 +1,6 @@
 """Who was sent what, and who got it. Pure accounting, by the definitions of DESIGN section 1.
 
-**Lost**: accepted, not refused, and some recipient device never yielded it. **Duplicated**: yielded again by the same
+**Lost**: accepted, and some recipient device never yielded it. **Duplicated**: yielded again by the same
 iterator. **Reordered**: yielded against the counter of (sender device, conversation), where not flagged as late.
 """
 
@@ -60,11 +60,6 @@ class Ledger:
         self._to[content] = frozenset(devices)
         self._got.setdefault(content, Counter())
         self._open += sum(device not in self._got[content] for device in self._to[content])
-
-    def refused(self, content: bytes) -> None:
-        """The sender was told that the message could not be taken after all: it is not lost."""
-        self._open -= sum(device not in self._got[content] for device in self._to[content])
-        self._to[content] = frozenset(self._got[content])
 
     def yielded(self, got: Yielded) -> None:
         """A device's iterator gave a message."""

@@ -30,14 +30,6 @@ def test_each_device_must_yield_it() -> None:
     assert ledger.account().lost == 1 and not ledger.account().clean
 
 
-def test_a_refusal_is_no_loss() -> None:
-    ledger = Ledger()
-    ledger.sent(b"one", [BEN, BEN_2])
-    ledger.yielded(got(BEN, b"one", 0))
-    ledger.refused(b"one")
-    assert ledger.account().clean and ledger.open == 0
-
-
 def test_yielded_twice_is_a_duplicate_and_not_a_reorder() -> None:
     ledger = Ledger()
     ledger.sent(b"one", [BEN])
