@@ -12,7 +12,7 @@ import ssl
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import structlog
@@ -29,13 +29,15 @@ from relay.errors import Overloaded, PosthouseError, Refused
 from relay.gateway.api import Office
 from relay.gateway.outbox import Gauge, Outbox
 from relay.gateway.tls import TlsStream
-from relay.limits import HANDSHAKE_S, IDLE_S, LINGER_S, MAX_LOOKUPS, MAX_STRING, OUTBOX_BYTES
+from relay.limits import HANDSHAKE_S, IDLE_S, KIB, LINGER_S, MAX_LOOKUPS, MAX_STRING, MIB, OUTBOX_BYTES
 from relay.ports import Env
 
 _log = structlog.get_logger("relay.gateway")
 
 NONCE_BYTES: Final = 32
 CLOSE_BASE: Final = 4000  # close codes for applications start here (RFC 6455 7.4.2): ours is 4000 + Fault
+UNPROVEN_BYTES: Final = 64 * MIB  # read from clients that have not shown who they are; past it they hear OVERLOADED,
+UNPROVEN_EACH: Final = 16 * KIB  # but for those that sent no more than this: a handshake with some records fits
 _DISCARD: Final = 64 * 1024  # bytes thrown away at a time while lingering
 
 
@@ -58,6 +60,13 @@ class Bounds:
     outbox_bytes: int = OUTBOX_BYTES
 
 
+@dataclass(slots=True)
+class Unproven:
+    """Bytes that were read from all clients that are not served yet, and may lie in memory."""
+
+    size: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What all connections of a gateway share."""
@@ -66,6 +75,7 @@ class Surroundings:
     env: Env
     metrics: GatewayMetrics
     bounds: Bounds = Bounds()
+    unproven: Unproven = field(default_factory=Unproven)
 
 
 class Connection:
@@ -73,7 +83,7 @@ class Connection:
 
     __slots__ = (
         "_around", "_attached", "_close", "_gone", "_heard", "_live", "_lookups", "_nursery", "_open", "_outbox",
-        "_scope", "_serving", "_stream", "_transport", "device", "user",
+        "_scope", "_serving", "_stream", "_transport", "_unproven", "device", "user",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +114,7 @@ class Connection:
         self._serving = False  # counted as a session
         self._heard = -math.inf  # when the deadline was last moved, s
         self._lookups = 0
+        self._unproven = 0  # our part of what the surroundings count
 
     # --- Line ------------------------------------------------------------------------------------
     @property
@@ -155,6 +166,7 @@ class Connection:
             await self._linger()
         finally:
             self._around.metrics.connections.dec()
+            self._count_unproven(-self._unproven)
             self._outbox.discard()
             await trio.aclose_forcefully(self._stream)
 
@@ -197,7 +209,15 @@ class Connection:
         data = await self._stream.receive_some(max_bytes)
         if self._live:
             self._rearm()
+        else:
+            self._count_unproven(len(data))
+            if self._around.unproven.size > UNPROVEN_BYTES and self._unproven > UNPROVEN_EACH:
+                self._end(Close(Fault.OVERLOADED, "The node has too much to read from newcomers", 1_000))
         return data
+
+    def _count_unproven(self, size: int) -> None:
+        self._unproven += size
+        self._around.unproven.size += size
 
     def _rearm(self) -> None:
         """Move the idle deadline. Not at every byte: a sixteenth of it is near enough."""
@@ -232,6 +252,7 @@ class Connection:
         begun = Begun(started.log_id, started.cursor, started.home_version, started.time_ms)
         await self._carry_out(session, session.begun(begun))
         self._live = True
+        self._count_unproven(-self._unproven)
         if session.hello.receive:
             self._serving = True
             self._around.metrics.sessions.inc()

@@ -158,6 +158,21 @@ async def test_a_message_in_crumbs_is_an_error() -> None:
         assert (error.code, "fragments" in error.text) == (Fault.PROTOCOL, True)
 
 
+async def test_newcomers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.gateway.connection.UNPROVEN_BYTES", 100_000)
+    async with memory_call(HonestOffice()) as (socket, connection):
+        unproven = connection._around.unproven
+        unproven.size += 90_000  # of others
+        await socket._stream.send_all(b"\x02\xfe\xff\xff\0\0\0\0" + bytes(0xFFFF))  # opens a message, and is silent
+        error, _code = await Caller(socket).farewell()
+        assert (error.code, "newcomers" in error.text) == (Fault.OVERLOADED, True)
+    assert unproven.size == 90_000
+    async with memory_call(HonestOffice()) as (socket, connection):
+        connection._around.unproven.size += 100_000  # who only wants to shake hands may
+        await Caller(socket).enter()
+        assert connection._around.unproven.size == 100_000
+
+
 async def test_a_wrong_key_a_stranger_and_a_guest() -> None:
     office = HonestOffice()
     async with memory_call(office) as (socket, _):
