@@ -30,16 +30,13 @@ class Incoming:
     ) -> None:  # fmt: skip
         self._root, self._credentials, self._own, self._handler = root, credentials, own, handler
         self._on_refused = on_refused
-        self._greeting = 0
+        self._greeting: dict[trio.CancelScope, None] = {}  # oldest first
         self._links: dict[Peer, trio.CancelScope] = {}
 
     async def serve(self, transport: trio.abc.Stream) -> None:
         """One connection, from accept to its end. Never raises for what the peer or the network does."""
         try:
-            if self._greeting < MAX_LINKS:
-                await self._serve(transport)
-            else:
-                log.warning("link_not_accepted", reason="too many connections that have not said hello")
+            await self._serve(transport)
         except LinkLost as error:
             log.info("link_not_opened", reason=str(error))
         except PeerError as error:
@@ -49,11 +46,7 @@ class Incoming:
             await trio.aclose_forcefully(transport)
 
     async def _serve(self, transport: trio.abc.Stream) -> None:
-        self._greeting += 1
-        try:
-            stream, machine, peer, events = await accept(transport, self._root, self._credentials, self._own)
-        finally:
-            self._greeting -= 1
+        stream, machine, peer, events = await self._greet(transport)
         older = self._links.get(peer)
         if older is None and len(self._links) >= MAX_LINKS:
             await farewell(stream, LinkFault(Code.OVERLOADED, "no room for another link", 1000))
@@ -74,6 +67,22 @@ class Incoming:
             log.warning("link_cut", **names, reason=str(reason))
         else:
             log.info("link_closed", **names, reason=str(reason))
+
+
+    async def _greet(self, transport: trio.abc.Stream) -> tuple[SecureStream, LinkMachine, Peer, list[LinkEvent]]:
+        """Where too many have not said hello yet, the oldest goes: a good node says it at once, so that strangers who
+        only hold connections open keep nobody out. Raises LinkLost, PeerError."""
+        if len(self._greeting) >= MAX_LINKS:
+            oldest = next(iter(self._greeting))
+            del self._greeting[oldest]
+            oldest.cancel()
+        with trio.CancelScope() as scope:
+            self._greeting[scope] = None
+            try:
+                return await accept(transport, self._root, self._credentials, self._own)
+            finally:
+                self._greeting.pop(scope, None)
+        raise LinkLost("too many connections that have not said hello")
 
 
 class _Link:

@@ -201,6 +201,19 @@ async def test_a_second_link_of_the_same_node_ends_the_first(fed: Any) -> None:
                 await trio.aclose_forcefully(stream)
 
 
+async def test_strangers_who_only_hold_connections_open_keep_nobody_out(
+    fed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.links.incoming.MAX_LINKS", 3)
+    with trio.fail_after(5):
+        async with fed.running("westen", "sueden"):
+            silent = [await fed.env.dial("127.0.0.1", fed.ports["sueden"]) for _ in range(5)]
+            assert await silent[0].receive_some() == b""
+            await fed.nodes["westen"].links.request("sueden/1", LOOKUP, 2.0)
+            for stream in silent:
+                await trio.aclose_forcefully(stream)
+
+
 async def test_a_dialer_that_does_not_read_its_answers_may_not_go_on_asking(fed: Any) -> None:
     sueden = fed.nodes["sueden"]
 
