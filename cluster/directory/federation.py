@@ -8,23 +8,20 @@ hold back what is newest, for as long as nobody has seen it, and can change noth
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import structlog
 import trio
 
 from cluster.core.linkwire import Answer, LookUp, Peer, Records, Request
-from cluster.directory.seen import Seen, Sighting, open_seen
+from cluster.directory.seen import Seen, Sighting
 from relay.core.trust import HomeRecord, Root, check_current, read_home, verify_chain
 from relay.core.wire import Code
 from relay.errors import (
     BrokenChain, NotValidNow, PeerError, PosthouseError, ProtocolError, Refused, Rollback, TrustError,
 )
-from relay.journal.portal import Portal
 from relay.limits import DIRECTORY_CACHE, DIRECTORY_FAILURES, DIRECTORY_FRESH, DIRECTORY_RETRY, LOOKUP_S, MAX_CHAIN
 from relay.ports import Env
 
@@ -77,15 +74,6 @@ class FederationDirectory:
         self._bytes = 0
         self._failures: OrderedDict[tuple[bytes, str], tuple[PosthouseError, int]] = OrderedDict()
         self._fetches: dict[tuple[bytes, str], _Fetch] = {}
-
-    @classmethod
-    @asynccontextmanager
-    async def open(
-        cls, root: Root, cell: str, own: OwnUsers, links: AsksCells, env: Env, seen: Path, portal: Portal
-    ) -> AsyncIterator[FederationDirectory]:
-        """A directory that keeps what it has seen in the file `seen`. Raises like `open_seen`."""
-        async with open_seen(seen, portal, env.random_bytes(32)) as opened:
-            yield cls(root, cell, own, links, env, opened)
 
     async def failed(self) -> None:
         """Wait until its disk fails, and raise DiskFailed."""

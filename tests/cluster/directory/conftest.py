@@ -12,6 +12,7 @@ from nacl.signing import SigningKey
 
 from cluster.core.linkwire import Answer, LookUp, Peer, Records, Request
 from cluster.directory.federation import FederationDirectory
+from cluster.directory.seen import open_seen
 from cluster.env import RealEnv
 from relay.core.trust import (
     Device, HomePayload, HomeRecord, Root, RootCell, RootPayload, RootRegion, read_home, sign_home, sign_root,
@@ -147,13 +148,8 @@ class World:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[FederationDirectory]:
         """The process starts, and ends."""
-        async with (
-            open_portal() as portal,
-            FederationDirectory.open(
-                self.root, "norden/1", self.own, self.cells, self.env, self.file, portal
-            ) as directory,
-        ):
-            yield directory
+        async with open_portal() as portal, open_seen(self.file, portal, self.env.random_bytes(32)) as seen:
+            yield FederationDirectory(self.root, "norden/1", self.own, self.cells, self.env, seen)
 
 
 @pytest.fixture
