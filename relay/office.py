@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog
 import trio
@@ -10,7 +11,7 @@ import trio
 from relay.core import records, wire
 from relay.core.block import position_index
 from relay.core.codec import digest
-from relay.core.envelope import Header, To, envelope_id, read_header
+from relay.core.envelope import To, envelope_id, read_header
 from relay.core.frames import server_frame
 from relay.core.route import route
 from relay.core.trust import HomeRecord, Root, check_current, verify_chain
@@ -23,6 +24,7 @@ from relay.observe.metrics import Metrics
 from relay.ports import Abroad, Directory
 
 _log = structlog.get_logger("relay.office")
+_LOOKUPS_S = 8.0  # seconds that the recipients of one batch may take to be found
 _APPLY_S = 10.0  # seconds to wait for a record of ours to be applied: within the gateway's handshake deadline
 
 
@@ -132,10 +134,13 @@ class Office:
         taken: list[bytes] = []
         ids: list[bytes] = []
         refused: list[wire.ReceiptItem] = []
+        homes = await self._homes(items)
         for item in items:
             try:
                 header = read_header(item.envelope)
-                home = await self._home(header, item.hint)
+                home = homes.get(header.to)
+                if isinstance(home, Refused):
+                    raise home
                 dest = route(header, self.identity.cell, home, self._root)
                 taken.append(records.encode_record(records.Submit(line.device, dest, item.envelope)))
                 ids.append(envelope_id(item.envelope))
@@ -143,18 +148,38 @@ class Office:
                 refused.append(self._outcome(envelope_id(item.envelope), Code.BAD_ENVELOPE))
             except Refused as error:
                 refused.append(self._outcome(envelope_id(item.envelope), error.code))
-            except TrustError as error:
-                _log.error("directory_answer_refused", text=error.text)
-                refused.append(self._outcome(envelope_id(item.envelope), Code.UNREACHABLE))
         self._receipt(line, refused)
         if taken:
             self._offer(line, taken, ids)
 
-    async def _home(self, header: Header, hint: str) -> HomeRecord | None:
-        if header.kind is To.ROSTER:
-            return None
-        own = self._delivery.room.state.users.get(header.to)
-        return own.record if own else await self._directory.lookup(header.to, hint)
+    async def _homes(self, items: Sequence[wire.SubmitItem]) -> dict[bytes, HomeRecord | Refused]:
+        """Where the recipients of a batch are at home: all are asked for at once, under one deadline, so that a region
+        that does not answer holds a connection up for a short while only."""
+        users, homes = self._delivery.room.state.users, dict[bytes, HomeRecord | Refused]()
+        foreign: dict[bytes, str] = {}
+        for item in items:
+            with suppress(ProtocolError):
+                header = read_header(item.envelope)
+                if header.kind is To.MAILBOX and header.to in users:
+                    homes[header.to] = users[header.to].record
+                elif header.kind is To.MAILBOX:
+                    foreign.setdefault(header.to, item.hint)
+        for user in foreign:
+            homes[user] = Refused(Code.UNREACHABLE, "the recipient's region did not answer in time")
+        if foreign:
+            with trio.move_on_after(_LOOKUPS_S):
+                async with trio.open_nursery() as nursery:
+                    for user, hint in foreign.items():
+                        nursery.start_soon(self._find_home, user, hint, homes)
+        return homes
+
+    async def _find_home(self, user: bytes, hint: str, homes: dict[bytes, HomeRecord | Refused]) -> None:
+        try:
+            homes[user] = await self._directory.lookup(user, hint)
+        except Refused as error:
+            homes[user] = error
+        except TrustError as error:
+            _log.error("directory_answer_refused", text=error.text)
 
     def _offer(self, line: Line, taken: list[bytes], ids: list[bytes]) -> None:
         def refused(error: ResidencyError) -> None:

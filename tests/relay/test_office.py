@@ -191,6 +191,24 @@ async def test_routing_abroad_and_refusals(open_cell, autojump_clock):
         assert (await cell.office.lookup(a1, wire.Lookup(8, bytes(32), "sauda", 0))).code == Code.UNKNOWN_USER
 
 
+async def test_a_region_that_does_not_answer_holds_a_batch_up_once(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        b1 = await cell.join(nursery, bob, "b1")
+        a1 = await cell.join(nursery, alice, "a1")
+
+        async def silent(user, hint):
+            await trio.sleep_forever()
+
+        cell.directory.lookup = silent
+        begun = trio.current_time()
+        sealed = [seal(cell, bytes([n]) * 32) for n in range(50)]
+        await submit(cell, a1, *sealed, near := seal(cell, bob.id))
+        assert trio.current_time() - begun < 10
+        assert sorted(a1.codes()) == [Code.STORED] + [Code.UNREACHABLE] * 50
+        assert [d.envelope for d in b1.of(wire.Deliver)] == [near]
+
+
 async def test_groups_live_and_membership_changes(open_cell, autojump_clock):
     alice, bob = people()
     async with open_cell() as (cell, nursery):
