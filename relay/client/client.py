@@ -189,7 +189,7 @@ class Client:
             record = await desk.run(lambda db: people.newest(db, desk.own, card.user), lazily=True)
             if record is not None and people.usable(record, desk.server_now):
                 return record
-            if (error := desk.unfound.pop(card.user, None)) is not None:
+            if (error := desk.unfound.pop((card.user, card.region), None)) is not None:
                 raise error
             desk.want(card.user, card.region)
             await armed.wait()

@@ -63,8 +63,8 @@ class Desk:
         self.failures: deque[Failure] = deque(maxlen=outgoing.MAX_FAILURES)
         self.mail, self.post, self.lookup, self.changed = Bell(), Bell(), Bell(), Bell()
         self.held = Bell()
-        self.wanted: dict[bytes, str] = {}  # users to look up → region hint
-        self.unfound: dict[bytes, PosthouseError] = {}  # users whose lookup failed for good, for who asks next
+        self.wanted: dict[bytes, list[str]] = {}  # users to look up → region hints
+        self.unfound: dict[tuple[bytes, str], PosthouseError] = {}  # (user, hint) that failed for good, for who asks
         self.wishes: Counter[bytes] = Counter()  # how often each was wanted: a wish during a lookup asks once more
         self.inbox_bytes = 0
         self.oldest_held: int | None = None  # since when the message that waits longest for its predecessor does
@@ -111,7 +111,7 @@ class Desk:
         self.outcomes(effects.outcomes)
         self.inbox_bytes += effects.inbox_bytes
         if effects.wanted:
-            self.wanted.update(effects.wanted)
+            self.wish(effects.wanted)
             self.wishes.update(effects.wanted.keys())
             self.sealer.unknown.update(effects.wanted)
             self.lookup.ring()
@@ -121,15 +121,21 @@ class Desk:
             self.post.ring()
         self.changed.ring()
 
+    def wish(self, wanted: dict[bytes, str]) -> None:
+        """Put users on the list of those to look up."""
+        for user, hint in wanted.items():
+            hints = self.wanted.setdefault(user, [])
+            if hint not in hints:
+                hints.append(hint)
+
     def want(self, user: bytes, hint: str) -> None:
         """Look `user` up."""
-        if user not in self.wanted:
-            self.unfound.pop(user, None)
+        if hint not in self.wanted.get(user, ()):
             self.apply(Effects(wanted={user: hint}))
 
-    def not_found(self, user: bytes, error: PosthouseError) -> None:
-        """The lookup of `user` failed for good."""
-        self.unfound[user] = error
+    def not_found(self, user: bytes, hint: str, error: PosthouseError) -> None:
+        """The lookup of `user` in `hint` failed for good."""
+        self.unfound[user, hint] = error
         while len(self.unfound) > RECENT:
             del self.unfound[next(iter(self.unfound))]
         if isinstance(error, TrustError):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import structlog
 
 from relay.client import groups, people
-from relay.client.outgoing import MAILBOX, PUBLISH, REFUSED, extend, outcome, refuse_all, settle
+from relay.client.outgoing import PUBLISH, REFUSED, extend, forget_newer, outcome, refuse_all, settle
 from relay.client.shapes import (
     KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Own, Part, control_pair, pair, read_key_news, read_part,
 )  # fmt: skip
@@ -91,7 +91,8 @@ class Incoming:
             put_cursor(self._db, log_id, position)
 
     def learned(self, user: bytes, chain: Sequence[bytes], server_now: int) -> int:
-        """An answer to LOOKUP: the newest version. Raises TrustError, ProtocolError: then nothing was kept."""
+        """An answer to LOOKUP: the newest version. What is of a device that it does not name waits on: a node answers
+        from what it heard a minute ago. Raises TrustError, ProtocolError: then nothing was kept."""
         before = people.newest(self._db, self._own, user)
         record = people.learn(self._db, self._own, user, chain, server_now)
         if before is None or record.version > before.version:
@@ -101,20 +102,27 @@ class Incoming:
             if user == self._own.user:
                 groups.pass_on(self._db, self._own, new, self._now, self.effects)
         self.effects.post = True
-        self._retry(_sender(user), last=True)
+        self._retry(_sender(user))
+        self.effects.wanted.pop(user, None)  # whoever asks for this user does so now
         return record.version
 
-    def unknown(self, user: bytes, error: PosthouseError) -> None:
-        """The lookup of `user` failed for good: nothing can be sealed for them, nothing from them believed."""
-        refuse_all(self._db, user, error, self._now, self.effects)
-        dropped = self._db.execute("DELETE FROM waiting WHERE cause=?", (_sender(user),)).rowcount
+    def unknown(self, user: bytes, hint: str, error: PosthouseError, server_now: int) -> list[str]:
+        """Region `hint` has no believable record of `user`: what was to be sealed with it is refused, what came with it
+        is dropped. The regions that are left to ask."""
+        record = people.newest(self._db, self._own, user)
+        if not people.usable(record, server_now):
+            refuse_all(self._db, user, hint, error, self.effects)
+        forget_newer(self._db, user, self.effects)
+        dropped = self._db.execute(
+            "DELETE FROM waiting WHERE cause=? AND (hint=? OR ?)", (_sender(user), hint, record is not None)
+        ).rowcount
         self.effects.counts["unreadable"] += dropped
+        return [] if record else people.hints(self._db, self._own, user)
 
     def give_up(self, user: bytes) -> None:
-        """A receipt spoke of a version of `user` that nobody has: do not wait for it."""
-        self._db.execute("UPDATE parcels SET newest=version WHERE what=? AND address=?", (MAILBOX, user))
-        rows = self._db.execute("SELECT DISTINCT sid FROM parcels WHERE address=?", (user,)).fetchall()
-        self.effects.touched.update(row[0] for row in rows)
+        """Nobody has a version of `user` that a receipt spoke of, or that names a device: do not wait for it."""
+        forget_newer(self._db, user, self.effects)
+        self._retry(_sender(user), last=True)
 
     def due(self, hold_ms: int) -> None:
         """Give what waited long enough for its predecessor; forget what expired while it waited."""
@@ -136,7 +144,7 @@ class Incoming:
 
     # --- one envelope ----------------------------------------------------------------------------
     def _take(self, envelope: bytes, *, last: bool = False) -> None:
-        """Take one envelope in. `last`: its sender was just looked up, do not wait for that again."""
+        """Take one envelope in. `last`: its sender was looked up, do not wait for that again."""
         try:
             opened = self._open(envelope)
             if opened is not None:
@@ -179,7 +187,7 @@ class Incoming:
         inner = opened.inner
         record = people.newest(self._db, self._own, inner.user)
         if record is None or inner.device not in {device.id for device in record.devices}:
-            raise _Wait(_sender(inner.user), inner.region)
+            raise _Wait(_sender(inner.user), record.payload.region if record else inner.region)
 
     def _sort(self, opened: Opened) -> None:
         kind = opened.inner.kind
@@ -251,6 +259,11 @@ class Incoming:
         for wid, envelope in rows:
             self._db.execute("DELETE FROM waiting WHERE wid=?", (wid,))
             self._take(bytes(envelope), last=last)
+
+
+def waits_for(db: Db, user: bytes) -> bool:
+    """Something came that no record of `user` that is known here explains."""
+    return db.execute("SELECT 1 FROM waiting WHERE cause=?", (_sender(user),)).fetchone() is not None
 
 
 def wanted_senders(db: Db) -> dict[bytes, str]:

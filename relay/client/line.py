@@ -12,8 +12,8 @@ import trio
 from relay.client import people, sealer
 from relay.client.connection import HungUp, Socket, hung_up
 from relay.client.desk import MAX_INBOX, Desk
-from relay.client.incoming import wanted_senders
-from relay.client.outgoing import MAILBOX
+from relay.client.incoming import waits_for, wanted_senders
+from relay.client.outgoing import MAILBOX, newest_spoken
 from relay.client.sealer import Prepared, Ready
 from relay.client.store import Db, process_gone
 from relay.core import wire
@@ -32,7 +32,8 @@ FULL_S = 0.5  # seconds between looks whether a full inbox has room again
 BATCH_BYTES = 2 * MIB  # bytes taken into the store in one transaction
 LOOKUPS = 16  # at the same time
 LOOKUP_S = LINK_DEADLINE_S + 5  # seconds: the node may have to ask another region
-LOOKUP_TRIES = 5  # answers without the version that a receipt spoke of, until it is taken for a mistake
+LOOKUP_TRIES = 14  # answers without the version that a receipt spoke of, or the device that signed, until that is taken
+# for a mistake: about 90 s, for a node may answer from what it heard a minute ago (DIRECTORY_FRESH)
 LOOKUP_RETRY_S, LOOKUP_RETRY_MAX_S = 0.2, 10.0  # doubling
 HOLD_AWAY_MS = 60_000  # how long a message is held back while its predecessor may still wait at the node
 
@@ -106,7 +107,7 @@ class Line:
                 wanted[desk.own.user] = desk.own.region
             return wanted
 
-        desk.wanted.update(await desk.run(work))
+        desk.wish(await desk.run(work))
         self._trying = set(desk.wanted)
         await self._rearm()
 
@@ -297,27 +298,27 @@ class Line:
         desk = self._desk
         while True:
             armed = desk.lookup.armed()
-            for user, hint in desk.wanted.items():
+            for user in desk.wanted:
                 if user not in self._looking:
                     self._looking.add(user)
-                    self._nursery.start_soon(self._guard, self._nursery, self._search(user, hint))
+                    self._nursery.start_soon(self._guard, self._nursery, self._search(user))
             await armed.wait()
 
-    def _search(self, user: bytes, hint: str) -> Callable[[], Awaitable[None]]:
+    def _search(self, user: bytes) -> Callable[[], Awaitable[None]]:
         async def search() -> None:
             desk = self._desk
-            delay, misses = LOOKUP_RETRY_S, 0
+            delay, misses, turn = LOOKUP_RETRY_S, 0, 0
             while True:
                 wishes = desk.wishes[user]
                 async with self._lookup_turn:
-                    found = await self._ask(user, hint, misses >= LOOKUP_TRIES)
+                    found = await self._ask(user, turn, misses >= LOOKUP_TRIES)
                 self._trying.discard(user)
                 desk.changed.ring()
                 if found and wishes == desk.wishes[user]:
                     break
                 if found:
                     continue
-                misses += found is False
+                misses, turn = misses + (found is False), turn + 1
                 await trio.sleep(delay * (0.5 + desk.seams.random_float()))
                 delay = min(2 * delay, LOOKUP_RETRY_MAX_S)
             self._looking.discard(user)
@@ -328,10 +329,14 @@ class Line:
 
         return search
 
-    async def _ask(self, user: bytes, hint: str, give_up: bool) -> bool | None:
+    async def _ask(self, user: bytes, turn: int, give_up: bool) -> bool | None:
         """One LOOKUP. True: done with it, for good or bad; False: an older version than spoken of; None: no answer."""
         desk = self._desk
-        record = await desk.run(lambda db: people.newest(db, desk.own, user), lazily=True)
+        record, hints = await desk.run(
+            lambda db: (people.newest(db, desk.own, user), people.hints(db, desk.own, user)), lazily=True
+        )
+        hints = hints if record else list(dict.fromkeys([*desk.wanted[user], *hints]))
+        hint = hints[turn % len(hints)]
         self._request += 1
         number, answers = self._request, list[wire.Record]()
         self._asked[number] = (answered := trio.Event(), answers)
@@ -349,18 +354,19 @@ class Line:
             version = await desk.take_in(lambda incoming: incoming.learned(user, answers[0].records, desk.server_now))
         except (TrustError, Refused) as error:
             log.warning("lookup_failed", user=user.hex()[:8], region=hint, reason=error.text)
-            await self._unknown(user, error)
-            return True
+            return await self._unknown(user, hint, error)
         if give_up:
             await desk.take_in(lambda incoming: incoming.give_up(user))
             return True
-        return await desk.run(lambda db: self._met(db, user, version), lazily=True)
+        return await desk.run(lambda db: newest_spoken(db, user) <= version and not waits_for(db, user), lazily=True)
 
-    async def _unknown(self, user: bytes, error: PosthouseError) -> None:
-        await self._desk.take_in(lambda incoming: incoming.unknown(user, error))
-        self._desk.not_found(user, error)
-
-    @staticmethod
-    def _met(db: Db, user: bytes, version: int) -> bool:
-        spoken = db.execute("SELECT max(newest) FROM parcels WHERE what=? AND address=?", (MAILBOX, user)).fetchone()[0]
-        return (spoken or 0) <= version
+    async def _unknown(self, user: bytes, hint: str, error: PosthouseError) -> bool | None:
+        """True: no other region is left to ask."""
+        desk = self._desk
+        left = await desk.take_in(lambda incoming: incoming.unknown(user, hint, error, desk.server_now))
+        asked = desk.wanted[user]
+        if hint in asked:
+            asked.remove(hint)
+        asked.extend(other for other in left if other not in asked)
+        desk.not_found(user, hint, error)
+        return None if left else True

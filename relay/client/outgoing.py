@@ -171,14 +171,19 @@ def refuse(db: Db, pid: int, code: int, effects: Effects) -> None:
     effects.counts["refused"] += 1
 
 
-def refuse_all(db: Db, user: bytes, error: PosthouseError, now: int, effects: Effects) -> None:
-    """Nothing can be sealed for `user`: the final outcome of everything that is not sealed yet."""
+def refuse_all(db: Db, user: bytes, hint: str, error: PosthouseError, effects: Effects) -> None:
+    """Nothing can be sealed for `user` of region `hint`: the final outcome of everything that is not sealed yet."""
     code = getattr(error, "code", Code.BAD_RECORD)
-    for (pid,) in db.execute("SELECT pid FROM parcels WHERE address=? AND state=0 AND id IS NULL", (user,)).fetchall():
+    unsealed = "SELECT pid FROM parcels WHERE address=? AND hint=? AND state=0 AND id IS NULL"
+    for (pid,) in db.execute(unsealed, (user, hint)).fetchall():
         refuse(db, pid, code, effects)
-    db.execute("UPDATE parcels SET newest=version WHERE address=? AND newest>version", (user,))
-    for (sid,) in db.execute("SELECT DISTINCT sid FROM parcels WHERE address=?", (user,)).fetchall():
-        effects.touched.add(sid)
+
+
+def forget_newer(db: Db, user: bytes, effects: Effects) -> None:
+    """Nobody has the version of `user` that a receipt spoke of: do not wait for it."""
+    db.execute("UPDATE parcels SET newest=version WHERE what=? AND address=? AND newest>version", (MAILBOX, user))
+    rows = db.execute("SELECT DISTINCT sid FROM parcels WHERE address=?", (user,)).fetchall()
+    effects.touched.update(row[0] for row in rows)
 
 
 def progress(db: Db, sid: int) -> tuple[int, int]:
@@ -222,6 +227,12 @@ def _record_failure(db: Db, sid: int, code: int, now: int, effects: Effects) -> 
 def unfinished(db: Db) -> int:
     """How many sends still wait for their final outcome."""
     return int(db.execute("SELECT count(*) FROM sends").fetchone()[0])
+
+
+def newest_spoken(db: Db, user: bytes) -> int:
+    """The newest version of `user` that receipts for what is on its way spoke of, 0 for none."""
+    row = db.execute("SELECT max(newest) FROM parcels WHERE what=? AND address=?", (MAILBOX, user)).fetchone()
+    return int(row[0] or 0)
 
 
 # --- who is missing ------------------------------------------------------------------------------

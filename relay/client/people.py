@@ -46,3 +46,19 @@ def learn(db: Db, own: Own, user: bytes, chain: Sequence[bytes], now_ms: int) ->
     elif known is None or record.version > known.version:
         db.execute("INSERT OR REPLACE INTO records VALUES (?,?,?)", (user, record.version, record.signed))
     return record
+
+
+def hints(db: Db, own: Own, user: bytes) -> list[str]:
+    """The regions to ask for a newer record of `user`: the one that the record we have names; else those of address
+    cards, and then of envelopes that came in that name: anybody can write these, so that none decides alone."""
+    record = newest(db, own, user)
+    if record is not None:
+        return [record.payload.region]
+    rows = db.execute(
+        "SELECT hint FROM (SELECT 0 AS source, pid AS place, hint FROM parcels"
+        " WHERE what=0 AND address=? AND state=0 AND id IS NULL"
+        " UNION ALL SELECT 1, wid, hint FROM waiting WHERE cause=?)"
+        " GROUP BY hint ORDER BY min(source), min(place)",
+        (user, b"u" + user),
+    ).fetchall()
+    return [row[0] for row in rows]

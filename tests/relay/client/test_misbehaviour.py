@@ -9,15 +9,15 @@ import trio
 from nacl.signing import SigningKey
 from trio.testing import MockClock
 
-from relay.client import Client, Fenced, NotReceiving
+from relay.client import Client, Fenced, NotReceiving, add_device
 from relay.client.shapes import Part, pair
-from relay.client.store import Store, load_own
+from relay.client.store import Store, get, load_own
 from relay.core import wire
 from relay.core.codec import encode
 from relay.core.envelope import To, join
 from relay.core.sealing import Inner, make_header, seal_mailbox
 from relay.errors import OperatorError, RolledBack, StoreLocked
-from tests.relay.client.fake_cell import Federation
+from tests.relay.client.fake_cell import Cell, Federation
 from tests.relay.client.helpers import collect, enrol, opened, rest, texts
 
 
@@ -168,7 +168,9 @@ async def test_a_device_that_is_not_enrolled_is_not_believed(
         cell = fed.cells["norden/1"]
         cell.append(frozenset([bob.device]), lambda at: wire.Deliver(at, envelope))
         cell.pump()
-        assert texts(await rest(bob)) == ["1"] and bob.stats.unreadable == 1
+        assert texts(await rest(bob)) == ["1"] and await bob.unread() == (0, 1)
+        await trio.sleep(200)  # its cell may only have to hear of it
+        assert await bob.unread() == (0, 0) and bob.stats.unreadable == 1
 
 
 @pytest.mark.parametrize(("counter", "first"), [(1, 2**64 - 1), (2**63 - 1, 2**63 - 1), (2**62, 2**62), (2**62, 1)])
@@ -213,3 +215,68 @@ async def test_asking_with_no_time_left_yields_nothing_twice(
         await alice.send(bob.card, b"3", wait="stored")
         assert texts(await collect(bob, 1)) == ["3"]
         assert not await rest(bob)
+
+
+async def test_nobody_suppresses_what_another_says_by_a_wrong_region(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    """A stranger writes in alice's name, with a region that nobody has, or that cannot be reached."""
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    fed.cells["sueden/1"].faults.cut = True
+    async with opened(fed, a) as alice:
+        for region in ("nowhere", "sueden"):
+            envelope = _forged(fed, alice, tmp_path / "b", region)
+            devices = frozenset(device.id for device in cell.newest(_user(tmp_path / "b")).devices)
+            cell.append(devices, lambda at, e=envelope: wire.Deliver(at, e))  # type: ignore[misc]
+        async with opened(fed, b, receive=False) as bob:
+            card = bob.card
+        await alice.send(card, b"I am alice", wait="stored")
+        fed.cells["norden/1"].down = True
+        async with opened(fed, b, receive=False) as bob:
+            sent = await bob.send(alice.card, b"I am bob", wait="queued")
+        fed.cells["norden/1"].down = False
+        async with opened(fed, b) as bob:
+            await bob.outcome(sent, "stored")
+            assert texts(await rest(bob)) == ["I am alice"] and not bob.failures
+        assert texts(await rest(alice)) == ["I am bob"]
+
+
+def _user(path: Path) -> bytes:
+    store = Store(path, inline=True)
+    try:
+        return store.transact(lambda db: get(db, "user"))
+    finally:
+        store.close()
+
+
+def _forged(fed: Federation, alice: Client, store: Path, region: str) -> bytes:
+    bob = fed.cells["norden/1"].newest(_user(store))
+    forger = SigningKey(b"f" * 32)
+    inner = Inner(1, alice.user, bytes(forger.verify_key), region, b"c" * 32, 1, 1, fed.now, b"")
+    header = make_header(To.MAILBOX, bob.user, 1, fed.now, fed.now + 1_000_000)
+    return seal_mailbox(header, inner, forger, [(device, 1) for device in bob.devices], b"e" * 32)
+
+
+async def test_a_device_that_the_node_hears_of_a_minute_later(
+    clock: MockClock, fed: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes answer from a cache: what a new device says first is neither lost nor believed before its record came."""
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        await alice.send(bob.card, b"1", wait="stored")
+        assert texts(await collect(bob, 1)) == ["1"]
+        await bob.look_up(alice.card)
+        add_device(tmp_path / "a2", of=a, registrar=fed.registrars["norden"], now_ms=fed.client_now())
+        async with opened(fed, tmp_path / "a2") as second:
+            honest = fed.look_up
+
+            def stale(request: wire.Lookup, asked: Cell) -> wire.Record:
+                return wire.Record(request.request, 2, ()) if request.user == alice.user else honest(request, asked)
+
+            monkeypatch.setattr(fed, "look_up", stale)
+            await second.send(bob.card, b"2", wait="stored")
+            await trio.sleep(60)
+            assert (await bob.unread())[1] == 1
+            monkeypatch.undo()
+            assert texts(await rest(bob, 30)) == ["2"] and bob.stats.unreadable == 0
