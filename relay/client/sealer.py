@@ -77,12 +77,12 @@ class Sealer:
         self._random = random_bytes
         self.carrier = carrier
         self.offset = 0
-        self.unknown: set[bytes] = set()  # users that are being looked up: their parcels wait
+        self.unknown: set[bytes] = set()  # users that are being looked up: without a record, their parcels wait
 
     def prepare(self, db: Db, now: int, room: int, room_bytes: int) -> Prepared:
         """At most `room` envelopes of about `room_bytes` bytes, marked as sent."""
         out = Prepared()
-        skip: set[bytes] = set(self.unknown)
+        skip = {user for user in self.unknown if not usable(newest(db, self._own, user), now + self.offset)}
         while room > 0 and room_bytes > 0:
             marks = ",".join("?" * len(skip))
             rows = db.execute(
