@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -91,7 +91,19 @@ class FederationDirectory:
         """The signed records after version `after`, oldest first. Raises like `lookup`."""
         if self._own.home(user) is not None:
             return self._own.chain(user, after)
-        return list((await self._foreign(user, hint)).chain[after:])  # version n is element n - 1
+        known = await self._foreign(user, hint)
+        if known.record.version <= after and self._make_stale(known):
+            known = await self._foreign(user, hint)
+        return list(known.chain[after:])  # version n is element n - 1
+
+    def _make_stale(self, known: _Known) -> bool:
+        """Who asks for what comes after the record that is kept has heard of a newer one: ask its cell again, unless that
+        was done just now."""
+        now = self._env.clock.monotonic_ms()
+        if now - (known.fresh_until - DIRECTORY_FRESH) < DIRECTORY_RETRY:
+            return False
+        self._known[known.record.user] = replace(known, fresh_until=now)
+        return True
 
     async def answer(self, peer: Peer, request: LookUp) -> Records:
         """What another cell is told: records of users at home here, and nothing about anybody else."""

@@ -48,6 +48,21 @@ async def test_a_foreign_user_is_found_by_hint_once_and_kept_while_fresh(world: 
         assert await directory.chain(bob.id, "sueden", 0) == bob.chain
 
 
+async def test_who_has_heard_of_a_newer_version_is_not_answered_from_the_cache(world: Any) -> None:
+    user = world.user(2)
+    world.cells.serve(user)
+    async with world.open() as directory:
+        assert await directory.chain(user.id, "sueden", 0) == user.chain
+        user.grow()
+        assert await directory.chain(user.id, "sueden", 1) == []  # asked a moment ago
+        world.env.settable.now += 2_001
+        assert await directory.chain(user.id, "sueden", 0) == user.chain[:1]
+        assert await directory.chain(user.id, "sueden", 1) == user.chain[1:]
+        asked = len(world.cells.asked)
+        assert await directory.chain(user.id, "sueden", 2) == []
+        assert len(world.cells.asked) == asked
+
+
 async def test_every_cell_of_the_hinted_region_is_asked_and_the_own_one_never(world: Any) -> None:
     bob, carol = world.user(2, "sueden/2"), world.user(3, "norden/2")
     world.cells.serve(bob, carol)
