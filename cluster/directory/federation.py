@@ -97,8 +97,8 @@ class FederationDirectory:
         return list(known.chain[after:])  # version n is element n - 1
 
     def _make_stale(self, known: _Known) -> bool:
-        """Who asks for what comes after the record that is kept has heard of a newer one: ask its cell again, unless that
-        was done just now."""
+        """Who asks for what comes after the record that is kept has heard of a newer one: ask its cell again, unless
+        that was done just now."""
         now = self._env.clock.monotonic_ms()
         if now - (known.fresh_until - DIRECTORY_FRESH) < DIRECTORY_RETRY:
             return False
