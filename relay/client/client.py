@@ -157,7 +157,9 @@ class Client:
         return await self._publish(title, cards, b"")
 
     async def add_to_group(self, group: bytes, cards: Sequence[Card]) -> Group:
-        """Add members. Raises like `create_group`; UnknownGroup; NotOwner on any device but the one that created it."""
+        """Add members; while an earlier change of the group has no outcome, this waits and nothing is queued yet.
+
+        Raises like `create_group`; UnknownGroup; NotOwner on any device but the one that created it."""
         return await self._publish("", cards, group)
 
     async def _publish(self, title: str, cards: Sequence[Card], group: bytes) -> Group:
@@ -167,9 +169,16 @@ class Client:
         seed = desk.seams.random_bytes(32)
         own = await desk.run(lambda db: people.newest(db, desk.own, desk.own.user), lazily=True)
         everybody = [*people_of, *([own] if own else [])]
-        found, send = await desk.run(
-            lambda db: grouping.draft(db, desk.own, title, everybody, desk.now, seed, group)
-        )
+        while True:
+            desk.check()
+            armed = desk.changed.armed()
+            drafted = await desk.run(
+                lambda db: grouping.draft(db, desk.own, title, everybody, desk.now, seed, group)
+            )
+            if drafted is not None:
+                break
+            await armed.wait()  # for the outcome of the change before
+        found, send = drafted
         desk.post.ring()
         await desk.outcome(send, ACCEPTED)
         return next(one for one in await self.groups() if one.id == found)

@@ -34,12 +34,15 @@ MAX_KEYS = 64  # sender keys of one device that are kept for one group; older ep
 # --- making a roster -----------------------------------------------------------------------------
 def draft(
     db: Db, own: Own, title: str, people: Sequence[HomeRecord], now: int, seed: bytes, group: bytes = b""
-) -> tuple[bytes, int]:
+) -> tuple[bytes, int] | None:
     """Sign and queue the publication of a group's first version (`seed`: 32 random bytes, of which its id is made), or
     of the next one with `people` added.
 
-    (group id, send). Raises UnknownGroup, NotOwner."""
+    (group id, send); None while the version before has no outcome yet: only then is it known what the next one follows.
+    Raises UnknownGroup, NotOwner."""
     prev, news, members = _own_group(db, own, group) if group else (None, None, {})
+    if group and db.execute("SELECT 1 FROM groups WHERE id=? AND pending<>x''", (group,)).fetchone():
+        return None
     version = prev.head.version + 1 if prev else 1
     for record in people:
         if record.user not in members:

@@ -216,3 +216,34 @@ async def test_mistakes(clock: MockClock, fed: Federation, tmp_path: Path) -> No
         with pytest.raises(SendRefused) as not_member:
             await alice.send_group(group.id, b"x")
         assert not_member.value.code == Code.NOT_MEMBER
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_change_waits_for_the_outcome_of_the_one_before(
+    clock: MockClock, fed: Federation, tmp_path: Path, refused: bool
+) -> None:
+    """An `add` timed out and is still on its way: the next one follows it, or what it followed if it is refused."""
+    async with AsyncExitStack() as stack:
+        alice, bob, cyd, dan = await people(stack, fed, tmp_path)
+        group = await alice.create_group("g", [bob.card])
+        for client in (cyd, dan):
+            await alice.look_up(client.card)
+        cell: Cell = fed.cells["norden/1"]
+        cell.faults.refuse[group.id] = Code.OVERLOADED
+        for client in (cyd, dan):
+            with trio.move_on_after(5) as scope:
+                await alice.add_to_group(group.id, [client.card])
+            assert scope.cancelled_caught
+        cell.faults.refuse[group.id] = Code.NOT_PERMITTED
+        if refused:
+            await alice.drained()
+        cell.faults.refuse.clear()
+        last = await alice.add_to_group(group.id, [dan.card])
+        expected = {alice.card, bob.card, dan.card} | (set() if refused else {cyd.card})
+        assert set(last.members) == expected and last.version == (2 if refused else 3)
+        assert set(cell.rosters[group.id]) == set(range(1, last.version + 1))
+        for client in (bob, dan):
+            assert set((await known(client, last.version)).members) == expected
+        await dan.send_group(group.id, b"all", wait="stored")
+        for client in (alice, bob, *(() if refused else (cyd,))):
+            assert texts(await collect(client, 1)) == ["all"]
