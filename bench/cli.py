@@ -13,7 +13,7 @@ import trio
 from rich.console import Console
 
 from bench.scenario import load_scenario, smoke
-from cluster.cli.options import result_file
+from cluster.cli.options import ending_like_ctrl_c, result_file
 from relay.errors import OperatorError
 
 FAILED = 1  # exit status when the run says no
@@ -54,7 +54,7 @@ def run(scenario: str, small: bool, json_path: Path | None, keep: Path | None, *
     except ModuleNotFoundError as error:
         remedy = f"Run `make bench` in a checkout, or: {sys.executable} -m pip install 'posthouse[bench]'"
         raise OperatorError(f"the bench needs the package {error.name}", remedy) from None
-    with tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
+    with ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
         report = trio.run(bench_locally, chosen, keep or Path(scratch) / "run", Console(stderr=True))
     console = Console(stderr=json_path == Path("-"))
     console.print(make_table(report))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from cluster.cli.app import app
+try:
+    from cluster.cli.app import app
+except KeyboardInterrupt:  # before anything runs that could say so
+    raise SystemExit(130) from None
 
 
 def main() -> None:

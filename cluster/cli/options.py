@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +52,21 @@ def result_file(context: click.Context, parameter: click.Parameter, path: Path |
         if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise OperatorError(f"{path} cannot be written", "Name a file in a directory that exists and is yours")
     return path
+
+
+@contextmanager
+def ending_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the body as Ctrl-C does: processes are stopped and scratch directories go. A signal that
+    whoever started this process has set aside (nohup) stays set aside."""
+    signals = [signal.SIGTERM, signal.SIGHUP] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
+    ours = [one for one in signals if signal.getsignal(one) is signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def now_ms() -> int:

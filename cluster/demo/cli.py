@@ -13,7 +13,7 @@ import click
 import trio
 from rich.console import Console
 
-from cluster.cli.options import result_file
+from cluster.cli.options import ending_like_ctrl_c, result_file
 from cluster.demo.report import Result, show, write_json
 from cluster.demo.stage import Stage
 from cluster.demo.story import CHAPTERS, Chapter
@@ -41,7 +41,7 @@ def demo(directory: Path | None, json_path: Path | None, regions: str) -> None:
     names = [name.strip() for name in regions.split(",")]
     if not 2 <= len(names) <= MAX_REGIONS:
         raise OperatorError(f"{len(names)} region(s)", f"Name 2 to {MAX_REGIONS}, with commas between them")
-    with ExitStack() as stack:
+    with ending_like_ctrl_c(), ExitStack() as stack:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="posthouse-demo-")))
         result = trio.run(run_demo, directory, names, Console(highlight=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 from cluster.cli import app as _app
 from cluster.cli.app import COMMANDS
 from cluster.cli.exits import Exit, NoAnswer, deadline, exit_of
+from cluster.cli.options import ending_like_ctrl_c
 from relay.core.wire import Code
 from relay.errors import (
     BadSignature, ConfigError, DiskFailed, OperatorError, Overloaded, PeerError, PosthouseError, Refused,
@@ -124,3 +126,9 @@ def test_a_reader_who_goes_away_is_no_error() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, env=environment, timeout=60, check=False)
     assert done.stderr == b""
+
+
+def test_a_service_managers_signal_ends_like_ctrl_c() -> None:
+    with pytest.raises(KeyboardInterrupt), ending_like_ctrl_c():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
