@@ -173,6 +173,8 @@ class Desk:
             if send in self._recent:
                 self.outcomes({send: self._recent[send]})
             self.check()
+            if not waiter.done.is_set():  # another process may have brought it there before we began to watch
+                await self._look_at([send])
             await waiter.done.wait()
             self.check(unless=waiter.code > 0)
         finally:

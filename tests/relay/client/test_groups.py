@@ -157,6 +157,7 @@ async def test_other_devices_take_part(clock: MockClock, fed: Federation, tmp_pa
         (cyd,) = await people(stack, fed, tmp_path, "c")
         group = await alice.create_group("g", [cyd.card])
         await alice.send_group(group.id, b"one", wait="stored")
+        await known(cyd, 1)
         await cyd.send_group(group.id, b"two", wait="stored")
         await known(alice2, 1)
         await alice2.send_group(group.id, b"three", wait="stored")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ import trio
 from nacl.signing import SigningKey
 from trio.testing import MockClock
 
-from relay.client import Client, Fenced, NotReceiving, add_device
+from relay.client import Client, Fenced, NotReceiving, SendRefused, add_device
 from relay.client.shapes import Part, pair
 from relay.client.store import Store, get, load_own
 from relay.core import wire
 from relay.core.codec import encode
 from relay.core.envelope import To, join
 from relay.core.sealing import Inner, make_header, seal_mailbox
+from relay.core.wire import Code
 from relay.errors import OperatorError, RolledBack, StoreLocked
 from tests.relay.client.fake_cell import Cell, Federation
 from tests.relay.client.helpers import collect, enrol, opened, rest, texts
@@ -276,3 +278,22 @@ async def test_a_device_that_the_node_hears_of_a_minute_later(
             assert (await bob.unread())[1] == 1
             monkeypatch.undo()
             assert texts(await rest(bob, 30)) == ["2"] and bob.stats.unreadable == 0
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_what_another_process_finished_before_anybody_waited_is_seen(
+    clock: MockClock, fed: Federation, tmp_path: Path, refused: bool
+) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    async with opened(fed, b) as bob, opened(fed, a) as receiver:
+        await receiver.caught_up()
+        if refused:
+            cell.faults.refuse[bob.user] = Code.NOT_PERMITTED
+        cell.down = True  # for who dials now: the submitter does not get through
+        async with opened(fed, a, receive=False) as submitter:
+            sent = await submitter.send(bob.card, b"x", wait="queued")
+            await receiver.drained()
+            await trio.sleep(2)  # the submitter has looked meanwhile, and nobody waited
+            with trio.fail_after(5), pytest.raises(SendRefused) if refused else nullcontext():
+                await submitter.outcome(sent)
