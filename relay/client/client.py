@@ -307,15 +307,18 @@ async def open_client(
         desk = Desk(store, own, seams, dedup=dedup, hold_ms=int(hold_s * 1000))
         await desk.recall()
         client = Client(desk, addresses(own, connect_to), receives=receives)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.run)
-            nursery.start_soon(desk.watch_other_processes)
-            try:
-                yield client
-            except Exception as error:  # noqa: BLE001  raised again below, outside of the nursery that would wrap it
-                failed = error
-            desk.end(ClientClosed("the client was closed", "What is not sent yet is sent when it is opened again"))
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.run)
+                nursery.start_soon(desk.watch_other_processes)
+                try:
+                    yield client
+                except Exception as error:  # noqa: BLE001  raised again below, outside of the nursery that would wrap it
+                    failed = error
+                desk.end(ClientClosed("the client was closed", "What is not sent yet is sent when it is opened again"))
+                nursery.cancel_scope.cancel()
+        finally:
+            await desk.let_go()
     finally:
         store.close()
     if failed is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from relay.client.connection import Seams
 from relay.client.errors import send_refused
 from relay.client.incoming import Incoming
 from relay.client.outgoing import REFUSED, progress, settle
-from relay.client.sealer import Sealer
+from relay.client.sealer import Sealer, requeue
 from relay.client.shapes import Effects, Failure, Own, Stats
 from relay.client.store import Db, Store
 from relay.errors import PosthouseError, StoreError, TrustError
@@ -208,6 +209,11 @@ class Desk:
                 waiter.done.set()
         for bell in (self.mail, self.post, self.lookup, self.changed):
             bell.ring()
+
+    async def let_go(self) -> None:
+        """What we submitted and nobody answered is for who has the store open, or opens it next."""
+        with trio.CancelScope(shield=True), suppress(StoreError):  # bounded by the disk; it is closed all the same
+            await self.run(lambda db: requeue(db, {self.sealer.carrier}), lazily=True)
 
     def check(self, *, unless: bool = False) -> None:
         """Raises why the client ended, if it did."""

@@ -24,6 +24,7 @@ from relay.limits import LINK_DEADLINE_S, MAX_FRAME, MIB, UNACKED_BYTES
 log = structlog.get_logger("relay.client")
 
 PING_S = 30.0  # seconds between pings; the node lets go of who is silent for IDLE_S
+RESCUE_S = 30.0  # seconds between looks at what other processes with the same store sent; repeats are harmless
 PONG_S = 30.0  # seconds a pong may take
 WINDOW, WINDOW_BYTES = 1_024, 4 * MIB  # envelopes and bytes submitted and not answered yet
 ARRIVED_BYTES = UNACKED_BYTES + 4 * MIB  # bytes that came and are not in the store yet: all mail that the node sends
@@ -73,7 +74,7 @@ class Line:
     async def serve(self) -> None:
         """Until the connection ends; raises why."""
         await self._prepare()
-        tasks = [self._read, self._take_in, self._submit, self._look_up, self._ping]
+        tasks = [self._read, self._take_in, self._submit, self._look_up, self._ping, self._rescue]
         if self._receive:
             tasks += [self._ack, self._hold]
         async with trio.open_nursery() as nursery:
@@ -292,6 +293,19 @@ class Line:
                 await self._socket.ping()
             if scope.cancelled_caught and self._arrived_bytes < ARRIVED_BYTES:  # else it is we who do not read
                 raise HungUp("the node does not answer")
+
+    async def _rescue(self) -> None:
+        """What a process that ended had sent is sent by us."""
+        desk, before = self._desk, set[int]()
+
+        def look(db: Db) -> tuple[set[int], bool]:
+            return sealer.rescue(db, desk.sealer.carrier, before)
+
+        while True:
+            await trio.sleep(RESCUE_S)
+            before, found = await desk.run(look, lazily=True)
+            if found:
+                desk.post.ring()
 
     # --- looking up ------------------------------------------------------------------------------
     async def _look_up(self) -> None:

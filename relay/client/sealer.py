@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from relay.client.outgoing import MAILBOX, PUBLISH, QUEUED, RETRY_MAX_MS, SENT, STORED, first_expected, refuse
 from relay.client.people import newest, usable
 from relay.client.shapes import KEY_NEWS, Effects, Own
-from relay.client.store import Db
+from relay.client.store import Db, process_gone
 from relay.core.envelope import To, envelope_id
 from relay.core.sealing import Inner, make_header, seal_mailbox, seal_roster
 from relay.core.wire import Code
@@ -180,6 +180,17 @@ def requeue(db: Db, carriers: set[int]) -> None:
     """Submit again what `carriers` sent and nobody answered: the same bytes, the same id."""
     marks = ",".join("?" * len(carriers))
     db.execute(f"UPDATE parcels SET state=? WHERE state=? AND carrier IN ({marks})", (QUEUED, SENT, *carriers))
+
+
+def rescue(db: Db, carrier: int, before: set[int]) -> tuple[set[int], bool]:
+    """Submit again what other processes than `carrier` sent and nobody answered: they are gone, or it was so at the
+    last look (`before`) already, for a process that only has the id of one that is gone looks alive.
+
+    (parcels for the next look, whether there is anything to submit)."""
+    rows = db.execute("SELECT pid, carrier FROM parcels WHERE state=? AND carrier<>?", (SENT, carrier)).fetchall()
+    lost = {pid for pid, other in rows if pid in before or process_gone(other)}
+    db.executemany("UPDATE parcels SET state=? WHERE pid=?", [(QUEUED, pid) for pid in lost])
+    return {pid for pid, _ in rows} - lost, bool(lost)
 
 
 def carriers(db: Db) -> set[int]:

@@ -41,6 +41,7 @@ class Faults:
     cut: bool = False  # the border is closed
     newest: int = 0  # receipts claim this version at least
     drop_after_submit: int = 0  # so many SUBMITs are taken, and the connection dies before the answer
+    mute: int = 0  # so many SUBMITs are lost, and the connection lives on
     swallow_submit: int = 0  # so many SUBMITs are lost with the connection
     deliver: Callable[[list[bytes]], list[bytes]] = lambda frames: frames  # what becomes of a batch of DELIVER frames
 
@@ -111,7 +112,9 @@ class Cell:
             self.handle(session, wire.decode_client(await socket.server_in.receive()))
 
     def handle(self, session: Session, message: wire.ClientMessage) -> None:
-        if isinstance(message, wire.Submit):
+        if isinstance(message, wire.Submit) and self.faults.mute:
+            self.faults.mute -= 1
+        elif isinstance(message, wire.Submit):
             if self.faults.swallow_submit:
                 self.faults.swallow_submit -= 1
                 session.socket.kill()

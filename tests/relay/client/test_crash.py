@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,3 +161,40 @@ async def test_a_cancelled_send_is_sent_all_the_same_or_not_at_all(
         await alice.drained()
     async with opened(fed, b) as bob:
         assert texts(await rest(bob)) == ["queued, and nobody waits"]
+
+
+async def test_what_a_closed_client_had_sent_is_sent_by_another(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    async with opened(fed, b) as bob, opened(fed, a) as receiver:
+        async with opened(fed, a, receive=False) as submitter:
+            await submitter.look_up(bob.card)
+            submitter._desk.sealer.carrier = os.getppid()  # as if it were a process of its own, and alive
+            fed.cells["norden/1"].faults.mute = 1
+            await submitter.send(bob.card, b"x", wait="queued")
+            await trio.sleep(1)
+            assert not fed.cells["norden/1"].faults.mute
+        with trio.fail_after(5):
+            await receiver.drained()
+        assert texts(await rest(bob)) == ["x"]
+
+
+async def test_what_a_process_had_sent_whose_id_another_has_now_is_sent(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    async with opened(fed, b) as bob:
+        async with opened(fed, a) as alice:
+            await alice.look_up(bob.card)
+            fed.cells["norden/1"].down = True
+            fed.cells["norden/1"].sessions[alice.device].socket.kill()
+            await alice.send(bob.card, b"x", wait="queued")
+        store = Store(a, inline=True)
+        store.transact(lambda db: db.execute("UPDATE parcels SET state=1, carrier=?", (os.getppid(),)))
+        store.close()
+        fed.cells["norden/1"].down = False
+        async with opened(fed, a) as alice:
+            with trio.fail_after(200):
+                await alice.drained()
+        assert texts(await rest(bob)) == ["x"]
