@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import trio
@@ -25,13 +26,14 @@ from relay.core.mailroom import Mailroom
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.trust import HomeRecord
 from relay.delivery import Delivery
-from relay.errors import PosthouseError, StoreError
+from relay.errors import PosthouseError, StoreDamaged, StoreError
 from relay.gateway.api import Identity
 from relay.gateway.connection import Bounds
 from relay.gateway.server import Entrance, Gateway
 from relay.intake import Intake
 from relay.journal.guard import ResidencyGuard
 from relay.journal.portal import Portal, open_portal
+from relay.journal.rows import STORE_FILE
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
 from relay.observe.admin import serve_admin
@@ -180,6 +182,17 @@ async def load_mailroom(journal: Journal, cell: str) -> Mailroom:
     return Mailroom.from_checkpoint(saved[1]) if saved else Mailroom(cell, journal.log_id)
 
 
+def check_data(directory: Path) -> None:
+    """Refuse a data directory whose log has gone while the rest is there: a new log beside it would look like a healthy
+    node that has forgotten everything (rule 4: a cell of one stops with a word of advice). Raises StoreDamaged."""
+    log = directory / STORE_FILE
+    if (directory / DIRECTORY_FILE).exists() and not (log.exists() and log.stat().st_size):
+        raise StoreDamaged(
+            f"{log} is missing or empty, and {DIRECTORY_FILE} beside it is not",
+            "Put the log back. If it is lost for good, move the whole directory away to start with an empty one",
+        )
+
+
 @asynccontextmanager
 async def open_node(config: NodeConfig, env: Env, portal: Portal) -> AsyncIterator[Node]:
     """Open the stores and wire a node. Raises PosthouseError."""
@@ -187,6 +200,7 @@ async def open_node(config: NodeConfig, env: Env, portal: Portal) -> AsyncIterat
     credentials = NodeCredentials.load(paths.certificate, paths.private_key, root)
     ring = StorageRing.load(paths.storage_key)
     guard = ResidencyGuard(own.region, own.cell, root)
+    check_data(paths.data)
     async with open_solo(
         paths.data, env=env, ring=ring, residency=guard, cell=own.cell, federation=federation_id(root), portal=portal
     ) as journal:

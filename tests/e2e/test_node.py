@@ -197,6 +197,10 @@ async def test_a_store_in_use_a_foreign_and_a_damaged_one_stop_the_node_with_a_r
         db.close()
         with pytest.raises(OperatorError, match=f"block {index}"):
             await fed.start("norden")
+        (node.data_dir / "log.sqlite").rename(tmp_path / "log.sqlite")
+        with pytest.raises(OperatorError, match="missing or empty"):
+            await fed.start("norden")
+        (tmp_path / "log.sqlite").rename(node.data_dir / "log.sqlite")
     other = make_federation(tmp_path / "g", ["norden"], RealEnv())
     shutil.copy(store, other.node("norden").data_dir / "log.sqlite")
     async with LocalFederation(other) as fed:
