@@ -52,7 +52,7 @@ def translate(error: sqlite3.Error, file: Path) -> DiskFailed | StoreLocked | St
     if code in _LOCKED:
         return StoreLocked(f"{file}: another process holds this store", "Stop it first, or use another directory")
     if code in _DAMAGED:
-        return StoreDamaged(f"{file}: {error}", "Keep the file; restore the node from its peers or a backup")
+        return StoreDamaged(f"{file}: {error}", "Keep the directory, look at the disk, and restore nothing old over it")
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return DiskFailed(f"{file}: {error} ({name})", "Check the disk and its free space, then start the node again")
 
