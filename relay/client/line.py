@@ -16,6 +16,7 @@ from relay.client.incoming import waits_for, wanted_senders
 from relay.client.outgoing import MAILBOX, newest_spoken
 from relay.client.sealer import Prepared, Ready
 from relay.client.store import Db, process_gone
+from relay.client.window import Window
 from relay.core import wire
 from relay.core.wire import Code
 from relay.errors import PosthouseError, Refused, TrustError
@@ -26,7 +27,6 @@ log = structlog.get_logger("relay.client")
 PING_S = 30.0  # seconds between pings; the node lets go of who is silent for IDLE_S
 RESCUE_S = 30.0  # seconds between looks at what other processes with the same store sent; repeats are harmless
 PONG_S = 30.0  # seconds a pong may take
-WINDOW, WINDOW_BYTES = 1_024, 4 * MIB  # envelopes and bytes submitted and not answered yet
 ARRIVED_BYTES = UNACKED_BYTES + 4 * MIB  # bytes that came and are not in the store yet: all mail that the node sends
 # without an ack, and then some receipts; past it the reader waits
 FULL_S = 0.5  # seconds between looks whether a full inbox has room again
@@ -53,7 +53,7 @@ class Line:
         self._arrived: deque[tuple[Arrival, int]] = deque()
         self._arrived_bytes = 0
         self._more, self._room = trio.Event(), trio.Event()
-        self._unanswered: dict[bytes, int] = {}  # envelope id → bytes
+        self._window = Window()
         self._position = self._acked = 0
         self._unacked = 0
         self._ack_due = trio.Event()
@@ -187,7 +187,7 @@ class Line:
         for message in batch:
             if isinstance(message, wire.Receipt):
                 for item in message.items:
-                    self._unanswered.pop(item.id, None)
+                    self._window.answered(item.id, item.code)
                 self._desk.post.ring()
             elif isinstance(message, wire.Empty):
                 await self._rearm()
@@ -195,9 +195,11 @@ class Line:
                 self._desk.changed.ring()
             else:
                 if isinstance(message, wire.Notice):
-                    self._unanswered.pop(message.id, None)
+                    self._window.answered(message.id, message.code)
                 self._position = max(self._position, message.position)
                 self._unacked += 1
+        if self._window.astray:
+            raise HungUp("the clock of the node or of this machine was set: WELCOME tells the difference anew")
         if self._unacked:
             self._ack_due.set()
         if self._unacked >= self._welcome.ack_every:
@@ -250,7 +252,7 @@ class Line:
         while True:
             armed = desk.post.armed()
             prepared = Prepared()
-            room, room_bytes = WINDOW - len(self._unanswered), WINDOW_BYTES - sum(self._unanswered.values())
+            room, room_bytes = self._window.room()
             if room > 0 and room_bytes > 0 and not self._draining:
                 room, room_bytes = min(room, self._welcome.max_batch), min(room_bytes, MAX_FRAME // 2)
                 prepared = await self._next(room, room_bytes)
@@ -274,7 +276,7 @@ class Line:
         items: list[wire.SubmitItem] = []
         size = 0
         for one in ready:
-            self._unanswered[one.id] = len(one.data)
+            self._window.add(one, trio.current_time())
             if items and (one.publish or size + len(one.data) > MAX_FRAME - 64 * 1024):
                 await self._say(wire.Submit(tuple(items)))
                 items, size = [], 0

@@ -31,12 +31,13 @@ _WAITING = (
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An envelope to submit (`publish`: an encoded wire.Roster)."""
+    """An envelope to submit (`publish`: an encoded wire.Roster; `sealed`: just now, not submitted before)."""
 
     id: bytes
     hint: str
     data: bytes
     publish: bool
+    sealed: bool
 
 
 @dataclass(slots=True)
@@ -125,7 +126,7 @@ class Sealer:
                 (SENT, self.carrier, found, data, parcel.pid),
             )
         hint = parcel.hint if parcel.what == MAILBOX else ""
-        out.ready.append(Ready(found, hint, data, parcel.what == PUBLISH))
+        out.ready.append(Ready(found, hint, data, parcel.what == PUBLISH, parcel.envelope is None))
         return len(data) + len(hint) + 16
 
     def _seal(self, db: Db, parcel: _Parcel, now: int, skip: set[bytes], out: Prepared) -> bytes | None:
