@@ -12,6 +12,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import trio
 from nacl.signing import SigningKey
 
+from relay.client.errors import ClientClosed
 from relay.client.shapes import Own
 from relay.core.trust import verify_root
 from relay.errors import OperatorError, StoreDamaged, StoreError, StoreForeign, StoreLocked
@@ -62,6 +64,8 @@ class Store:
         self._inline = inline
         self._turn = trio.Lock()
         self._jobs: list[_Job] = []
+        self._using = threading.Lock()  # held by the thread that uses the connection: closing waits for it
+        self._closed = False
         self._receive_lock: int | None = None
         if not self.path.is_file():
             raise OperatorError(f"there is no client store at {self.path}", "Make one with new_user or add_device")
@@ -74,9 +78,11 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Close the files; the receive lock, if held, goes free."""
-        with self._alone():
-            self._db.close()
+        """Close the files, when a transaction under way has ended; the receive lock, if held, goes free."""
+        with self._using:
+            self._closed = True
+            with self._alone():
+                self._db.close()
         os.close(self._write_lock)
         if self._receive_lock is not None:
             os.close(self._receive_lock)
@@ -126,7 +132,12 @@ class Store:
 
     def _do(self, jobs: Sequence[_Job]) -> None:
         """One transaction for all; one that raises is undone alone."""
+        with self._using:
+            self._do_alone(jobs)
+
+    def _do_alone(self, jobs: Sequence[_Job]) -> None:
         try:
+            self._check_open()
             with self._alone():
                 lazily = all(job.lazily for job in jobs)
                 self._db.execute(f"PRAGMA synchronous={'NORMAL' if lazily else 'FULL'}")
@@ -141,7 +152,7 @@ class Store:
             for job in jobs:
                 job.error = job.error or error
         finally:
-            if self._db.in_transaction:
+            if not self._closed and self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             for job in jobs:
                 job.done = True
@@ -161,10 +172,16 @@ class Store:
         """A number that changes when another connection wrote."""
 
         def version() -> int:
-            return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+            with self._using:
+                self._check_open()
+                return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
         async with self._turn:
             return version() if self._inline else await trio.to_thread.run_sync(version)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosed("the client was closed", "What is not sent yet is sent when it is opened again")
 
     def _fold(self) -> None:
         with suppress(FileNotFoundError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.client import BadCard, Card, add_device, new_user, update_root
+from relay.client import BadCard, Card, ClientClosed, add_device, new_user, update_root
 from relay.client.outgoing import take_counters
 from relay.client.people import learn, newest, own_chain
 from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
@@ -108,6 +109,42 @@ async def test_work_is_all_or_nothing_and_one_that_fails_does_not_harm_its_neigh
     store.close()
 
 
+async def test_closing_waits_for_the_transaction_under_way(world: Federation, tmp_path: Path) -> None:
+    """SQLite crashes the process when a connection is closed under a thread that uses it."""
+    path = tmp_path / "store.sqlite"
+    user(world, path)
+    store = Store(path)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(db: Db) -> int:
+        begun.set()
+        may_end.wait(10)
+        return int(db.execute("SELECT 7").fetchone()[0])
+
+    async with trio.open_nursery() as nursery:
+        found: list[int] = []
+
+        async def work() -> None:
+            found.append(await store.run(slow))
+
+        nursery.start_soon(work)
+        await trio.to_thread.run_sync(begun.wait)
+        closing = trio.Event()
+
+        async def close() -> None:
+            await trio.to_thread.run_sync(store.close)
+            closing.set()
+
+        nursery.start_soon(close)
+        with trio.move_on_after(0.1):
+            await closing.wait()
+        assert not closing.is_set()
+        may_end.set()
+    assert found == [7]
+    with pytest.raises(ClientClosed):
+        await store.run(lambda db: db.execute("SELECT 1"))
+
+
 async def test_cursor_is_kept_with_its_log(world: Federation, tmp_path: Path) -> None:
     user(world, tmp_path / "a")
     for log, cursor in ((b"l" * 16, 2**40), (b"m" * 16, 3)):
@@ -121,6 +158,7 @@ async def test_cursor_is_kept_with_its_log(world: Federation, tmp_path: Path) ->
 
 COUNT = """
 import sys
+import threading
 from pathlib import Path
 from relay.client.outgoing import take_counters
 from relay.client.store import Store
