@@ -25,6 +25,7 @@ from relay.limits import LINK_DEADLINE_S, MAX_FRAME, MIB, UNACKED_BYTES
 log = structlog.get_logger("relay.client")
 
 PING_S = 30.0  # seconds between pings; the node lets go of who is silent for IDLE_S
+ANSWER_S = 30.0  # seconds without any receipt, while something submitted waits for one
 RESCUE_S = 30.0  # seconds between looks at what other processes with the same store sent; repeats are harmless
 PONG_S = 30.0  # seconds a pong may take
 ARRIVED_BYTES = UNACKED_BYTES + 4 * MIB  # bytes that came and are not in the store yet: all mail that the node sends
@@ -74,7 +75,7 @@ class Line:
     async def serve(self) -> None:
         """Until the connection ends; raises why."""
         await self._prepare()
-        tasks = [self._read, self._take_in, self._submit, self._look_up, self._ping, self._rescue]
+        tasks = [self._read, self._take_in, self._submit, self._look_up, self._ping, self._rescue, self._expect]
         if self._receive:
             tasks += [self._ack, self._hold]
         async with trio.open_nursery() as nursery:
@@ -123,6 +124,8 @@ class Line:
             data = await self._socket.receive()
             message = wire.decode_server(data)
             if isinstance(message, Arrival):
+                if isinstance(message, wire.Receipt):
+                    self._window.heard(trio.current_time())
                 while self._arrived_bytes >= ARRIVED_BYTES:
                     self._room = trio.Event()
                     await self._room.wait()
@@ -295,6 +298,14 @@ class Line:
                 await self._socket.ping()
             if scope.cancelled_caught and self._arrived_bytes < ARRIVED_BYTES:  # else it is we who do not read
                 raise HungUp("the node does not answer")
+
+    async def _expect(self) -> None:
+        """A node that pongs and gives no receipts is left; what it did not answer is submitted to the next one."""
+        while True:
+            await trio.sleep(ANSWER_S / 6)
+            silent = self._window.silence(trio.current_time()) > ANSWER_S
+            if silent and self._arrived_bytes < ARRIVED_BYTES:  # else it is we who do not read
+                raise HungUp("the node does not answer what was submitted")
 
     async def _rescue(self) -> None:
         """What a process that ended had sent is sent by us."""
