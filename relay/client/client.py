@@ -5,7 +5,7 @@
         async for message in client.messages():
             ...
 
-Everything that was queued or yielded lives in the local store: it survives reconnects, restarts and power cuts.
+Everything that was queued or yielded lives in the local store: it survives reconnects and restarts.
 """
 
 from __future__ import annotations

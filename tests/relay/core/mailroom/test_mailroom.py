@@ -11,6 +11,7 @@ from relay.core.codec import digest
 from relay.core.envelope import envelope_id
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import Answered, DeviceGone, Filed, Noticed, OutboxGrew, SessionStarted
+from relay.core.trust import Member, RosterCell, RosterHead, make_part, sign_roster
 from relay.core.wire import Code
 from relay.errors import StoreDamaged
 from relay.limits import ADMISSION_WINDOW, MAX_CLOCK_AHEAD, MAX_LIFETIME, MINUTE
@@ -315,6 +316,15 @@ def test_nobody_but_the_owner_signs_versions_of_a_group(log, make_log, people, m
     made = genuine.publish({log.cell: [people[0].id], ABROAD: [carol.id]})
     there.apply(handed_in(there, 1, made.head, records.HANDIN_ROSTER, dict(made.parts)[ABROAD]))
     assert there.room.state.rosters[genuine.id].version == 1
+
+
+def test_a_roster_that_names_a_cell_twice_is_refused(log, people):
+    alice, _ = people
+    part = make_part(1, [Member(alice.id, 1)])
+    twice = (RosterCell(log.cell, 1, digest(part)),) * 2
+    owner = SigningKey(digest(b"a1"))
+    head = sign_roster(RosterHead(1, b"s" * 32, 1, b"", bytes(owner.verify_key), twice), owner)
+    assert log.answers(records.Roster(device_id("a1"), head, ((log.cell, part),))) == [Code.BAD_RECORD]
 
 
 def test_what_waits_for_a_roster_is_bounded_for_each_sender(log, people, monkeypatch):
