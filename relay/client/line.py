@@ -1,10 +1,9 @@
-"""The tasks of one live connection: reader, intake, acks, submits, lookups, pings. When one ends, all end."""
+"""The tasks of one live connection: reader, intake, acks, submits, pings, lookups. When one ends, all end."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
@@ -12,15 +11,15 @@ import trio
 from relay.client import people, sealer
 from relay.client.connection import HungUp, Socket, hung_up
 from relay.client.desk import MAX_INBOX, Desk
-from relay.client.incoming import waits_for, wanted_senders
-from relay.client.outgoing import MAILBOX, newest_spoken
+from relay.client.incoming import wanted_senders
+from relay.client.lookups import Lookups, Task
+from relay.client.outgoing import MAILBOX
 from relay.client.sealer import Prepared, Ready
 from relay.client.store import Db, process_gone
 from relay.client.window import Window
 from relay.core import wire
-from relay.core.wire import Code
-from relay.errors import PosthouseError, Refused, TrustError
-from relay.limits import LINK_DEADLINE_S, MAX_FRAME, MIB, UNACKED_BYTES
+from relay.errors import PosthouseError
+from relay.limits import MAX_FRAME, MIB, UNACKED_BYTES
 
 log = structlog.get_logger("relay.client")
 
@@ -32,11 +31,6 @@ ARRIVED_BYTES = UNACKED_BYTES + 4 * MIB  # bytes that came and are not in the st
 # without an ack, and then some receipts; past it the reader waits
 FULL_S = 0.5  # seconds between looks whether a full inbox has room again
 BATCH_BYTES = 2 * MIB  # bytes taken into the store in one transaction
-LOOKUPS = 16  # at the same time
-LOOKUP_S = LINK_DEADLINE_S + 5  # seconds: the node may have to ask another region
-LOOKUP_TRIES = 14  # answers without the version that a receipt spoke of, or the device that signed, until that is taken
-# for a mistake: about 90 s, for a node may answer from what it heard a minute ago (DIRECTORY_FRESH)
-LOOKUP_RETRY_S, LOOKUP_RETRY_MAX_S = 0.2, 10.0  # doubling
 HOLD_AWAY_MS = 60_000  # how long a message is held back while its predecessor may still wait at the node
 
 Arrival = wire.Deliver | wire.Notice | wire.Receipt | wire.Empty
@@ -58,11 +52,7 @@ class Line:
         self._position = self._acked = 0
         self._unacked = 0
         self._ack_due = trio.Event()
-        self._asked: dict[int, tuple[trio.Event, list[wire.Record]]] = {}
-        self._request = 0
-        self._trying: set[bytes] = set()  # users whose first lookup on this connection is under way
-        self._looking: set[bytes] = set()
-        self._lookup_turn = trio.CapacityLimiter(LOOKUPS)
+        self._lookups = Lookups(desk, self._say, self._start)
         self._draining = False
         self._empty = False
         self._ended: Exception | None = None
@@ -70,12 +60,12 @@ class Line:
     @property
     def caught_up(self) -> bool:
         """EMPTY came, everything up to it is in the store, and who had to be asked for was asked for."""
-        return self._empty and not self._trying
+        return self._empty and not self._lookups.trying
 
     async def serve(self) -> None:
         """Until the connection ends; raises why."""
         await self._prepare()
-        tasks = [self._read, self._take_in, self._submit, self._look_up, self._ping, self._rescue, self._expect]
+        tasks = [self._read, self._take_in, self._submit, self._lookups.run, self._ping, self._rescue, self._expect]
         if self._receive:
             tasks += [self._ack, self._hold]
         async with trio.open_nursery() as nursery:
@@ -85,12 +75,15 @@ class Line:
         if self._ended is not None:
             raise self._ended
 
-    async def _guard(self, nursery: trio.Nursery, task: Callable[[], Awaitable[None]]) -> None:
+    async def _guard(self, nursery: trio.Nursery, task: Task) -> None:
         try:
             await task()
         except (PosthouseError, trio.TooSlowError) as error:
             self._ended = self._ended or error
             nursery.cancel_scope.cancel()
+
+    def _start(self, task: Task) -> None:
+        self._nursery.start_soon(self._guard, self._nursery, task)
 
     async def _prepare(self) -> None:
         """What the last connection left: submit again what was not answered, ask for who was not found."""
@@ -110,7 +103,7 @@ class Line:
             return wanted
 
         desk.wish(await desk.run(work))
-        self._trying = set(desk.wanted)
+        self._lookups.trying = set(desk.wanted)
         await self._rearm()
 
     async def _say(self, message: wire.ClientMessage | bytes) -> None:
@@ -133,16 +126,13 @@ class Line:
                 self._arrived_bytes += len(data)
                 self._more.set()
             elif isinstance(message, wire.Record):
-                asked = self._asked.get(message.request)
-                if asked is not None:
-                    asked[1].append(message)
-                    asked[0].set()
+                self._lookups.answered(message)
             elif isinstance(message, wire.Drain):
-                self._nursery.start_soon(self._guard, self._nursery, self._leave(message.spread_ms))
+                self._start(self._leave(message.spread_ms))
             elif isinstance(message, wire.Error):
                 raise hung_up(message)
 
-    def _leave(self, spread_ms: int) -> Callable[[], Awaitable[None]]:
+    def _leave(self, spread_ms: int) -> Task:
         async def leave() -> None:
             self._draining = True
             await trio.sleep(spread_ms / 1000 * self._desk.seams.random_float())
@@ -163,7 +153,7 @@ class Line:
                 continue
             known = set(desk.wanted)
             await self._keep(batch)
-            self._trying |= desk.wanted.keys() - known
+            self._lookups.trying |= desk.wanted.keys() - known
             self._arrived_bytes -= size
             self._room.set()
             await self._taken(batch)
@@ -259,7 +249,7 @@ class Line:
             if room > 0 and room_bytes > 0 and not self._draining:
                 room, room_bytes = min(room, self._welcome.max_batch), min(room_bytes, MAX_FRAME // 2)
                 prepared = await self._next(room, room_bytes)
-                self._trying |= prepared.effects.wanted.keys() - desk.wanted.keys()
+                self._lookups.trying |= prepared.effects.wanted.keys() - desk.wanted.keys()
                 touched = prepared.effects.touched
                 desk.apply(prepared.effects)
                 await desk.settle(touched)
@@ -319,81 +309,3 @@ class Line:
             before, found = await desk.run(look, lazily=True)
             if found:
                 desk.post.ring()
-
-    # --- looking up ------------------------------------------------------------------------------
-    async def _look_up(self) -> None:
-        desk = self._desk
-        while True:
-            armed = desk.lookup.armed()
-            for user in desk.wanted:
-                if user not in self._looking:
-                    self._looking.add(user)
-                    self._nursery.start_soon(self._guard, self._nursery, self._search(user))
-            await armed.wait()
-
-    def _search(self, user: bytes) -> Callable[[], Awaitable[None]]:
-        async def search() -> None:
-            desk = self._desk
-            delay, misses, turn = LOOKUP_RETRY_S, 0, 0
-            while True:
-                wishes = desk.wishes[user]
-                async with self._lookup_turn:
-                    found = await self._ask(user, turn, misses >= LOOKUP_TRIES)
-                self._trying.discard(user)
-                desk.changed.ring()
-                if found and wishes == desk.wishes[user]:
-                    break
-                if found:
-                    continue
-                misses, turn = misses + (found is False), turn + 1
-                await trio.sleep(delay * (0.5 + desk.seams.random_float()))
-                delay = min(2 * delay, LOOKUP_RETRY_MAX_S)
-            self._looking.discard(user)
-            desk.wanted.pop(user, None)
-            del desk.wishes[user]
-            desk.sealer.unknown.discard(user)
-            desk.post.ring()
-
-        return search
-
-    async def _ask(self, user: bytes, turn: int, give_up: bool) -> bool | None:
-        """One LOOKUP. True: done with it, for good or bad; False: an older version than spoken of; None: no answer."""
-        desk = self._desk
-        record, hints = await desk.run(
-            lambda db: (people.newest(db, desk.own, user), people.hints(db, desk.own, user)), lazily=True
-        )
-        hints = hints if record else list(dict.fromkeys([*desk.wanted[user], *hints]))
-        hint = hints[turn % len(hints)]
-        self._request += 1
-        number, answers = self._request, list[wire.Record]()
-        self._asked[number] = (answered := trio.Event(), answers)
-        try:
-            await self._say(wire.Lookup(number, user, hint, record.version if record else 0))
-            with trio.move_on_after(LOOKUP_S):
-                await answered.wait()
-        finally:
-            del self._asked[number]
-        if not answers or answers[0].code == Code.UNREACHABLE:
-            return None
-        try:
-            if answers[0].code >= 16:
-                raise Refused(answers[0].code, f"the lookup in {hint} was refused")
-            version = await desk.take_in(lambda incoming: incoming.learned(user, answers[0].records, desk.server_now))
-        except (TrustError, Refused) as error:
-            log.warning("lookup_failed", user=user.hex()[:8], region=hint, reason=error.text)
-            return await self._unknown(user, hint, error)
-        if give_up:
-            await desk.take_in(lambda incoming: incoming.give_up(user))
-            return True
-        return await desk.run(lambda db: newest_spoken(db, user) <= version and not waits_for(db, user), lazily=True)
-
-    async def _unknown(self, user: bytes, hint: str, error: PosthouseError) -> bool | None:
-        """True: no other region is left to ask."""
-        desk = self._desk
-        left = await desk.take_in(lambda incoming: incoming.unknown(user, hint, error, desk.server_now))
-        asked = desk.wanted[user]
-        if hint in asked:
-            asked.remove(hint)
-        asked.extend(other for other in left if other not in asked)
-        desk.not_found(user, hint, error)
-        return None if left else True
