@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -38,6 +38,7 @@ log = structlog.get_logger("relay.client")
 LEVELS = {"queued": QUEUED, "accepted": ACCEPTED, "stored": STORED}
 FOR_GOOD = (Fenced, NotServed, RolledBack, OperatorError)  # errors that no reconnect heals
 FETCH, FETCH_BYTES = 32, 4 * MIB  # messages and bytes taken from the inbox at a time
+FAREWELL_S = 2.0  # seconds that closing waits until the last ack has gone out
 RECHECK_S = 1.0  # seconds between looks at what another process may have settled
 
 
@@ -235,6 +236,12 @@ class Client:
             backoff = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(failed, 10)) * (0.5 + desk.seams.random_float())
             await trio.sleep(max(after_ms / 1000, backoff))
 
+    async def say_goodbye(self) -> None:
+        """Ack what is in the store, if that takes no longer than FAREWELL_S: who opens it next is not sent it again."""
+        with trio.move_on_after(FAREWELL_S), suppress(PosthouseError):
+            if self._line is not None:
+                await self._line.last_ack()
+
     async def _greet(self, socket: Socket) -> wire.Welcome:
         desk = self._desk
         chain, (log_id, cursor) = await desk.run(lambda db: (people.own_chain(db), get_cursor(db)), lazily=True)
@@ -315,6 +322,7 @@ async def open_client(
                     yield client
                 except Exception as error:  # noqa: BLE001  raised again below, outside of the nursery that would wrap it
                     failed = error
+                await client.say_goodbye()
                 desk.end(ClientClosed("the client was closed", "What is not sent yet is sent when it is opened again"))
                 nursery.cancel_scope.cancel()
         finally:

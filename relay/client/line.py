@@ -216,6 +216,12 @@ class Line:
             self._acked, self._unacked = self._position, 0
             await self._say(wire.Ack(self._acked))
 
+    async def last_ack(self) -> None:
+        """Ack what is in the store; it is with the node's operating system when this returns. Raises Closed."""
+        await self._ack_now()
+        async with self._sending:  # another task may be at it
+            pass
+
     async def _ack(self) -> None:
         while True:
             await self._ack_due.wait()

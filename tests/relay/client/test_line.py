@@ -1,4 +1,4 @@
-"""When a live connection is given up: its clock is wrong, or nobody answers what was submitted."""
+"""When a live connection is given up: its clock is wrong, or nobody answers what was submitted. And its last ack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from relay.core import wire
+from relay.ws import Closed
 from tests.relay.client.fake_cell import Federation
+from tests.relay.client.fake_socket import Socket
 from tests.relay.client.helpers import collect, enrol, opened, texts
 
 
@@ -43,3 +46,40 @@ async def test_a_node_that_pongs_and_does_not_answer_is_left(
         assert texts(await collect(bob, 1)) == ["x"] and alice.stats.reconnects == 1
         await trio.sleep(300)
         assert alice.stats.reconnects == 1  # nothing waits for an answer: silence is no fault
+
+
+async def test_who_closes_at_once_has_acked(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
+    """Acks are paced, and the app is done with the only message before the next one is due."""
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+    async with opened(fed, a) as alice:
+        async with opened(fed, b) as bob:
+            await alice.send(bob.card, b"x", wait="stored")
+            assert texts(await collect(bob, 1)) == ["x"]
+            assert bob.device not in cell.cursors
+        assert cell.cursors[bob.device] == len(cell.log)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_closing_does_not_wait_long_for_a_node_that_does_not_read(
+    clock: MockClock, fed: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    honest = Socket.send
+    stuck = trio.Event()
+
+    async def send(self: Socket, message: bytes) -> None:
+        if isinstance(wire.decode_client(message), wire.Ack):
+            stuck.set()
+            if broken:
+                raise Closed(1006)
+            await trio.sleep_forever()
+        await honest(self, message)
+
+    monkeypatch.setattr(Socket, "send", send)
+    async with opened(fed, a, receive=False) as alice:
+        async with opened(fed, b) as bob:
+            await alice.send(bob.card, b"x", wait="stored")
+            await collect(bob, 1)
+            closing = trio.current_time()
+        assert stuck.is_set() and trio.current_time() - closing < 5
