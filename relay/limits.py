@@ -56,6 +56,10 @@ MAX_NOTICES: Final = 65_536  # unacknowledged outcomes of one device; past it OU
 MAX_UNCONFIRMED: Final = 4_096  # outcomes kept for another cell that it has not confirmed; 16 hand-over batches
 MAX_STAYS: Final = 4 * MAX_MEMBERS  # members of a roster and stays that ended while mail from their time waits
 
+# --- the SDK's store -----------------------------------------------------------------------------
+MAX_STRAY_KEYS: Final = 16_384  # sender keys of non-members; a whole group may write before its roster comes
+MAX_STRAY_KEYS_EACH: Final = 1_024  # the same of one user: no stranger pushes out what others said
+
 # --- connections ---------------------------------------------------------------------------------
 MAX_CONNECTIONS: Final = 10_000  # client connections of one node
 HANDSHAKE_S: Final = 10.0  # seconds from accept to WELCOME; a silent socket must not hold a slot

@@ -27,8 +27,15 @@ from relay.core.trust import (
     HomeRecord, Member, RosterCell, RosterHead, VerifiedHead, make_part, sign_roster, verify_part, verify_roster,
 )  # fmt: skip
 from relay.errors import BrokenChain, TrustError
+from relay.limits import MAX_STRAY_KEYS, MAX_STRAY_KEYS_EACH
 
-MAX_KEYS = 64  # sender keys of one device that are kept for one group; older epochs go
+MAX_KEYS = 64  # sender keys of one device that are kept for one group: of the newest epochs
+# What strays: keys of users who are no members, as far as is known here. A newer roster may make them so.
+_STRAYS = (
+    "SELECT row, grp, device FROM (SELECT k.rowid AS row, k.grp, k.device,"
+    " row_number() OVER ({} ORDER BY k.rowid DESC) AS place FROM sender_keys k"
+    " WHERE NOT EXISTS (SELECT 1 FROM members m WHERE m.grp=k.grp AND m.user=k.user)) WHERE place>?"
+)
 
 
 # --- making a roster -----------------------------------------------------------------------------
@@ -224,10 +231,26 @@ def _keep_key(db: Db, news: KeyNews) -> bytes:
         (kid, news.device, news.user, news.group, news.version, news.key),
     )
     db.execute(
-        "DELETE FROM sender_keys WHERE grp=? AND device=? AND version<=?",
-        (news.group, news.device, news.version - MAX_KEYS),
+        "DELETE FROM sender_keys WHERE rowid IN (SELECT rowid FROM sender_keys WHERE grp=? AND device=?"
+        " ORDER BY version DESC, rowid DESC LIMIT -1 OFFSET ?)",
+        (news.group, news.device, MAX_KEYS),
     )
     return kid
+
+
+def forget_strays(db: Db) -> None:
+    """The oldest sender keys of non-members go beyond the bound, and what was kept of streams that nobody can read."""
+    gone = []
+    for among, bound in (("PARTITION BY k.user", MAX_STRAY_KEYS_EACH), ("", MAX_STRAY_KEYS)):
+        rows = db.execute(_STRAYS.format(among), (bound,)).fetchall()
+        db.executemany("DELETE FROM sender_keys WHERE rowid=?", [(row,) for row, _, _ in rows])
+        gone += rows
+    db.executemany(
+        "DELETE FROM streams WHERE device=:device AND conversation=:grp AND given=0"
+        " AND NOT EXISTS (SELECT 1 FROM sender_keys WHERE grp=:grp AND device=:device)"
+        " AND NOT EXISTS (SELECT 1 FROM held WHERE device=:device AND conversation=:grp)",
+        [{"grp": group, "device": device} for _, group, device in gone],
+    )
 
 
 def _tell(

@@ -61,11 +61,13 @@ class Incoming:
         self._dedup = dedup
         self.effects = Effects()
         self._streams = Streams(db, self.effects)
-        self._waited = False
+        self._waited = self._strayed = False
 
     def finish(self) -> Effects:
         """Write back; what there is to do then. Call once, last."""
         self._streams.flush()
+        if self._strayed:
+            groups.forget_strays(self._db)
         settle(self._db, self.effects.touched, self._now, self.effects)
         total = "SELECT total(length(envelope)) FROM waiting"
         while self._waited and self._db.execute(total).fetchone()[0] > MAX_WAITING_BYTES:
@@ -237,6 +239,7 @@ class Incoming:
         else:
             news = read_key_news(data)
             kid = groups.key_from(self._db, self._own, inner, news)
+            self._strayed = self._strayed or not groups.is_member(self._db, news.group, news.user)
             if opened.first:
                 self._streams.begin(news.device, news.group, opened.first)
             self._retry(_key(kid))

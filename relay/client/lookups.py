@@ -1,4 +1,4 @@
-"""The lookups of one live connection: whom the desk wants is asked for until the answer holds or nobody is left to ask."""
+"""The lookups of one live connection: whom the desk wants is asked for until the answer holds."""
 
 from __future__ import annotations
 
