@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from relay.client.card import Card
 from relay.client.errors import NotOwner, UnknownGroup
 from relay.client.outgoing import (
-    MAILBOX, PUBLISH, ROSTER, add_parcel, copy_to_added, has_other_devices, new_send, next_counter, split_parts,
-    write_letters,
+    MAILBOX, PUBLISH, ROSTER, add_parcel, copy_to_added, has_other_devices, keep_news, new_send, next_counter,
+    split_parts, write_letters,
 )  # fmt: skip
 from relay.client.shapes import (
     KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Group, KeyNews, Own, RosterNews, Sent, control_pair, message_id,
@@ -83,8 +83,7 @@ def published(db: Db, own: Own, pid: int, now: int, effects: Effects) -> None:
     news = bytes(row[0])
     adopt(db, news, own, effects)
     db.execute("UPDATE groups SET pending=x'' WHERE id=?", (group,))
-    for user, cell in _members(db, group):
-        _tell(db, own, user, _region(cell), ROSTER_NEWS, news, now)
+    _tell(db, own, _members(db, group), ROSTER_NEWS, news, now)
     effects.post = True
 
 
@@ -213,8 +212,7 @@ def _ensure_key(
     # what is still on its way reaches those who were added as copies, so their stream begins with the first of that
     lowest = db.execute("SELECT min(counter) FROM letters WHERE conversation=?", (group,)).fetchone()[0]
     first = next_counter(db, group) if lowest is None else int(lowest)
-    for user, cell in _members(db, group):
-        _tell(db, own, user, _region(cell), KEY_NEWS, news, now, first)
+    _tell(db, own, _members(db, group), KEY_NEWS, news, now, first)
 
 
 def key_from(db: Db, own: Own, inner: Inner, news: KeyNews) -> bytes:
@@ -254,17 +252,19 @@ def forget_strays(db: Db) -> None:
 
 
 def _tell(
-    db: Db, own: Own, user: bytes, hint: str, kind: int, data: bytes, now: int, first: int = 0, only: bytes = b""
-) -> None:
-    """A control message to a member (to our own user: for our other devices)."""
-    if user == own.user and not only and not has_other_devices(db, own):
-        return
-    sid = new_send(db, control=True)
-    _, mids = write_letters(
-        db, sid, control_pair(own.user, user), kind, split_parts(user, b"", "", data), now, first
-    )
-    for mid in mids:
-        add_parcel(db, sid, mid, MAILBOX, user, hint, own=user == own.user, only=only)
+    db: Db, own: Own, members: Sequence[tuple[bytes, str]], kind: int, data: bytes, now: int, first: int = 0,
+    only: bytes = b"",
+) -> None:  # fmt: skip
+    """A control message to each of some (user, cell); to our own user: for our other devices."""
+    alone = not only and not has_other_devices(db, own)
+    others = [(user, cell) for user, cell in members if not (alone and user == own.user)]
+    news = keep_news(db, data) if others else 0
+    for user, cell in others:
+        sid, conversation = new_send(db, control=True), control_pair(own.user, user)
+        hollow = split_parts(user, b"", "", data, hollow=True)
+        _, mids = write_letters(db, sid, conversation, kind, hollow, now, first, news)
+        for mid in mids:
+            add_parcel(db, sid, mid, MAILBOX, user, _region(cell), own=user == own.user, only=only)
 
 
 def pass_on(db: Db, own: Own, devices: Sequence[bytes], now: int, effects: Effects) -> None:
@@ -273,8 +273,8 @@ def pass_on(db: Db, own: Own, devices: Sequence[bytes], now: int, effects: Effec
     if not only:
         return
     for (news,) in db.execute("SELECT news FROM groups WHERE version>0").fetchall():
-        _tell(db, own, own.user, own.region, ROSTER_NEWS, bytes(news), now, only=only)
+        _tell(db, own, [(own.user, own.cell)], ROSTER_NEWS, bytes(news), now, only=only)
     for row in db.execute("SELECT grp, version, user, device, key FROM sender_keys").fetchall():
         news = KeyNews(bytes(row[0]), row[1], bytes(row[2]), bytes(row[3]), bytes(row[4]))
-        _tell(db, own, own.user, own.region, KEY_NEWS, encode(news), now, only=only)
+        _tell(db, own, [(own.user, own.cell)], KEY_NEWS, encode(news), now, only=only)
     effects.post = True

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from relay.client.errors import send_refused
 from relay.client.people import newest
 from relay.client.shapes import (
-    MAX_CONTENT, MESSAGE, Effects, Failure, Own, Part, Sent, message_id, pair,
+    MAX_CONTENT, MESSAGE, Effects, Failure, Own, Part, Sent, message_id, pair, read_part,
 )  # fmt: skip
 from relay.client.store import Db
 from relay.core.codec import encode
@@ -31,11 +33,23 @@ MAX_FAILURES = 1_000  # rows kept
 RETRY_MS, RETRY_MAX_MS = 100, 10_000  # backoff after a retryable refusal: doubling
 
 
-def split_parts(to: bytes, group: bytes, name: str, data: bytes) -> list[bytes]:
-    """The contents of the inner messages that carry `data`, at least one."""
+def split_parts(to: bytes, group: bytes, name: str, data: bytes, *, hollow: bool = False) -> list[bytes]:
+    """The contents of the inner messages that carry `data`, at least one; `hollow`: without it, for `whole_part`."""
     assert len(data) <= MAX_CONTENT
     pieces = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)] or [b""]
-    return [encode(Part(to, group, name, i, len(pieces), piece)) for i, piece in enumerate(pieces)]
+    return [encode(Part(to, group, name, i, len(pieces), b"" if hollow else piece)) for i, piece in enumerate(pieces)]
+
+
+def keep_news(db: Db, data: bytes) -> int:
+    """Keep once what many letters tell; it goes with the last of them."""
+    return int(db.execute("INSERT INTO news (data) VALUES (?)", (data,)).lastrowid or 0)
+
+
+def whole_part(db: Db, hollow: bytes, news: int) -> bytes:
+    """A letter's content, with its part of the news."""
+    part = read_part(hollow)
+    piece = db.execute("SELECT substr(data,?,?) FROM news WHERE nid=?", (part.part * CHUNK + 1, CHUNK, news))
+    return encode(replace(part, data=bytes(piece.fetchone()[0])))
 
 
 def new_send(db: Db, *, control: bool) -> int:
@@ -55,16 +69,17 @@ def next_counter(db: Db, conversation: bytes) -> int:
 
 
 def write_letters(
-    db: Db, sid: int, conversation: bytes, kind: int, contents: Sequence[bytes], now: int, first: int = 0
-) -> tuple[int, list[int]]:
+    db: Db, sid: int, conversation: bytes, kind: int, contents: Sequence[bytes], now: int, first: int = 0,
+    news: int = 0,
+) -> tuple[int, list[int]]:  # fmt: skip
     """(first counter, letters' ids). `first` only for a sender key: where the group stream begins."""
     counter = take_counters(db, conversation, len(contents))
     expires = now + DEFAULT_LIFETIME
     mids = [
         int(db.execute(
-            "INSERT INTO letters (sid, conversation, counter, kind, sent_ms, expires, first, content)"
-            " VALUES (?,?,?,?,?,?,?,?)",
-            (sid, conversation, counter + i, kind, now, expires, first, content),
+            "INSERT INTO letters (sid, conversation, counter, kind, sent_ms, expires, first, content, news)"
+            " VALUES (?,?,?,?,?,?,?,?,?)",
+            (sid, conversation, counter + i, kind, now, expires, first, content, news),
         ).lastrowid or 0)
         for i, content in enumerate(contents)
     ]  # fmt: skip
@@ -120,7 +135,7 @@ def outcome(db: Db, own: Own, found: bytes, code: int, newest_version: int, now:
     if code in (Code.ACCEPTED, Code.STORED):
         now_state = STORED if code == Code.STORED or what == PUBLISH else ACCEPTED
         db.execute(
-            "UPDATE parcels SET state=max(state,?), newest=?, tries=0 WHERE pid=? AND state<?",
+            "UPDATE parcels SET state=max(state,?), envelope=NULL, newest=?, tries=0 WHERE pid=? AND state<?",
             (now_state, max(known_newest, newest_version), pid, REFUSED),
         )
         if retry_at and state < ACCEPTED:  # the way is free again, for what waited behind it too
@@ -212,8 +227,11 @@ def settle(db: Db, sids: set[int], now: int, effects: Effects) -> None:
             _record_failure(db, sid, int(refused), now, effects)
         effects.outcomes[sid] = progress(db, sid)
         if counted[0] and not counted[1]:
+            told = db.execute("SELECT DISTINCT news FROM letters WHERE sid=? AND news>0", (sid,)).fetchall()
             for table in ("parcels", "letters", "sends"):
                 db.execute(f"DELETE FROM {table} WHERE sid=?", (sid,))
+            last = "DELETE FROM news WHERE nid=? AND NOT EXISTS (SELECT 1 FROM letters WHERE news=nid AND news>0)"
+            db.executemany(last, told)
 
 
 def _record_failure(db: Db, sid: int, code: int, now: int, effects: Effects) -> None:

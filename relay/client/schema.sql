@@ -13,9 +13,12 @@ CREATE TABLE letters (
     mid INTEGER PRIMARY KEY AUTOINCREMENT, sid INTEGER NOT NULL, conversation BLOB NOT NULL, counter INTEGER NOT NULL,
     kind INTEGER NOT NULL, sent_ms INTEGER NOT NULL, expires INTEGER NOT NULL,
     first INTEGER NOT NULL,  -- a sender key's letter: where the group stream begins for who gets it
-    content BLOB NOT NULL);
+    content BLOB NOT NULL,
+    news INTEGER NOT NULL DEFAULT 0);  -- what is told to many, of which this letter carries a part; 0: content has it
 CREATE INDEX letters_sid ON letters (sid);
 CREATE INDEX letters_conversation ON letters (conversation, counter);
+CREATE INDEX letters_news ON letters (news) WHERE news>0;
+CREATE TABLE news (nid INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE parcels (
     pid INTEGER PRIMARY KEY AUTOINCREMENT, sid INTEGER NOT NULL, mid INTEGER NOT NULL,
     what INTEGER NOT NULL,  -- 0 mailbox, 1 roster, 2 publication of a roster

@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from relay.client.outgoing import MAILBOX, PUBLISH, QUEUED, RETRY_MAX_MS, SENT, STORED, first_expected, refuse
+from relay.client.outgoing import (
+    MAILBOX, PUBLISH, QUEUED, RETRY_MAX_MS, SENT, STORED, first_expected, refuse, whole_part,
+)  # fmt: skip
 from relay.client.people import newest, usable
 from relay.client.shapes import KEY_NEWS, Effects, Own
 from relay.client.store import Db, process_gone
@@ -18,7 +20,7 @@ from relay.limits import MAX_LIFETIME
 
 _COLUMNS = (
     "p.pid, p.mid, p.what, p.own, p.address, p.hint, p.version, p.only, p.id, p.envelope,"
-    " l.conversation, l.counter, l.kind, l.sent_ms, l.expires, l.first, l.content"
+    " l.conversation, l.counter, l.kind, l.sent_ms, l.expires, l.first, l.content, l.news"
 )
 # What was turned away goes first: until it is taken, what was queued later for the same address waits behind it, or a
 # sender would overtake itself. A retry that lies farther ahead than any does was set before a clock was put back.
@@ -68,6 +70,7 @@ class _Parcel:
     expires: int
     first: int
     content: bytes
+    news: int
 
 
 class Sealer:
@@ -134,7 +137,7 @@ class Sealer:
         expires = min(parcel.expires + self.offset, created + MAX_LIFETIME)
         inner = Inner(
             1, own.user, own.device, own.region, parcel.conversation, parcel.counter, parcel.kind, parcel.sent_ms,
-            parcel.content,
+            whole_part(db, parcel.content, parcel.news) if parcel.news else parcel.content,
         )  # fmt: skip
         if parcel.what != MAILBOX:
             key = db.execute(

@@ -33,7 +33,13 @@ T = TypeVar("T")
 Db = sqlite3.Connection
 Work = Callable[[Db], Any]
 
-FORMAT = 1
+FORMAT = 2
+_FROM_1 = (  # what was told to many was kept for each of them
+    "ALTER TABLE letters ADD COLUMN news INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX letters_news ON letters (news) WHERE news>0",
+    "CREATE TABLE news (nid INTEGER PRIMARY KEY, data BLOB NOT NULL)",
+    "PRAGMA user_version=2",
+)
 APPLICATION = 0x506F7374  # "Post", in the file's header
 SHARED = 256  # pieces of work that share one commit at most
 WAL_BYTES = 4 * MIB  # bytes of write-ahead log after which it is folded into the database
@@ -246,11 +252,14 @@ def _connect(path: Path) -> Db:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION:
             raise StoreForeign(f"{path} is not a Posthouse client store", "Name the right file")
-        if version != FORMAT:
+        if version not in (1, FORMAT):
             raise StoreForeign(f"{path} has format {version}, this software knows {FORMAT}", "Update the software")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA wal_autocheckpoint=0")
         db.execute("PRAGMA trusted_schema=OFF")
+        if version == 1:
+            for statement in ("BEGIN IMMEDIATE", *_FROM_1, "COMMIT"):
+                db.execute(statement)
         return db
     except sqlite3.DatabaseError as error:
         db.close()

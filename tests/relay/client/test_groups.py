@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from relay.client import Card, Client, Group, NotOwner, SendRefused, UnknownGroup, add_device
+from relay.client.store import Store
 from relay.core.envelope import read_header
 from relay.core.wire import Code
 from relay.errors import Refused
@@ -248,3 +249,44 @@ async def test_a_change_waits_for_the_outcome_of_the_one_before(
         await dan.send_group(group.id, b"all", wait="stored")
         for client in (alice, bob, *(() if refused else (cyd,))):
             assert texts(await collect(client, 1)) == ["all"]
+
+
+async def test_a_roster_is_kept_once_however_many_are_told(
+    clock: MockClock, fed: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told in parts, over a border that is cut meanwhile: the store of who tells grows by about one roster."""
+    monkeypatch.setattr("relay.client.outgoing.CHUNK", 100)
+    async with AsyncExitStack() as stack:
+        (alice,) = await people(stack, fed, tmp_path, "a")
+        cards = [(await _card(fed, tmp_path / f"m{i}")) for i in range(30)]
+        for card in cards:
+            await alice.look_up(card)
+        fed.cells["norden/1"].faults.cut = True
+        group = await alice.create_group("g", cards)
+        await alice.send_group(group.id, b"x", wait="queued")
+        await trio.sleep(5)
+        roster, everything = _sizes(tmp_path / "a")
+        assert roster > 1_000 and everything < 2 * roster + 30 * 20 * 200
+        fed.heal()
+        await alice.drained()
+        assert _sizes(tmp_path / "a") == (roster, 0)
+    async with opened(fed, tmp_path / "m7") as member:
+        assert texts(await collect(member, 1)) == ["x"]
+        assert (await known(member, 1)).members == group.members
+
+
+async def _card(fed: Federation, path: Path) -> Card:
+    async with opened(fed, enrol(fed, path, "sueden"), receive=False) as client:
+        return client.card
+
+
+def _sizes(path: Path) -> tuple[int, int]:
+    """Bytes of (the only roster, all that is still to be sent) in a store."""
+    store = Store(path, inline=True)
+    query = (
+        "SELECT (SELECT length(news) FROM groups), (SELECT total(length(content)) FROM letters)"
+        " + (SELECT total(length(envelope)) FROM parcels) + (SELECT total(length(data)) FROM news)"
+    )
+    roster, rest = store.transact(lambda db: db.execute(query).fetchone())
+    store.close()
+    return int(roster), int(rest)

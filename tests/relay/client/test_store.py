@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.client import BadCard, Card, ClientClosed, add_device, new_user, update_root
-from relay.client.outgoing import take_counters
+from relay.client.outgoing import keep_news, take_counters
 from relay.client.people import learn, newest, own_chain
 from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
 from relay.core.trust import read_home, verify_chain
@@ -73,6 +73,22 @@ async def test_what_may_not_be(world: Federation, tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreForeign, match="Update the software"):
         Store(tmp_path / "a")
+
+
+async def test_a_store_of_the_format_before_is_brought_up(world: Federation, tmp_path: Path) -> None:
+    user(world, tmp_path / "a")
+    with sqlite3.connect(tmp_path / "a") as db:
+        db.execute("INSERT INTO letters (sid, conversation, counter, kind, sent_ms, expires, first, content)"
+                   " VALUES (1, x'', 1, 1, 1, 1, 0, x'07')")  # fmt: skip
+        for statement in ("DROP INDEX letters_news", "DROP TABLE news", "ALTER TABLE letters DROP COLUMN news"):
+            db.execute(statement)
+        db.execute("PRAGMA user_version=1")
+    db.close()
+    for _ in range(2):
+        store = Store(tmp_path / "a")
+        rows = await store.run(lambda db: db.execute("SELECT content, news FROM letters").fetchall())
+        assert rows == [(b"\x07", 0)] and await store.run(lambda db: keep_news(db, b"x")) > 0
+        store.close()
 
 
 async def test_work_is_all_or_nothing_and_one_that_fails_does_not_harm_its_neighbours(
@@ -160,7 +176,7 @@ COUNT = """
 import sys
 import threading
 from pathlib import Path
-from relay.client.outgoing import take_counters
+from relay.client.outgoing import keep_news, take_counters
 from relay.client.store import Store
 store = Store(Path(sys.argv[1]))
 print("lock", store.take_receive_lock(), flush=True)
