@@ -14,9 +14,12 @@ from cluster.core.linkwire import Peer
 from cluster.links import Links
 from relay.core import records
 from relay.core.envelope import To, read_header
+from relay.core.mailroom import rosters
 from relay.core.mailroom.state import Origin
+from relay.core.trust import verify_part, verify_roster
+from relay.core.wire import Code
 from relay.delivery import Delivery
-from relay.errors import Overloaded, PeerError, ProtocolError, Refused, ResidencyError
+from relay.errors import Overloaded, PeerError, ProtocolError, Refused, ResidencyError, TrustError
 from relay.intake import Intake
 from relay.limits import LINK_DEADLINE_S, MAX_HANDOVER
 from relay.office import Office
@@ -53,14 +56,15 @@ class Reception:
         last = request.first + len(request.items) - 1
         if request.first > vector + 1 or last <= vector:
             return _answer(origins.get(key, Origin()), request.first, last)
-        fresh, size = list[records.HandIn](), 0
+        fresh, size, learned = list[records.HandIn](), 0, False
         for number in range(max(request.first, vector + 1), last + 1):
             record = self._record(peer, request, number)
             size += len(record.item) + len(record.part)
-            if fresh and size > MAX_HANDOVER:
-                last = number - 1  # a part of the batch is a good answer, too
+            if (fresh and size > MAX_HANDOVER) or (learned and record.code == Code.UNKNOWN_ROSTER):
+                last = number - 1  # a part of the batch is a good answer, too: the rest may need what this part brings
                 break
             fresh.append(record)
+            learned |= record.what == records.HANDIN_ROSTER
 
         def applied() -> bool:
             return key in origins and origins[key].vector >= last
@@ -68,7 +72,8 @@ class Reception:
         with trio.move_on_after(LINK_DEADLINE_S / 2):
             while (refused := await self._append(fresh, applied)) is not None:
                 _log.error("hand_over_refused", cell=peer.cell, number=fresh[refused.ordinal].number, text=refused.text)
-                fresh[refused.ordinal] = _refused(fresh[refused.ordinal])
+                code = Code.BAD_RECORD if fresh[refused.ordinal].part else Code.UNKNOWN_USER
+                fresh[refused.ordinal] = _refused(fresh[refused.ordinal], code)
         if not applied():
             raise Overloaded("the journal did not take the hand-over in time")
         return _answer(origins[key], request.first, last)
@@ -81,27 +86,44 @@ class Reception:
         return refusals[0] if refusals else None
 
     def _record(self, peer: Peer, request: linkwire.HandOver, number: int) -> records.HandIn:
-        """The receiving node's own residency check (section 5, rule 2): bytes for a user who is not at home here are
+        """The receiving node's own residency check (section 5, rule 2): bytes that are for nobody at home here are
         refused by number, and never reach the journal."""
         item = request.items[number - request.first]
         confirmed = request.confirmed
         record = records.HandIn(peer.cell, request.origin_log, number, confirmed, item.what, item.item, item.part)
-        if item.what != records.HANDIN_ENVELOPE or self._is_ours(item.item):
+        if item.what == records.HANDIN_ROSTER and self._lists_nobody(item):
+            return msgspec.structs.replace(record, what=records.HANDIN_NOBODY, part=b"")
+        code = self._refusal(item.item) if item.what == records.HANDIN_ENVELOPE else None
+        if code is None:
             return record
-        _log.warning("not_at_home", cell=peer.cell, number=number)
-        return _refused(record)
+        _log.warning("not_at_home", cell=peer.cell, number=number, code=code.name.lower())
+        return _refused(record, code)
 
-    def _is_ours(self, envelope: bytes) -> bool:
+    def _refusal(self, envelope: bytes) -> Code | None:
+        """Why an envelope must not rest here; None if it may."""
+        state = self._delivery.room.state
         try:
             header = read_header(envelope)
         except ProtocolError:
-            return False
-        return header.kind is To.ROSTER or header.to in self._delivery.room.state.users
+            return Code.BAD_ENVELOPE
+        if header.kind is To.ROSTER:
+            return rosters.refusal(state, header.to, header.to_version)
+        return None if header.to in state.users else Code.UNKNOWN_USER
+
+    def _lists_nobody(self, item: linkwire.HandItem) -> bool:
+        """Does a roster version, well signed, list nobody who is at home here?"""
+        state = self._delivery.room.state
+        try:
+            head = verify_roster(item.item)
+            part = verify_part(item.part, head, state.cell) if state.cell in head.cell_names else None
+        except (TrustError, ProtocolError):
+            return False  # not well signed: the disk writer refuses it
+        return part is None or not any(member.user in state.users for member in part.members)
 
 
-def _refused(record: records.HandIn) -> records.HandIn:
+def _refused(record: records.HandIn, code: Code) -> records.HandIn:
     """The same number without the bytes."""
-    return msgspec.structs.replace(record, what=records.HANDIN_REFUSED, item=b"", part=b"")
+    return msgspec.structs.replace(record, what=records.HANDIN_REFUSED, item=b"", part=b"", code=code)
 
 
 def _answer(origin: Origin, first: int, last: int) -> linkwire.HandOverAnswer:

@@ -60,8 +60,8 @@ class HandIn(Struct, frozen=True, tag=7):
     """Number `number` of the outbox that `origin` (under its log id) keeps for this cell (rule 16).
 
     `what`: 0 void, 1 envelope (item = envelope), 2 roster version (item = signed head, part = our member list),
-    3 an envelope for somebody who is not at home here: refused, and its bytes never written (section 5, rule 2).
-    `confirmed`: the origin has recorded our outcomes up to here.
+    3 refused with `code`, and its bytes never written (section 5, rule 2), 4 a roster version that lists nobody who is
+    at home here (item = signed head). `confirmed`: the origin has recorded our outcomes up to here.
     """
 
     origin: CellName
@@ -71,6 +71,7 @@ class HandIn(Struct, frozen=True, tag=7):
     what: UInt
     item: bytes
     part: bytes
+    code: UInt = 0
 
 
 class HandedAnswer(Struct, frozen=True):
@@ -109,7 +110,7 @@ class Tick(Struct, frozen=True, tag=10):
 
 Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick]
 
-HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED = 0, 1, 2, 3
+HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED, HANDIN_NOBODY = range(5)
 
 decode_record: Decoder[Record] = Decoder(Record, "log record", MAX_BLOCK)
 encode_record = encode

@@ -325,6 +325,11 @@ class VerifiedHead(Struct, frozen=True):
     head: RosterHead
     signed: bytes
 
+    @property
+    def cell_names(self) -> tuple[str, ...]:
+        """The cells with members, sorted."""
+        return tuple(cell.cell for cell in self.head.cells)
+
 
 class _SignedHead(Struct, frozen=True):
     payload: bytes

@@ -14,9 +14,9 @@ from typing import Union
 from relay.core.codec import Decoder, Struct, digest, encode
 from relay.core.envelope import Header, To, read_header
 from relay.core.records import (
-    HANDIN_ENVELOPE, HANDIN_ROSTER, Carry, HandIn, Home, Record, Roster, Submit, decode_record,
+    HANDIN_ENVELOPE, HANDIN_NOBODY, HANDIN_ROSTER, Carry, HandIn, Home, Record, Roster, Submit, decode_record,
 )
-from relay.core.shapes import Hash, Key
+from relay.core.shapes import Hash, Key, UInt
 from relay.core.trust import (
     HomeRecord, Root, VerifiedHead, read_home, verify_home, verify_part, verify_roster,
 )
@@ -35,11 +35,12 @@ class _UserFact(Struct, tag=1):
 
 
 class _GroupFact(Struct, tag=2):
-    """A group: its owner's key, and whether it ever had members here."""
+    """A group, by its newest `version` seen: does that list somebody who is at home `here`, and did `ever` one?"""
 
     group: Hash
-    owner: Key
-    resident: bool
+    version: UInt
+    here: bool
+    ever: bool
 
 
 _fact: Decoder[_UserFact | _GroupFact] = Decoder(Union[_UserFact, _GroupFact], "residency fact", MIB)
@@ -116,9 +117,16 @@ class ResidencyGuard:
                 self._check_hand_in(record, known)
             case Carry(items):
                 for carried in items:
-                    if isinstance(decode_record(carried.record), Carry):
-                        raise ResidencyError("a carry within a carry")
-                    self._check(carried.record, known)
+                    self._check_carried(carried.record, known)
+
+    def _check_carried(self, encoded: bytes, known: _Known) -> None:
+        record: Record = decode_record(encoded)
+        if isinstance(record, Carry):
+            raise ResidencyError("a carry within a carry")
+        if isinstance(record, HandIn) and record.what == HANDIN_ENVELOPE:
+            self._check_address(read_header(record.item), known)  # members may have left since it came
+        else:
+            self._check(encoded, known)
 
     def _check_home(self, signed: bytes, known: _Known) -> None:
         claimed = read_home(signed)
@@ -155,24 +163,32 @@ class ResidencyGuard:
         if header.kind == To.MAILBOX and header.to not in known.users:
             raise ResidencyError(f"an envelope for user {header.to[:4].hex()}, who is not at home in {self._cell}")
         group = known.groups.get(header.to) if header.kind == To.ROSTER else None
-        if group is not None and not group.resident:
+        if group is not None and not group.ever:
             raise ResidencyError(f"an envelope for group {header.to[:4].hex()}, which has no members in {self._cell}")
+
+    def _check_handed(self, header: Header, known: _Known) -> None:
+        """An envelope from another cell: somebody here must be known to be meant, not only may be (rule 3)."""
+        self._check_address(header, known)
+        if header.kind != To.ROSTER:
+            return
+        group = known.groups.get(header.to)
+        if group is None or not group.here or header.to_version > group.version:
+            raise ResidencyError(f"an envelope for group {header.to[:4].hex()}, of which nobody is known to be here")
 
     def _check_hand_in(self, record: HandIn, known: _Known) -> None:
         if record.what == HANDIN_ENVELOPE:
-            self._check_address(read_header(record.item), known)
+            self._check_handed(read_header(record.item), known)
         elif record.what == HANDIN_ROSTER:
             self._check_roster_version(self._verify_roster(record.item), record.part, known)
+        elif record.what == HANDIN_NOBODY and not record.part:
+            self._check_nobody(self._verify_roster(record.item), known)
         elif record.item or record.part:
             raise ResidencyError("a void or refused hand-over that holds bytes")
 
     def _check_roster(self, record: Roster, known: _Known) -> None:
         self._check_device(record.device, known)
         head = self._verify_roster(record.head)
-        if self._has_members(head, dict(record.parts).get(self._cell, b""), known):
-            self._learn_resident(head, known)
-        elif head.head.version == 1 and head.group not in known.groups:
-            known.add_group(_GroupFact(head.group, head.head.owner_key, False))
+        self._learn(head, self._has_members(head, dict(record.parts).get(self._cell, b""), known), known)
 
     def _verify_roster(self, signed: bytes) -> VerifiedHead:
         head = verify_roster(signed)
@@ -181,12 +197,16 @@ class ResidencyGuard:
         return head
 
     def _check_roster_version(self, head: VerifiedHead, part: bytes, known: _Known) -> None:
-        """A version from another cell: it has members here, or says that those it had are gone."""
-        group = known.groups.get(head.group)
-        if self._has_members(head, part, known):
-            self._learn_resident(head, known)
-        elif group is None or not group.resident:
+        """A version from another cell, with its list of members here."""
+        if not self._has_members(head, part, known):
             raise ResidencyError(f"a version of group {head.group[:4].hex()}, which has no members in {self._cell}")
+        self._learn(head, True, known)
+
+    def _check_nobody(self, head: VerifiedHead, known: _Known) -> None:
+        """A version from another cell that leaves nobody here: it names this cell, or the group is known."""
+        if self._cell not in head.cell_names and head.group not in known.groups:
+            raise ResidencyError(f"a version of group {head.group[:4].hex()}, which does not name {self._cell}")
+        self._learn(head, False, known)
 
     def _has_members(self, head: VerifiedHead, part: bytes, known: _Known) -> bool:
         """Does it list somebody who is at home here? A list of others makes nothing resident."""
@@ -194,7 +214,8 @@ class ResidencyGuard:
             return False
         return any(member.user in known.users for member in verify_part(part, head, self._cell).members)
 
-    def _learn_resident(self, head: VerifiedHead, known: _Known) -> None:
+    def _learn(self, head: VerifiedHead, here: bool, known: _Known) -> None:
         group = known.groups.get(head.group)
-        if group is None or (group.owner == head.head.owner_key and not group.resident):
-            known.add_group(_GroupFact(head.group, head.head.owner_key, True))
+        if group is None or group.version < head.head.version:
+            ever = here or (group is not None and group.ever)
+            known.add_group(_GroupFact(head.group, head.head.version, here, ever))

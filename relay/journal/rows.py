@@ -13,7 +13,7 @@ from relay.journal.seal import StorageRing, context
 
 STORE_FILE = "log.sqlite"  # in the store's directory
 APPLICATION_ID = 0x506F7374  # "Post", in the header of the database file
-FORMAT = 1  # of the tables and of what is in them
+FORMAT = 2  # of the tables and of what is in them
 
 META = "SELECT federation, cell, log_id, key_check, first, prev, time FROM meta"
 SIZES = "SELECT idx, length(sealed) FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT 256"

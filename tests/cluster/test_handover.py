@@ -63,7 +63,7 @@ async def test_bytes_for_somebody_else_are_refused_by_number_and_never_written(a
     async with Opened() as world:
         foreign, good = seal(world.cell, bytes(32), body=b"foreign bytes"), seal(world.cell, world.bob.id)
         answer = await world.reception(PEER, hand_over(1, foreign, b"not an envelope", good))
-        assert [o.code for o in answer.outcomes] == [Code.UNKNOWN_USER, Code.UNKNOWN_USER, Code.STORED]
+        assert [o.code for o in answer.outcomes] == [Code.UNKNOWN_USER, Code.BAD_ENVELOPE, Code.STORED]
         blocks = [await world.cell.journal.read(index) for index in range(1, world.cell.journal.tip + 1)]
         assert not any(b"foreign bytes" in record for block in blocks for record in block.records)
 

@@ -136,17 +136,17 @@ class FakeLine:
 
 
 class Cell:
-    """The wired parts."""
+    """The wired parts. `residency`: the disk writer's check; none by default."""
 
-    def __init__(self, env: FakeEnv) -> None:
+    def __init__(self, env: FakeEnv, name: str = CELL, residency=None) -> None:
         self.env = env
-        self.journal = MemoryJournal(env, CELL)
+        self.journal = MemoryJournal(env, name, residency)
         self.metrics = Metrics()
-        self.delivery = Delivery(self.journal, Mailroom(CELL, self.journal.log_id), self.metrics, env.clock)
+        self.delivery = Delivery(self.journal, Mailroom(name, self.journal.log_id), self.metrics, env.clock)
         self.intake = Intake(self.journal, self.metrics)
         self.steward = Steward(self.journal, self.delivery, self.intake, self.metrics)
         self.directory, self.abroad = FakeDirectory(), FakeAbroad()
-        identity = Identity("norden", CELL, "n1", self.journal.log_id)
+        identity = Identity(name.split("/")[0], name, "n1", self.journal.log_id)
         self.office = Office(
             identity, make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics
         )

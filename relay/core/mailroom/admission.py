@@ -60,8 +60,8 @@ def hand_in(turn: Turn, record: records.HandIn, size: int) -> None:
         return
     code: int
     if record.what == records.HANDIN_REFUSED:
-        code, newest = Code.UNKNOWN_USER, 0
-    elif record.what == records.HANDIN_ROSTER:
+        code, newest = record.code, 0
+    elif record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY):
         code, newest = rosters.hand_in(turn, record)
     else:
         code, newest = _hand_in_envelope(turn, record, size, pos)
@@ -81,10 +81,11 @@ def _hand_in_envelope(turn: Turn, record: records.HandIn, size: int, pos: int) -
     if code is not None:
         return code, 0
     if header.kind is To.ROSTER:
-        item = rosters.admit(turn, header, own, turn.source(size), b"", pos, origin=record.origin)
+        item = rosters.admit_handed(turn, header, own, turn.source(size), record.origin, pos)
     else:
         item = _to_mailbox(turn, header, own, turn.source(size), pos)
-    turn.remember(item, header.created)
+    if item.code != Code.UNKNOWN_ROSTER:  # that one comes again
+        turn.remember(item, header.created)
     return item.code, item.newest
 
 

@@ -14,8 +14,8 @@ import msgpack
 from relay.core.codec import pack
 from relay.core.mailroom.expiry import rebuild
 from relay.core.mailroom.state import (
-    BlockUse, DeviceState, Entry, Interval, Notice, Origin, Outbox, OutItem, Pending, RosterState, Source, State,
-    UserState, Waiting,
+    BlockUse, DeviceState, Entry, Interval, Notice, Origin, Outbox, OutItem, Parked, Pending, RosterState, Source,
+    State, UserState, Waiting,
 )
 from relay.core.trust import read_home, verify_roster
 from relay.core.wire import ReceiptItem
@@ -63,7 +63,8 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for n in device.notices.values()
     )
     yield "rosters", (
-        [key, roster.head.signed if roster.head else b"", roster.dirty] for key, roster in sorted(state.rosters.items())
+        [key, roster.head.signed if roster.head else b"", roster.resident, roster.dirty]
+        for key, roster in sorted(state.rosters.items())
     )
     yield "members", (
         [key, user, s.since, s.since_position, s.until, s.until_position]
@@ -73,13 +74,13 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
     )
     yield "group mail", (_entry(key, e) for key, roster in sorted(state.rosters.items()) for e in roster.box.after(-1))
     yield "waiting", (
-        [key, w.source.key, w.id, w.device, w.origin, w.version, w.expires, w.position]
+        [key, w.source.key, w.id, w.device, w.version, w.expires, w.position]
         for key, roster in sorted(state.rosters.items())
         for w in roster.waiting
     )
     yield "outboxes", ([cell, box.done, box.last] for cell, box in sorted(state.outboxes.items()))
     yield "outbound", (
-        [cell, number, item.what, item.source.key if item.source else 0, item.id, item.expires]
+        [cell, number, item.what, item.source.key if item.source else 0, item.id, item.expires, item.group]
         for cell, box in sorted(state.outboxes.items())
         for number, item in sorted(box.items.items())
     )
@@ -90,6 +91,17 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for number, outcome in sorted(origin.outcomes.items())
     )
     yield "pending", ([key, p.device, p.remaining, p.newest, p.refused] for key, p in sorted(state.pending.items()))
+    yield "parked", (
+        [cell, group, parked.due, parked.tries]
+        for cell, box in sorted(state.outboxes.items())
+        for group, parked in sorted(box.parked.items())
+    )
+    yield "parked items", (
+        [cell, group, item.what, key, item.id, item.expires]
+        for cell, box in sorted(state.outboxes.items())
+        for group, parked in sorted(box.parked.items())
+        for key, item in parked.items.items()
+    )
     yield "outcomes", (
         [minute, r.id, r.code, r.position, r.newest, r.cell]
         for minute, ids in sorted(state.outcome_minutes.items())
@@ -155,8 +167,8 @@ class _Loader:
         notice = Notice(*rest)
         self.state.devices[key].notices[notice.position] = notice
 
-    def roster(self, group: bytes, signed: bytes, dirty: bool) -> None:
-        self.state.rosters[group] = RosterState(verify_roster(signed) if signed else None, dirty=dirty)
+    def roster(self, group: bytes, signed: bytes, resident: bool, dirty: bool) -> None:
+        self.state.rosters[group] = RosterState(verify_roster(signed) if signed else None, resident, dirty=dirty)
 
     def member(self, group: bytes, user: bytes, *stay: int) -> None:
         self.state.rosters[group].members.setdefault(user, []).append(Interval(*stay))
@@ -168,15 +180,24 @@ class _Loader:
     def waiting(self, group: bytes, key: int, *rest: Any) -> None:
         entry = Waiting(self._hold(key), *rest)
         self.state.rosters[group].waiting.append(entry)
-        self.state.waits(entry.source, entry.device or entry.origin, 1)
+        self.state.waits(entry.source, entry.device, 1)
 
     def outbox(self, cell: str, done: int, last: int) -> None:
         self.state.outboxes[cell] = Outbox(done, last)
 
-    def outbound(self, cell: str, number: int, what: int, key: int, own: bytes, expires: int) -> None:
+    def outbound(self, cell: str, number: int, what: int, key: int, *rest: Any) -> None:
         box = self.state.outboxes[cell]
-        item = box.items[number] = OutItem(what, self._hold(key) if key else None, own, expires)
+        item = box.items[number] = OutItem(what, self._hold(key) if key else None, *rest)
         box.bytes += item.size
+
+    def parked(self, cell: str, group: bytes, due: int, tries: int) -> None:
+        self.state.outboxes[cell].parked[group] = Parked(due, tries)
+
+    def parked_item(self, cell: str, group: bytes, what: int, key: int, own: bytes, expires: int) -> None:
+        box, source = self.state.outboxes[cell], self._hold(key)
+        box.parked[group].items[key] = OutItem(what, source, own, expires, group)
+        box.bytes += source.size
+        self.state.waits(source, self.state.pending[own].device, 1)
 
     def origin(self, cell: str, log: bytes, vector: int, confirmed: int) -> None:
         self.state.origins[cell, log] = Origin(vector, confirmed)
@@ -210,5 +231,7 @@ _TAKE: dict[str, Callable[..., None]] = {
     "origins": _Loader.origin,
     "outcomes of origins": _Loader.origin_outcome,
     "pending": _Loader.pending,
+    "parked": _Loader.parked,
+    "parked items": _Loader.parked_item,
     "outcomes": _Loader.outcome,
 }

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heapify, heappop
 
-from relay.core.mailroom import outboxes, rosters
+from relay.core.mailroom import outboxes, parking, rosters
 from relay.core.mailroom.state import Box, Expiry, State
 from relay.core.mailroom.turn import (
-    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_ROSTER, EXPIRE_WAITING, Turn,
+    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_PARKED, EXPIRE_ROSTER, EXPIRE_WAITING, TRY_PARKED, Turn,
 )
 
 MAX_EXPIRIES = 65_536  # dropped in one block; the rest comes with the next one
@@ -37,6 +37,10 @@ def _expire(turn: Turn, kind: int, address: bytes, number: int) -> bool:
         return outboxes.expire(turn, address.decode(), number)
     if kind == EXPIRE_WAITING:
         return rosters.expire_waiting(turn, address, number)
+    if kind == EXPIRE_PARKED:
+        return parking.expire(turn, address, number)
+    if kind == TRY_PARKED:
+        return parking.try_again(turn, address, number)
     device = state.devices.get(address)
     return device is not None and device.notices.pop(number, None) is not None
 
@@ -71,5 +75,9 @@ def _all(state: State) -> Iterator[Expiry]:
     for cell, outbox in state.outboxes.items():
         items = outbox.items.items()
         yield from ((item.expires, EXPIRE_OUTBOX, cell.encode(), n) for n, item in items if item.expires)
+        for group, parked in outbox.parked.items():
+            where = parking.address(group, cell)
+            yield parked.due, TRY_PARKED, where, parked.due
+            yield from ((item.expires, EXPIRE_PARKED, where, key) for key, item in parked.items.items())
     for key, device in state.devices.items():
         yield from ((n.expires, EXPIRE_NOTICE, key, n.position) for n in device.notices.values())

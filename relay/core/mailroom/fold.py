@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from relay.core import records
 from relay.core.block import Block
-from relay.core.mailroom import admission, checkpoint, expiry, outboxes, residents, rosters, settle
+from relay.core.mailroom import admission, answers, checkpoint, expiry, residents, rosters, settle
 from relay.core.mailroom.effects import Effect
 from relay.core.mailroom.state import FOLD_VERSION, BlockUse, State
 from relay.core.mailroom.turn import Turn
@@ -68,7 +68,7 @@ class Mailroom:
             case records.HandIn():
                 admission.hand_in(turn, record, size)
             case records.Handed():
-                outboxes.handed(turn, record)
+                answers.handed(turn, record)
             case records.Session():
                 residents.session(turn, record)
             case records.Home():

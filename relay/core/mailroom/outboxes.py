@@ -9,19 +9,25 @@ from relay.core.mailroom.effects import OutboxGrew
 from relay.core.mailroom.state import Origin, Outbox, OutItem, Pending, Source, State
 from relay.core.mailroom.turn import EXPIRE_OUTBOX, Turn
 from relay.core.wire import Code
-from relay.limits import MAX_BATCH, MAX_NOTICES, MAX_OUTBOX
+from relay.limits import MAX_NOTICES, MAX_OUTBOX
 
 MAX_ORIGIN_LOGS = 4  # log ids remembered per origin cell: its present one, and a few before repairs
 
 
-def put(turn: Turn, cell: str, what: int, source: Source, own: bytes, expires: int) -> None:
+def put(turn: Turn, cell: str, what: int, source: Source, own: bytes, expires: int, group: bytes = b"") -> None:
     """Give the record being applied the next number of the outbox of `cell`."""
     outbox = turn.state.outboxes.setdefault(cell, Outbox())
-    outbox.last += 1
-    outbox.items[outbox.last] = OutItem(what, turn.state.hold(source), own, expires)
     outbox.bytes += source.size
-    if expires:
-        turn.expire_later(expires, EXPIRE_OUTBOX, cell.encode(), outbox.last)
+    number(turn, cell, OutItem(what, turn.state.hold(source), own, expires, group))
+
+
+def number(turn: Turn, cell: str, item: OutItem) -> None:
+    """Give an item, whose source is held and counted, the next number."""
+    outbox = turn.state.outboxes[cell]
+    outbox.last += 1
+    outbox.items[outbox.last] = item
+    if item.expires:
+        turn.expire_later(item.expires, EXPIRE_OUTBOX, cell.encode(), outbox.last)
     turn.effects.append(OutboxGrew(cell))
 
 
@@ -48,30 +54,12 @@ def expire(turn: Turn, cell: str, number: int) -> bool:
     outbox.bytes -= item.size
     turn.state.drop(item.source)
     outbox.items[number] = OutItem(records.HANDIN_VOID, None, item.id, 0)
-    _answered(turn, item.id, Code.EXPIRED, 0, turn.state.cell)
+    answered(turn, item.id, Code.EXPIRED, 0, turn.state.cell)
     return True
 
 
-def handed(turn: Turn, record: records.Handed) -> None:
-    """The destination has applied everything up to `record.upto`; tell the senders what became of it."""
-    turn.next_position()
-    outbox = turn.state.outboxes.get(record.dest)
-    if outbox is None or not outbox.done < record.upto <= min(outbox.last, outbox.done + MAX_BATCH):
-        return
-    answers = {answer.number: answer for answer in record.answers}
-    for number in range(outbox.done + 1, record.upto + 1):
-        item = outbox.items.pop(number)
-        outbox.bytes -= item.size
-        turn.state.drop(item.source)
-        answer = answers.get(number)
-        if item.what == records.HANDIN_ENVELOPE:
-            # Without an answer the destination saw a void number: it expired on a forward that was under way.
-            code = answer.code if answer else Code.EXPIRED
-            _answered(turn, item.id, code, answer.newest if answer else 0, record.dest)
-    outbox.done = record.upto
-
-
-def _answered(turn: Turn, own: bytes, code: int, newest: int, cell: str) -> None:
+def answered(turn: Turn, own: bytes, code: int, newest: int, cell: str) -> None:
+    """`cell` has answered for envelope (or roster version) `own`: tell the sender when it matters."""
     pending = turn.state.pending.get(own)
     if pending is None:
         return

@@ -5,16 +5,14 @@ from __future__ import annotations
 from relay.core import records
 from relay.core.codec import digest
 from relay.core.envelope import Header
-from relay.core.mailroom import outboxes
+from relay.core.mailroom import outboxes, parking
 from relay.core.mailroom.effects import Filed, MembershipChanged
-from relay.core.mailroom.state import (
-    WAITING_OVERHEAD, Entry, Interval, RosterState, Source, State, Waiting,
-)
+from relay.core.mailroom.state import Entry, Interval, RosterState, Source, State, Waiting
 from relay.core.mailroom.turn import EXPIRE_ROSTER, EXPIRE_WAITING, Turn
 from relay.core.trust import Member, RosterPart, VerifiedHead, verify_part, verify_roster
 from relay.core.wire import Code, ReceiptItem
 from relay.errors import ProtocolError, TrustError
-from relay.limits import MAX_STAYS, MAX_WAITING, MAX_WAITING_EACH
+from relay.limits import MAX_STAYS
 
 
 def publish(turn: Turn, record: records.Roster, size: int) -> None:
@@ -46,19 +44,27 @@ def publish(turn: Turn, record: records.Roster, size: int) -> None:
         return
     for cell in elsewhere:
         outboxes.put(turn, cell, records.HANDIN_ROSTER, turn.source(size), own, 0)
-    turn.answer(record.device, turn.receipt(own, Code.STORED, head.head.version, pos), turn.time)
+    if elsewhere:
+        outboxes.await_answers(turn, own, record.device, len(elsewhere))
+    code = Code.ACCEPTED if elsewhere else Code.STORED
+    turn.answer(record.device, turn.receipt(own, code, head.head.version, pos), turn.time)
 
 
 def hand_in(turn: Turn, record: records.HandIn) -> tuple[int, int]:
-    """Apply a roster version that another cell handed over: (code, newest version)."""
+    """Apply a roster version that another cell handed over: (code, newest version). One that lists nobody who is at
+    home here is known from then on, so that what is sent to it can be refused at once."""
     try:
         head, before = _verify(turn.state, record.item)
-        if before is not None and before.signed == head.signed:
-            return Code.STORED, head.head.version
-        part = _own_part(turn.state, head, record.part)
+        if before is None or before.signed != head.signed:
+            nobody = record.what == records.HANDIN_NOBODY
+            part = RosterPart(head.head.version, ()) if nobody else _own_part(turn.state, head, record.part)
+            if not _install(turn, head, part):
+                return Code.BAD_RECORD, 0
     except (TrustError, ProtocolError):
         return Code.BAD_RECORD, 0
-    return (Code.STORED, head.head.version) if _install(turn, head, part) else (Code.BAD_RECORD, 0)
+    roster = turn.state.rosters[head.group]
+    listed_in_vain = turn.state.cell in roster.cells and not roster.resident
+    return Code.UNKNOWN_USER if listed_in_vain else Code.STORED, head.head.version
 
 
 def _verify(state: State, signed: bytes) -> tuple[VerifiedHead, VerifiedHead | None]:
@@ -71,15 +77,15 @@ def _verify(state: State, signed: bytes) -> tuple[VerifiedHead, VerifiedHead | N
 
 
 def _own_part(state: State, head: VerifiedHead, part: bytes) -> RosterPart:
-    if state.cell not in {cell.cell for cell in head.head.cells}:
+    if state.cell not in head.cell_names:
         return RosterPart(head.head.version, ())
     return verify_part(part, head, state.cell)
 
 
 def _union(head: VerifiedHead, before: VerifiedHead | None) -> list[str]:
     """Cells of this version, and those of the last one, which must learn that they have no members any more."""
-    cells = [cell.cell for cell in head.head.cells]
-    return cells + [cell.cell for cell in (before.head.cells if before else ()) if cell.cell not in cells]
+    cells = head.cell_names
+    return [*cells, *(cell for cell in (before.cell_names if before else ()) if cell not in cells)]
 
 
 def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> bool:
@@ -101,6 +107,7 @@ def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> bool:
             stays.append(Interval(now[user].since, pos))
             turn.state.memberships.setdefault(user, set()).add(head.group)
             turn.effects.append(MembershipChanged(user))
+    roster.resident = any(user in turn.state.users for user in now)
     roster.dirty = True
     due = [entry for entry in roster.waiting if entry.version <= roster.version]
     roster.waiting = [entry for entry in roster.waiting if entry.version > roster.version]
@@ -110,66 +117,76 @@ def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> bool:
 
 
 def _place_waiting(turn: Turn, group: bytes, roster: RosterState, entry: Waiting) -> None:
-    turn.state.waits(entry.source, entry.device or entry.origin, -1)
-    code = _may_send(turn.state, roster, entry.device, entry.origin, entry.version)
-    if code is None:
-        pos, ours = turn.next_position(), bool(entry.device)
-        cells = _file(turn, group, roster, entry.source, entry.id, entry.version, entry.expires, pos, forward=ours)
-        if entry.device and cells:
-            outboxes.await_answers(turn, entry.id, entry.device, cells)
-        else:
+    turn.state.waits(entry.source, entry.device, -1)
+    if _is_member(turn.state, roster, entry.device, entry.version):
+        _file(turn, group, roster, entry.source, entry.id, entry.version, entry.expires, turn.next_position())
+        if not _forward(turn, group, roster, entry.source, entry.id, entry.expires, entry.device):
             turn.notice(entry.device, entry.id, Code.STORED, roster.version, turn.state.cell)
     else:
-        turn.notice(entry.device, entry.id, code, roster.version, turn.state.cell)
+        turn.notice(entry.device, entry.id, Code.NOT_MEMBER, roster.version, turn.state.cell)
     turn.state.drop(entry.source)
 
 
-def admit(
-    turn: Turn, header: Header, own: bytes, source: Source, device: bytes, pos: int, origin: str = ""
-) -> ReceiptItem:
-    """Admit a group envelope: from a `device` of this cell (which also sends it to the other cells with members), or
-    handed over by `origin` (which has done that)."""
+def admit(turn: Turn, header: Header, own: bytes, source: Source, device: bytes, pos: int) -> ReceiptItem:
+    """Admit a group envelope from a `device` of this cell, and send it to the other cells with members."""
     group, version = header.to, header.to_version
     roster = turn.state.rosters.get(group)
     if roster is None or version > roster.version:
-        return _wait(turn, header, own, source, device, pos, origin)
-    code = _may_send(turn.state, roster, device, origin, version)
-    elsewhere = [cell for cell in roster.cells if cell != turn.state.cell] if device else []
-    if code is None and outboxes.is_full(turn.state, elsewhere, source.size, device):
-        code = Code.OUTBOX_FULL
+        return _wait(turn, header, own, source, device, pos)
+    if not _is_member(turn.state, roster, device, version):
+        return turn.receipt(own, Code.NOT_MEMBER, roster.version)
+    elsewhere = _elsewhere(turn.state, roster)
+    if outboxes.is_full(turn.state, elsewhere, source.size, device) or not parking.has_room(
+        turn.state, elsewhere, group, source, device
+    ):
+        return turn.receipt(own, Code.OUTBOX_FULL, roster.version)
+    _file(turn, group, roster, source, own, version, header.expires, pos)
+    forwarded = _forward(turn, group, roster, source, own, header.expires, device)
+    return turn.receipt(own, Code.ACCEPTED if forwarded else Code.STORED, roster.version, pos)
+
+
+def admit_handed(turn: Turn, header: Header, own: bytes, source: Source, origin: str, pos: int) -> ReceiptItem:
+    """Admit a group envelope that `origin` handed over; its cell has checked the device and serves the other cells."""
+    code = refusal(turn.state, header.to, header.to_version)
     if code is not None:
-        return turn.receipt(own, code, roster.version)
-    cells = _file(turn, group, roster, source, own, version, header.expires, pos, forward=bool(device))
-    if cells:
-        outboxes.await_answers(turn, own, device, cells)
-    return turn.receipt(own, Code.ACCEPTED if cells else Code.STORED, roster.version, pos)
+        return turn.receipt(own, code)
+    roster = turn.state.rosters[header.to]
+    if origin not in roster.cells:
+        return turn.receipt(own, Code.NOT_MEMBER, roster.version)
+    _file(turn, header.to, roster, source, own, header.to_version, header.expires, pos)
+    return turn.receipt(own, Code.STORED, roster.version, pos)
 
 
-def _wait(
-    turn: Turn, header: Header, own: bytes, source: Source, device: bytes, pos: int, origin: str
-) -> ReceiptItem:
-    who, size = device or origin, source.size + WAITING_OVERHEAD
-    waiting = turn.state.waiting_bytes
-    if waiting.get(who, 0) + size > MAX_WAITING_EACH or sum(waiting.values()) + size > MAX_WAITING:
+def refusal(state: State, group: bytes, version: int) -> Code | None:
+    """Why an envelope from another cell, for `version` of a group, must not rest here; None if it may: somebody whom
+    the group lists is at home here (section 5, rule 3). UNKNOWN_ROSTER: it may come again."""
+    roster = state.rosters.get(group)
+    if roster is None or version > roster.version:
+        return Code.UNKNOWN_ROSTER
+    if roster.resident:
+        return None
+    return Code.UNKNOWN_USER if state.cell in roster.cells else Code.STORED  # all members have left: none misses it
+
+
+def _wait(turn: Turn, header: Header, own: bytes, source: Source, device: bytes, pos: int) -> ReceiptItem:
+    if not turn.state.may_wait(source, device):
         return turn.receipt(own, Code.UNKNOWN_ROSTER)
     roster = turn.state.rosters.setdefault(header.to, RosterState())
-    turn.state.waits(source, who, 1)
-    held = turn.state.hold(source)
-    roster.waiting.append(Waiting(held, own, device, origin, header.to_version, header.expires, pos))
+    turn.state.waits(source, device, 1)
+    roster.waiting.append(Waiting(turn.state.hold(source), own, device, header.to_version, header.expires, pos))
     turn.expire_later(header.expires, EXPIRE_WAITING, header.to, pos)
-    # Durable here. For a sender of this cell it is not *stored* before the members' cells have it.
-    return turn.receipt(own, Code.ACCEPTED if device else Code.STORED, roster.version, pos)
+    return turn.receipt(own, Code.ACCEPTED, roster.version, pos)
 
 
-def _may_send(state: State, roster: RosterState, device: bytes, origin: str, version: int) -> Code | None:
-    """A device of this cell has to be a member's; another cell has to have members, and has checked its device."""
-    if not device:
-        return None if origin in roster.cells else Code.NOT_MEMBER
+def _is_member(state: State, roster: RosterState, device: bytes, version: int) -> bool:
+    """Only a member's device may send to a group."""
     owner = state.devices.get(device)
     stays = roster.members.get(owner.user, []) if owner else []
-    if stays and stays[-1].until == 0 and any(_in(stay, version) for stay in stays):
-        return None
-    return Code.NOT_MEMBER
+    return bool(stays) and stays[-1].until == 0 and any(_in(stay, version) for stay in stays)
+
+
+def _elsewhere(state: State, roster: RosterState) -> list[str]:
+    return [cell for cell in roster.cells if cell != state.cell]
 
 
 def _in(stay: Interval, version: int) -> bool:
@@ -177,20 +194,27 @@ def _in(stay: Interval, version: int) -> bool:
 
 
 def _file(
-    turn: Turn, group: bytes, roster: RosterState, source: Source, own: bytes, version: int, expires: int, pos: int,
-    forward: bool,
-) -> int:
-    """File for the members of this cell; with `forward` also for the other cells. Returns how many those are."""
+    turn: Turn, group: bytes, roster: RosterState, source: Source, own: bytes, version: int, expires: int, pos: int
+) -> None:
+    """File for the members of this cell."""
     if turn.state.cell in roster.cells or roster.members:
         entry = Entry(pos, turn.state.hold(source), own, version, expires)
         roster.box.add(entry)
         roster.dirty = True
         turn.expire_later(expires, EXPIRE_ROSTER, group, pos)
         turn.effects.append(Filed(True, group, entry))
-    elsewhere = [cell for cell in roster.cells if cell != turn.state.cell] if forward else []
+
+
+def _forward(
+    turn: Turn, group: bytes, roster: RosterState, source: Source, own: bytes, expires: int, device: bytes
+) -> bool:
+    """Send to the other cells with members. False where there are none."""
+    elsewhere = _elsewhere(turn.state, roster)
+    if elsewhere:
+        outboxes.await_answers(turn, own, device, len(elsewhere))
     for cell in elsewhere:
-        outboxes.put(turn, cell, records.HANDIN_ENVELOPE, source, own, expires)
-    return len(elsewhere)
+        parking.forward(turn, cell, group, source, own, expires)
+    return bool(elsewhere)
 
 
 def expire_waiting(turn: Turn, group: bytes, pos: int) -> bool:
@@ -200,7 +224,7 @@ def expire_waiting(turn: Turn, group: bytes, pos: int) -> bool:
     if roster is None or place is None:
         return False
     entry = roster.waiting.pop(place)
-    turn.state.waits(entry.source, entry.device or entry.origin, -1)
+    turn.state.waits(entry.source, entry.device, -1)
     turn.state.drop(entry.source)
     turn.notice(entry.device, entry.id, Code.EXPIRED, roster.version, turn.state.cell)
     if roster.head is None and not roster.waiting:

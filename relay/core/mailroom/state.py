@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from relay.core.block import position
 from relay.core.trust import HomeRecord, VerifiedHead
 from relay.core.wire import ReceiptItem
+from relay.limits import MAX_WAITING, MAX_WAITING_EACH
 
 FOLD_VERSION = 1
+GroupId = bytes
 WAITING_OVERHEAD = 512  # bytes counted for what the state keeps of a waiting envelope beside its record
 
 
@@ -110,13 +112,11 @@ class Interval:
 
 @dataclass(slots=True)
 class Waiting:
-    """A roster envelope whose roster version has not arrived: from a `device` of this cell, or handed over by the cell
-    `origin`; the other one is empty."""
+    """A roster envelope from a `device` of this cell whose roster version has not arrived."""
 
     source: Source
     id: bytes
     device: bytes
-    origin: str
     version: int
     expires: int
     position: int
@@ -124,9 +124,11 @@ class Waiting:
 
 @dataclass(slots=True)
 class RosterState:
-    """A group, as far as this cell knows it. `head` is the newest; None while only waiting envelopes know of it."""
+    """A group, as far as this cell knows it. `head` is the newest; None while only waiting envelopes know of it.
+    `resident`: that version lists somebody who is at home here."""
 
     head: VerifiedHead | None = None
+    resident: bool = False
     members: dict[bytes, list[Interval]] = field(default_factory=dict)
     box: Box = field(default_factory=Box)
     waiting: list[Waiting] = field(default_factory=list)
@@ -138,17 +140,18 @@ class RosterState:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        return tuple(cell.cell for cell in self.head.head.cells) if self.head else ()
+        return self.head.cell_names if self.head else ()
 
 
 @dataclass(slots=True)
 class OutItem:
-    """A number of an outbox. `what` as in records.HandIn; a void one has no source."""
+    """A number of an outbox. `what` as in records.HandIn; a void one has no source. `group` of a roster envelope."""
 
     what: int
     source: Source | None
     id: bytes
     expires: int
+    group: bytes = b""
 
     @property
     def size(self) -> int:
@@ -156,13 +159,25 @@ class OutItem:
 
 
 @dataclass(slots=True)
+class Parked:
+    """Envelopes of one group that the other cell may not write yet: it does not have the roster version. By source key,
+    in the order in which they were sent. The oldest is handed over again at `due`."""
+
+    due: int
+    tries: int = 0
+    items: dict[int, OutItem] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Outbox:
-    """What is bound for one other cell, densely numbered from 1. Everything up to `done` is answered."""
+    """What is bound for one other cell, densely numbered from 1. Everything up to `done` is answered. `bytes` counts
+    `items` and `parked` (by group)."""
 
     done: int = 0
     last: int = 0
     bytes: int = 0
     items: dict[int, OutItem] = field(default_factory=dict)
+    parked: dict[GroupId, Parked] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -214,7 +229,7 @@ class State:
     pending: dict[bytes, Pending] = field(default_factory=dict)
     outcomes: dict[bytes, ReceiptItem] = field(default_factory=dict)
     outcome_minutes: dict[int, list[bytes]] = field(default_factory=dict)
-    waiting_bytes: dict[bytes | str, int] = field(default_factory=dict)  # by sending device, or origin cell
+    waiting_bytes: dict[bytes, int] = field(default_factory=dict)  # by sending device: waiting here, or parked
     sources: dict[int, Source] = field(default_factory=dict)
     blocks: dict[int, BlockUse] = field(default_factory=dict)
     expiries: list[Expiry] = field(default_factory=list)  # a heap; what it names may be settled already
@@ -252,13 +267,18 @@ class State:
         new.live, new.live_bytes = new.live + 1, new.live_bytes + source.size
         source.index, source.ordinal = index, ordinal
 
-    def waits(self, source: Source, who: bytes | str, sign: int) -> None:
-        """A roster envelope of `who` begins (+1) or ends (-1) to wait for its version."""
-        left = self.waiting_bytes.get(who, 0) + sign * (source.size + WAITING_OVERHEAD)
+    def waits(self, source: Source, device: bytes, sign: int) -> None:
+        """A roster envelope of `device` begins (+1) or ends (-1) to wait for its version."""
+        left = self.waiting_bytes.get(device, 0) + sign * (source.size + WAITING_OVERHEAD)
         if left:
-            self.waiting_bytes[who] = left
+            self.waiting_bytes[device] = left
         else:
-            del self.waiting_bytes[who]
+            del self.waiting_bytes[device]
+
+    def may_wait(self, source: Source, device: bytes) -> bool:
+        """Is there room for one more that waits for its version?"""
+        size, waiting = source.size + WAITING_OVERHEAD, self.waiting_bytes
+        return waiting.get(device, 0) + size <= MAX_WAITING_EACH and sum(waiting.values()) + size <= MAX_WAITING
 
     def floor(self) -> int:
         """The lowest block index that somebody still needs; index + 1 when nobody does."""

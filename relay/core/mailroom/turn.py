@@ -12,7 +12,7 @@ from relay.core.wire import Code, ReceiptItem
 from relay.limits import ADMISSION_WINDOW, MAX_LIFETIME, MINUTE, SLOT_BITS
 
 # What an expiry entry refers to.
-EXPIRE_MAILBOX, EXPIRE_ROSTER, EXPIRE_OUTBOX, EXPIRE_WAITING, EXPIRE_NOTICE = range(5)
+EXPIRE_MAILBOX, EXPIRE_ROSTER, EXPIRE_OUTBOX, EXPIRE_WAITING, EXPIRE_NOTICE, EXPIRE_PARKED, TRY_PARKED = range(7)
 
 
 @dataclass(slots=True)

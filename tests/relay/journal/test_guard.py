@@ -81,8 +81,8 @@ class Group:
         return records.Roster(public(self.owner), sign_roster(head, key(self.owner)), tuple(parts.items()))
 
 
-def sealed(to: bytes, kind: To = To.MAILBOX) -> bytes:
-    return join(encode(Header(1, kind, to, 1, 1, 2, 1)), b"body")
+def sealed(to: bytes, kind: To = To.MAILBOX, version: int = 1) -> bytes:
+    return join(encode(Header(1, kind, to, version, 1, 2, 1)), b"body")
 
 
 def submit(device: str, to: bytes, dest: str = HERE, kind: To = To.MAILBOX) -> records.Submit:
@@ -141,7 +141,6 @@ def test_envelopes_of_and_for_residents_rest_here(desk: Desk, anna: Person) -> N
         submit("anna's phone", STRANGER, ABROAD),  # waits in the outbox
         submit("anna's phone", STRANGER, HERE, To.ROSTER),  # the fold says whether there is such a group
         handed(records.HANDIN_ENVELOPE, sealed(anna.id)),
-        handed(records.HANDIN_ENVELOPE, sealed(STRANGER, To.ROSTER)),  # may wait for its version (rule 17)
     )
 
 
@@ -225,8 +224,29 @@ def test_rosters_with_members_here(desk: Desk, anna: Person) -> None:
     abroad = Group("lucia's phone")
     desk.write(handed_roster(abroad.publish({HERE: [anna], ABROAD: [lucia]})))
     desk.write(handed(records.HANDIN_ENVELOPE, sealed(abroad.id, To.ROSTER)))
-    desk.write(handed_roster(abroad.publish({ABROAD: [lucia]})))  # anna was removed: we must learn that
-    desk.write(handed(records.HANDIN_ENVELOPE, sealed(abroad.id, To.ROSTER)))  # sealed for the version before
+    desk.refuses(handed(records.HANDIN_ENVELOPE, sealed(abroad.id, To.ROSTER, 2)), text="nobody is known to be here")
+    came = handed(records.HANDIN_ENVELOPE, sealed(abroad.id, To.ROSTER))
+    without = abroad.publish({ABROAD: [lucia]})
+    desk.refuses(handed_roster(without), text="no members")
+    desk.write(handed(records.HANDIN_NOBODY, without.head))  # anna was removed: we must learn that
+    desk.refuses(came, text="nobody is known to be here")
+    desk.write(records.Carry((records.Carried(3, 0, encode_record(came)),)))  # it may still wait for anna
+
+
+def test_no_envelope_of_a_group_before_it_is_known_to_have_members_here(desk: Desk, anna: Person) -> None:
+    """Also one that lists this cell: whoever says so may lie (section 5, rule 3)."""
+    elsewhere = Person("carol", ABROAD)
+    elsewhere.home("carol's phone")
+    for group, members in ((Group("owner"), [elsewhere]), (Group("other"), None)):
+        envelope = handed(records.HANDIN_ENVELOPE, sealed(group.id, To.ROSTER))
+        desk.refuses(envelope, text="nobody is known to be here")
+        if members is None:
+            continue
+        roster = group.publish({HERE: members})
+        desk.write(handed(records.HANDIN_NOBODY, roster.head))
+        desk.refuses(envelope, text="no members in norden/1")
+        desk.refuses(records.Carry((records.Carried(1, 0, encode_record(envelope)),)), text="no members")
+    desk.refuses(handed(records.HANDIN_NOBODY, Group("else").publish({ABROAD: [elsewhere]}).head), text="does not name")
 
 
 def test_rosters_without_members_here(desk: Desk, anna: Person) -> None:

@@ -17,6 +17,7 @@ from relay.limits import MINUTE
 
 ABROAD = "sauda/1"
 DEVICES = ("a1", "b1", "b2", "c1")
+ANSWERS = (Code.STORED, Code.MAILBOX_FULL, Code.UNKNOWN_ROSTER, 3, 77, 1 << 40)
 
 
 def device_id(name):
@@ -29,8 +30,9 @@ steps = st.one_of(
     st.tuples(st.just("group"), who, st.integers(1, 4), st.integers(0, 3)),
     st.tuples(st.just("roster"), st.sets(st.sampled_from(("alice", "bob", "carol")), min_size=1), st.booleans()),
     st.tuples(st.just("abroad"), who, st.integers(0, 3)),
-    st.tuples(st.just("handed"), st.integers(1, 5), st.sampled_from((Code.STORED, Code.MAILBOX_FULL, 3, 77, 1 << 40))),
+    st.tuples(st.just("handed"), st.integers(1, 5), st.sampled_from(ANSWERS)),
     st.tuples(st.just("handin_roster"), st.integers(1, 8), st.integers(1, 6), st.booleans()),
+    st.tuples(st.just("refused"), st.integers(1, 8), st.sampled_from((Code.UNKNOWN_ROSTER, Code.STORED))),
     st.tuples(st.just("squat"), st.sampled_from(("a1", "b2"))),
     st.tuples(st.just("handin"), st.integers(1, 8), st.integers(0, 4), st.sampled_from(("alice", "bob", "group"))),
     st.tuples(st.just("ack"), who, st.integers(0, 5)),
@@ -102,7 +104,11 @@ class Story:
             members[self.log.cell] = sorted([self.users["alice"].id, b"\x08" * 32])
         made = foreign.publish(members)
         part = dict(made.parts).get(self.log.cell, b"")
-        return records.HandIn(ABROAD, b"o" * 16, number, 0, records.HANDIN_ROSTER, made.head, part)
+        what = records.HANDIN_NOBODY if gone else records.HANDIN_ROSTER
+        return records.HandIn(ABROAD, b"o" * 16, number, 0, what, made.head, part)
+
+    def refused(self, number, code):
+        return records.HandIn(ABROAD, b"o" * 16, number, 0, records.HANDIN_REFUSED, b"", b"", code)
 
     def squat(self, device):
         """Another user's record that lists a device which is not its own."""
@@ -146,11 +152,17 @@ def check_books(state):
         refs.update(entry.source.key for entry in roster.box.after(-1))
         refs.update(entry.source.key for entry in roster.waiting)
         for entry in roster.waiting:
-            waiting[entry.device or entry.origin] += entry.source.size + WAITING_OVERHEAD
+            waiting[entry.device] += entry.source.size + WAITING_OVERHEAD
     for outbox in state.outboxes.values():
         refs.update(item.source.key for item in outbox.items.values() if item.source)
         assert list(outbox.items) == list(range(outbox.done + 1, outbox.last + 1))
-        assert outbox.bytes == sum(item.size for item in outbox.items.values())
+        parked = [item for group in outbox.parked.values() for item in group.items.values()]
+        assert outbox.bytes == sum(item.size for item in [*outbox.items.values(), *parked])
+        for group in outbox.parked.values():
+            assert list(group.items) == sorted(group.items)
+        for item in parked:
+            refs[item.source.key] += 1
+            waiting[state.pending[item.id].device] += item.source.size + WAITING_OVERHEAD
     assert waiting == state.waiting_bytes
     assert refs == {key: source.refs for key, source in state.sources.items()}
     live = Counter(source.index for source in state.sources.values())

@@ -1,0 +1,30 @@
+"""What another cell answered to our hand-overs (rule 16)."""
+
+from __future__ import annotations
+
+from relay.core import records
+from relay.core.mailroom import outboxes, parking
+from relay.core.mailroom.turn import Turn
+from relay.core.wire import Code
+from relay.limits import MAX_BATCH
+
+
+def handed(turn: Turn, record: records.Handed) -> None:
+    """The destination has applied everything up to `record.upto`; tell the senders what became of it."""
+    turn.next_position()
+    outbox = turn.state.outboxes.get(record.dest)
+    if outbox is None or not outbox.done < record.upto <= min(outbox.last, outbox.done + MAX_BATCH):
+        return
+    answers = {answer.number: answer for answer in record.answers}
+    for place in range(outbox.done + 1, record.upto + 1):
+        item, answer = outbox.items.pop(place), answers.get(place)
+        if item.what == records.HANDIN_VOID:
+            continue
+        # Without an answer the destination saw a void number: it expired on a forward that was under way.
+        code, newest = (answer.code, answer.newest) if answer else (int(Code.EXPIRED), 0)
+        if item.group and parking.take(turn, record.dest, item, code):
+            continue
+        outbox.bytes -= item.size
+        turn.state.drop(item.source)
+        outboxes.answered(turn, item.id, code, newest, record.dest)
+    outbox.done = record.upto
