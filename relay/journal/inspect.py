@@ -11,8 +11,8 @@ from typing import Any
 from relay.core.block import Block
 from relay.errors import OperatorError, StoreDamaged
 from relay.journal.rows import (
-    BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, META, STORE_FILE, BlockRow, CheckpointHead, Meta, Sealer, check_identity,
-    check_link, check_rows, verify_checkpoint,
+    BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, DAMAGED, META, STORE_FILE, BlockRow, CheckpointHead, Meta, Sealer,
+    check_identity, check_link, check_rows, found_in, verify_checkpoint,
 )
 from relay.journal.seal import StorageRing
 from relay.journal.store import translate
@@ -41,9 +41,10 @@ class StoppedStore:
         while last.index < (tip or 0):
             index = last.index + 1
             rows = [BlockRow(*row) for row in _rows(self._connection, BLOCKS, self._file, (index, index))]
-            check_rows(rows, index)
-            block = self._sealer.block(rows[0])
-            check_link(block, last)
+            with found_in(self._file):
+                check_rows(rows, index)
+                block = self._sealer.block(rows[0])
+                check_link(block, last)
             yield block
             last = block
 
@@ -54,8 +55,9 @@ class StoppedStore:
             return None
         head = CheckpointHead(*heads[0])
         sealed = _rows(self._connection, CHECKPOINT_ROWS, self._file, (head.generation, 0, head.count))
-        rows = [self._sealer.open_checkpoint_row(head.index, ordinal, row) for ordinal, (row,) in enumerate(sealed)]
-        verify_checkpoint(head, self.log_id, rows)
+        with found_in(self._file):
+            rows = [self._sealer.open_checkpoint_row(head.index, n, row) for n, (row,) in enumerate(sealed)]
+            verify_checkpoint(head, self.log_id, rows)
         return head.index, rows
 
 
@@ -85,7 +87,7 @@ def open_stopped(path: Path, ring: StorageRing) -> Iterator[StoppedStore]:
         _rows(connection, "BEGIN", file)  # one view, and a shared lock that keeps a node out
         metas = _rows(connection, META, file)
         if not metas:
-            raise StoreDamaged(f"{file}: its meta row is missing")
+            raise StoreDamaged(f"{file}: its meta row is missing", DAMAGED)
         meta = Meta(*metas[0])
         sealer = Sealer(ring, meta.log_id, _no_randomness)
         sealer.check_key(meta.key_check, file)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,19 @@ _CHECKPOINT_ROW = "FROM checkpoint_row WHERE generation = ? AND ordinal"
 CHECKPOINT_SIZES = f"SELECT ordinal, length(sealed) {_CHECKPOINT_ROW} >= ? ORDER BY ordinal LIMIT 256"
 CHECKPOINT_ROWS = f"SELECT sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY ordinal"
 
+DAMAGED = "Keep the directory, look at the disk, and restore nothing old over it"  # what to do about StoreDamaged
 _KEY_CHECK = b"posthouse storage key"
+
+
+@contextmanager
+def found_in(file: Path) -> Iterator[None]:
+    """Whatever is wrong with what `file` keeps: the error that comes out names the file, and says what to do."""
+    try:
+        yield
+    except (StoreDamaged, StoreForeign) as error:
+        if str(file) in error.text:
+            raise
+        raise type(error)(f"{file}: {error.text}", error.remedy or DAMAGED) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +125,7 @@ class Sealer:
         try:
             self._open(b"K", [], sealed, f"{file}: the store")
         except StoreDamaged as error:
-            raise StoreDamaged(f"{file}: its key check does not open: {error.text}") from None
+            raise StoreDamaged(f"{file}: its key check does not open: {error.text}", DAMAGED) from None
 
 
 def checkpoint_checksum(log_id: bytes, index: int, rows: Sequence[bytes]) -> bytes:

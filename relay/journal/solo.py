@@ -17,7 +17,8 @@ from relay.core.block import GENESIS, Block
 from relay.errors import StoreDamaged
 from relay.journal.portal import Portal
 from relay.journal.rows import (
-    STORE_FILE, CheckpointHead, Meta, Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint,
+    STORE_FILE, CheckpointHead, Meta, Sealer, check_link, check_rows, checkpoint_checksum, found_in,
+    verify_checkpoint,
 )
 from relay.journal.seal import StorageRing
 from relay.journal.store import Store, open_store
@@ -78,14 +79,15 @@ class SoloJournal:
             async with self._writing:  # a release that is under way tells the tail when it is done
                 if index < self._tail.first:
                     self._tail.check_kept(index)
-        check_rows(rows, index)
         blocks: list[Block] = []
-        for row in rows:
-            block = self._sealer.block(row)
-            if blocks:
-                check_link(block, blocks[-1])
-            blocks.append(block)
-            await trio.lowlevel.checkpoint()
+        with found_in(self._store.file):
+            check_rows(rows, index)
+            for row in rows:
+                block = self._sealer.block(row)
+                if blocks:
+                    check_link(block, blocks[-1])
+                blocks.append(block)
+                await trio.lowlevel.checkpoint()
         return blocks
 
     async def read(self, index: int) -> Block:
@@ -142,10 +144,11 @@ class SoloJournal:
             if head is None:
                 return None
             rows: list[bytes] = []
-            while batch := await self._store.checkpoint_rows(head.generation, len(rows)):
-                start = len(rows)
-                rows += [self._sealer.open_checkpoint_row(head.index, start + n, row) for n, row in enumerate(batch)]
-            verify_checkpoint(head, self._tail.log_id, rows)
+            with found_in(self._store.file):
+                while batch := await self._store.checkpoint_rows(head.generation, len(rows)):
+                    at = len(rows)
+                    rows += [self._sealer.open_checkpoint_row(head.index, at + n, row) for n, row in enumerate(batch)]
+                verify_checkpoint(head, self._tail.log_id, rows)
             return head.index, rows
 
     # --- opening ---------------------------------------------------------------------------------
@@ -198,7 +201,8 @@ async def open_solo(
         sealer.check_key(store.meta.key_check, file)
         tail = Tail(store.meta.log_id, env.clock, keep=RECENT_BLOCKS)
         journal = SoloJournal(store, sealer, residency, tail)
-        await journal._take_up()
+        with found_in(file):
+            await journal._take_up()
         _log.info("store_opened", first=journal.first, tip=journal.tip)
         try:
             yield journal

@@ -21,8 +21,8 @@ import trio
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign, StoreLocked
 from relay.journal.portal import Portal
 from relay.journal.rows import (
-    APPLICATION_ID, BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, CHECKPOINT_SIZES, FORMAT, META, SIZES, BlockRow,
-    CheckpointHead, Meta, check_identity, within,
+    APPLICATION_ID, BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, CHECKPOINT_SIZES, DAMAGED, FORMAT, META, SIZES,
+    BlockRow, CheckpointHead, Meta, check_identity, within,
 )
 from relay.limits import READ_BATCH, WAL_BYTES
 
@@ -52,7 +52,7 @@ def translate(error: sqlite3.Error, file: Path) -> DiskFailed | StoreLocked | St
     if code in _LOCKED:
         return StoreLocked(f"{file}: another process holds this store", "Stop it first, or use another directory")
     if code in _DAMAGED:
-        return StoreDamaged(f"{file}: {error}", "Keep the directory, look at the disk, and restore nothing old over it")
+        return StoreDamaged(f"{file}: {error}", DAMAGED)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return DiskFailed(f"{file}: {error} ({name})", "Check the disk and its free space, then start the node again")
 
@@ -67,7 +67,7 @@ class Store:
         self.on_failure: Callable[[DiskFailed], None] = lambda error: None
         self._portal = portal
         self._connection = connection
-        self._file = file
+        self.file = file
         self._wal = WAL_BYTES  # unknown after opening: fold at the first occasion
 
     def check(self) -> None:
@@ -80,12 +80,12 @@ class Store:
         try:
             return await self._portal.run(function, *args)
         except sqlite3.Error as error:
-            ours = translate(error, self._file)
+            ours = translate(error, self.file)
             if isinstance(ours, DiskFailed):
                 self._fail(ours)
             raise ours from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            hung = DiskFailed(f"{self._file}: {error}", "Check the disk, then start the node again")
+            hung = DiskFailed(f"{self.file}: {error}", "Check the disk, then start the node again")
             self._fail(hung)
             raise hung from error
 
@@ -106,7 +106,7 @@ class Store:
         except (DiskFailed, trio.ClosedResourceError):
             raise
         except Exception as error:  # memory that ran out, say
-            failed = DiskFailed(f"{self._file}: a write failed ({type(error).__name__})", "Start the node again")
+            failed = DiskFailed(f"{self.file}: a write failed ({type(error).__name__})", "Start the node again")
             self._fail(failed)
             raise failed from error
 
@@ -277,7 +277,7 @@ async def _prepare(connection: aiosqlite.Connection, file: Path, fresh: Meta) ->
     rows = list(await connection.execute_fetchall(META))
     await connection.execute_fetchall("COMMIT")
     if not rows:
-        raise StoreDamaged(f"{file}: its meta row is missing")
+        raise StoreDamaged(f"{file}: its meta row is missing", DAMAGED)
     meta = Meta(*rows[0])
     if meta.federation != fresh.federation:
         raise StoreForeign(f"{file}: the store of another federation", "Check the root document and [paths] data")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -227,6 +229,14 @@ async def test_nothing_can_be_read_in_the_files(tmp_path: Path, solo) -> None:
 
 
 # --- damage --------------------------------------------------------------------------------------
+@contextmanager
+def damage(path: Path, match: str) -> Iterator[None]:
+    """Damage is found, and its error names the file once and says what to do."""
+    with pytest.raises(StoreDamaged, match=match) as caught:
+        yield
+    assert caught.value.text.count(str(path / STORE_FILE)) == 1 and "restore nothing old" in caught.value.remedy
+
+
 @pytest.mark.parametrize("column", ["sealed", "hash", "prev"])
 @pytest.mark.parametrize("index", [1, 3, 5])
 async def test_a_flipped_bit_is_found_at_the_start(tmp_path: Path, solo, column: str, index: int) -> None:
@@ -241,7 +251,7 @@ async def test_a_flipped_bit_is_found_at_the_start(tmp_path: Path, solo, column:
     else:
         flip(tmp_path, value)
     for opened in (solo(tmp_path), _stopped(tmp_path)):
-        with pytest.raises(StoreDamaged, match=f"block {index}"):
+        with damage(tmp_path, f"block {index}"):
             async with opened as store:
                 list(store.blocks())
 
@@ -252,11 +262,11 @@ async def test_damage_below_the_checkpoint_is_found_when_it_is_read(tmp_path: Pa
         await journal.save_checkpoint(8, [b"s"])
     change(tmp_path, "UPDATE block SET time = time + 1 WHERE idx = 3")
     async with solo(tmp_path) as journal:
-        with pytest.raises(StoreDamaged, match="block 3"):
+        with damage(tmp_path, "block 3"):
             await journal.read(3)
         assert (await journal.read(2)).index == 2
         follower = journal.follow(0)
-        with pytest.raises(StoreDamaged, match="block 3"):
+        with damage(tmp_path, "block 3"):
             for _ in range(10):
                 await anext(follower)
         await journal.append([b"the others are served on"])
@@ -267,7 +277,7 @@ async def test_a_missing_block_is_found(tmp_path: Path, solo, index: int) -> Non
     await fill(solo, tmp_path)
     change(tmp_path, "DELETE FROM block WHERE idx = ?", index)
     for opened in (solo(tmp_path), _stopped(tmp_path)):
-        with pytest.raises(StoreDamaged, match=f"block {index} is missing"):
+        with damage(tmp_path, f"block {index} is missing"):
             async with opened as store:
                 list(store.blocks())
 
@@ -277,7 +287,7 @@ async def test_a_lost_end_below_the_checkpoint_is_found(tmp_path: Path, solo) ->
     async with solo(tmp_path) as journal:
         await journal.save_checkpoint(4, [b"s"])
     change(tmp_path, "DELETE FROM block WHERE idx > 3")
-    with pytest.raises(StoreDamaged, match="the checkpoint is after block 4"):
+    with damage(tmp_path, "the checkpoint is after block 4"):
         await fill(solo, tmp_path)
 
 
@@ -287,6 +297,7 @@ async def test_a_lost_end_below_the_checkpoint_is_found(tmp_path: Path, solo) ->
         "DELETE FROM checkpoint_row WHERE ordinal = 1",
         "DELETE FROM checkpoint_row WHERE ordinal = 2",
         "UPDATE checkpoint_row SET sealed = (SELECT sealed FROM checkpoint_row WHERE ordinal = 0)",
+        "UPDATE checkpoint_row SET sealed = x'00'",
         "UPDATE checkpoint SET idx = 2",
         "UPDATE checkpoint SET checksum = zeroblob(32)",
         "UPDATE checkpoint SET count = 2",
@@ -298,16 +309,26 @@ async def test_a_changed_checkpoint_is_found(tmp_path: Path, solo, statement: st
         await journal.save_checkpoint(3, [b"1", b"2", b"3"])
     change(tmp_path, statement)
     async with solo(tmp_path) as journal:
-        with pytest.raises(StoreDamaged, match="checkpoint"):
+        with damage(tmp_path, "checkpoint"):
             await journal.load_checkpoint()
-    with open_stopped(tmp_path, RING) as store, pytest.raises(StoreDamaged, match="checkpoint"):
+    with open_stopped(tmp_path, RING) as store, damage(tmp_path, "checkpoint"):
         store.checkpoint()
+
+
+async def test_a_row_of_a_key_that_has_gone_names_the_file(tmp_path: Path, solo) -> None:
+    await fill(solo, tmp_path)
+    async with solo(tmp_path, ring=StorageRing([NEW, OLD])) as journal:
+        await journal.save_checkpoint(3, [b"1"])
+    async with solo(tmp_path) as journal:
+        with pytest.raises(StoreForeign) as caught:
+            await journal.load_checkpoint()
+    assert str(tmp_path / STORE_FILE) in caught.value.text and "Put that key's line back" in caught.value.remedy
 
 
 async def test_garbage_is_damage_not_a_traceback(tmp_path: Path, solo) -> None:
     (tmp_path / STORE_FILE).write_bytes(b"not a database " * 1_000)
     for opened in (solo(tmp_path), _stopped(tmp_path)):
-        with pytest.raises(StoreDamaged, match="not a database"):
+        with damage(tmp_path, "not a database"):
             async with opened:
                 pass
 
