@@ -26,14 +26,14 @@ from relay.core.mailroom import Mailroom
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.trust import HomeRecord
 from relay.delivery import Delivery
-from relay.errors import PosthouseError, StoreDamaged, StoreError
+from relay.errors import OperatorError, PosthouseError, StoreDamaged, StoreError
 from relay.gateway.api import Identity
 from relay.gateway.connection import Bounds
 from relay.gateway.server import Entrance, Gateway
 from relay.intake import Intake
 from relay.journal.guard import ResidencyGuard
 from relay.journal.portal import Portal, open_portal
-from relay.journal.rows import STORE_FILE
+from relay.journal.rows import STORE_FILE, found_in
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
 from relay.observe.admin import serve_admin
@@ -113,8 +113,8 @@ class Node:
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         """Start all parts, and end them in the order in which nothing acknowledged needs them any more."""
         listen = self._config.listen
-        admin = await self._listen(listen.admin)
-        links = await self._listen(listen.links)
+        admin = await self._listen("admin", listen.admin)
+        links = await self._listen("links", listen.links)
         entrances = await self._entrances()
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_admin, admin, self._metrics, lambda: self._why_not_ready)
@@ -134,17 +134,23 @@ class Node:
             self._why_not_ready = "stopping"
             nursery.cancel_scope.cancel()
 
-    async def _listen(self, address: Address) -> list[trio.abc.Listener[trio.abc.Stream]]:
-        return list(await self._env.listen(address.host, address.port))
+    async def _listen(self, key: str, where: Address | Path) -> list[trio.abc.Listener[trio.abc.Stream]]:
+        """Listeners where [listen] `key` says. Raises OperatorError, which names the key."""
+        try:
+            if isinstance(where, Path):
+                return list(await self._env.listen_unix(where))
+            return list(await self._env.listen(where.host, where.port))
+        except OperatorError as error:
+            raise OperatorError(f"listen.{key}: {error.text}", error.remedy) from error
 
     async def _entrances(self) -> list[Entrance]:
         listen = self._config.listen
         entrances: list[Entrance] = []
         if listen.clients is not None:
             context = self._credentials.clients_server if listen.tls else None
-            entrances += [Entrance(one, context) for one in await self._listen(listen.clients)]
+            entrances += [Entrance(one, context) for one in await self._listen("clients", listen.clients)]
         if listen.unix is not None:
-            entrances += [Entrance(one) for one in await self._env.listen_unix(listen.unix)]
+            entrances += [Entrance(one) for one in await self._listen("unix", listen.unix)]
         return entrances
 
     async def _catch_up(self) -> None:
@@ -205,7 +211,8 @@ async def open_node(config: NodeConfig, env: Env, portal: Portal) -> AsyncIterat
         paths.data, env=env, ring=ring, residency=guard, cell=own.cell, federation=federation_id(root), portal=portal
     ) as journal:
         metrics = Metrics()
-        room = await load_mailroom(journal, own.cell)
+        with found_in(paths.data / STORE_FILE):
+            room = await load_mailroom(journal, own.cell)
         delivery = Delivery(journal, room, metrics, env.clock)
         links = Links(env, root, credentials.peer, credentials, metrics)
         async with open_seen(paths.data / DIRECTORY_FILE, portal, env.random_bytes(32)) as seen:

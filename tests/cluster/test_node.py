@@ -6,18 +6,24 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog.testing
 import trio
+from msgspec import structs
 
 from cluster import node
 from cluster.config import load_config
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
 from relay.core import wire
+from relay.core.mailroom.state import FOLD_VERSION
+from relay.core.records import FoldVersion, encode_record
+from relay.errors import OperatorError, StoreDamaged
 from relay.journal.portal import open_portal
 from tests.e2e.raw import Person, open_raw
 
@@ -49,6 +55,39 @@ async def test_a_second_signal_ends_the_draining_and_the_checkpoint_is_saved(tmp
         saved = await _checkpoint(layout)
     assert saved > 0
     assert any(entry["event"] == "stopped" for entry in logs)
+
+
+@pytest.mark.parametrize("key", ["clients", "links", "admin", "unix"])
+async def test_a_listener_that_cannot_be_names_its_key(tmp_path: Path, monkeypatch: Any, key: str) -> None:
+    async with opened(tmp_path) as (one, _):
+        listen = one._config.listen
+        taken: Any = tmp_path / "clients.sock" if key == "unix" else getattr(listen, key)
+        monkeypatch.setattr(one, "_config", replace(one._config, listen=structs.replace(listen, **{key: taken})))
+        if key == "unix":
+            taken.write_text("no socket")
+        async with trio.open_nursery() as nursery:
+            if key != "unix":
+                await nursery.start(partial(trio.serve_tcp, trio.aclose_forcefully, taken.port, host=taken.host))
+            with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(5):
+                await one.run()
+            nursery.cancel_scope.cancel()
+        (error,) = _leaves(caught.value)
+        assert isinstance(error, OperatorError) and error.text.startswith(f"listen.{key}: ") and error.remedy
+        assert str(taken) in error.text
+
+
+async def test_a_checkpoint_that_means_nothing_names_its_file(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (one, layout):
+        await one._journal.append([encode_record(FoldVersion(FOLD_VERSION))])
+        await one._journal.save_checkpoint(1, [b"sealed well, and no mailroom"])
+    with pytest.raises(StoreDamaged, match=r"log\.sqlite: the checkpoint cannot be read.*restore nothing old"):
+        await _checkpoint(layout)
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in _leaves(one)]
+    return [error]
 
 
 async def _checkpoint(layout: Layout) -> int:
