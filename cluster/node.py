@@ -31,9 +31,10 @@ from relay.gateway.api import Identity
 from relay.gateway.connection import Bounds
 from relay.gateway.server import Entrance, Gateway
 from relay.intake import Intake
+from relay.journal.database import found_in
 from relay.journal.guard import ResidencyGuard
 from relay.journal.portal import Portal, open_portal
-from relay.journal.rows import STORE_FILE, found_in
+from relay.journal.rows import STORE_FILE
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
 from relay.observe.admin import serve_admin

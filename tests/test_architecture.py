@@ -32,8 +32,8 @@ PURE_INSIDE = {
 ONLY_IN = {
     "trio_websocket": ("relay/ws.py",),
     "asyncio": ("relay/journal/portal.py",),
-    "aiosqlite": ("relay/journal/", "cluster/directory/seen.py"),
-    "sqlite3": ("relay/journal/", "relay/client/", "cluster/directory/seen.py"),
+    "aiosqlite": ("relay/journal/",),
+    "sqlite3": ("relay/journal/", "relay/client/"),
 }
 ENTRY_POINTS = {"cluster.cli"}  # the console script; whatever can be run as `python -m …` is one too
 NOT_WIRED = {"relay.journal.memory": "the journal that tests compose"}

@@ -10,12 +10,12 @@ from typing import Any
 
 from relay.core.block import Block
 from relay.errors import OperatorError, StoreDamaged
+from relay.journal.database import DAMAGED, found_in, translate
 from relay.journal.rows import (
-    BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, DAMAGED, META, STORE_FILE, BlockRow, CheckpointHead, Meta, Sealer,
-    check_identity, check_link, check_rows, found_in, verify_checkpoint,
+    BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, KIND, META, STORE_FILE, BlockRow, CheckpointHead, Meta, Sealer, check_link,
+    check_rows, verify_checkpoint,
 )
 from relay.journal.seal import StorageRing
-from relay.journal.store import translate
 
 
 class StoppedStore:
@@ -83,7 +83,7 @@ def open_stopped(path: Path, ring: StorageRing) -> Iterator[StoppedStore]:
     try:
         (application_id,) = _rows(connection, "PRAGMA application_id", file)[0]
         (version,) = _rows(connection, "PRAGMA user_version", file)[0]
-        check_identity(application_id, version, file)
+        KIND.check(application_id, version, file)
         _rows(connection, "BEGIN", file)  # one view, and a shared lock that keeps a node out
         metas = _rows(connection, META, file)
         if not metas:

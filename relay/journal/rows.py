@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from relay.core.block import Block, check_follows
 from relay.core.codec import digest, pack
-from relay.errors import StoreDamaged, StoreForeign
+from relay.errors import StoreDamaged
+from relay.journal.database import DAMAGED, Kind
 from relay.journal.seal import StorageRing, context
 
 STORE_FILE = "log.sqlite"  # in the store's directory
-APPLICATION_ID = 0x506F7374  # "Post", in the header of the database file
-FORMAT = 2  # of the tables and of what is in them
+KIND = Kind("store", 0x506F7374, 2)  # "Post"
 
 META = "SELECT federation, cell, log_id, key_check, first, prev, time FROM meta"
 SIZES = "SELECT idx, length(sealed) FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT 256"
@@ -24,19 +23,7 @@ _CHECKPOINT_ROW = "FROM checkpoint_row WHERE generation = ? AND ordinal"
 CHECKPOINT_SIZES = f"SELECT ordinal, length(sealed) {_CHECKPOINT_ROW} >= ? ORDER BY ordinal LIMIT 256"
 CHECKPOINT_ROWS = f"SELECT sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY ordinal"
 
-DAMAGED = "Keep the directory, look at the disk, and restore nothing old over it"  # what to do about StoreDamaged
 _KEY_CHECK = b"posthouse storage key"
-
-
-@contextmanager
-def found_in(file: Path) -> Iterator[None]:
-    """Whatever is wrong with what `file` keeps: the error that comes out names the file, and says what to do."""
-    try:
-        yield
-    except (StoreDamaged, StoreForeign) as error:
-        if str(file) in error.text:
-            raise
-        raise type(error)(f"{file}: {error.text}", error.remedy or DAMAGED) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +150,3 @@ def check_rows(rows: Sequence[BlockRow], first: int) -> None:
             raise StoreDamaged(f"block {expected} is missing")
     if not rows:
         raise StoreDamaged(f"block {first} is missing")
-
-
-def check_identity(application_id: int, version: int, file: Path) -> None:
-    """Raises StoreForeign for a database that is not a store, or one of a newer format."""
-    if application_id != APPLICATION_ID:
-        raise StoreForeign(f"{file}: a database, but not a Posthouse store", "Check [paths] data")
-    if version != FORMAT:
-        raise StoreForeign(
-            f"{file}: format {version}; this release reads format {FORMAT}", "Run the release that wrote it"
-        )

@@ -1,4 +1,4 @@
--- A log's store, format 1. One connection, WAL, synchronous=FULL, locking_mode=EXCLUSIVE (DESIGN.md, rule 9).
+-- A log's store, format 2. One connection, WAL, synchronous=FULL, locking_mode=EXCLUSIVE (DESIGN.md, rule 9).
 -- `sealed` columns are sealed values (relay/journal/seal.py); hashes are over the plaintext.
 
 CREATE TABLE meta (

@@ -15,10 +15,10 @@ import trio
 
 from relay.core.block import GENESIS, Block
 from relay.errors import StoreDamaged
+from relay.journal.database import found_in
 from relay.journal.portal import Portal
 from relay.journal.rows import (
-    STORE_FILE, CheckpointHead, Meta, Sealer, check_link, check_rows, checkpoint_checksum, found_in,
-    verify_checkpoint,
+    STORE_FILE, CheckpointHead, Meta, Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint,
 )
 from relay.journal.seal import StorageRing
 from relay.journal.store import Store, open_store
@@ -40,7 +40,7 @@ class SoloJournal:
         self._head: CheckpointHead | None = None
         self._writing = trio.Lock()  # one transaction at a time; the store has one connection
         self._checkpointing = trio.Lock()
-        store.on_failure = tail.end
+        store.db.on_failure = tail.end
 
     @property
     def log_id(self) -> bytes:
@@ -59,17 +59,17 @@ class SoloJournal:
 
     async def append(self, records: Sequence[bytes]) -> None:
         async with self._writing:
-            self._store.check()
+            self._store.db.check()
             block = self._tail.next_block(records)
             facts = self._residency.check(records)
             sealed = [(key, self._sealer.fact(key, value)) for key, value in facts]
             await self._store.add_block(self._sealer.block_row(block), sealed)
             self._residency.learn(facts)
             self._tail.commit(block)
-            await self._store.fold_wal()
+            await self._store.db.fold_wal()
 
     def follow(self, after: int) -> AsyncIterator[Block]:
-        self._store.check()
+        self._store.db.check()
         return Follower(self._tail, self._load, after)
 
     async def _load(self, index: int, last: int | None = None) -> list[Block]:
@@ -80,7 +80,7 @@ class SoloJournal:
                 if index < self._tail.first:
                     self._tail.check_kept(index)
         blocks: list[Block] = []
-        with found_in(self._store.file):
+        with found_in(self._store.db.file):
             check_rows(rows, index)
             for row in rows:
                 block = self._sealer.block(row)
@@ -92,24 +92,24 @@ class SoloJournal:
 
     async def read(self, index: int) -> Block:
         await trio.lowlevel.checkpoint()
-        self._store.check()
+        self._store.db.check()
         self._tail.check_kept(index)
         recent = self._tail.recent(index)
         return recent or (await self._load(index, index))[0]
 
     async def release(self, below: int) -> None:
         await trio.lowlevel.checkpoint()
-        self._store.check()
+        self._store.db.check()
         check_release(below, self._head.index if self._head else 0)
         while self._tail.first < below:
             async with self._writing:
                 if self._tail.first < below:
                     self._tail.released(await self._store.release(self._tail.first, below))
-                await self._store.fold_wal()
+                await self._store.db.fold_wal()
 
     async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
         async with self._checkpointing:
-            self._store.check()
+            self._store.db.check()
             check_checkpoint(index, rows, self._head.index if self._head else 0, self._tail.tip)
             generation = self._head.generation if self._head else 0
             async with self._writing:
@@ -120,7 +120,7 @@ class SoloJournal:
             async with self._writing:
                 await self._store.finish_checkpoint(head)
                 self._head = head
-                await self._store.fold_wal()
+                await self._store.db.fold_wal()
 
     async def _write_rows(self, generation: int, index: int, rows: Sequence[bytes]) -> None:
         """Some rows a transaction, so that appends get in between."""
@@ -134,17 +134,17 @@ class SoloJournal:
                 size += len(row)
             async with self._writing:
                 await self._store.add_checkpoint_rows(generation, start, batch)
-                await self._store.fold_wal()
+                await self._store.db.fold_wal()
             start += len(batch)
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
         async with self._checkpointing:
-            self._store.check()
+            self._store.db.check()
             head = self._head
             if head is None:
                 return None
             rows: list[bytes] = []
-            with found_in(self._store.file):
+            with found_in(self._store.db.file):
                 while batch := await self._store.checkpoint_rows(head.generation, len(rows)):
                     at = len(rows)
                     rows += [self._sealer.open_checkpoint_row(head.index, at + n, row) for n, row in enumerate(batch)]
@@ -209,4 +209,4 @@ async def open_solo(
         finally:
             tail.end(trio.ClosedResourceError("the journal is closed"))
     finally:
-        await store.close()
+        await store.db.close()

@@ -12,7 +12,7 @@ import trio.testing
 from nacl.signing import SigningKey
 
 from cluster.core.linkwire import Done, LookUp, Records
-from cluster.directory.seen import open_seen
+from cluster.directory.seen import Sighting, open_seen
 from relay.core.wire import Code
 from relay.errors import (
     BadSignature, BrokenChain, DiskFailed, NotValidNow, Refused, Rollback, StoreForeign, StoreLocked, TrustError,
@@ -340,3 +340,12 @@ async def test_a_disk_that_hangs_hides_no_reason_when_the_file_is_closed(tmp_pat
             with pytest.raises(trio.BrokenResourceError):
                 await portal.run(asyncio.sleep, 3600)
             raise DiskFailed("the first")
+
+
+async def test_the_write_ahead_log_is_folded(world: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("relay.journal.database.WAL_BYTES", 64 * 1024)
+    file = tmp_path / "seen"
+    async with open_portal() as portal, open_seen(file, portal, bytes(32)) as seen:
+        for number in range(100):
+            await seen.raise_to(number.to_bytes(32, "big"), Sighting(1, bytes(32)))
+        assert file.with_name("seen-wal").stat().st_size < 128 * 1024
