@@ -124,7 +124,7 @@ class ResidencyGuard:
         if isinstance(record, Carry):
             raise ResidencyError("a carry within a carry")
         if isinstance(record, HandIn) and record.what == HANDIN_ENVELOPE:
-            self._check_address(read_header(record.item), known)  # members may have left since it came
+            self._check_here_once(self._check_alone(record, known), known)
         else:
             self._check(encoded, known)
 
@@ -155,29 +155,36 @@ class ResidencyGuard:
     def _check_submit(self, record: Submit, known: _Known) -> None:
         self._check_device(record.device, known)
         self._check_cell(record.dest)
-        if record.dest == self._cell:
-            self._check_address(read_header(record.envelope), known)
+        if record.dest == self._cell:  # one for a group may rest here whoever the others are: this is its sender's cell
+            self._check_mailbox(read_header(record.envelope), known)
 
-    def _check_address(self, header: Header, known: _Known) -> None:
-        """An envelope that is to rest here for its recipients."""
+    def _check_mailbox(self, header: Header, known: _Known) -> None:
         if header.kind == To.MAILBOX and header.to not in known.users:
             raise ResidencyError(f"an envelope for user {header.to[:4].hex()}, who is not at home in {self._cell}")
-        group = known.groups.get(header.to) if header.kind == To.ROSTER else None
-        if group is not None and not group.ever:
-            raise ResidencyError(f"an envelope for group {header.to[:4].hex()}, which has no members in {self._cell}")
+
+    def _check_alone(self, record: HandIn, known: _Known) -> Header:
+        """An envelope from another cell, and nothing beside it. Returns its header."""
+        if record.part:
+            raise ResidencyError("an envelope that was handed over with more bytes than its own")
+        header = read_header(record.item)
+        self._check_mailbox(header, known)
+        return header
 
     def _check_handed(self, header: Header, known: _Known) -> None:
-        """An envelope from another cell: somebody here must be known to be meant, not only may be (rule 3)."""
-        self._check_address(header, known)
-        if header.kind != To.ROSTER:
-            return
+        """A group's envelope from another cell: somebody here must be known to be meant, not only may be (rule 3)."""
         group = known.groups.get(header.to)
-        if group is None or not group.here or header.to_version > group.version:
+        if header.kind == To.ROSTER and (group is None or not group.here or header.to_version > group.version):
             raise ResidencyError(f"an envelope for group {header.to[:4].hex()}, of which nobody is known to be here")
+
+    def _check_here_once(self, header: Header, known: _Known) -> None:
+        """The same when it is carried: the members may have left since it came."""
+        group = known.groups.get(header.to)
+        if header.kind == To.ROSTER and (group is None or not group.ever):
+            raise ResidencyError(f"an envelope for group {header.to[:4].hex()}, which has no members in {self._cell}")
 
     def _check_hand_in(self, record: HandIn, known: _Known) -> None:
         if record.what == HANDIN_ENVELOPE:
-            self._check_handed(read_header(record.item), known)
+            self._check_handed(self._check_alone(record, known), known)
         elif record.what == HANDIN_ROSTER:
             self._check_roster_version(self._verify_roster(record.item), record.part, known)
         elif record.what == HANDIN_NOBODY and not record.part:
