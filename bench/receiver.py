@@ -16,21 +16,20 @@ from array import array
 from collections import Counter
 
 from bench.accounts import Latencies, Ledger
-from bench.device import Device, Net, make_hub
+from bench.device import Device, Net
 from bench.envelopes import make_envelope, read_envelope
 from bench.frames import FrameReader
-from bench.pipes import Cost, Failed, Go, Plan, Progress, Ready, Receive, Received, Stop, ToWorker
-from bench.scenario import NS, Schedule
+from bench.pipes import Cost, Go, Plan, Progress, Receive, Received, Stop, ToWorker
+from bench.process import Process
+from bench.scenario import Schedule
 from bench.session import Enrolled
-from bench.sockets import Control, Hub
 from relay.core import wire
 from relay.core.frames import server_frame
-from relay.errors import PosthouseError, ProtocolError
+from relay.errors import ProtocolError
 
 _DELIVER = b"\x93\x43"  # msgpack: an array of three that begins with Deliver's tag, 67
 _EMPTY = b"\x92\x44"  # an array of two that begins with Empty's tag, 68
 _KNOWN = 4096  # messages that are kept decoded; recipients are never further apart unless they catch up
-_PROGRESS_NS = NS // 4
 _SAMPLES = 100  # messages that `parse_us` measures with
 
 
@@ -146,49 +145,36 @@ def parse_us(net: Net, enrolled: Enrolled, plan: Plan) -> float:
 
 
 class Receiver:
-    """The process: obeys the bench, reports four times a second."""
+    """What the process does: obeys the bench."""
 
     def __init__(self) -> None:
-        self._hub: Hub = make_hub(1 << 16)
-        self._control = Control(self._hub, self._obey)
+        self.process = Process(1 << 16, self._obey)
         self._net: Net | None = None
         self._tally: Tally | None = None
         self._order: Receive | None = None
         self._recipients: list[Recipient] = []
-        self._ready = False
-
-    def run(self) -> None:
-        """Until told to stop, or the bench is gone."""
-        try:
-            self._hub.run()
-        except PosthouseError as error:
-            self._control.say(Failed(error.text, error.remedy))
-            sys.exit(1)
 
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Receive):
             self._order = order
-            self._net = Net(self._hub, order.plan.endpoint, order.plan.seed)
+            self._net = Net(self.process.hub, order.plan.endpoint, order.plan.seed)
             self._tally = Tally(order.plan)
             self._recipients = [Recipient(self._net, enrolled, self._tally) for enrolled in order.devices]
             for recipient in self._recipients:
                 self._net.add(recipient.device)
-            self._report()
+            self.process.report(self._caught_up, self._progress)
         elif isinstance(order, Go):
             gc.collect()
             gc.freeze()  # what the collector need not look at again while the clock runs
         elif isinstance(order, Stop):
-            self._control.say(self._result())
-            self._hub.stop()
+            self.process.end(self._result())
 
-    def _report(self) -> None:
+    def _caught_up(self) -> bool:
+        return all(recipient.caught_up for recipient in self._recipients)
+
+    def _progress(self) -> Progress:
         assert self._net is not None and self._tally is not None
-        now = time.monotonic_ns()
-        if not self._ready and all(recipient.caught_up for recipient in self._recipients):
-            self._ready = True
-            self._control.say(Ready())
-        self._control.say(Progress(self._tally.deliveries, self._net.live))
-        self._hub.at(now + _PROGRESS_NS, self._report)
+        return Progress(self._tally.deliveries, self._net.live)
 
     def _result(self) -> Received:
         assert self._net is not None and self._tally is not None and self._order is not None
@@ -216,4 +202,4 @@ class Receiver:
 
 
 if __name__ == "__main__":
-    Receiver().run()
+    Receiver().process.run()

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import gc
 import resource
-import sys
 import time
 
 from bench.accounts import Latencies
-from bench.device import Device, Net, make_hub
+from bench.device import Device, Net
 from bench.envelopes import make_envelope
-from bench.pipes import Cost, Failed, Go, Progress, Ready, Send, Sent, Stop, ToWorker
-from bench.scenario import NS, Schedule
-from bench.sockets import Control
+from bench.pipes import Cost, Go, Progress, Send, Sent, Stop, ToWorker
+from bench.process import Process
+from bench.scenario import Schedule
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.envelope import envelope_id
-from relay.errors import PeerError, PosthouseError
+from relay.errors import PeerError
 from relay.limits import KIB, MAX_BATCH
 
-_PROGRESS_NS = NS // 4
 _SUBMIT_BYTES = 512 * KIB  # bytes of envelopes in one SUBMIT, below MAX_FRAME
 
 
@@ -151,41 +149,22 @@ def _code_name(code: int) -> str:
     return wire.Code(code).name if code in set(wire.Code) else str(code)
 
 
-class Process:
-    """Obeys the bench, reports four times a second."""
+class Worker:
+    """What the process does: obeys the bench."""
 
     def __init__(self) -> None:
-        self._hub = make_hub(1)
-        self._control = Control(self._hub, self._obey)
+        self.process = Process(1, self._obey)
         self._sender: Sender | None = None
-        self._ready = False
-
-    def run(self) -> None:
-        """Until told to stop, or the bench is gone."""
-        try:
-            self._hub.run()
-        except PosthouseError as error:
-            self._control.say(Failed(error.text, error.remedy))
-            sys.exit(1)
 
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Send):
-            self._sender = Sender(order, Net(self._hub, order.plan.endpoint, order.plan.seed))
-            self._report()
+            self._sender = sender = Sender(order, Net(self.process.hub, order.plan.endpoint, order.plan.seed))
+            self.process.report(lambda: sender.published, sender.progress)
         elif isinstance(order, Go) and self._sender is not None:
             self._sender.go(order.start_ns)
         elif isinstance(order, Stop) and self._sender is not None:
-            self._control.say(self._sender.result())
-            self._hub.stop()
-
-    def _report(self) -> None:
-        assert self._sender is not None
-        if self._sender.published and not self._ready:
-            self._ready = True
-            self._control.say(Ready())
-        self._control.say(self._sender.progress())
-        self._hub.at(time.monotonic_ns() + _PROGRESS_NS, self._report)
+            self.process.end(self._sender.result())
 
 
 if __name__ == "__main__":
-    Process().run()
+    Worker().process.run()
