@@ -24,7 +24,5 @@ def handed(turn: Turn, record: records.Handed) -> None:
         code, newest = (answer.code, answer.newest) if answer else (int(Code.EXPIRED), 0)
         if item.group and parking.take(turn, record.dest, item, code):
             continue
-        outbox.bytes -= item.size
-        turn.state.drop(item.source)
-        outboxes.answered(turn, item.id, code, newest, record.dest)
+        outboxes.end(turn, outbox, item, code, newest, record.dest)
     outbox.done = record.upto

@@ -78,9 +78,10 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for key, roster in sorted(state.rosters.items())
         for w in roster.waiting
     )
+    yield "pending", ([key, p.device, p.remaining, p.newest, p.refused] for key, p in sorted(state.pending.items()))
     yield "outboxes", ([cell, box.done, box.last] for cell, box in sorted(state.outboxes.items()))
     yield "outbound", (
-        [cell, number, item.what, item.source.key if item.source else 0, item.id, item.expires, item.group]
+        [cell, number, item.what, item.source.key if item.source else 0, item.id, item.expires, item.group, item.waits]
         for cell, box in sorted(state.outboxes.items())
         for number, item in sorted(box.items.items())
     )
@@ -90,7 +91,6 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for (cell, log), origin in state.origins.items()
         for number, outcome in sorted(origin.outcomes.items())
     )
-    yield "pending", ([key, p.device, p.remaining, p.newest, p.refused] for key, p in sorted(state.pending.items()))
     yield "parked", (
         [cell, group, parked.due, parked.tries]
         for cell, box in sorted(state.outboxes.items())
@@ -100,7 +100,7 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         [cell, group, item.what, key, item.id, item.expires]
         for cell, box in sorted(state.outboxes.items())
         for group, parked in sorted(box.parked.items())
-        for key, item in parked.items.items()
+        for key, item in sorted(parked.items.items())
     )
     yield "outcomes", (
         [minute, r.id, r.code, r.position, r.newest, r.cell]
@@ -189,15 +189,20 @@ class _Loader:
         box = self.state.outboxes[cell]
         item = box.items[number] = OutItem(what, self._hold(key) if key else None, *rest)
         box.bytes += item.size
+        self._wait(item)
+
+    def _wait(self, item: OutItem) -> None:
+        if item.waits and item.source:
+            self.state.waits(item.source, self.state.pending[item.id].device, 1)
 
     def parked(self, cell: str, group: bytes, due: int, tries: int) -> None:
         self.state.outboxes[cell].parked[group] = Parked(due, tries)
 
     def parked_item(self, cell: str, group: bytes, what: int, key: int, own: bytes, expires: int) -> None:
-        box, source = self.state.outboxes[cell], self._hold(key)
-        box.parked[group].items[key] = OutItem(what, source, own, expires, group)
-        box.bytes += source.size
-        self.state.waits(source, self.state.pending[own].device, 1)
+        box = self.state.outboxes[cell]
+        item = box.parked[group].items[key] = OutItem(what, self._hold(key), own, expires, group, True)
+        box.bytes += item.size
+        self._wait(item)
 
     def origin(self, cell: str, log: bytes, vector: int, confirmed: int) -> None:
         self.state.origins[cell, log] = Origin(vector, confirmed)

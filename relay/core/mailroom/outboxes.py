@@ -51,11 +51,18 @@ def expire(turn: Turn, cell: str, number: int) -> bool:
     item = outbox.items.get(number) if outbox else None
     if outbox is None or item is None or item.what == records.HANDIN_VOID:
         return False
-    outbox.bytes -= item.size
-    turn.state.drop(item.source)
     outbox.items[number] = OutItem(records.HANDIN_VOID, None, item.id, 0)
-    answered(turn, item.id, Code.EXPIRED, 0, turn.state.cell)
+    end(turn, outbox, item, Code.EXPIRED, 0, turn.state.cell)
     return True
+
+
+def end(turn: Turn, outbox: Outbox, item: OutItem, code: int, newest: int, cell: str) -> None:
+    """An item has run out, or its last answer is here: let go of it, and tell the sender."""
+    outbox.bytes -= item.size
+    if item.waits and item.source:
+        turn.state.waits(item.source, turn.state.pending[item.id].device, -1)
+    turn.state.drop(item.source)
+    answered(turn, item.id, code, newest, cell)
 
 
 def answered(turn: Turn, own: bytes, code: int, newest: int, cell: str) -> None:

@@ -26,6 +26,7 @@ def forward(turn: Turn, cell: str, group: bytes, source: Source, own: bytes, exp
         return
     outbox.bytes += source.size
     item = OutItem(records.HANDIN_ENVELOPE, turn.state.hold(source), own, expires, group)
+    _wait(turn, item, source)
     _park(turn, cell, outbox.parked[group], item, source)
 
 
@@ -38,13 +39,16 @@ def has_room(state: State, cells: Sequence[str], group: bytes, source: Source, d
 def take(turn: Turn, cell: str, item: OutItem, code: int) -> bool:
     """`cell` has answered for a group envelope. True where the item is parked; False where the answer is final (and
     then the version is there: what was parked goes out, in order)."""
-    outbox, source, pending = turn.state.outboxes[cell], item.source, turn.state.pending.get(item.id)
+    outbox, source = turn.state.outboxes[cell], item.source
     if code != Code.UNKNOWN_ROSTER:
         if code != Code.EXPIRED:
             _release(turn, cell, outbox, item.group)
         return False
-    if source is None or pending is None or not turn.state.may_wait(source, pending.device):
-        return False
+    assert source is not None
+    if not item.waits:
+        if not turn.state.may_wait(source, turn.state.pending[item.id].device):
+            return False
+        _wait(turn, item, source)
     if item.group not in outbox.parked:
         outbox.parked[item.group] = Parked(0)
         _plan(turn, cell, item.group, outbox.parked[item.group])
@@ -52,12 +56,14 @@ def take(turn: Turn, cell: str, item: OutItem, code: int) -> bool:
     return True
 
 
-def _park(turn: Turn, cell: str, parked: Parked, item: OutItem, source: Source) -> None:
-    behind = source.key > next(reversed(parked.items), -1)
-    parked.items[source.key] = item
-    if not behind:  # it was under way when others were parked
-        parked.items = dict(sorted(parked.items.items()))
+def _wait(turn: Turn, item: OutItem, source: Source) -> None:
+    """It counts as waiting to its end, also while it is tried: nothing else takes its room meanwhile."""
+    item.waits = True
     turn.state.waits(source, turn.state.pending[item.id].device, 1)
+
+
+def _park(turn: Turn, cell: str, parked: Parked, item: OutItem, source: Source) -> None:
+    parked.items[source.key] = item
     turn.expire_later(item.expires, EXPIRE_PARKED, address(item.group, cell), source.key)
 
 
@@ -69,15 +75,8 @@ def _plan(turn: Turn, cell: str, group: bytes, parked: Parked) -> None:
 def _release(turn: Turn, cell: str, outbox: Outbox, group: bytes) -> None:
     parked = outbox.parked.pop(group, None)
     if parked is not None:
-        for key in list(parked.items):
-            _to_outbox(turn, cell, parked, key)
-
-
-def _to_outbox(turn: Turn, cell: str, parked: Parked, key: int) -> None:
-    item = parked.items.pop(key)
-    assert item.source is not None
-    turn.state.waits(item.source, turn.state.pending[item.id].device, -1)
-    outboxes.number(turn, cell, item)
+        for _, item in sorted(parked.items.items()):
+            outboxes.number(turn, cell, item)
 
 
 def try_again(turn: Turn, where: bytes, due: int) -> bool:
@@ -90,7 +89,7 @@ def try_again(turn: Turn, where: bytes, due: int) -> bool:
     if not parked.items:
         del outbox.parked[group]  # what comes from here on goes out behind the one that is under way
         return True
-    _to_outbox(turn, cell, parked, next(iter(parked.items)))
+    outboxes.number(turn, cell, parked.items.pop(min(parked.items)))
     parked.tries += 1
     _plan(turn, cell, group, parked)
     return True
@@ -102,12 +101,9 @@ def expire(turn: Turn, where: bytes, key: int) -> bool:
     outbox = turn.state.outboxes.get(cell)
     parked = outbox.parked.get(group) if outbox else None
     item = parked.items.pop(key, None) if parked else None
-    if outbox is None or item is None or item.source is None:
+    if outbox is None or item is None:
         return False
-    turn.state.waits(item.source, turn.state.pending[item.id].device, -1)
-    outbox.bytes -= item.size
-    turn.state.drop(item.source)
-    outboxes.answered(turn, item.id, Code.EXPIRED, 0, turn.state.cell)
+    outboxes.end(turn, outbox, item, Code.EXPIRED, 0, turn.state.cell)
     return True
 
 

@@ -145,13 +145,15 @@ class RosterState:
 
 @dataclass(slots=True)
 class OutItem:
-    """A number of an outbox. `what` as in records.HandIn; a void one has no source. `group` of a roster envelope."""
+    """A number of an outbox. `what` as in records.HandIn; a void one has no source. `group` of a roster envelope.
+    `waits`: it is parked, or was before: it counts in State.waiting_bytes."""
 
     what: int
     source: Source | None
     id: bytes
     expires: int
     group: bytes = b""
+    waits: bool = False
 
     @property
     def size(self) -> int:
@@ -161,7 +163,7 @@ class OutItem:
 @dataclass(slots=True)
 class Parked:
     """Envelopes of one group that the other cell may not write yet: it does not have the roster version. By source key,
-    in the order in which they were sent. The oldest is handed over again at `due`."""
+    the order in which they were sent. The oldest is handed over again at `due`."""
 
     due: int
     tries: int = 0

@@ -158,11 +158,11 @@ def check_books(state):
         assert list(outbox.items) == list(range(outbox.done + 1, outbox.last + 1))
         parked = [item for group in outbox.parked.values() for item in group.items.values()]
         assert outbox.bytes == sum(item.size for item in [*outbox.items.values(), *parked])
-        for group in outbox.parked.values():
-            assert list(group.items) == sorted(group.items)
-        for item in parked:
-            refs[item.source.key] += 1
-            waiting[state.pending[item.id].device] += item.source.size + WAITING_OVERHEAD
+        refs.update(item.source.key for item in parked)
+        assert all(item.waits for item in parked)
+        for item in [*outbox.items.values(), *parked]:
+            if item.waits:
+                waiting[state.pending[item.id].device] += item.source.size + WAITING_OVERHEAD
     assert waiting == state.waiting_bytes
     assert refs == {key: source.refs for key, source in state.sources.items()}
     live = Counter(source.index for source in state.sources.values())

@@ -76,7 +76,7 @@ def test_an_envelope_under_way_keeps_its_place_before_what_was_parked_later(log,
     assert bound(log) == [one]
     answer(log, Code.UNKNOWN_ROSTER)
     parked = log.room.state.outboxes[ABROAD].parked[group.id]
-    assert [item.id for item in parked.items.values()] == [one, two, three]
+    assert [item.id for _, item in sorted(parked.items.items())] == [one, two, three]
 
 
 def test_tries_become_rare_and_go_on(log, group):
@@ -111,6 +111,25 @@ def test_one_sender_parks_a_bounded_amount(log, group, monkeypatch):
     sealed = log.seal(group.id, 1, roster=True, body=b"3")
     assert log.answers(log.submit("b1", sealed)) == [Code.OUTBOX_FULL]  # to be tried again later
     assert log.answers(log.submit("a1", sealed)) == [Code.ACCEPTED]
+
+
+def test_what_is_tried_keeps_its_place(log, group, monkeypatch):
+    """What came first is not refused because something else took its room while it was under way."""
+    one, two = send(log, group, b"1"), send(log, group, b"2")
+    monkeypatch.setattr("relay.core.mailroom.state.MAX_WAITING_EACH", 1_500)
+    answer(log, Code.STORED, Code.UNKNOWN_ROSTER, Code.UNKNOWN_ROSTER)
+    log.apply(records.Tick(), after_ms=PARKED_RETRY)
+    assert bound(log) == [one]
+    log.room = Mailroom.from_checkpoint(log.room.checkpoint())
+    assert log.answers(log.submit("b1", log.seal(group.id, 1, roster=True, body=b"3"))) == [Code.OUTBOX_FULL]
+    answer(log, Code.UNKNOWN_ROSTER)
+    assert told(log, one) == []
+    log.apply(records.Tick(), after_ms=2 * PARKED_RETRY)
+    answer(log, Code.STORED)
+    log.apply(records.Tick(), after_ms=86_400_000)  # the other one runs out under way
+    assert (told(log, one), told(log, two)) == ([Code.STORED], [Code.EXPIRED])
+    answer(log, Code.EXPIRED)
+    assert log.room.state.waiting_bytes == {} and log.room.state.outboxes[ABROAD].bytes == 0
 
 
 def test_what_is_parked_survives_a_checkpoint(log, group):
