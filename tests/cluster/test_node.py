@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,13 @@ from msgspec import structs
 
 from cluster import node
 from cluster.config import load_config
+from cluster.directory.seen import Seen, Sighting
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
 from relay.core import wire
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.records import FoldVersion, encode_record
-from relay.errors import OperatorError, StoreDamaged
+from relay.errors import DiskFailed, OperatorError, StoreDamaged
 from relay.journal.portal import open_portal
 from tests.e2e.raw import Person, open_raw
 
@@ -74,6 +76,51 @@ async def test_a_listener_that_cannot_be_names_its_key(tmp_path: Path, monkeypat
         (error,) = _leaves(caught.value)
         assert isinstance(error, OperatorError) and error.text.startswith(f"listen.{key}: ") and error.remedy
         assert str(taken) in error.text
+
+
+async def test_a_disk_that_fails_under_the_directory_ends_the_node(tmp_path: Path, monkeypatch: Any) -> None:
+    """Rule 7: what cannot be remembered of others' home records is not used, and the process ends."""
+    layout = make_federation(tmp_path / "f", ["norden"], RealEnv())
+    real, opened_one, ended = node.open_seen, list[Seen](), list[BaseException]()
+
+    @asynccontextmanager
+    async def open_seen(*args: Any) -> AsyncIterator[Seen]:
+        async with real(*args) as seen:
+            opened_one.append(seen)
+            yield seen
+
+    async def run() -> None:
+        try:
+            await node.run_node(load_config(layout.node("norden").config_path))
+        except DiskFailed as error:
+            ended.append(error)
+
+    async def fails(*_: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    monkeypatch.setattr(node, "open_seen", open_seen)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await _connectable(layout)
+            (seen,) = opened_one
+            monkeypatch.setattr(seen._db._connection, "execute_fetchall", fails)
+            with pytest.raises(DiskFailed):
+                await seen.raise_to(b"u" * 32, Sighting(1, b"m" * 32))
+    file = layout.node("norden").data_dir / node.DIRECTORY_FILE
+    assert str(file) in str(ended[0]) and "Check the disk" in str(ended[0])
+
+
+async def _connectable(layout: Layout) -> None:
+    """Wait until the node takes clients."""
+    address = layout.node("norden").clients_addr
+    while True:
+        with suppress(OSError):
+            async with await trio.open_tcp_stream(address.host, address.port):
+                return
+        await trio.sleep(0.02)
 
 
 async def test_a_checkpoint_that_means_nothing_names_its_file(tmp_path: Path) -> None:
