@@ -64,7 +64,7 @@ class Reception:
                 last = number - 1  # a part of the batch is a good answer, too: the rest may need what this part brings
                 break
             fresh.append(record)
-            learned |= record.what == records.HANDIN_ROSTER
+            learned |= record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY)
 
         def applied() -> bool:
             return key in origins and origins[key].vector >= last

@@ -120,6 +120,18 @@ async def test_an_owner_who_lists_a_cell_where_nobody_lives_gets_no_byte_onto_it
         assert all_of_it.told(all_of_it.sender)[-1] == Code.UNKNOWN_USER
 
 
+async def test_what_lists_nobody_is_learned_before_what_follows_it_in_the_batch(autojump_clock):
+    async with world() as all_of_it:
+        all_of_it.link.up = False
+        await all_of_it.publish(all_of_it.bob.id)
+        await all_of_it.send()
+        await trio.sleep(1)
+        all_of_it.link.up = True
+        await trio.sleep(1)
+        assert all_of_it.link.batches == [[2, 1], [1]]
+        assert all_of_it.told(all_of_it.sender) == [Code.UNKNOWN_USER]
+
+
 async def test_a_group_that_the_other_cell_never_heard_of_waits_here(autojump_clock):
     """Its roster goes another way and does not come: the sender's cell keeps the envelope, and gets it in later."""
     async with world() as all_of_it:
