@@ -1,9 +1,11 @@
-"""What every test shares: Hypothesis is deterministic where CI is set, and no test leaves its logging to the next."""
+"""What every test shares: Hypothesis is deterministic where CI is set, Ctrl-C works also in a job of the background, and
+no test leaves its logging to the next."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +16,10 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# A shell starts its background jobs with SIGINT ignored, and they hand that on to all their children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
