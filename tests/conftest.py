@@ -1,5 +1,5 @@
-"""What every test shares: Hypothesis is deterministic where CI is set, Ctrl-C works also in a job of the background, and
-no test leaves its logging to the next."""
+"""What every test shares: Hypothesis is deterministic where CI is set, Ctrl-C works in a job of the background, too,
+and no test leaves its logging to the next."""
 
 from __future__ import annotations
 
