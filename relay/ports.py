@@ -68,6 +68,11 @@ class Journal(Protocol):
     def tip(self) -> int:
         """Index of the newest committed block; 0 in a new log."""
 
+    @property
+    def leads(self) -> bool:
+        """Does this node speak for its cell: forward, tick, carry? Of a replicated cell at most about one does; that two
+        do for a while is harmless."""
+
     def time_ms(self) -> int:
         """The log's time, Unix ms: about what the next block is stamped with (rule 14). Never goes back."""
 
@@ -108,7 +113,8 @@ class Abroad(Protocol):
     """What reaches other cells at once, or not at all."""
 
     async def ephemeral(self, cell: str, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:
-        """Pass an ephemeral payload to the cell of `user`; it is dropped where the cell cannot be reached now."""
+        """Pass an ephemeral payload to the cell of `user`, or, if that is this one, to its other nodes; it is dropped
+        where they cannot be reached now."""
 
 
 class Residency(Protocol):
@@ -117,8 +123,11 @@ class Residency(Protocol):
     A fact (key of 32 bytes, value) is something it must still know when the records it was learned from are released;
     the journal keeps facts, sealed, in the transaction of the block that taught them."""
 
-    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
-        """The facts that the records teach; changes nothing. Later records may build on earlier ones of the batch.
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Sequence[tuple[bytes, bytes]]:
+        """The facts that the records teach; changes nothing. Later records may build on earlier ones of the batch, and
+        all of them on the facts `above`, oldest first: what blocks teach that are written and not committed yet.
 
         Raises ResidencyError, with the ordinal of the record, if one must not rest on this disk."""
 

@@ -32,6 +32,10 @@ class MemoryJournal:
     def tip(self) -> int:
         return self._tail.tip
 
+    @property
+    def leads(self) -> bool:
+        return True
+
     def time_ms(self) -> int:
         return self._tail.time_ms()
 

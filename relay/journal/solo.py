@@ -1,4 +1,4 @@
-"""The solo journal: a cell of one node, its log in one SQLite store.
+"""The solo journal: a cell of one node, its log in one store. There are no terms here: all are 0.
 
 An append is one row and one commit; who follows gets the block from memory at once. Start-up verifies every block after
 the checkpoint (the replay needs them anyway); older ones are verified when they are read.
@@ -15,24 +15,25 @@ import trio
 
 from relay.core.block import GENESIS, Block
 from relay.errors import StoreDamaged
+from relay.journal.api import CheckpointHead, LogStore, Meta, StoreEnv, Write
 from relay.journal.database import found_in
-from relay.journal.portal import Portal
-from relay.journal.rows import (
-    STORE_FILE, CheckpointHead, Meta, Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint,
-)
+from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint
 from relay.journal.seal import StorageRing
-from relay.journal.store import Store, open_store
 from relay.journal.tail import Follower, Tail, check_checkpoint, check_release
 from relay.limits import READ_BATCH, RECENT_BLOCKS
-from relay.ports import Env, Residency
+from relay.ports import Residency
 
 _log = structlog.get_logger("relay.journal")
+_BEHIND = (
+    "Look at the disk, and restore nothing old: an older copy lies here, or the disk lost what it had confirmed. Put"
+    " the newest log and its mark back; if they are lost for good, move the whole directory away to start an empty one"
+)
 
 
 class SoloJournal:
     """relay.ports.Journal over one store. Made by `open_solo`."""
 
-    def __init__(self, store: Store, sealer: Sealer, residency: Residency, tail: Tail) -> None:
+    def __init__(self, store: LogStore, sealer: Sealer, residency: Residency, tail: Tail) -> None:
         self._store = store
         self._sealer = sealer
         self._residency = residency
@@ -40,7 +41,7 @@ class SoloJournal:
         self._head: CheckpointHead | None = None
         self._writing = trio.Lock()  # one transaction at a time; the store has one connection
         self._checkpointing = trio.Lock()
-        store.db.on_failure = tail.end
+        store.on_failure = tail.end
 
     @property
     def log_id(self) -> bytes:
@@ -54,22 +55,26 @@ class SoloJournal:
     def tip(self) -> int:
         return self._tail.tip
 
+    @property
+    def leads(self) -> bool:
+        return True
+
     def time_ms(self) -> int:
         return self._tail.time_ms()
 
     async def append(self, records: Sequence[bytes]) -> None:
         async with self._writing:
-            self._store.db.check()
+            self._store.check()
             block = self._tail.next_block(records)
             facts = self._residency.check(records)
-            sealed = [(key, self._sealer.fact(key, value)) for key, value in facts]
-            await self._store.add_block(self._sealer.block_row(block), sealed)
+            sealed = [(key, block.index, self._sealer.fact(key, value)) for key, value in facts]
+            await self._store.write(Write([self._sealer.block_row(block, 0)], facts=sealed))
             self._residency.learn(facts)
             self._tail.commit(block)
-            await self._store.db.fold_wal()
+            await self._store.fold_wal()
 
     def follow(self, after: int) -> AsyncIterator[Block]:
-        self._store.db.check()
+        self._store.check()
         return Follower(self._tail, self._load, after)
 
     async def _load(self, index: int, last: int | None = None) -> list[Block]:
@@ -80,7 +85,7 @@ class SoloJournal:
                 if index < self._tail.first:
                     self._tail.check_kept(index)
         blocks: list[Block] = []
-        with found_in(self._store.db.file):
+        with found_in(self._store.file):
             check_rows(rows, index)
             for row in rows:
                 block = self._sealer.block(row)
@@ -92,24 +97,24 @@ class SoloJournal:
 
     async def read(self, index: int) -> Block:
         await trio.lowlevel.checkpoint()
-        self._store.db.check()
+        self._store.check()
         self._tail.check_kept(index)
         recent = self._tail.recent(index)
         return recent or (await self._load(index, index))[0]
 
     async def release(self, below: int) -> None:
         await trio.lowlevel.checkpoint()
-        self._store.db.check()
+        self._store.check()
         check_release(below, self._head.index if self._head else 0)
         while self._tail.first < below:
             async with self._writing:
                 if self._tail.first < below:
                     self._tail.released(await self._store.release(self._tail.first, below))
-                await self._store.db.fold_wal()
+                await self._store.fold_wal()
 
     async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
         async with self._checkpointing:
-            self._store.db.check()
+            self._store.check()
             check_checkpoint(index, rows, self._head.index if self._head else 0, self._tail.tip)
             generation = self._head.generation if self._head else 0
             async with self._writing:
@@ -120,7 +125,7 @@ class SoloJournal:
             async with self._writing:
                 await self._store.finish_checkpoint(head)
                 self._head = head
-                await self._store.db.fold_wal()
+                await self._store.fold_wal()
 
     async def _write_rows(self, generation: int, index: int, rows: Sequence[bytes]) -> None:
         """Some rows a transaction, so that appends get in between."""
@@ -134,17 +139,17 @@ class SoloJournal:
                 size += len(row)
             async with self._writing:
                 await self._store.add_checkpoint_rows(generation, start, batch)
-                await self._store.db.fold_wal()
+                await self._store.fold_wal()
             start += len(batch)
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
         async with self._checkpointing:
-            self._store.db.check()
+            self._store.check()
             head = self._head
             if head is None:
                 return None
             rows: list[bytes] = []
-            with found_in(self._store.db.file):
+            with found_in(self._store.file):
                 while batch := await self._store.checkpoint_rows(head.generation, len(rows)):
                     at = len(rows)
                     rows += [self._sealer.open_checkpoint_row(head.index, at + n, row) for n, row in enumerate(batch)]
@@ -154,6 +159,8 @@ class SoloJournal:
     # --- opening ---------------------------------------------------------------------------------
     async def _take_up(self) -> None:
         """Find both ends of the log, verify what follows the checkpoint, and give the residency check its facts."""
+        if self._store.behind is not None:
+            raise StoreDamaged(self._store.behind, _BEHIND)
         meta = self._store.meta
         self._head = await self._store.checkpoint()
         ends = await self._store.ends()
@@ -166,7 +173,7 @@ class SoloJournal:
         await self._verify(meta, max(meta.first, checkpoint), tip)
         key = b""
         while facts := await self._store.facts(key):
-            self._residency.learn([(key, self._sealer.open_fact(key, sealed)) for key, sealed in facts])
+            self._residency.learn([(key, self._sealer.open_fact(key, sealed)) for key, _, sealed in facts])
             key = facts[-1][0]
             await trio.lowlevel.checkpoint()
         self._tail.warn_if_ahead()
@@ -187,21 +194,20 @@ class SoloJournal:
 
 @asynccontextmanager
 async def open_solo(
-    path: Path, *, env: Env, ring: StorageRing, residency: Residency, cell: str, federation: bytes, portal: Portal
+    path: Path, *, env: StoreEnv, ring: StorageRing, residency: Residency, cell: str, federation: bytes
 ) -> AsyncIterator[SoloJournal]:
     """The journal of a cell of one, in the directory `path` (made if missing); a new log where there is none.
 
     Raises StoreLocked, StoreForeign, StoreDamaged, DiskFailed; OperatorError for a directory that cannot be used."""
-    file = env.data_dir(path) / STORE_FILE
-    log_id = env.random_bytes(16)
+    log_id, own = env.random_bytes(16), env.random_bytes(16)
     check = Sealer(ring, log_id, env.random_bytes).key_check()
-    store = await open_store(portal, file, Meta(federation, cell, log_id, check, 1, GENESIS, 0))
+    store = await env.open_store(path, Meta(federation, cell, log_id, own, check, 1, GENESIS, 0, 0, b""))
     try:
         sealer = Sealer(ring, store.meta.log_id, env.random_bytes)
-        sealer.check_key(store.meta.key_check, file)
+        sealer.check_key(store.meta.key_check, store.file)
         tail = Tail(store.meta.log_id, env.clock, keep=RECENT_BLOCKS)
         journal = SoloJournal(store, sealer, residency, tail)
-        with found_in(file):
+        with found_in(store.file):
             await journal._take_up()
         _log.info("store_opened", first=journal.first, tip=journal.tip)
         try:
@@ -209,4 +215,4 @@ async def open_solo(
         finally:
             tail.end(trio.ClosedResourceError("the journal is closed"))
     finally:
-        await store.db.close()
+        await store.close()

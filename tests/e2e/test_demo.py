@@ -64,7 +64,9 @@ async def _play(directory: Path, before: Sequence[Chapter], after: Sequence[Chap
 class AnythingGoes:
     """The disk writer's residency check, switched off."""
 
-    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Sequence[tuple[bytes, bytes]]:
         return ()
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
@@ -80,8 +82,8 @@ async def _plant_foreign(stage: Stage) -> str:
     stage.book.post(envelope, "birch", 5)
     record = records.HandIn("birch/1", bytes(16), 1, 0, records.HANDIN_ENVELOPE, envelope, b"")
     async with open_portal() as portal, open_solo(
-        node.data_dir, env=RealEnv(), ring=StorageRing.load(home.secrets / "amber.storage.key"),
-        residency=AnythingGoes(), cell=node.cell, federation=federation_id(root), portal=portal,
+        node.data_dir, env=RealEnv(portal), ring=StorageRing.load(home.secrets / "amber.storage.key"),
+        residency=AnythingGoes(), cell=node.cell, federation=federation_id(root),
     ) as journal:  # fmt: skip
         await journal.append([records.encode_record(record)])
     return "planted"

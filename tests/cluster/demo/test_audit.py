@@ -25,7 +25,9 @@ PLAINTEXT = b"a sentence that no relay may ever see"
 class AnythingGoes:
     """The disk writer's residency check, switched off."""
 
-    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Sequence[tuple[bytes, bytes]]:
         return ()
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
@@ -57,8 +59,7 @@ async def keep(node: Path, *batches: list[bytes], rows: Sequence[bytes] = ()) ->
     node.mkdir()
     ring = StorageRing.generate(node.parent / "storage.key")
     async with open_portal() as portal, open_solo(
-        node / "data", env=RealEnv(), ring=ring, residency=AnythingGoes(), cell="here/1", federation=bytes(32),
-        portal=portal,
+        node / "data", env=RealEnv(portal), ring=ring, residency=AnythingGoes(), cell="here/1", federation=bytes(32),
     ) as journal:  # fmt: skip
         for batch in batches:
             await journal.append(batch)

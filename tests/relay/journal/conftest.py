@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from relay.journal import files
+from relay.journal.api import LogStore, Meta
 from relay.journal.memory import MemoryJournal
 from relay.journal.portal import Portal, open_portal
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
+from relay.journal.store import open_store
 from relay.ports import Journal, Residency
 
 START = 1_800_000_000_000
@@ -39,7 +42,9 @@ class FakeClock:
 
 
 class FakeEnv:
-    """Clock, randomness and directories; no network."""
+    """Clock, randomness and disk; no network."""
+
+    portal: Portal  # set by whoever opens stores
 
     def __init__(self, seed: int = 1) -> None:
         self.clock = FakeClock()
@@ -64,11 +69,28 @@ class FakeEnv:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
+    async def open_store(self, directory: Path, fresh: Meta) -> LogStore:
+        return await open_store(self.portal, self.data_dir(directory) / files.STORE_FILE, fresh)
+
+    def store_exists(self, directory: Path) -> bool:
+        return files.store_exists(directory)
+
+    def set_aside(self, directory: Path, store: bytes) -> None:
+        files.set_aside(directory, store, self.clock.wall_ms())
+
+    def bootstrap(self, directory: Path) -> bool:
+        return files.bootstrap(directory)
+
+    def bootstrapped(self, directory: Path) -> None:
+        files.bootstrapped(directory)
+
 
 class Anything:
     """A residency check that lets everything pass and learns nothing."""
 
-    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Sequence[tuple[bytes, bytes]]:
         return ()
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
@@ -90,16 +112,13 @@ async def solo(
     portal: Portal | None = None,
 ) -> AsyncIterator[Journal]:
     """open_solo with defaults, in a portal of its own."""
-    async with open_portal() as own, open_solo(
-        path,
-        env=env or FakeEnv(),
-        ring=ring,
-        residency=residency or Anything(),
-        cell=cell,
-        federation=federation,
-        portal=portal or own,
-    ) as journal:
-        yield journal
+    env = env or FakeEnv()
+    async with open_portal() as own:
+        env.portal = portal or own
+        async with open_solo(
+            path, env=env, ring=ring, residency=residency or Anything(), cell=cell, federation=federation
+        ) as journal:
+            yield journal
 
 
 Opener = Callable[..., AbstractAsyncContextManager[Journal]]

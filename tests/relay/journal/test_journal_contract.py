@@ -224,7 +224,9 @@ class Picky:
     def __init__(self) -> None:
         self.known: list[bytes] = []
 
-    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Sequence[tuple[bytes, bytes]]:
         if b"bad" in records:
             raise ResidencyError("not here", ordinal=records.index(b"bad"))
         return [(record.ljust(32), record) for record in records]

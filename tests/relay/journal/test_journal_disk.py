@@ -11,7 +11,7 @@ import trio
 
 from relay.errors import DiskFailed
 from relay.journal.portal import open_portal
-from relay.journal.rows import STORE_FILE
+from relay.journal.files import STORE_FILE
 
 
 async def test_a_directory_that_cannot_be_written(tmp_path: Path, solo) -> None:
@@ -25,7 +25,7 @@ async def test_a_hanging_disk_has_failed(tmp_path: Path, solo, monkeypatch) -> N
     async with open_portal(deadline_s=0.3) as portal, solo(tmp_path, portal=portal) as journal:
         await journal.append([b"x"])
         follower = journal.follow(1)
-        monkeypatch.setattr(journal._store.db._connection, "execute_insert", lambda *_: asyncio.sleep(3600))
+        monkeypatch.setattr(journal._store._db._connection, "call", lambda *_: asyncio.sleep(3600))
         for call in (lambda: journal.append([b"y"]), lambda: journal.append([b"z"]), lambda: anext(follower)):
             with pytest.raises(DiskFailed, match="did not end within"):
                 await call()
@@ -45,7 +45,7 @@ async def test_a_write_that_fails_in_any_way_ends_the_journal(tmp_path: Path, so
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(journal._store.db._connection, "executemany", no_memory)
+            patch.setattr(journal._store._db._connection, "call", no_memory)
             with pytest.raises(DiskFailed, match="MemoryError"):
                 await journal.save_checkpoint(1, [b"state"])
         with pytest.raises(DiskFailed):
