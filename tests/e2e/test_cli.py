@@ -222,7 +222,7 @@ def test_a_port_in_use_and_a_dead_parent(tmp_path: Path) -> None:
     address = Layout.load(town.directory).node("amber").clients_addr
     with socket.create_server(address):
         said = town.run("up", status=3).decode()
-    assert f"amber: port {address.port} (clients) is in use" in said and "node.toml" in said
+    assert f"amber-n1: port {address.port} (clients) is in use" in said and "node.toml" in said
 
 
 def test_no_client_address_anywhere(tmp_path: Path) -> None:
