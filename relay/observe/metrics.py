@@ -37,6 +37,7 @@ class Metrics:
         self.connections = self._gauge("connections", "Open client connections, authenticated or not")
         self.sessions = self._gauge("sessions", "Device sessions that are delivered to")
         self.links_up = self._gauge("links_up", "1 while this node has a working link to the cell", "cell")
+        self.peers_up = self._gauge("peers_up", "1 while this node has a working link to the node of its cell", "node")
         # what waits
         self.queue_depth = self._gauge("queue_depth", "Records that wait for the journal's next block")
         self.waiting = self._gauge("waiting", "Records in the log that somebody still has to get")
