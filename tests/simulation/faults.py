@@ -1,0 +1,188 @@
+"""What goes wrong in a world, one task a kind, at random times; and the end of it all: healing."""
+
+from __future__ import annotations
+
+from random import Random
+
+import trio
+
+from tests.simulation.authors import Authors
+from tests.simulation.network import Network, Weather
+from tests.simulation.nodes import SimNode
+from tests.simulation.options import Options
+from tests.simulation.world import World
+
+
+class Faults:
+    """`run` until cancelled, then `heal`."""
+
+    def __init__(self, world: World, net: Network, nodes: list[SimNode], authors: Authors, options: Options) -> None:
+        self.world, self.net, self.nodes, self.authors, self.options = world, net, nodes, authors, options
+        self.random: Random = world.random("faults")
+        self.trace = world.trace
+        self.healed = False
+        self._calm = Weather(**{name: getattr(options.weather, name) for name in Weather.__slots__})
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for kind, mean in self.options.every.items():
+                nursery.start_soon(self._now_and_then, kind, mean, self.world.random(f"fault {kind}"))
+
+    async def _now_and_then(self, kind: str, mean: float, random: Random) -> None:
+        while True:
+            await trio.sleep(random.expovariate(1 / mean))
+            self.world.counts["fault " + kind] += 1
+            if kind == "regroup":
+                await self.authors.regroup()
+            else:
+                getattr(self, "_" + kind)(random)
+
+    def heal(self) -> None:
+        """From here on nothing goes wrong any more, and what is away comes back."""
+        self.trace("healing")
+        self.healed = True
+        weather = self.net.weather
+        for name in Weather.__slots__:
+            setattr(weather, name, getattr(self._calm, name))
+        weather.loss = 0.0
+        self.net.heal()
+        for node in self.nodes:
+            node.clock.mend()
+            node.start()
+        for device in self.authors.devices:
+            device.slow_until = 0.0
+            device.switch(True)
+
+    # --- nodes -------------------------------------------------------------------------------------
+    def _running(self) -> list[SimNode]:
+        return [node for node in self.nodes if node.up]
+
+    def _kill(self, random: Random) -> None:
+        self._crash(random, 1, power=False)
+
+    def _power(self, random: Random) -> None:
+        self._crash(random, 1, power=True)
+
+    def _all_down(self, random: Random) -> None:
+        """The whole federation, or all nodes of a cell, at once."""
+        region = random.choice([None, random.choice(self.nodes).region])
+        together = [node for node in self._running() if region in (None, node.region)]
+        away = random.uniform(0.0, self.options.down)
+        for node in together:
+            node.crash(power=True)
+            self.world.agenda.after(away + random.uniform(0.0, 2.0), self._back, node)
+
+    def _crash(self, random: Random, count: int, *, power: bool) -> None:
+        running = self._running()
+        for node in random.sample(running, min(count, len(running))):
+            node.crash(power=power)
+            self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)
+
+    def _drain(self, random: Random) -> None:
+        running = self._running()
+        if running:
+            node = random.choice(running)
+            node.drain()
+            self.world.agenda.after(random.uniform(0.0, 20.0), self._back, node)
+
+    def _back(self, node: SimNode) -> None:
+        if not node.up:
+            node.start()
+
+    # --- the network -------------------------------------------------------------------------------
+    def _cut(self, random: Random) -> None:
+        """A connection is reset, in the midst of whatever it carries."""
+        connections = self.net.connections()
+        if connections:
+            end = random.choice(connections)
+            self.trace("connection cut", end.number, end.host.name, end.other.name)
+            (end if random.random() < 0.5 else end.peer).reset()
+
+    def _silence(self, random: Random) -> None:
+        """A connection becomes half-open."""
+        connections = self.net.connections()
+        if connections:
+            end = random.choice(connections)
+            self.trace("half-open", end.number, end.host.name, end.other.name)
+            end.silence()
+
+    def _block(self, random: Random) -> None:
+        """A path between two nodes is blocked, often in one direction only."""
+        if len(self.nodes) > 1:
+            one, other = (node.host.name for node in random.sample(self.nodes, 2))
+            self._block_paths(random, [(one, other)] if random.random() < 0.5 else [(one, other), (other, one)])
+
+    def _isolate(self, random: Random) -> None:
+        """A host reaches nobody, or nobody reaches it, or both."""
+        alone = random.choice(sorted(self.net.hosts))
+        others = [name for name in self.net.hosts if name != alone]
+        out, back = random.choice([(True, True), (True, False), (False, True)])
+        paths = [(alone, name) for name in others if out] + [(name, alone) for name in others if back]
+        self._block_paths(random, paths)
+
+    def _block_paths(self, random: Random, paths: list[tuple[str, str]]) -> None:
+        self.trace("path blocked", *paths[0], len(paths))
+        for path in paths:
+            self.net.block(*path)
+        self.world.agenda.after(random.uniform(0.0, self.options.away), self._unblock, paths)
+
+    def _unblock(self, paths: list[tuple[str, str]]) -> None:
+        if not self.healed:
+            for path in paths:
+                self.net.unblock(*path)
+
+    def _weather(self, random: Random) -> None:
+        """For a while everything is slow and lossy."""
+        weather = self.net.weather
+        factor = random.uniform(2.0, 20.0)
+        weather.near, weather.far, weather.access = (
+            self._calm.near * factor, self._calm.far * factor, self._calm.access * factor,
+        )  # fmt: skip
+        weather.loss = random.uniform(0.0, 0.2)
+        self.trace("storm", round(factor, 3), round(weather.loss, 4))
+        self.world.agenda.after(random.uniform(1.0, 20.0), self._clear_up)
+
+    def _clear_up(self) -> None:
+        if not self.healed:
+            for name in Weather.__slots__:
+                setattr(self.net.weather, name, getattr(self._calm, name))
+
+    # --- clocks ------------------------------------------------------------------------------------
+    def _skew(self, random: Random) -> None:
+        """Somebody sets a node's clock, wrongly or rightly."""
+        node = random.choice(self.nodes)
+        if random.random() < 0.3:
+            node.clock.mend()
+        else:
+            aim = random.uniform(-1.0, 1.0) * self.options.skew_ms
+            node.clock.set(jump_ms=aim - node.clock.wrong_ms())
+        self.trace("clock set", node.host.name, round(node.clock.wrong_ms()))
+
+    def _drift(self, random: Random) -> None:
+        """A clock, of a node or of a device, runs too fast or too slow (quartz is 100 ppm off; this is worse)."""
+        clock = random.choice([one.clock for one in (*self.nodes, *self.authors.devices)])
+        clock.set(drift=random.uniform(-0.01, 0.01))
+        self.trace("clock drifts")
+
+    # --- devices -----------------------------------------------------------------------------------
+    def _offline(self, random: Random) -> None:
+        device = random.choice(self.authors.devices)
+        self.trace("went away", device.name)
+        device.switch(False)
+        self.world.agenda.after(random.uniform(0.0, self.options.away), device.switch, True)
+
+    def _slow(self, random: Random) -> None:
+        """A device reads nothing for a while."""
+        device = random.choice(self.authors.devices)
+        device.slow_until = trio.current_time() + random.uniform(1.0, self.options.away)
+        self.trace("reads nothing", device.name)
+
+    def _forget(self, random: Random) -> None:
+        device = random.choice(self.authors.devices)
+        self.trace("forgot its cursor", device.name)
+        device.forget_cursor()
+        device.switch(False)
+        device.switch(True)
+
+    def _enrol(self, random: Random) -> None:
+        self.authors.enrol()
