@@ -89,3 +89,13 @@ DIRECTORY_FRESH: Final = 60 * SECOND  # ms a foreign home record is used before 
 DIRECTORY_RETRY: Final = 2 * SECOND  # ms a failed lookup is the answer to everybody who asks the same
 DIRECTORY_CACHE: Final = 8 * MIB  # bytes of foreign home records in memory
 DIRECTORY_FAILURES: Final = 4_096  # failed lookups remembered
+
+# --- the replicated log of a cell ----------------------------------------------------------------
+RAFT_HEARTBEAT: Final = 100  # ms between two signs of life of a leader; ten may be lost before an election
+RAFT_ELECTION: Final = 1 * SECOND  # ms (at least; at most twice that) without a leader before a store asks for votes
+RAFT_APPEND: Final = 1 * MIB  # bytes of blocks in one append; the first block goes in whatever its size
+RAFT_APPEND_ENTRIES: Final = 4_096  # entries in one append; below MAX_ARRAY
+RAFT_INFLIGHT: Final = 8 * MIB  # bytes sent to one peer and not acknowledged
+RAFT_INFLIGHT_APPENDS: Final = 64  # appends sent to one peer and not acknowledged
+RAFT_TAIL: Final = 16 * MIB  # bytes of blocks that a leader holds uncommitted; past it nothing more is taken
+MAX_CELL: Final = 9  # stores of one cell: 5 voters, replacements that were added before the old ones go, learners
