@@ -85,9 +85,12 @@ class Doubt:
         self.standing = standing
         self.figure = ORIGIN  # the highest that anybody told
         self._me = me
-        self._members_at = members_at
-        self._members = members
+        self._own = members_at, members
         self._since: int | None = None  # ms; when it began to ask
+        self._begin()
+
+    def _begin(self) -> None:
+        self._members_at, self._members = self._own
         self._answered: set[bytes] = set()
 
     @property
@@ -115,9 +118,13 @@ class Doubt:
         return tuple(v for v in self._members.voter_ids if v != self._me and v not in self._answered)
 
     def settled(self, now: int, patience_ms: int) -> bool:
-        """May the store go on? Never as a stranger, or when it has lost something."""
+        """May the store go on? Never as a stranger, or when it has lost something. Out of patience without an answer it
+        begins anew: the members that it was told of may have been withdrawn since."""
         self._since = now if self._since is None else self._since
-        if self.lost or self.stranger:
-            return False
         patient = now - self._since < patience_ms
-        return not self.unanswered() or (not patient and self._members.carried_by({*self._answered, self._me}))
+        enough = not self.unanswered() or (not patient and self._members.carried_by({*self._answered, self._me}))
+        settled = enough and not self.lost and not self.stranger
+        if not settled and not patient:
+            self._since = now
+            self._begin()
+        return settled

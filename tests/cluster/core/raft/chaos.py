@@ -29,9 +29,11 @@ class Swarm:
         world.loss, world.double = self.rng.choice((0, 0.02, 0.15)), self.rng.choice((0, 0.05))
         world.late = self.rng.choice((0, 0.03))
         world.reorder = self.rng.random() < 0.5
-        churn = self.rng.choice((0, 0, 150, 400))  # ms between two attempts of the operator
+        churn = self.rng.choice((0, 40, 150, 400))  # ms between two attempts of the operator
         self._every(self.rng.choice((15, 40, 80)), self._propose)
         self._every(self.rng.choice((60, 200, 600)), self._fault)
+        if self.rng.random() < 0.25:
+            self._every(self.rng.choice((150, 400)), self._behead)
         self._every(300, self._checkpoint)
         if churn:
             self._every(churn, self._operate)
@@ -125,6 +127,13 @@ class Swarm:
         if node.raft and not self._holds(node):
             node.crash(self.rng.random() < 0.5)
 
+    def _behead(self) -> None:
+        """The leader goes, soon after it began; in its stead somebody else comes back."""
+        for node in self.world.leaders():
+            if not self.healing and not self._holds(node):
+                node.crash(self.rng.random() < 0.5)
+        self._start()
+
     def _start(self) -> None:
         node = self._any()
         if node.raft is None:
@@ -164,6 +173,8 @@ class Swarm:
             if node.raft:
                 # it may have been about to stand, and what was under way still came in
                 insist(node.raft.term <= term + 2, f"alone, its term rose from {term} to {node.raft.term}")
+                alone = node.raft.role is Role.LEADER and len(node.raft.members.voters) > 1
+                insist(not alone, "it leads although nobody answers (CheckQuorum)")
             self._mend()
 
     def _mend(self) -> None:

@@ -40,13 +40,16 @@ def leader_counts_itself_before_the_disk(patch: Patch) -> None:
 
 
 def counts_copies_of_older_terms(patch: Patch) -> None:
-    honest = Leading.__init__
+    honest = Leading.committed
 
-    def init(leading: Leading, *args: object) -> None:
-        honest(leading, *args)
-        leading._first = 0
+    def committed(leading: Leading, commit: int, stored: int) -> int:
+        first, leading._first = leading._first, 0
+        try:
+            return honest(leading, commit, stored)
+        finally:
+            leading._first = first
 
-    patch.setattr(Leading, "__init__", init)
+    patch.setattr(Leading, "committed", committed)
 
 
 def counts_learners(patch: Patch) -> None:
@@ -57,6 +60,10 @@ def counts_learners(patch: Patch) -> None:
 def stands_without_prevote(patch: Patch) -> None:
     honest = Raft._stand
     patch.setattr(Raft, "_stand", lambda raft, pre, transfer=False: honest(raft, False, transfer))
+
+
+def leads_without_being_answered(patch: Patch) -> None:
+    patch.setattr(Leading, "forsaken", lambda leading: False)
 
 
 def never_doubts(patch: Patch) -> None:
@@ -176,6 +183,7 @@ PLANTED = [
     Planted(counts_copies_of_older_terms, 0),
     Planted(counts_learners, 0),
     Planted(stands_without_prevote, 0),
+    Planted(leads_without_being_answered, 0),
     Planted(never_doubts, 0),
     Planted(doubts_until_the_first_answer, 0),
     Planted(does_not_store_figures, 0),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from heapq import heappop, heappush
 from typing import Any
 
 from cluster.core.raft import (
-    Amnesia, Append, BecameLeader, Freed, Member, Members, Message, NeedSnapshot, Output, Raft, Role, Settings,
+    Amnesia, Append, BecameLeader, Freed, Member, Members, Message, NeedSnapshot, Output, Point, Raft, Role, Settings,
     StoreRemoved, Write,
 )
 from msgspec.structs import replace
@@ -149,7 +150,7 @@ class Node:
                 kept = [entry if entry.payload is not None else self.disk.entry(entry.index) for entry in message.entries]
                 if any(e is None or e.term != m.term for e, m in zip(kept, message.entries, strict=True)):
                     continue  # gone since; the peer will ask again
-                message = replace(message, entries=tuple(kept))  # noqa: PLW2901
+                message = replace(message, entries=tuple(kept))
             self.world.send(self, message)
 
     def checkpoint(self, keep: int) -> None:
@@ -163,6 +164,10 @@ class Node:
             self.raft.compacted(first)
             self.pump()
 
+    def take_snapshot(self, end: Point, members: Members) -> None:
+        if self.raft is not None and self.raft.install(end, members):
+            self.pump()
+
     def _send_snapshot(self, life: int, to: bytes) -> None:
         if self.raft is None or life != self.life:
             return
@@ -170,8 +175,9 @@ class Node:
         index = self.disk.applied
         end, members = self.disk.point(index), self.disk.members(index)
         done = peer.raft is not None and world.open(self.id, to) and world.rng.random() < 0.8 and index > 0
-        if done and peer.raft.install(end, members):
-            peer.pump()
+        if done:
+            peer.take_snapshot(end, members)
+            world.at(world.now + world.rng.randrange(1_000), peer.take_snapshot, end, members)  # somebody tries again
         if self.raft is not None and life == self.life:
             self.raft.snapshot_sent(to, index if done else 0)
             self.pump()
@@ -182,7 +188,7 @@ class World:
 
     def __init__(self, seed: int, voters: int, wire: bool = False) -> None:
         self.rng = random.Random(seed)
-        self.settings = SETTINGS
+        self.settings = dataclasses.replace(SETTINGS, append_entries=self.rng.choice((1, 5, 5)))
         self.judge = Judge(self)
         self.now = 0
         self.wire = wire
@@ -230,7 +236,7 @@ class World:
                 continue
             late = self.rng.random() < self.late
             delay = self.rng.randrange(10, 300) if late else self.rng.randrange(1, 12)
-            arrival = self.now + (5 if sure else delay)
+            arrival = self.now + (self.rng.randrange(1, 50) if sure else delay)
             if not self.reorder:
                 way = message.source, message.to
                 arrival = self._last_arrival[way] = max(arrival, self._last_arrival.get(way, 0))
