@@ -229,7 +229,7 @@ class World:
         return (source, to) not in self.cut
 
     def send(self, node: Node, message: Message) -> None:
-        sure = node.held_by == message.to or (peer := self.nodes.get(message.to)) and peer.held_by == node.id
+        sure = node.held_by == message.to or ((peer := self.nodes.get(message.to)) and peer.held_by == node.id)
         carried = self.judge.carried(node, message)
         for _ in range(1 + (self.rng.random() < self.double)):
             if not sure and (self.rng.random() < self.loss or not self.open(message.source, message.to)):
