@@ -1,4 +1,19 @@
-"""Raft, pure: `Raft` is the machine, the rest is what it is fed and what it says. See machine.py for the shell's loop."""
+"""Raft, pure. `Raft` is the machine; the rest is what it is fed and what it says.
+
+The shell's loop, after every call that may have changed something:
+
+    while output := raft.take():
+        apply the entries up to output.commit, look at output.events
+        send output.send_now
+        if output.write: make it durable, then raft.persisted(output.write.seq), then send output.send_after
+        else: send output.send_after
+
+The write may be under way in another task while further events go in and Outputs come out; those then have no write and
+nothing to send after one. `Raft.tick` is due at `Raft.next_ms`, which any call may change.
+
+A message leaves with the payloads that are None read from the store (entry.py); whoever reads checks that the term
+stored is the entry's, and drops the message otherwise. Nothing is lost by losing messages.
+"""
 
 from __future__ import annotations
 

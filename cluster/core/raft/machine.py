@@ -3,16 +3,6 @@
 After Ongaro, "Consensus: Bridging Theory and Practice" (2014), with PreVote (9.6), CheckQuorum (6.2), leadership
 transfer (3.10), single-server changes (4.1) as corrected in 2015, learners (4.2.1); the shape (ready, persist, advance;
 progress of peers) in the manner of etcd's raft. What it adds, doubt after every start, is in recall.py.
-
-The shell's loop, after every call that may have changed something:
-
-    while output := raft.take():
-        apply up to output.commit, look at output.events
-        send output.send_now
-        if output.write: make it durable, then raft.persisted(output.write.seq), then send output.send_after
-        else: send output.send_after
-
-The write may be under way in another task while further events go in and Outputs come out; those then have no write.
 """
 
 from __future__ import annotations
@@ -34,7 +24,7 @@ from cluster.core.raft.outputs import (
 )
 from cluster.core.raft.recall import Doubt, Figures, figure_for
 from cluster.core.raft.refusals import NotLeader
-from relay.core.codec import digest
+from cluster.core.raft.timer import Timer
 from relay.errors import StoreDamaged
 
 _DAMAGED = "Start this node with an empty store: it joins its cell anew (rule 4)"
@@ -56,22 +46,19 @@ class Raft:
         if self.commit > self.log.last:
             raise StoreDamaged(f"the log ends at entry {self.log.last}, and {self.commit} are applied", _DAMAGED)
         self.figures = Figures(stored.known)
-        self._seed, self._draws = seed, 0
         self._now = now_ms
+        self._timer = Timer(seed, settings.election_ms)
         self._desk = Desk(self.log, stored.hard)
         self._events: list[Event] = []
         self._told = self.commit  # the commit index in the last Output
         self._leading: Leading | None = None
         self._votes: set[bytes] = set()
-        self._transferred = False  # this candidacy was asked for by the leader
         self._woke_in = self.term
         self._belonged = me in self.log.members.ids
         self._heard = now_ms  # when the leader last spoke
-        self._stand_at = 0
-        self._figures_changed = False
         standing = Point(self.term, self.log.last)
-        self._doubt = Doubt(me, standing, self.log.members_at, self.log.members, self._draw(1 << 62))
-        self._ask_at = now_ms
+        nonce = self._timer.draw(1 << 62)
+        self._doubt = Doubt(me, standing, self.log.members_at, self.log.members, nonce, now_ms)
 
     # --- what the shell may look at --------------------------------------------------------------
     @property
@@ -87,49 +74,33 @@ class Raft:
     def next_ms(self) -> int | None:
         """When `tick` is due, on the clock that `now_ms` comes from; None: nothing is waited for."""
         if self.role is Role.DOUBTFUL:
-            return self._ask_at
+            return self._doubt.ask_at
         if self._frozen:
             return None
-        return self._leading.next_ms if self._leading else self._stand_at
+        return self._leading.next_ms if self._leading else self._timer.at
 
     # --- time ------------------------------------------------------------------------------------
     def tick(self, now_ms: int) -> None:
         """Time has passed. `now_ms` is monotonic; a value below an earlier one counts as that one."""
         now = self._now = max(self._now, now_ms)
         if self.role is Role.DOUBTFUL:
-            self._ask()
+            for recall in self._doubt.ask(now, self.settings.heartbeat_ms):
+                self._desk.say(recall)
+            self._judge()
         elif self._leading:
             if self._leading.tick(now, self.commit):
                 self._keep_figures()
             if self._leading.forsaken():
                 self._follow(self.term, None)
-        elif not self._frozen and now >= self._stand_at:
+        elif not self._frozen and now >= self._timer.at:
             self._stand(pre=True)
 
-    def _draw(self, below: int) -> int:
-        """The next number of this start's sequence, in [0, below)."""
-        self._draws += 1
-        return int.from_bytes(digest(self._seed + self._draws.to_bytes(8, "big"), b"posthouse.raft")[:8], "big") % below
-
-    def _wait_for_leader(self, timeouts: int = 1) -> None:
-        election = self.settings.election_ms
-        self._stand_at = self._now + timeouts * election + self._draw(election)
-
     # --- doubt (rule 5) --------------------------------------------------------------------------
-    def _ask(self) -> None:
-        if self._now >= self._ask_at:
-            self._ask_at = self._now + self.settings.heartbeat_ms
-            for store in self._doubt.unanswered():
-                self._desk.say(Recall(self.me, store, self.term, self._doubt.nonce))
-        self._judge()
-
     def _in_doubt(self, message: Message) -> None:
-        """Frozen: nothing is taken. But a figure tells, and a store that knows nobody asks whoever leads it."""
+        """Frozen: nothing is taken. But a figure tells."""
         if isinstance(message, Recollection | Append):
-            self._doubt.hear(message)
-            self._ask_at = self._now  # there may be others to ask now
-        if isinstance(message, Append) and self._doubt.stranger:
-            self._desk.say(Recall(self.me, message.source, self.term, self._doubt.nonce))
+            for recall in self._doubt.hear(message, self._now):
+                self._desk.say(recall)
         self._judge()
 
     def _judge(self) -> None:
@@ -137,9 +108,9 @@ class Raft:
             self._forget(self._doubt.figure, self._doubt.standing)
         elif self._doubt.settled(self._now, self.settings.election_ms):
             self.role = Role.FOLLOWER
-            self._wait_for_leader()
+            self._timer.wait(self._now)
             if self.members.voter_ids == (self.me,):
-                self._stand_at = self._now  # there is nobody to wait for
+                self._timer.at = self._now  # there is nobody to wait for
             self._events.append(Freed())
 
     def _forget(self, known: Point, standing: Point) -> None:
@@ -195,14 +166,9 @@ class Raft:
             self._leading.rejected(message.source, message.prev, message.hint, self._now)
         elif self._leading and isinstance(message, Accepted):
             self._leading.accepted(message.source, message.match, self._now)
-            self._note(message.source, Point(self.term, message.match))
+            self.figures.note(message.source, Point(self.term, message.match))
             self._count()
             self._hand_over(message.source)
-
-    def _note(self, store: bytes, upto: Point) -> None:
-        if upto > self.figures.of(store):
-            self.figures.note(store, upto)
-            self._figures_changed = True
 
     # --- elections -------------------------------------------------------------------------------
     def _follow(self, term: int, leader: bytes | None) -> None:
@@ -212,7 +178,7 @@ class Raft:
         if self._leading:
             self._leading = None
             self._events.append(LostLeadership(self.term))
-            self._wait_for_leader()
+            self._timer.wait(self._now)
         self.role = Role.FOLLOWER
         self._votes.clear()
         self._lead_by(leader)
@@ -224,11 +190,10 @@ class Raft:
 
     def _stand(self, pre: bool, transfer: bool = False) -> None:
         """Ask for votes, or first whether there would be any (PreVote). Only a voter of its own newest members does."""
-        self._wait_for_leader()
+        self._timer.wait(self._now)
         if not self.members.votes(self.me):
             return
         self._follow(self.term if pre else self.term + 1, None)
-        self._transferred = transfer
         if pre:
             self.role = Role.ASKING
             self._votes.add(self.me)
@@ -246,7 +211,7 @@ class Raft:
         """A vote is given whatever this store believes itself to be: a learner that does not know yet that it was
         promoted may be needed. Who may not vote is not asked, and not counted."""
         if not message.pre:
-            self._note(message.source, Point(message.term, 0))
+            self.figures.note(message.source, Point(message.term, 0))
         if self._hears_leader() and not message.transfer:
             return  # nobody deposes a leader that is heard (dissertation 4.2.3)
         if message.pre:
@@ -259,7 +224,7 @@ class Raft:
         granted = message.term == self.term and self._may_vote_for(message)
         if granted:
             self.vote = message.source
-            self._wait_for_leader()
+            self._timer.wait(self._now)
         self._desk.say_after(VoteReply(self.me, message.source, self.term, False, granted))
 
     def _may_vote_for(self, message: VoteRequest) -> bool:
@@ -275,7 +240,7 @@ class Raft:
         asked = self.role is Role.ASKING and message.pre and message.term == self.term + 1
         voted = self.role is Role.CANDIDATE and not message.pre and message.term == self.term
         if message.granted and not message.pre:
-            self._note(message.source, Point(message.term, 0))
+            self.figures.note(message.source, Point(message.term, 0))
         if message.granted and (asked or voted):
             self._votes.add(message.source)
             self._tally()
@@ -304,7 +269,7 @@ class Raft:
                 return  # two leaders of one term cannot be; nothing good comes of listening
             self._follow(message.term, message.source)
         self._heard = self._now
-        self._wait_for_leader()
+        self._timer.wait(self._now)
         taken = accept(self.log, self.commit, message)
         if isinstance(taken, Point):
             self._desk.say_after(Rejected(self.me, message.source, self.term, message.prev.index, taken))
@@ -315,14 +280,14 @@ class Raft:
         if taken.changed:
             self._members_changed()
         for figure in message.known:
-            self._note(figure.store, figure.upto)
+            self.figures.note(figure.store, figure.upto)
         if message.beat:
             self._keep_figures()
         self._desk.say_after(Accepted(self.me, message.source, self.term, taken.match))
 
     def _keep_figures(self) -> None:
         """When the log is quiet no entry takes them to the disk."""
-        if self._figures_changed and self.commit == self.log.last:
+        if self.figures.unsaved and self.commit == self.log.last:
             self._desk.figures_due()
 
     def _members_changed(self) -> None:
@@ -371,7 +336,7 @@ class Raft:
         """Stop leading (rule 14: this node's clock is not to be trusted), and leave two election timeouts to others."""
         if self._leading:
             self._follow(self.term, None)
-            self._wait_for_leader(_STEPPED_DOWN)
+            self._timer.wait(self._now, _STEPPED_DOWN)
 
     def snapshot_sent(self, to: bytes, index: int) -> None:
         """The peer of a NeedSnapshot was given one that ends at `index`; 0: that failed, try again."""
@@ -395,7 +360,7 @@ class Raft:
             self._votes.add(self.me)
             self._tally()
         if self._leading:
-            self._note(self.me, Point(self.term, self._desk.stored))
+            self.figures.note(self.me, Point(self.term, self._desk.stored))
             self._count()
 
     def compacted(self, first: int) -> None:
@@ -426,7 +391,7 @@ class Raft:
         if not desk.busy and not self._frozen:
             write = desk.take_write(HardState(self.term, self.vote), figures)
             after = desk.take_after()
-            self._figures_changed = self._figures_changed and write is None
+            self.figures.unsaved = self.figures.unsaved and write is None
         send_now = desk.take_said() + appends
         if not (send_now or write or after or self._events or commit > self._told):
             return None

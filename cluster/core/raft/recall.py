@@ -33,11 +33,11 @@ mark file of the shell comes before all this and covers 1, 2 and 4 for every los
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from cluster.core.raft.entry import ORIGIN, Point
 from cluster.core.raft.members import Members
-from cluster.core.raft.messages import MAX_FIGURES, Append, Figure, Recollection
+from cluster.core.raft.messages import MAX_FIGURES, Append, Figure, Recall, Recollection
 
 
 def figure_for(store: bytes, append: Append) -> Point:
@@ -46,19 +46,21 @@ def figure_for(store: bytes, append: Append) -> Point:
 
 
 class Figures:
-    """The highest figure known for each store."""
+    """The highest figure known for each store. `unsaved`: more is known than was last written."""
 
     def __init__(self, figures: Iterable[Figure]) -> None:
         self._upto: dict[bytes, Point] = {}
         self._told: tuple[Figure, ...] | None = None
         for figure in figures:
             self.note(figure.store, figure.upto)
+        self.unsaved = False
 
     def note(self, store: bytes, upto: Point) -> None:
         """At most MAX_FIGURES stores are remembered."""
         if upto > self.of(store) and (store in self._upto or len(self._upto) < MAX_FIGURES):
             self._upto[store] = upto
             self._told = None
+            self.unsaved = True
 
     def of(self, store: bytes) -> Point:
         """ORIGIN where nothing is known."""
@@ -80,12 +82,13 @@ class Figures:
 class Doubt:
     """A store that has started and asks. `standing` is its disk's; `members`, appended at `members_at`, its log's."""
 
-    def __init__(self, me: bytes, standing: Point, members_at: Point, members: Members, nonce: int) -> None:
-        self.nonce = nonce
+    def __init__(self, me: bytes, standing: Point, members_at: Point, members: Members, nonce: int, now: int) -> None:
         self.standing = standing
         self.figure = ORIGIN  # the highest that anybody told
+        self.ask_at = now  # ms; when it asks next
         self._me = me
         self._own = members_at, members
+        self._nonce = nonce
         self._since: int | None = None  # ms; when it began to ask
         self._begin()
 
@@ -98,33 +101,45 @@ class Doubt:
         """Somebody remembers more than the disk does."""
         return self.figure > self.standing
 
-    @property
-    def stranger(self) -> bool:
-        """The newest members known do not have this store: it is to be added yet, or was removed."""
-        return self._me not in self._members.ids
+    def ask(self, now: int, again_ms: int) -> Iterator[Recall]:
+        """To the voters that have not answered; in `again_ms` again."""
+        if now >= self.ask_at:
+            self.ask_at = now + again_ms
+            yield from (self._recall(store) for store in self._unanswered())
 
-    def hear(self, message: Recollection | Append) -> None:
-        """An answer to this start's Recall (others are ignored), or what a leader tells everybody."""
+    def hear(self, message: Recollection | Append, now: int) -> Iterator[Recall]:
+        """An answer to this start's Recall (others are ignored), or what a leader tells everybody. Whom to ask then: a
+        store that knows no cell it is in asks whoever leads it."""
         if isinstance(message, Append):
             self.figure = max(self.figure, figure_for(self._me, message))
-        elif message.nonce == self.nonce:
+            if self._stranger:
+                yield self._recall(message.source)
+        elif message.nonce == self._nonce:
             self.figure = max(self.figure, message.figure)
             self._answered.add(message.source)
             if message.members_at > self._members_at:
                 self._members_at, self._members = message.members_at, message.members
-
-    def unanswered(self) -> tuple[bytes, ...]:
-        """The voters still to be asked."""
-        return tuple(v for v in self._members.voter_ids if v != self._me and v not in self._answered)
+                self.ask_at = now
 
     def settled(self, now: int, patience_ms: int) -> bool:
-        """May the store go on? Never as a stranger, or when it has lost something. Out of patience without an answer it
+        """May the store go on? Never when it is in no cell, or has lost something. Out of patience without an answer it
         begins anew: the members that it was told of may have been withdrawn since."""
         self._since = now if self._since is None else self._since
         patient = now - self._since < patience_ms
-        enough = not self.unanswered() or (not patient and self._members.carried_by({*self._answered, self._me}))
-        settled = enough and not self.lost and not self.stranger
+        enough = not self._unanswered() or (not patient and self._members.carried_by({*self._answered, self._me}))
+        settled = enough and not self.lost and not self._stranger
         if not settled and not patient:
             self._since = now
             self._begin()
         return settled
+
+    @property
+    def _stranger(self) -> bool:
+        """The newest members known do not have this store: it is to be added yet, or was removed."""
+        return self._me not in self._members.ids
+
+    def _unanswered(self) -> tuple[bytes, ...]:
+        return tuple(v for v in self._members.voter_ids if v != self._me and v not in self._answered)
+
+    def _recall(self, store: bytes) -> Recall:
+        return Recall(self._me, store, self.standing.term, self._nonce)

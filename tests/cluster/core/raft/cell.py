@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from cluster.core.raft import (
-    BecameLeader, Event, HardState, Member, Members, Message, Output, Point, Raft, Role, Settings, Stored, Stub, VoteReply,
+    BecameLeader, Event, HardState, Member, Members, Message, Output, Point, Raft, Role, Settings, Stored, Stub,
+    VoteReply,
 )
 from cluster.core.raft.entry import ORIGIN
 from cluster.core.raft.messages import Recall, Recollection

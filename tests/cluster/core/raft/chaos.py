@@ -114,8 +114,8 @@ class Swarm:
             return
         fault = self.rng.choice((
             self._crash, self._crash, self._crash, self._start, self._start, self._start, self._cut_one_way,
-            self._partition, self._mend, self._mend, self._isolate, self._copy, self._copy, self._restore, self._restore,
-            self._wipe, self._blackout, self._slow,
+            self._partition, self._mend, self._mend, self._isolate, self._copy, self._copy, self._restore,
+            self._restore, self._wipe, self._blackout, self._slow,
         ))  # fmt: skip
         fault()
 
@@ -220,11 +220,12 @@ class Swarm:
             node = self.world.nodes[store]
             if node.gone or self._holds(node) or not self._may_lose(node):
                 continue
-            witness = next((n for n in self._witnesses(copy) if n is not node and self._knows(n, store) > copy.standing), None)
-            if witness is None or copy.standing >= node.disk.standing:
+            witnesses = [n for n in self._witnesses(copy) if n is not node and self._knows(n, store) > copy.standing]
+            if not witnesses or copy.standing >= node.disk.standing:
                 continue
             if node.raft:
                 node.crash(written=False)
+            witness = witnesses[0]
             node.disk, node.rolled_back, node.held_by = copy.copy(), True, witness.id
             if witness.raft is None:
                 witness.start()

@@ -12,7 +12,7 @@ class Disk:
     """`applied`: the checkpoint's index. `heard`: what the judge says that this disk must remember of others."""
 
     start_members: Members
-    hard: HardState = HardState()
+    hard: HardState = field(default_factory=HardState)
     start: Point = ORIGIN
     entries: list[Entry] = field(default_factory=list)
     known: tuple[Figure, ...] = ()

@@ -48,8 +48,8 @@ class Judge:
             insist(raft.log.term(index) == self.committed[index], f"the leader of term {raft.term} lacks entry {index}")
 
     def counted(self, node: Node) -> None:
-        """Rule 1: what a leader calls committed is on the disks of a majority. A disk that came back as an old copy counts,
-        because its store stays silent."""
+        """Rule 1: what a leader calls committed is on the disks of a majority. A disk that was lost since counts: its
+        store stays silent."""
         raft = node.raft
         if raft.role is not Role.LEADER or raft.commit <= node.seen_commit:
             return

@@ -24,14 +24,17 @@ from tests.cluster.core.raft.chaos import Swarm
 Patch = pytest.MonkeyPatch
 
 
-def votes_before_the_disk(patch: Patch) -> None:
+def says_at_once(patch: Patch, kind: type) -> None:
     honest = Desk.say_after
-    patch.setattr(Desk, "say_after", lambda desk, m: (desk.say if isinstance(m, VoteReply) else honest.__get__(desk))(m))
+    patch.setattr(Desk, "say_after", lambda desk, m: desk.say(m) if isinstance(m, kind) else honest(desk, m))
+
+
+def votes_before_the_disk(patch: Patch) -> None:
+    says_at_once(patch, VoteReply)
 
 
 def acknowledges_before_the_disk(patch: Patch) -> None:
-    honest = Desk.say_after
-    patch.setattr(Desk, "say_after", lambda desk, m: (desk.say if isinstance(m, Accepted) else honest.__get__(desk))(m))
+    says_at_once(patch, Accepted)
 
 
 def leader_counts_itself_before_the_disk(patch: Patch) -> None:
@@ -67,12 +70,12 @@ def leads_without_being_answered(patch: Patch) -> None:
 
 
 def never_doubts(patch: Patch) -> None:
-    patch.setattr(Doubt, "settled", lambda doubt, now, patience: not doubt.stranger)
+    patch.setattr(Doubt, "settled", lambda doubt, now, patience: not doubt._stranger)
 
 
 def doubts_until_the_first_answer(patch: Patch) -> None:
     def settled(doubt: Doubt, now: int, patience: int) -> bool:
-        return not doubt.lost and not doubt.stranger and (bool(doubt._answered) or not doubt.unanswered())
+        return not doubt.lost and not doubt._stranger and (bool(doubt._answered) or not doubt._unanswered())
 
     patch.setattr(Doubt, "settled", settled)
 

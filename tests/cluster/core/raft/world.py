@@ -147,7 +147,7 @@ class Node:
     def _send(self, messages: tuple[Message, ...]) -> None:
         for message in messages:
             if isinstance(message, Append) and any(entry.payload is None for entry in message.entries):
-                kept = [entry if entry.payload is not None else self.disk.entry(entry.index) for entry in message.entries]
+                kept = [e if e.payload is not None else self.disk.entry(e.index) for e in message.entries]
                 if any(e is None or e.term != m.term for e, m in zip(kept, message.entries, strict=True)):
                     continue  # gone since; the peer will ask again
                 message = replace(message, entries=tuple(kept))
