@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
+from relay.errors import DiskFailed
 from relay.journal.api import BlockRow, Meta
 from relay.journal.mark import Marked, behind
 from relay.journal.queries import State
 
-Key = tuple[Any, ...]  # ("meta",) ("state",) ("head",) ("block", index) ("fact", key, index) ("row", generation, ordinal)
+# ("meta",), ("state",), ("head",), ("block", index), ("fact", key, index), ("row", generation, ordinal)
+Key = tuple[Any, ...]
 Changes = dict[Key, Any]  # None: the row goes
 Step = Callable[[], None]
 _DAMAGEABLE = {"block", "fact", "row"}  # the rows of which the owner of the store finds out by itself
+
+
+class Process(Protocol):
+    """Who uses a disk."""
+
+    dead: bool
+
+
+def check_alive(process: Process, name: Path) -> None:
+    """Raises DiskFailed: a dead process gets nothing done."""
+    if process.dead:
+        raise DiskFailed(f"{name}: this process is dead", "It is simulated")
 
 
 @dataclass(eq=False)
@@ -23,7 +38,7 @@ class File:
     """A file that a process may be writing. `pending`: steps of a write that nobody knows the end of yet."""
 
     pending: deque[Step] = field(default_factory=deque)
-    owner: Any = None  # the process that has it open
+    owner: Process | None = None  # the process that has it open
 
     def settle(self, random: Random) -> None:
         """The write under way ended in the midst: none, some or all of its steps were done, in order."""

@@ -1,8 +1,8 @@
 """A disk that misbehaves, and the LogStore on it: in memory, on virtual time, everything random drawn from one Random.
 
 A crash may come before, in the midst of, or after a write, which is then absent or there, never half; its mark may be
-one step behind. Accesses fail (EIO, ENOSPC), hang, or wait; bits of rows flip; the end of the write-ahead log gets lost;
-an old copy comes back; all of it goes.
+one step behind. Accesses fail (EIO, ENOSPC), hang, or wait; bits of rows flip; the end of the write-ahead log gets
+lost; an old copy comes back; all of it goes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
 from cluster.directory.seen import Sighting
-from relay.core.codec import digest
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign, StoreLocked
 from relay.journal.api import BlockRow, CheckpointHead, FactRow, Hard, Meta, Write
 from relay.journal.database import DAMAGED
@@ -29,22 +28,12 @@ from relay.journal.mark import Marked
 from relay.journal.queries import State
 from relay.journal.rows import within
 from relay.limits import DISK_DEADLINE_S
-from tests.simulation.image import Changes, File, Image, Step
+from tests.simulation.image import Changes, File, Image, Process, Step, check_alive
+from tests.simulation.seen import SeenImage, SimSeen
 
 # Smaller than on a real disk, so that what takes several steps there does here, too.
 _READ_BATCH = 16 * 1024  # bytes
 _RELEASE_STEP, _FACTS, _TERMS, _FOLD = 100, 16, 100, 64  # blocks, facts, blocks, transactions
-
-
-class Process(Protocol):
-    """Who uses a disk."""
-
-    dead: bool
-
-
-@dataclass(eq=False)
-class _Seen(File):
-    versions: dict[bytes, Sighting] = field(default_factory=dict)
 
 
 class SimDisk:
@@ -57,7 +46,7 @@ class SimDisk:
         self.content: Image | None = None  # the store
         self.aside: list[Image] = []  # the quarantine
         self.flag = False  # the bootstrap file
-        self._seen = _Seen()
+        self._seen = SeenImage()
         self._fault: int | None = None  # an errno
         self._fault_in = 0  # accesses until it shows
         self._stalled_until = 0.0
@@ -102,7 +91,7 @@ class SimDisk:
 
     def wipe(self) -> None:
         """An empty disk."""
-        self.content, self.flag, self._seen = None, False, _Seen()
+        self.content, self.flag, self._seen = None, False, SeenImage()
         self.aside.clear()
 
     def _shut(self) -> Image:
@@ -162,91 +151,39 @@ class SimDisk:
         yield seen
 
     async def access(self, process: Process, name: Path, file: File, steps: Sequence[Step]) -> None:
-        """Read, or write in steps. Once started it completes, or fails. Raises DiskFailed: some steps may be done, or be
-        done until the next time that the file is opened."""
+        """Read, or write in steps. Once started it completes, or fails. Raises DiskFailed: some steps may be done, or
+        be done until the file is opened the next time."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        _check_alive(process, name)
+        check_alive(process, name)
         if steps:
             assert not file.pending, "two writers at once"
             file.pending = deque(steps)
         with trio.CancelScope(shield=True):
             for _ in steps or [None]:
-                await self._wait(name, file)
-                _check_alive(process, name)
-                self._check_fault(name, file, writes=bool(steps))
+                late = max(self._stalled_until - trio.current_time(), 0.0) + self.delay()
+                await trio.sleep(min(late, DISK_DEADLINE_S))
+                check_alive(process, name)
+                if wrong := self._wrong(late, writes=bool(steps)):
+                    if steps and self._fault == errno.ENOSPC:
+                        file.pending.clear()  # SQLite rolls it back
+                    if steps:
+                        file.settle(self.random)
+                    raise DiskFailed(f"{name}: {wrong}", "It is simulated")
                 if steps:
                     file.pending.popleft()()
 
-    async def _wait(self, name: Path, file: File) -> None:
-        now = trio.current_time()
-        seconds = max(self._stalled_until - now, 0.0) + self.delay()
-        await trio.sleep(min(seconds, DISK_DEADLINE_S))
-        if seconds > DISK_DEADLINE_S:
-            file.settle(self.random)
-            raise DiskFailed(f"{name}: a call did not end within {DISK_DEADLINE_S} s", "It is simulated")
-
-    def _check_fault(self, name: Path, file: File, writes: bool) -> None:
-        if self._fault is None:
-            return
+    def _wrong(self, late: float, *, writes: bool) -> str:
+        """What is wrong with an access that took so long; empty where nothing is."""
+        if late > DISK_DEADLINE_S:
+            return f"a call did not end within {DISK_DEADLINE_S} s"
+        if self._fault is None or (self._fault == errno.ENOSPC and not writes):
+            return ""
         self._fault_in -= 1
-        if self._fault_in >= 0 or (self._fault == errno.ENOSPC and not writes):
-            return
-        if self._fault == errno.ENOSPC:
-            file.pending.clear()  # it is known not to be written
-        file.settle(self.random)
-        raise DiskFailed(f"{name}: {os.strerror(self._fault)}", "It is simulated")
+        return "" if self._fault_in >= 0 else os.strerror(self._fault)
 
 
 def _in_use(file: File) -> bool:
     return file.owner is not None and not file.owner.dead
-
-
-def _check_alive(process: Process, name: Path) -> None:
-    if process.dead:
-        raise DiskFailed(f"{name}: this process is dead", "It is simulated")
-
-
-class SimSeen:
-    """cluster.directory.seen.Seen."""
-
-    def __init__(self, disk: SimDisk, process: Process, file: _Seen) -> None:
-        self._disk, self._process, self._file = disk, process, file
-        self._failure: DiskFailed | None = None
-        self._broken = trio.Event()
-
-    async def read(self, *steps: Step) -> None:
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
-        try:
-            await self._disk.access(self._process, Path("directory.sqlite"), self._file, steps)
-        except DiskFailed as error:
-            self._failure = error
-            self._broken.set()
-            raise
-
-    async def highest(self, user: bytes) -> Sighting | None:
-        await self.read()
-        return self._file.versions.get(user)
-
-    def sighting(self, record: Any) -> Sighting:
-        return Sighting(record.version, digest(record.digest))
-
-    async def raise_to(self, user: bytes, sighting: Sighting) -> Sighting:
-        def put() -> None:
-            known = self._file.versions.get(user)
-            if known is None or known.version < sighting.version:
-                self._file.versions[user] = sighting
-
-        while self._file.pending:  # users are looked up at the same time; a database does one after the other
-            await trio.sleep(self._disk.delay() or 0.001)
-            _check_alive(self._process, Path("directory.sqlite"))
-        await self.read(put)
-        return self._file.versions[user]
-
-    async def failed(self) -> None:
-        await self._broken.wait()
-        assert self._failure is not None
-        raise self._failure.with_traceback(None)
 
 
 class SimStore:
@@ -264,7 +201,7 @@ class SimStore:
     def check(self) -> None:
         if self._ended is not None:
             raise self._ended.with_traceback(None)
-        _check_alive(self._process, self.file)
+        check_alive(self._process, self.file)
 
     async def _access(self, *steps: Step) -> None:
         self.check()
@@ -291,8 +228,9 @@ class SimStore:
         if cut is not None:
             changes |= {("block", index): None for index in range(cut, last[0] + 1)}
             changes |= {key: None for key in image.keys("fact") if key[2] >= cut}
-            before = image.rows.get(("block", cut - 1))
-            last = last if cut > last[0] else (before.index, before.hash) if before else (self.meta.first - 1, self.meta.prev)
+            if cut <= last[0]:
+                before = image.rows.get(("block", cut - 1))
+                last = (before.index, before.hash) if before else (self.meta.first - 1, self.meta.prev)
         new: Changes = {("block", row.index): row for row in write.rows}
         new |= {("fact", key, index): sealed for key, index, sealed in write.facts}
         for key in new:
@@ -322,8 +260,8 @@ class SimStore:
         return (min(indexes), max(indexes)) if indexes else None
 
     def _kept(self, first: int, last: int) -> Iterator[BlockRow]:
-        rows = self._image.rows
-        return (rows["block", index] for index in range(first, min(last, self._last[0]) + 1) if ("block", index) in rows)
+        rows = (self._image.rows.get(("block", index)) for index in range(first, min(last, self._last[0]) + 1))
+        return (row for row in rows if row is not None)
 
     async def blocks(self, first: int, last: int) -> list[BlockRow]:
         await self._access()
@@ -342,10 +280,8 @@ class SimStore:
         end = image.rows["block", upto - 1]
         meta = replace(self.meta, first=upto, prev=end.hash, prev_term=end.term, time=end.time)
         meta = meta if members is None else replace(meta, members=members)
-        newest: dict[bytes, int] = {}
         old = sorted((key for key in image.keys("fact") if key[2] < upto), key=lambda key: key[2])
-        for _, fact, index in old:
-            newest[fact] = index
+        newest = {fact: index for _, fact, index in old}
         gone: Changes = {("block", index): None for index in range(first, upto)}
         gone |= {key: None for key in old if key[2] < newest[key[1]]}
         await self._put({**gone, ("meta",): meta})
