@@ -226,7 +226,10 @@ class Connection:
         while True:
             if device.slow_until > trio.current_time():
                 await trio.sleep_until(device.slow_until)
-            data = await self.socket.receive()
+            with trio.move_on_after(3 * PING_S) as silence:
+                data = await self.socket.receive()
+            if silence.cancelled_caught:
+                raise Gone("not a byte for a long time")
             self.heard, self.pinged = trio.current_time(), False
             if data is None:
                 continue

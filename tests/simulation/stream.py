@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SEGMENT: Final = 16 * 1024  # bytes that arrive at once at most
 GIVE_UP_S: Final = 60.0  # seconds after which a kernel stops repeating what nobody confirms (Linux: 15 min; less here)
+PROBE_S: Final = 5.0  # seconds between two questions to an end whose window is full
 Segment = tuple[int, bytes | None]  # its number, and its bytes; None is the FIN
 
 
@@ -71,7 +72,7 @@ class SimStream(trio.abc.HalfCloseableStream):
                     rest = rest[size:]
                 else:
                     self.net.trace.counts["window full"] += 1
-                    await self._room.park()
+                    await self._wait_room()
                 self._check_sendable()
         finally:
             self._sending = False
@@ -80,8 +81,23 @@ class SimStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
         self._check_sendable()
         while self._under_way >= self._window:
-            await self._room.park()
+            await self._wait_room()
             self._check_sendable()
+
+    async def _wait_room(self) -> None:
+        """Until the other process has read something. The kernel asks now and then whether somebody is still there."""
+        asked = trio.current_time()
+        while self._under_way >= self._window and not (self.broken or self.closed):
+            with trio.move_on_after(PROBE_S):
+                await self._room.park()
+                continue
+            if not self._through():
+                if trio.current_time() - asked > GIVE_UP_S:
+                    self.break_off()
+                continue
+            asked = trio.current_time()
+            if self.peer.broken or self.peer.closed:
+                self.peer._tell_reset()
 
     async def send_eof(self) -> None:
         await trio.lowlevel.checkpoint()
