@@ -50,15 +50,23 @@ class Forwarders:
         self._new.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                self._new = trio.Event()
-                for cell in list(self._delivery.room.state.outboxes):
-                    if cell not in self._grew:
-                        self._grew[cell] = trio.Event()
-                        nursery.start_soon(self._forward, cell)
-                await self._new.wait()
+        """Until cancelled; forwards while this node speaks for its cell."""
+        while True:
+            await self._journal.leadership(True)
+            self._grew.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._forward_all, nursery)
+                await self._journal.leadership(False)
+                nursery.cancel_scope.cancel()
+
+    async def _forward_all(self, nursery: trio.Nursery) -> None:
+        while True:
+            self._new = trio.Event()
+            for cell in list(self._delivery.room.state.outboxes):
+                if cell not in self._grew:
+                    self._grew[cell] = trio.Event()
+                    nursery.start_soon(self._forward, cell)
+            await self._new.wait()
 
     async def _forward(self, cell: str) -> None:
         outbox = self._delivery.room.state.outboxes[cell]

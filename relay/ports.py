@@ -70,8 +70,10 @@ class Journal(Protocol):
 
     @property
     def leads(self) -> bool:
-        """Does this node speak for its cell: forward, tick, carry? Of a replicated cell at most about one does; that two
-        do for a while is harmless."""
+        """Does this node speak for its cell: forward, tick, carry? One does at a time; two for a while do no harm."""
+
+    async def leadership(self, leads: bool) -> None:
+        """Wait until `self.leads` is `leads`."""
 
     def time_ms(self) -> int:
         """The log's time, Unix ms: about what the next block is stamped with (rule 14). Never goes back."""

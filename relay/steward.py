@@ -40,9 +40,10 @@ class Steward:
         """Until cancelled. Raises DiskFailed."""
         while True:
             await trio.sleep(_LOOK_S)
-            self._tick_if_due()
             try:
-                await self._carry_if_worth_it()
+                if self._journal.leads:
+                    self._tick_if_due()
+                    await self._carry_if_worth_it()
             except (Overloaded, StoreDamaged) as error:
                 _log.warning("carry_put_off", text=error.text)
                 self._carry_at = trio.current_time() + _PUT_OFF_S

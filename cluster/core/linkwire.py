@@ -305,8 +305,8 @@ def encode_message(message: LinkMessage) -> bytes:
 
 def encode_frame(request: int, packed: bytes) -> bytes:
     """One frame: length, request id and an encoded message."""
-    body = b"\x92" + pack(request) + packed
-    return len(body).to_bytes(4, "big") + body
+    head = b"\x92" + pack(request)
+    return b"".join(((len(head) + len(packed)).to_bytes(4, "big"), head, packed))
 
 
 class FrameReader:

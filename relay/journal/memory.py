@@ -36,6 +36,10 @@ class MemoryJournal:
     def leads(self) -> bool:
         return True
 
+    async def leadership(self, leads: bool) -> None:
+        if not leads:
+            await trio.sleep_forever()
+
     def time_ms(self) -> int:
         return self._tail.time_ms()
 

@@ -44,6 +44,15 @@ class Tail:
         """Take up a log whose blocks below `first` were released; the kept ones are then taken in by `commit`."""
         self.first, self.tip, self._prev, self._time = first, first - 1, prev, time
 
+    def skip_to(self, block: Block) -> None:
+        """`block` was verified before: the ones up to it are kept, and need not be taken in."""
+        self.tip, self._prev, self._time = block.index, block.hash, block.time
+
+    @property
+    def newest(self) -> tuple[int, bytes, int]:
+        """Index, hash and time of the newest committed block."""
+        return self.tip, self._prev, self._time
+
     def next_block(self, records: Sequence[bytes]) -> Block:
         """The block that a commit would add now. Raises ValueError beyond the bounds of a block."""
         if not 0 < len(records) <= MAX_BLOCK_RECORDS or sum(map(len, records)) > MAX_BLOCK:

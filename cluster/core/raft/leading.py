@@ -149,6 +149,11 @@ class Leading:
         if self._leaving and commit >= self._log.members_at.index:
             self._leaving = {}
 
+    def matched(self) -> dict[bytes, int]:
+        """How far the log of each peer that answered lately is known to be this one, on its disk."""
+        since = self._now - self._settings.election_ms
+        return {store: peer.match for store, peer in self._peers.items() if peer.heard > since}
+
     def in_need(self) -> Iterator[bytes]:
         """Peers that answer and need what the log no longer has: from now on in SNAPSHOT."""
         for store, peer in self._peers.items():

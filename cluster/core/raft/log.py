@@ -85,6 +85,11 @@ class Log:
         """What `members` replaced, as far back as the log knows."""
         return self._changes[-2].members if len(self._changes) > 1 else None
 
+    def members_upto(self, index: int) -> Members:
+        """The members in force at an entry that is kept, or at the start."""
+        place = bisect_right(self._changes, index, key=lambda change: change.at.index) - 1
+        return self._changes[max(place, 0)].members
+
     def bytes_between(self, after: int, upto: int) -> int:
         """Bytes of the entries after index `after` up to `upto`; those below the start count nothing."""
         base = self.start.index

@@ -51,7 +51,7 @@ class Raft:
         self._desk = Desk(self.log, stored.hard)
         self._events: list[Event] = []
         self._told = self.commit  # the commit index in the last Output
-        self._leading: Leading | None = None
+        self.leading: Leading | None = None
         self._votes: set[bytes] = set()
         self._woke_in = self.term
         self._belonged = me in self.log.members.ids
@@ -77,7 +77,7 @@ class Raft:
             return self._doubt.ask_at
         if self._frozen:
             return None
-        return self._leading.next_ms if self._leading else self._timer.at
+        return self.leading.next_ms if self.leading else self._timer.at
 
     # --- time ------------------------------------------------------------------------------------
     def tick(self, now_ms: int) -> None:
@@ -87,10 +87,10 @@ class Raft:
             for recall in self._doubt.ask(now, self.settings.heartbeat_ms):
                 self._desk.say(recall)
             self._judge()
-        elif self._leading:
-            if self._leading.tick(now, self.commit):
+        elif self.leading:
+            if self.leading.tick(now, self.commit):
                 self._keep_figures()
-            if self._leading.forsaken():
+            if self.leading.forsaken():
                 self._follow(self.term, None)
         elif not self._frozen and now >= self._timer.at:
             self._stand(pre=True)
@@ -123,7 +123,7 @@ class Raft:
         self._desk.say(Recollection(self.me, message.source, self.term, message.nonce, figure, at, members))
 
     def _fall_silent(self, role: Role) -> None:
-        if self._leading:
+        if self.leading:
             self._follow(self.term, None)
         self._votes.clear()
         self.role = role
@@ -162,10 +162,10 @@ class Raft:
         if isinstance(message, TimeoutNow):
             if message.source == self.leader and self.members.votes(self.me):
                 self._stand(pre=False, transfer=True)
-        elif self._leading and isinstance(message, Rejected):
-            self._leading.rejected(message.source, message.prev, message.hint, self._now)
-        elif self._leading and isinstance(message, Accepted):
-            self._leading.accepted(message.source, message.match, self._now)
+        elif self.leading and isinstance(message, Rejected):
+            self.leading.rejected(message.source, message.prev, message.hint, self._now)
+        elif self.leading and isinstance(message, Accepted):
+            self.leading.accepted(message.source, message.match, self._now)
             self.figures.note(message.source, Point(self.term, message.match))
             self._count()
             self._hand_over(message.source)
@@ -175,8 +175,8 @@ class Raft:
         """Be a follower in `term`, which is not below the present one."""
         if term > self.term:
             self.term, self.vote = term, None
-        if self._leading:
-            self._leading = None
+        if self.leading:
+            self.leading = None
             self._events.append(LostLeadership(self.term))
             self._timer.wait(self._now)
         self.role = Role.FOLLOWER
@@ -234,7 +234,7 @@ class Raft:
 
     def _hears_leader(self) -> bool:
         recently = self._now - self._heard < self.settings.election_ms
-        return self._leading is not None or (self.leader is not None and recently)
+        return self.leading is not None or (self.leader is not None and recently)
 
     def _on_vote(self, message: VoteReply) -> None:
         asked = self.role is Role.ASKING and message.pre and message.term == self.term + 1
@@ -255,7 +255,7 @@ class Raft:
         elif self.role is Role.CANDIDATE:
             self.role = Role.LEADER
             self._votes.clear()
-            self._leading = Leading(self.me, self.term, self.log, self.settings, self._now)
+            self.leading = Leading(self.me, self.term, self.log, self.settings, self._now)
             self._events.append(BecameLeader(self.term))
             self._lead_by(self.me)
 
@@ -265,7 +265,7 @@ class Raft:
             self._desk.say_after(Rejected(self.me, message.source, self.term, message.prev.index, ORIGIN))
             return
         if message.term > self.term or self.role is not Role.FOLLOWER or self.leader != message.source:
-            if self._leading and message.term == self.term:
+            if self.leading and message.term == self.term:
                 return  # two leaders of one term cannot be; nothing good comes of listening
             self._follow(message.term, message.source)
         self._heard = self._now
@@ -293,13 +293,13 @@ class Raft:
     def _members_changed(self) -> None:
         self.figures.keep(self.log.members, self.log.members_before)
         self._belonged = self._belonged or self.me in self.members.ids
-        if self._leading:
-            self._leading.members_changed()
+        if self.leading:
+            self.leading.members_changed()
 
     def install(self, end: Point, members: Members) -> bool:
         """A snapshot that ends at `end` is staged, durable but not in effect. True: the next write resets to it. False:
         it is not wanted (any more); drop it."""
-        if self._frozen or self._leading or end.index <= self.commit:
+        if self._frozen or self.leading or end.index <= self.commit:
             return False
         if self.log.has(end):
             self.commit = end.index  # a snapshot holds committed state only
@@ -334,23 +334,23 @@ class Raft:
 
     def step_down(self) -> None:
         """Stop leading (rule 14: this node's clock is not to be trusted), and leave two election timeouts to others."""
-        if self._leading:
+        if self.leading:
             self._follow(self.term, None)
             self._timer.wait(self._now, _STEPPED_DOWN)
 
     def snapshot_sent(self, to: bytes, index: int) -> None:
         """The peer of a NeedSnapshot was given one that ends at `index`; 0: that failed, try again."""
-        if self._leading and (peer := self._leading.peer(to)):
+        if self.leading and (peer := self.leading.peer(to)):
             peer.snapshot_sent(index)
 
     def _led(self) -> Leading:
-        if self._leading is None:
+        if self.leading is None:
             raise NotLeader(self.leader)
-        return self._leading
+        return self.leading
 
     def _count(self) -> None:
-        if self._leading:
-            self.commit = self._leading.committed(self.commit, self._desk.stored)
+        if self.leading:
+            self.commit = self.leading.committed(self.commit, self._desk.stored)
 
     # --- the disk --------------------------------------------------------------------------------
     def persisted(self, seq: int) -> None:
@@ -359,7 +359,7 @@ class Raft:
         if self.role is Role.CANDIDATE and self._desk.hard == HardState(self.term, self.me):
             self._votes.add(self.me)
             self._tally()
-        if self._leading:
+        if self.leading:
             self.figures.note(self.me, Point(self.term, self._desk.stored))
             self._count()
 
@@ -378,9 +378,9 @@ class Raft:
         """What is to be done now; None when there is nothing. See the module's text for the order."""
         desk, figures = self._desk, self.figures.told()
         appends: tuple[Append, ...] = ()
-        if self._leading:
-            self._events += map(NeedSnapshot, self._leading.in_need())
-            appends = tuple(self._leading.appends(self.commit, figures))
+        if self.leading:
+            self._events += map(NeedSnapshot, self.leading.in_need())
+            appends = tuple(self.leading.appends(self.commit, figures))
         commit = min(self.commit, desk.stored)
         removed = self._belonged and self.me not in self.members.ids and self.log.members_at.index <= commit
         if removed:

@@ -79,7 +79,7 @@ class Mailroom:
                 settle.carry(turn, record)
             case records.FoldVersion():
                 _fold_version(turn, record)
-            case records.Tick():
+            case records.Tick() | records.Members():
                 pass
 
     def _forget_blocks(self) -> None:

@@ -149,8 +149,8 @@ def a_change_counts_when_committed(patch: Patch) -> None:
 
     def take(raft: Raft) -> object:
         raft.log.known_commit = raft.commit
-        if raft._leading:
-            raft._leading.members_changed()
+        if raft.leading:
+            raft.leading.members_changed()
         return honest_take(raft)
 
     patch.setattr(Log, "members", property(members))

@@ -1,0 +1,187 @@
+"""What a store of a replicated cell does beside a solo one's: entries with terms, Raft's own state, snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+from cluster.core import linkwire
+from cluster.core.raft import Entry, Figure, Members, Point
+from cluster.core.raft import Write as CoreWrite
+from cluster.journal.chain import Chain
+from cluster.journal.shapes import from_members
+from relay.core.block import Block
+from relay.core.codec import Decoder, Struct, encode
+from relay.core.shapes import Hash, UInt
+from relay.errors import StoreDamaged
+from relay.journal.api import CheckpointHead, FactRow, Hard, LogStore, Meta, Write
+from relay.journal.disk import LogDisk
+from relay.journal.rows import Sealer, checkpoint_checksum
+from relay.journal.tail import Tail
+from relay.limits import MAX_CHECKPOINT_ROW, READ_BATCH
+from relay.ports import Residency
+
+_INDEX_BITS = 40  # a figure in the store: term and index as one integer that sorts like the pair
+
+
+class Head(Struct):
+    """The first row of a checkpoint: the place that it was taken at, and the cell's members there (records.Members)."""
+
+    term: UInt
+    hash: Hash
+    time: UInt
+    members: bytes
+
+
+read_head: Decoder[Head] = Decoder(Head, "head of a checkpoint", MAX_CHECKPOINT_ROW)
+
+
+def pack_figures(figures: Sequence[Figure]) -> dict[bytes, int]:
+    """Figures as the store keeps them."""
+    return {figure.store: figure.upto.term << _INDEX_BITS | figure.upto.index for figure in figures}
+
+
+def unpack_figures(known: dict[bytes, int]) -> tuple[Figure, ...]:
+    """The reverse of `pack_figures`."""
+    mask = (1 << _INDEX_BITS) - 1
+    return tuple(Figure(store, Point(both >> _INDEX_BITS, both & mask)) for store, both in sorted(known.items()))
+
+
+@dataclass(slots=True)
+class Stage:
+    """A snapshot that is being fetched. `head` comes with its first row."""
+
+    index: int
+    generation: int
+    disk: RaftDisk
+    rows: list[bytes] = field(default_factory=list)  # digested when all are there; bounded by the checkpoint itself
+    facts: list[FactRow] = field(default_factory=list)
+
+    async def add(self, rows: Sequence[bytes]) -> None:
+        """The next rows came."""
+        await self.disk.stage_rows(self.generation, self.index, len(self.rows), rows)
+        self.rows += rows
+
+    def learn(self, facts: Sequence[linkwire.Fact]) -> None:
+        """Facts of the residency check came; what blocks after the snapshot taught comes with them."""
+        sealer = self.disk.sealer
+        self.facts += [(one.key, min(one.index, self.index), sealer.fact(one.key, one.value)) for one in facts]
+
+    @property
+    def head(self) -> Head:
+        """Raises ProtocolError, StoreDamaged where the first row is none."""
+        if not self.rows:
+            raise StoreDamaged("a checkpoint without a head")
+        return read_head(self.rows[0])
+
+
+class RaftDisk(LogDisk):
+    """The store of one node of a replicated cell."""
+
+    def __init__(self, store: LogStore, sealer: Sealer, residency: Residency, tail: Tail) -> None:
+        super().__init__(store, sealer, residency, tail)
+        self.staged: Stage | None = None
+        self.doomed = ""  # why this store must not be used again, once that is known
+        self._pins: list[int] = []
+
+    # --- the log ---------------------------------------------------------------------------------
+    async def put(self, write: CoreWrite, chain: Chain) -> None:
+        """Make what the core wants written durable, all at once. Raises DiskFailed."""
+        rows, facts = [], list[FactRow]()
+        for entry in write.append:
+            block: Block = entry.payload
+            rows.append(self.sealer.block_row(block, entry.term))
+            facts += [(key, block.index, self.sealer.fact(key, value)) for key, value in chain.facts(block.index)]
+        hard = Hard(write.hard.term, write.hard.vote or b"") if write.hard else None
+        known = pack_figures(write.known)
+        async with self.writing:
+            if write.reset is not None:
+                await self._install(write, known)
+            await self.store.write(Write(rows, write.truncate_from, hard, known, facts, self.tail.tip))
+
+    async def _install(self, write: CoreWrite, known: dict[bytes, int]) -> None:
+        """Put the staged snapshot in the place of everything."""
+        stage = self.staged
+        assert stage is not None and write.reset is not None and stage.index == write.reset.end.index
+        head, now = stage.head, self.store.meta
+        checksum = checkpoint_checksum(now.log_id, stage.index, stage.rows)
+        meta = Meta(
+            now.federation, now.cell, now.log_id, now.store, now.key_check, stage.index + 1, head.hash, head.term,
+            head.time, head.members,
+        )  # fmt: skip
+        checkpoint = CheckpointHead(stage.generation, stage.index, len(stage.rows), checksum)
+        await self.store.install(meta, checkpoint, stage.facts, known, stage.index)
+
+    @property
+    def checkpoint_index(self) -> int:
+        """The block after which the newest checkpoint was taken; 0 where there is none."""
+        return self.head.index if self.head else 0
+
+    async def load_entries(self, entries: Sequence[Entry]) -> list[Block]:
+        """The blocks of entries that the core no longer holds; fewer where the log has changed meanwhile."""
+        blocks: list[Block] = []
+        while len(blocks) < len(entries):
+            first = entries[len(blocks)].index
+            blocks += await self.load(first, entries[-1].index)
+        return blocks
+
+    # --- checkpoints -----------------------------------------------------------------------------
+    async def save(self, index: int, rows: Sequence[bytes], block: Block, term: int, members: Members) -> None:
+        """Save the checkpoint taken after `block`, with its head in front."""
+        head = Head(term, block.hash, block.time, from_members(members))
+        await self.save_checkpoint(index, [encode(head), *rows])
+
+    async def load_saved(self) -> tuple[int, list[bytes]] | None:
+        """The last checkpoint without its head."""
+        saved = await self.load_checkpoint()
+        return None if saved is None else (saved[0], saved[1][1:])
+
+    # --- snapshots -------------------------------------------------------------------------------
+    @contextmanager
+    def pinned(self, index: int) -> Iterator[None]:
+        """Blocks after `index` stay as long as somebody takes a snapshot of it (rule 12)."""
+        self._pins.append(index)
+        try:
+            yield
+        finally:
+            self._pins.remove(index)
+
+    def may_release(self, below: int) -> int:
+        """`below`, or less where a pin holds."""
+        return min([below, *(index + 1 for index in self._pins)])
+
+    async def checkpoint_part(self, index: int, row: int) -> tuple[list[bytes], int]:
+        """Rows of the checkpoint after block `index`, from `row` on, and how many there are; none where it is not, or
+        no longer, the newest."""
+        head = self.head
+        if head is None or head.index != index:
+            return [], 0
+        sealed = await self.store.checkpoint_rows(head.generation, row)
+        if self.head is not head:
+            return [], 0
+        return [self.sealer.open_checkpoint_row(index, row + n, one) for n, one in enumerate(sealed)], head.count
+
+    async def facts_part(self, after: bytes) -> list[linkwire.Fact]:
+        """Facts of the residency check with keys above `after`, in order: as many as one answer should bring."""
+        found: list[linkwire.Fact] = []
+        size = 0
+        for key, index, sealed in await self.store.facts(after, self.tail.tip):
+            value = self.sealer.open_fact(key, sealed)
+            size += len(value)
+            if found and size > READ_BATCH:
+                break
+            found.append(linkwire.Fact(key, index, value))
+        return found
+
+    @asynccontextmanager
+    async def staging(self, index: int) -> AsyncIterator[Stage]:
+        """Room for a snapshot after block `index` beside what is there. What is not installed is cleared later."""
+        async with self.checkpointing:
+            generation = self.head.generation if self.head else 0
+            async with self.writing:
+                await self.store.clear_unfinished(generation)
+            self.staged = Stage(index, generation + 1, self)
+            yield self.staged
+
+
