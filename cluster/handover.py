@@ -68,7 +68,7 @@ class Reception:
                 last = number - 1  # a part of the batch is a good answer, too: the rest may need what this part brings
                 break
             fresh.append(record)
-            learned |= record.what == records.HANDIN_ROSTER
+            learned |= record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY)
 
         def applied() -> bool:
             return key in origins and origins[key].vector >= last
@@ -76,8 +76,7 @@ class Reception:
         with trio.move_on_after(LINK_DEADLINE_S / 2):
             while (refused := await self._append(fresh, applied)) is not None:
                 _log.error("hand_over_refused", cell=peer.cell, number=fresh[refused.ordinal].number, text=refused.text)
-                code = Code.BAD_RECORD if fresh[refused.ordinal].part else Code.UNKNOWN_USER
-                fresh[refused.ordinal] = _refused(fresh[refused.ordinal], code)
+                fresh[refused.ordinal] = _refused(fresh[refused.ordinal], _overruled(fresh[refused.ordinal]))
         if not applied():
             raise Overloaded("the journal did not take the hand-over in time")
         return _answer(origins[key], request.first, last)
@@ -123,6 +122,14 @@ class Reception:
         except (TrustError, ProtocolError):
             return False  # not well signed: the disk writer refuses it
         return part is None or not any(member.user in state.users for member in part.members)
+
+
+def _overruled(record: records.HandIn) -> Code:
+    """What to answer where the disk writer refuses what we let pass. It may know a roster version that is written and
+    not applied yet: an envelope for a group comes again."""
+    if record.what != records.HANDIN_ENVELOPE or record.part:
+        return Code.BAD_RECORD
+    return Code.UNKNOWN_ROSTER if read_header(record.item).kind is To.ROSTER else Code.UNKNOWN_USER
 
 
 def _refused(record: records.HandIn, code: Code) -> records.HandIn:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import trio
 
 from cluster.cli.options import as_option, dir_option, now_ms
+from cluster.enrolment import asked_region, read_records, sign_enrolment
 from cluster.local.home import Home
 from cluster.local.people import card_of, create_device, create_user, introduce
-from relay.errors import OperatorError
+from cluster.provision import write_public
+from relay.client import Card
+from relay.errors import OperatorError, TrustError
 
 
 @click.group()
@@ -42,6 +47,48 @@ def create(name: str, region: str | None, device_of: str | None, directory: Path
     click.echo(str(card))
     if not trio.run(introduce, home, name):
         click.echo(f"No node of {card.region} answers now; it will learn of {name} when {name} connects.", err=True)
+
+
+@user.command()
+@click.argument("request", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--after", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The records that this command made for the version before (a new device, or a year has gone).",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: REQUEST.records]")
+@dir_option
+def sign(request: Path, after: Path | None, out: Path | None, directory: Path) -> None:
+    """Sign the home record that REQUEST asks for, for keys that were made elsewhere.
+
+    REQUEST is a file from a client that is not ours: the msgpack array [payload, signature by the user key] of
+    docs/PROTOCOL.md, section 5. Whoever signs vouches for nothing but this: the record is well formed, it follows the
+    one before, its keys are keys, and its home is a cell of the region whose registrar key is in --dir/secrets. No
+    secret of the user's is in it. Writes the user's signed records, oldest first, as the msgpack array that the client
+    puts into AUTH, and prints the address card.
+    """
+    home = Home(directory)
+    root = home.root(now_ms())
+    asked = request.read_bytes()
+    with _about(after or request):
+        before = read_records(after.read_bytes()) if after else ()
+    with _about(request):
+        region = asked_region(asked, root)
+    registrar = home.registrar(region)
+    with _about(request):
+        record, records = sign_enrolment(asked, before, root, registrar, now_ms())
+    target = out or request.with_name(f"{request.name}.records")
+    write_public(target, records)
+    click.echo(f"Signed version {record.version} for {record.cell}: {target}", err=True)
+    click.echo(str(Card(record.payload.region, record.user)))
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Errors name the file that they are about."""
+    try:
+        yield
+    except (OperatorError, TrustError) as error:
+        raise type(error)(f"{path}: {error.text}", error.remedy or "Nothing was signed") from None
 
 
 @user.command("list")

@@ -94,6 +94,11 @@ def sign_home(payload: HomePayload, user_key: SigningKey, registrar_key: Signing
     return encode(_SignedHome(data, _sign(user_key, _HOME, data), _sign(registrar_key, _HOME, data)))
 
 
+def endorse_home(payload: bytes, registrar_key: SigningKey) -> bytes:
+    """The registrar's signature over a payload that was checked."""
+    return _sign(registrar_key, _HOME, payload)
+
+
 def read_home(signed: bytes) -> HomeRecord:
     """Parse without verifying: only for bytes that were verified before they were kept (a cell's own log)."""
     outer = _signed_home(signed)

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from cluster.core.linkwire import HandOver, Peer
+from cluster.core.linkwire import HandItem, HandOver, Peer
 from cluster.forwarder import Forwarders
 from cluster.handover import Reception
-from relay.core import wire
+from relay.core import records, wire
 from relay.core.codec import digest
 from relay.core.wire import Code
 from relay.errors import Refused
@@ -120,6 +120,18 @@ async def test_an_owner_who_lists_a_cell_where_nobody_lives_gets_no_byte_onto_it
         assert all_of_it.told(all_of_it.sender)[-1] == Code.UNKNOWN_USER
 
 
+async def test_what_lists_nobody_is_learned_before_what_follows_it_in_the_batch(autojump_clock):
+    async with world() as all_of_it:
+        all_of_it.link.up = False
+        await all_of_it.publish(all_of_it.bob.id)
+        await all_of_it.send()
+        await trio.sleep(1)
+        all_of_it.link.up = True
+        await trio.sleep(1)
+        assert all_of_it.link.batches == [[2, 1], [1]]
+        assert all_of_it.told(all_of_it.sender) == [Code.UNKNOWN_USER]
+
+
 async def test_a_group_that_the_other_cell_never_heard_of_waits_here(autojump_clock):
     """Its roster goes another way and does not come: the sender's cell keeps the envelope, and gets it in later."""
     async with world() as all_of_it:
@@ -133,3 +145,22 @@ async def test_a_group_that_the_other_cell_never_heard_of_waits_here(autojump_cl
         await trio.sleep(60)
         assert len(all_of_it.reader.of(wire.Deliver)) == 1 and all_of_it.told(all_of_it.sender) == [Code.STORED]
         assert digest(all_of_it.head) not in all_of_it.here.state.pending
+
+
+async def test_two_links_at_once_tell_no_wrong_end(autojump_clock, monkeypatch):
+    """The version that takes carol out comes by one link while an envelope comes by another: the disk writer knows it
+    before the fold does. The envelope may come again, and then nobody misses it."""
+    async with world() as all_of_it:
+        await all_of_it.publish(all_of_it.carol.id)
+        await trio.sleep(1)
+        second = all_of_it.group.publish({CELL: sorted([all_of_it.alice.id, all_of_it.bob.id])})
+        sealed = seal(all_of_it.there, all_of_it.group.id, 1, roster=True, body=CANARY)
+        out = records.HandIn(CELL, b"a" * 16, 1, 0, records.HANDIN_NOBODY, second.head, b"")
+        all_of_it.there.intake.offer([records.encode_record(out)])
+        request = HandOver(b"b" * 16, 0, 1, (HandItem(records.HANDIN_ENVELOPE, sealed, b""),))
+        answer = await all_of_it.link.reception(Peer("norden", CELL, "n1"), request)
+        assert [outcome.code for outcome in answer.outcomes] == [Code.UNKNOWN_ROSTER]
+        again = HandOver(b"b" * 16, 1, 2, request.items)
+        answer = await all_of_it.link.reception(Peer("norden", CELL, "n1"), again)
+        assert [outcome.code for outcome in answer.outcomes] == [Code.STORED]
+        assert not await all_of_it.rests_abroad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,12 +21,13 @@ from msgspec import structs
 from cluster import node
 from cluster.config import NodeConfig, load_config
 from cluster.core.linkwire import federation_id
+from cluster.directory.seen import Seen, SeenFile, Sighting
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
 from relay.core import wire
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.records import FoldVersion, encode_record
-from relay.errors import OperatorError, StoreDamaged
+from relay.errors import DiskFailed, OperatorError, StoreDamaged
 from relay.delivery import Delivery
 from relay.journal.guard import ResidencyGuard
 from relay.journal.portal import open_portal
@@ -124,3 +126,38 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for one in error.exceptions for leaf in _leaves(one)]
     return [error]
+
+
+async def test_a_disk_that_fails_under_the_directory_ends_the_node(tmp_path: Path, monkeypatch: Any) -> None:
+    """Rule 7: what cannot be remembered of others' home records is not used, and the process ends."""
+    config, layout = make(tmp_path)
+    real, opened, ended = RealEnv.open_seen, list[SeenFile](), list[BaseException]()
+
+    @asynccontextmanager
+    async def open_seen(env: RealEnv, file: Path) -> AsyncIterator[Seen]:
+        async with real(env, file) as seen:
+            assert isinstance(seen, SeenFile)
+            opened.append(seen)
+            yield seen
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await node.run_node(config, task_status)
+        except* DiskFailed as group:
+            ended.extend(_leaves(group))
+
+    def fails(*_: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    monkeypatch.setattr(RealEnv, "open_seen", open_seen)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run)
+            (seen,) = opened
+            monkeypatch.setattr("cluster.directory.seen._raise", fails)
+            with pytest.raises(DiskFailed):
+                await seen.raise_to(b"u" * 32, Sighting(1, b"m" * 32))
+    file = layout.node("norden").data_dir / node.DIRECTORY_FILE
+    assert str(file) in str(ended[0]) and "Check the disk" in str(ended[0])

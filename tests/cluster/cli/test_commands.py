@@ -70,6 +70,8 @@ def test_users_devices_and_cards(posthouse: Posthouse, layout: Layout) -> None:
         (["user", "create", "../bob", "--region", "sauda"], Exit.OPERATOR, "cannot be a name"),
         (["user", "create", "alice", "--region", "sauda"], Exit.OPERATOR, "exists already"),
         (["user", "create", "phone", "--device-of", "alise"], Exit.OPERATOR, "Did you mean 'alice'?"),
+        (["user", "sign", "posthouse-data/root.bin"], Exit.OPERATOR, "root.bin: no enrolment request"),
+        (["user", "sign", "nothing"], Exit.USAGE, "nothing"),
         (["card", "--as", "alise"], Exit.OPERATOR, "Did you mean 'alice'?"),
         (["card", "--as", "alice", "--dir", "elsewhere"], Exit.OPERATOR, "posthouse up"),
         (["send", "--as", "alice", "--to", "posthouse:x:y", "-"], Exit.OPERATOR, "not an address card"),

@@ -1,4 +1,4 @@
-"""A replicated log on real stores: what is appended anywhere is everywhere, whoever dies, is wiped or comes back old."""
+"""A replicated log on real stores: what is appended anywhere is everywhere, whoever dies, is wiped or is old."""
 
 from __future__ import annotations
 

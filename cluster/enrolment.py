@@ -1,0 +1,122 @@
+"""Home records for keys that were made elsewhere: what a client asks for is checked whole, and signed by the registrar.
+
+    request  = [payload, signature by the user key]       docs/PROTOCOL.md, section 5
+    records  = [signed home record, …]                    oldest first: what AUTH takes
+
+The registrar's signature is given only to what every verifier of the federation will take, and no longer than for a
+year: then the user asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_scalarmult
+from nacl.exceptions import CryptoError
+from nacl.signing import SigningKey
+
+from relay.client.identity import LIFETIME
+from relay.core.codec import Decoder, Struct, pack
+from relay.core.shapes import Signature
+from relay.core.trust import HomePayload, HomeRecord, Root, check_current, endorse_home, read_home, verify_home
+from relay.errors import OperatorError, ProtocolError
+from relay.limits import DAY, KIB, MAX_CHAIN
+
+_AGAIN: Final = "Make the request again: docs/PROTOCOL.md, section 5, says what is in it"
+
+_BEFORE: Final = "Give the file that the registrar made for the version before"
+
+
+class _Request(Struct, frozen=True):
+    payload: bytes
+    user_signature: Signature
+
+
+_read_request: Decoder[_Request] = Decoder(_Request, "enrolment request", 16 * KIB)
+_read_records: Decoder[tuple[bytes, ...]] = Decoder(tuple[bytes, ...], "home records", MAX_CHAIN * 17 * KIB)
+
+
+def read_records(data: bytes) -> tuple[bytes, ...]:
+    """The signed records in a file that `sign_enrolment` made. Raises OperatorError."""
+    try:
+        return _read_records(data)
+    except ProtocolError as error:
+        raise OperatorError(error.text, _BEFORE) from None
+
+
+def asked_region(request: bytes, root: Root) -> str:
+    """The region whose registrar has to sign. Raises OperatorError for what is no request, or of no such region."""
+    asked = _payload(request).region
+    known = [region.name for region in root.payload.regions]
+    if asked not in known:
+        raise OperatorError(f"the federation has no region {asked!r}", f"Its regions are: {', '.join(known)}")
+    return asked
+
+
+def sign_enrolment(
+    request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
+) -> tuple[HomeRecord, bytes]:
+    """Check a request, which follows the records `before` (none for a new user), and sign it: the new record, and all
+    records in the form that AUTH takes.
+
+    Raises OperatorError (not well formed, another region's, keys that are none), TrustError and its kinds (a signature
+    does not hold, or it does not follow)."""
+    payload = _payload(request)
+    if bytes(registrar.verify_key) != root.region(payload.region).registrar_key:
+        what = f"the root document names another registrar for {payload.region} than the one whose key is here"
+        raise OperatorError(what, "Restore the key of `posthouse init region`, or take in the newer root")
+    last = _last(before, root)
+    _check_keys(payload)
+    _check_moves(payload, last)
+    outer = _read_request(request)
+    signed = pack([outer.payload, outer.user_signature, endorse_home(outer.payload, registrar)])
+    record = verify_home(signed, root, last)
+    check_current(record, now_ms)
+    if payload.expires > now_ms + LIFETIME + DAY:
+        days = (payload.expires - now_ms) // DAY
+        raise OperatorError(f"the record would be valid for {days} days", f"At most {LIFETIME // DAY}; then ask again")
+    return record, pack([*before, signed])
+
+
+def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
+    """The newest of the records before; it may have run out."""
+    last: HomeRecord | None = None
+    try:
+        for signed in before:
+            last = verify_home(signed, root, last)
+    except ProtocolError as error:
+        raise OperatorError(f"the records before: {error.text}", _BEFORE) from None
+    return last
+
+
+def _payload(request: bytes) -> HomePayload:
+    try:
+        outer = _read_request(request)
+        return read_home(pack([outer.payload, outer.user_signature, bytes(64)])).payload
+    except ProtocolError as error:
+        raise OperatorError(f"no enrolment request: {error.text}", error.remedy or _AGAIN) from None
+
+
+def _check_keys(payload: HomePayload) -> None:
+    """Keys that nobody could verify or seal with would make the user unreachable for good."""
+    if not payload.devices:
+        raise OperatorError("the request lists no device", _AGAIN)
+    keys = {"the user key": payload.user_key} | {f"device {n}'s id": one.id for n, one in enumerate(payload.devices, 1)}
+    for name, key in keys.items():
+        if not crypto_core_ed25519_is_valid_point(key):
+            raise OperatorError(f"{name} is no Ed25519 public key", _AGAIN)
+    for number, device in enumerate(payload.devices, 1):
+        try:
+            crypto_scalarmult(b"\x01" * 32, device.encryption)
+        except CryptoError:
+            raise OperatorError(f"device {number}'s encryption key is no X25519 public key", _AGAIN) from None
+
+
+def _check_moves(payload: HomePayload, last: HomeRecord | None) -> None:
+    home = (payload.region, payload.cell, payload.move_epoch)
+    if last is None and payload.move_epoch:
+        raise OperatorError(f"move_epoch {payload.move_epoch} in a first record", "It is 0 there")
+    if last is not None and home != (last.payload.region, last.cell, last.payload.move_epoch):
+        what = f"the user is at home in {last.cell}, the request says {payload.cell} (move_epoch {payload.move_epoch})"
+        raise OperatorError(what, "This release moves nobody: keep region, cell and move_epoch")

@@ -1,0 +1,131 @@
+"""Requests of clients that are not ours: signed when they are whole, and told what is wrong when they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec import structs
+from nacl.public import PrivateKey
+from nacl.signing import SigningKey
+
+from cluster.enrolment import asked_region, read_records, sign_enrolment
+from relay.core.codec import digest, encode, pack
+from relay.core.trust import (
+    Device, HomePayload, HomeRecord, Root, RootCell, RootPayload, RootRegion, sign_root, verify_chain, verify_root,
+)
+from relay.errors import BadSignature, BrokenChain, NotValidNow, OperatorError, PosthouseError, TrustError
+from relay.limits import DAY
+
+NOW = 1_800_000_000_000
+USER, PHONE, LAPTOP = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3))
+REGISTRAR, OTHER = SigningKey(b"n" * 32), SigningKey(b"o" * 32)
+
+
+@pytest.fixture(scope="module")
+def root() -> Root:
+    regions = (
+        RootRegion("norden", b"", bytes(REGISTRAR.verify_key), (RootCell("norden/1", ()),)),
+        RootRegion("sauda", b"", bytes(OTHER.verify_key), (RootCell("sauda/1", ()),)),
+    )
+    key = SigningKey(bytes(32))
+    payload = RootPayload(1, "test", 1, b"", NOW + 400 * DAY, (bytes(key.verify_key),), 1, regions)
+    return verify_root(sign_root(payload, [key]), NOW)
+
+
+def device(key: SigningKey, since: int = 1) -> Device:
+    return Device(bytes(key.verify_key), bytes(PrivateKey(bytes(key)).public_key), since)
+
+
+def first(**more: Any) -> HomePayload:
+    payload = HomePayload(
+        1, b"", 1, b"", "norden", "norden/1", bytes(USER.verify_key), (device(PHONE),), 0, NOW - 60_000, NOW + 365 * DAY
+    )
+    return structs.replace(payload, **more)
+
+
+def ask(payload: HomePayload, key: SigningKey = USER) -> bytes:
+    data = encode(payload)
+    return pack([data, key.sign(b"posthouse.home\x00" + data).signature])
+
+
+def following(record: HomeRecord, **more: Any) -> HomePayload:
+    devices = (*record.devices, device(LAPTOP, record.version + 1))
+    chained = {"user": record.user, "version": record.version + 1, "prev": record.digest, "devices": devices}
+    return first(**{**chained, **more})
+
+
+def test_a_user_a_further_device_and_another_year(root: Root) -> None:
+    assert asked_region(ask(first()), root) == "norden"
+    record, records = sign_enrolment(ask(first()), (), root, REGISTRAR, NOW)
+    assert record.user == digest(encode(first())) and read_records(records) == (record.signed,)
+    second, records = sign_enrolment(ask(following(record)), read_records(records), root, REGISTRAR, NOW)
+    assert [one.id for one in second.devices] == [bytes(PHONE.verify_key), bytes(LAPTOP.verify_key)]
+    later = NOW + 370 * DAY  # both have run out
+    asked = following(second, devices=second.devices, not_before=later, expires=later + 10 * DAY)
+    third, records = sign_enrolment(ask(asked), read_records(records), root, REGISTRAR, later)
+    assert verify_chain(read_records(records), root, later, record.user) == third and third.version == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "what"),
+    [
+        ({"cell": "norden/2"}, TrustError, "not one of region norden"),
+        ({"cell": "sauda/1"}, TrustError, "not one of region norden"),
+        ({"region": "sauda", "cell": "sauda/1"}, OperatorError, "another registrar for sauda"),
+        ({"version": 2}, BrokenChain, "does not follow"),
+        ({"user": b"u" * 32}, BrokenChain, "does not follow"),
+        ({"prev": b"p" * 32}, BrokenChain, "does not follow"),
+        ({"devices": ()}, OperatorError, "no device"),
+        ({"devices": (device(PHONE), device(PHONE))}, BrokenChain, "listed twice"),
+        ({"devices": (device(PHONE, 2),)}, BrokenChain, "enrolment was changed"),
+        ({"devices": (Device(bytes(32), bytes(PrivateKey(bytes(32)).public_key), 1),)}, OperatorError, "device 1's id"),
+        ({"devices": (Device(bytes(PHONE.verify_key), bytes(32), 1),)}, OperatorError, "device 1's encryption key"),
+        ({"user_key": b"\x01" + bytes(31)}, OperatorError, "the user key is no Ed25519"),
+        ({"move_epoch": 1}, OperatorError, "move_epoch 1"),
+        ({"not_before": NOW + DAY}, NotValidNow, "not valid now"),
+        ({"expires": NOW}, NotValidNow, "not valid now"),
+        ({"expires": NOW + 400 * DAY}, OperatorError, "400 days"),
+    ],
+)
+def test_what_is_not_signed(root: Root, change: dict[str, Any], error: type[PosthouseError], what: str) -> None:
+    with pytest.raises(error, match=what):
+        sign_enrolment(ask(first(**change)), (), root, REGISTRAR, NOW)
+
+
+def test_what_does_not_follow_is_not_signed(root: Root) -> None:
+    record, records = sign_enrolment(ask(first()), (), root, REGISTRAR, NOW)
+    before = read_records(records)
+    cases: list[tuple[bytes, type[PosthouseError]]] = [
+        (ask(following(record), PHONE), BadSignature),  # a device is not the user
+        (ask(following(record, prev=bytes(32))), BrokenChain),
+        (ask(following(record, user=b"u" * 32)), BrokenChain),
+        (ask(first()), BrokenChain),
+        (ask(following(record, move_epoch=1)), OperatorError),
+    ]
+    for request, error in cases:
+        with pytest.raises(error):
+            sign_enrolment(request, before, root, REGISTRAR, NOW)
+    with pytest.raises(BrokenChain):
+        sign_enrolment(ask(following(record)), (), root, REGISTRAR, NOW)
+    with pytest.raises(OperatorError, match="the version before"):
+        sign_enrolment(ask(following(record)), (b"\xc1",), root, REGISTRAR, NOW)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: b"", lambda: b"\xc1", lambda: pack([b"", bytes(64)]), lambda: pack([encode(first()), b"short"]),
+             lambda: pack([encode(first()), bytes(64), bytes(64)]), lambda: bytes(20_000)]
+)  # fmt: skip
+def test_what_is_no_request(root: Root, make: Callable[[], bytes]) -> None:
+    with pytest.raises(OperatorError, match="no enrolment request"):
+        asked_region(make(), root)
+
+
+def test_what_is_of_no_region_or_no_records_file(root: Root) -> None:
+    with pytest.raises(OperatorError, match=r"no region 'mars'.*norden, sauda"):
+        asked_region(ask(first(region="mars", cell="mars/1")), root)
+    with pytest.raises(OperatorError, match="the version before"):
+        read_records(b"\xc1")
+    with pytest.raises(BadSignature):
+        sign_enrolment(ask(first(), PHONE), (), root, REGISTRAR, NOW)

@@ -1,0 +1,84 @@
+"""A client in another language: keys, request and envelopes made with nothing of ours, enrolled and served."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from hashlib import blake2b
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgpack
+import trio
+from nacl.public import PrivateKey
+from nacl.signing import SigningKey
+
+from cluster.env import RealEnv
+from cluster.local import LocalFederation, make_federation
+from relay.core import wire
+from relay.core.wire import Code
+from tests.e2e.raw import Person, open_raw, seal
+
+DAY = 86_400_000
+
+
+def now() -> int:
+    return int(time.time() * 1000)
+
+
+def request(payload: list, user: SigningKey) -> bytes:
+    data = msgpack.packb(payload)
+    return msgpack.packb([data, user.sign(b"posthouse.home\0" + data).signature])
+
+
+def device(key: SigningKey, since: int) -> list:
+    return [bytes(key.verify_key), bytes(PrivateKey.generate().public_key), since]
+
+
+def posthouse(*args: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.cli", "user", "sign", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+async def test_keys_made_by_hand_are_enrolled_and_served(tmp_path: Path) -> None:
+    layout = make_federation(tmp_path / "f", ["norden"], RealEnv())
+    user, phone, laptop = (SigningKey.generate() for _ in range(3))
+    t = now()
+    payload = [1, b"", 1, b"", "norden", "norden/1", bytes(user.verify_key), [device(phone, 1)], 0, t - 60_000, t + DAY]
+    (tmp_path / "first").write_bytes(request(payload, user))
+    card = posthouse(tmp_path / "first", "--dir", layout.directory).stdout
+    assert card.startswith("posthouse:norden:")
+    records = tmp_path / "first.records"
+    me = blake2b(msgpack.packb(payload), digest_size=32).digest()
+
+    second = [1, me, 2, me, *payload[4:7], [*payload[7], device(laptop, 2)], *payload[8:]]
+    (tmp_path / "second").write_bytes(request(second, user))
+    told = posthouse(tmp_path / "second", "--dir", layout.directory, status=5).stderr
+    assert "does not follow" in told and str(tmp_path / "second") in told
+    both = tmp_path / "both"
+    assert posthouse(tmp_path / "second", "--after", records, "--out", both, "--dir", layout.directory).stdout == card
+    assert "exists already" in posthouse(tmp_path / "first", "--dir", layout.directory, status=3).stderr
+
+    def mine(key: SigningKey, path: Path) -> SimpleNamespace:
+        signed = tuple(msgpack.unpackb(path.read_bytes()))
+        return SimpleNamespace(key=key, device=bytes(key.verify_key), user=me, records=signed)
+
+    async with LocalFederation(layout) as fed:
+        await fed.start_all()
+        friend = Person(layout, "norden", now())
+        async with open_raw(layout, "norden", now()) as a, open_raw(layout, "norden", now()) as b:
+            await a.sign_in(friend)
+            assert (await b.sign_in(mine(phone, records))).home_version == 1
+            assert [item.code for item in await a.submit("norden", seal(me, now(), body=b"1"))] == [Code.STORED]
+            await b.hear_a(wire.Deliver)
+            async with open_raw(layout, "norden", now()) as c:
+                assert (await c.sign_in(mine(laptop, both))).home_version == 2
+                assert [i.code for i in await a.submit("norden", seal(me, now(), version=2))] == [Code.STORED]
+                await c.hear_a(wire.Deliver)
+                await b.hear_a(wire.Deliver)
+                with trio.fail_after(10):
+                    assert [i.code for i in await c.submit("norden", seal(friend.user, now()))] == [Code.STORED]
+                await a.hear_a(wire.Deliver)
