@@ -15,6 +15,8 @@ import trio
 
 from cluster.config import NodeConfig
 from cluster.config_keys import Address
+from cluster.control import CellControl, cell_pages
+from cluster.control.views import control_of
 from cluster.core.linkwire import federation_id
 from cluster.directory.federation import FederationDirectory
 from cluster.env import NodeEnv, RealEnv, clients_that_fit
@@ -246,6 +248,7 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     metrics, switchboard = Metrics(), Switchboard()
     why: list[str | None] = ["starting"]
+    control: list[CellControl | None] = [None]
 
     def say(text: str | None) -> None:
         why[0] = text
@@ -254,12 +257,12 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
 
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)
     async with trio.open_nursery() as base:
-        faces = await listen_at(env, "admin", config.listen.admin)
-        await base.start(serve_admin, faces, metrics, lambda: why[0])
+        await _open_faces(config, kit, base, metrics, lambda: why[0], lambda: control[0])
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
         base.start_soon(_give_up_when_asked, stop, why, base.cancel_scope)
         say("joining the cell")
         async with _open_journal(config, kit, links, switchboard, base) as journal:
+            control[0] = control_of(journal, own.cell, own.name)
             with found_in(paths.data / STORE_FILE):
                 room = await load_mailroom(journal, own.cell)
             delivery = Delivery(journal, room, metrics, env.clock)
@@ -276,6 +279,19 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
                         await journal.retire()
         _log.info("stopped", tip=journal.tip)
         base.cancel_scope.cancel()
+
+
+async def _open_faces(
+    config: NodeConfig, kit: Kit, nursery: trio.Nursery, metrics: Metrics, ready: Callable[[], str | None],
+    control: Callable[[], CellControl | None],
+) -> None:
+    """The admin port, which shows; and the control socket, which also takes orders."""
+    listen = config.listen
+    faces = await listen_at(kit.env, "admin", listen.admin)
+    await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=False))
+    if listen.control is not None:
+        faces = await listen_at(kit.env, "control", listen.control)
+        await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=True))
 
 
 async def _give_up_when_asked(stop: Stop, why: list[str | None], scope: trio.CancelScope) -> None:
