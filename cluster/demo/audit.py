@@ -16,7 +16,8 @@ from pathlib import Path
 from cluster.demo.scan import Hit, Scanner, files_below
 from relay.core import records
 from relay.core.envelope import To, envelope_id, read_header
-from relay.journal.inspect import open_stopped
+from relay.journal.files import STORE_FILE
+from relay.journal.inspect import StoppedStore, open_stopped
 from relay.journal.seal import StorageRing
 
 CANARY = 16  # bytes
@@ -105,9 +106,11 @@ class Book:
 
 @dataclass(slots=True)
 class Shelf:
-    """What rests in one region. Counts are of envelopes: `home` by whose they are, `transit` by where they go."""
+    """What rests on one node of a region. Counts are of envelopes: `home` by whose they are, `transit` by where they
+    go. Every node of a region has a copy of what rests in the region."""
 
     region: str
+    node: str = ""
     blocks: int = 0
     records: int = 0
     home: Counter[str] = field(default_factory=Counter)
@@ -185,16 +188,25 @@ def scan_files(shelf: Shelf, top: Path, scanner: Scanner[Secret], book: Book) ->
                 shelf.foreign_bytes += hit.length
 
 
-def audit(region: str, node_dir: Path, data: Path, ring: StorageRing, book: Book, scanner: Scanner[Secret]) -> Shelf:
-    """Look at everything that the stopped node of `region` left: its store, unsealed, and all files as they are."""
-    shelf = Shelf(region)
-    with open_stopped(data, ring) as store:
-        for block in store.blocks():
-            shelf.blocks += 1
-            for record in block.records:
-                judge(shelf, record, book, scanner)
-        checkpoint = store.checkpoint()
-        for row in checkpoint[1] if checkpoint else ():
-            scan_unsealed(shelf, "the checkpoint", scanner.scan_bytes(row), book)
+def audit(
+    region: str, node_dir: Path, data: Path, ring: StorageRing, book: Book, scanner: Scanner[Secret], node: str = ""
+) -> Shelf:
+    """Look at everything that a stopped node of `region` left: its store and those it set aside, unsealed, and all
+    files as they are."""
+    shelf = Shelf(region, node)
+    for place in (data, *sorted(file.parent for file in data.glob(f"quarantine/*/{STORE_FILE}"))):
+        with open_stopped(place, ring) as store:
+            look_into(shelf, store, book, scanner)
     scan_files(shelf, node_dir, scanner, book)
     return shelf
+
+
+def look_into(shelf: Shelf, store: StoppedStore, book: Book, scanner: Scanner[Secret]) -> None:
+    """A store, record by record and row by row."""
+    for block in store.blocks():
+        shelf.blocks += 1
+        for record in block.records:
+            judge(shelf, record, book, scanner)
+    checkpoint = store.checkpoint()
+    for row in checkpoint[1] if checkpoint else ():
+        scan_unsealed(shelf, "the checkpoint", scanner.scan_bytes(row), book)

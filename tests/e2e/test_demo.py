@@ -58,7 +58,7 @@ async def _play(directory: Path, before: Sequence[Chapter], after: Sequence[Chap
         *before, Chapter("arrive", story.arrive), Chapter("chat", _chat), Chapter("drain", story.drain), *after,
         Chapter("look", story.look_at_the_disks),
     )  # fmt: skip
-    return await cli.run_demo(directory / "kept", REGIONS, Console(quiet=True), short)
+    return await cli.run_demo(directory / "kept", REGIONS, Console(quiet=True), story=short)
 
 
 class AnythingGoes:
