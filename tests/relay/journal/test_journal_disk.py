@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -61,8 +62,8 @@ async def test_a_block_that_is_released_while_it_is_read_is_not_damaged(tmp_path
         await journal.save_checkpoint(5, [b"state"])
         release, deleted, go = journal._disk.store.release, trio.Event(), trio.Event()
 
-        async def slow_release(first: int, below: int) -> int:
-            floor = await release(first, below)
+        async def slow_release(*step: Any) -> int:
+            floor: int = await release(*step)
             deleted.set()
             await go.wait()
             return floor
