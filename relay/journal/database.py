@@ -188,12 +188,30 @@ async def open_database(
     except OSError as error:
         raise DiskFailed(f"{file}: {error.strerror}", "Check the directory and its permissions") from error
     try:
+        await trio.to_thread.run_sync(_sync_names, file.parent)
+    except OSError as error:
+        raise DiskFailed(f"{file.parent}: {error.strerror}", "Check the disk, then start the node again") from error
+    try:
         connection, rows = await portal.run(_connect, file, kind, tables, first, whose)
     except sqlite3.Error as error:
         raise translate(error, file) from error
     except trio.BrokenResourceError as error:
         raise DiskFailed(f"{file}: {error}", "Check the disk, then start the node again") from error
     return Database(portal, connection, file), rows
+
+
+def _sync_names(directory: Path) -> None:
+    """Make the names in `directory` durable, and its own: POSIX promises neither by an fsync of a file. At every start,
+    since who made them may have been killed before he could; SQLite does it for files that it makes itself."""
+    for place in (directory, directory.absolute().parent):
+        try:
+            handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            continue  # a parent that this user may not look into has been there before
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 async def _connect(
