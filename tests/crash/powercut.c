@@ -231,8 +231,6 @@ static void refuse(int fd, const char *what) {
     }
 }
 
-static void lock_before_fork(void) { lock(); }
-
 __attribute__((constructor)) static void begin(void) {
     const char *watched = getenv("POWERCUT_WATCH"), *side = getenv("POWERCUT_UNDO"), *fsyncs = getenv("POWERCUT_FSYNC");
     if (!watched && !side) return;
@@ -241,7 +239,7 @@ __attribute__((constructor)) static void begin(void) {
     if (!realpath(side, undo)) die("not there", side);
     skip_fsync = fsyncs && !strcmp(fsyncs, "skip");
     syscall(SYS_close, open_log("log", O_WRONLY)); /* it shows that the shim was there */
-    pthread_atfork(lock_before_fork, unlock, unlock);
+    pthread_atfork(lock, unlock, unlock);
     active = true;
 }
 

@@ -29,7 +29,6 @@ import platform
 import shutil
 import struct
 import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from enum import IntEnum
@@ -63,13 +62,13 @@ class Cut:
 
 # --- before: what the child runs over -------------------------------------------------------------
 def build(directory: Path | None = None) -> Path:
-    """The compiled shim, made where it is not there yet (by default below the directory for temporary files).
+    """The compiled shim, made where it is not there yet (by default in the tree's build/, which git ignores).
 
     Raises PowercutError where there is no compiler, or where it fails."""
     if platform.system() != "Linux":
         raise PowercutError(f"the power cut needs Linux (LD_PRELOAD, /proc), this is {platform.system()}")
     source = SOURCE.read_bytes()
-    place = directory or Path(tempfile.gettempdir()) / f"posthouse-powercut-{os.getuid()}"
+    place = directory or SOURCE.parents[2] / "build"
     lib = place / f"powercut-{platform.machine()}-{hashlib.blake2b(source, digest_size=8).hexdigest()}.so"
     if lib.exists():
         return lib
