@@ -73,7 +73,8 @@ class Rig:
             if not wanted:  # before the first acknowledgement, while it makes or takes up its files
                 while not any(log.stat().st_size for log in undo.glob("log.*")) and process.poll() is None:
                     time.sleep(0.001)
-            process.kill()  # in the midst of what follows
+            time.sleep(self.rng.random() * 0.005)  # about a commit: somewhere in the midst of it
+            process.kill()
             lines += [line for line in process.stdout if line.endswith("\n")]
         if process.returncode != -9:
             raise RuntimeError(f"the child ended by itself: {process.returncode}, {lines[-3:]}")  # never a mere loss
@@ -122,10 +123,10 @@ def rows_in(file: Path) -> int:
 @pytest.mark.parametrize("strict", [False, True])
 def test_sqlite_keeps_what_it_committed(rig: Rig, strict: bool) -> None:
     rig.strict = strict
-    for _ in range(20 * ROUNDS):
+    for _ in range(12 * ROUNDS):
         rig.round(str(CHILD), "rows", str(rig.watch / "rows.sqlite"), *_PRAGMAS)
         assert rows_in(rig.copy() / "rows.sqlite") >= rig.acked
-    print(f"{rig.acked} rows acknowledged in {20 * ROUNDS} rounds; {rig.total}")
+    print(f"{rig.acked} rows acknowledged in {12 * ROUNDS} rounds; {rig.total}")
 
 
 def test_sqlite_without_syncs_is_caught(tmp_path: Path) -> None:
@@ -140,20 +141,21 @@ def test_sqlite_without_syncs_is_caught(tmp_path: Path) -> None:
 def test_sqlite_that_syncs_only_its_checkpoints_loses_rows_and_stays_whole(rig: Rig) -> None:
     """What SQLite promises for synchronous=NORMAL, to the letter: the model is neither too kind nor too harsh."""
     lost = 0
-    for _ in range(15 * ROUNDS):
+    for _ in range(12 * ROUNDS):
         rig.round(str(CHILD), "rows", str(rig.watch / "rows.sqlite"), *with_synchronous("NORMAL"))
         found = rows_in(rig.copy() / "rows.sqlite")
         lost += found < rig.acked
         rig.acked = found
-    print(f"synchronous=NORMAL: rows lost in {lost} of {15 * ROUNDS} rounds; {rig.total}")
-    assert lost > ROUNDS
+    print(f"synchronous=NORMAL: rows lost in {lost} of {12 * ROUNDS} rounds; {rig.total}")
+    assert lost
 
 
 # --- a file with two slots ------------------------------------------------------------------------
 def test_a_mark_file_keeps_its_newest_mark(rig: Rig) -> None:
     file = rig.watch / "mark"
+    rig.waits = True
     lost = 0
-    for _ in range(20 * ROUNDS):
+    for _ in range(15 * ROUNDS):
         rig.run_and_kill(str(CHILD), "mark", str(file))
         killed = counter_in(file)
         rig.cut()
@@ -163,7 +165,7 @@ def test_a_mark_file_keeps_its_newest_mark(rig: Rig) -> None:
         assert newest >= rig.acked
         assert rig.acked - 1 <= counter_in(file) <= killed  # no sync of its own: that of the next mark is its
         lost += counter_in(file) < killed
-    print(f"the counter beside it was lost in {lost} of {20 * ROUNDS} rounds; {rig.total}")
+    print(f"the counter beside it was lost in {lost} of {15 * ROUNDS} rounds; {rig.total}")
     assert lost
 
 
@@ -197,14 +199,14 @@ def append_and_look(rig: Rig, **variables: str) -> None:
 @pytest.mark.parametrize("strict", [False, True])
 def test_the_journal_keeps_what_it_acknowledged(rig: Rig, strict: bool) -> None:
     rig.strict = strict
-    for _ in range(4 * ROUNDS):
+    for _ in range(3 * ROUNDS):
         append_and_look(rig)
-    print(f"{rig.acked} blocks acknowledged in {4 * ROUNDS} rounds; {rig.total}")
+    print(f"{rig.acked} blocks acknowledged in {3 * ROUNDS} rounds; {rig.total}")
 
 
 def test_a_new_journal_is_there_from_its_first_acknowledgement(tmp_path: Path) -> None:
     """Where a directory's names are durable by its own fsync and nothing else, the store's own directory is too."""
-    for seed in range(5 * ROUNDS):
+    for seed in range(4 * ROUNDS):
         append_and_look(Rig(tmp_path / str(seed), Random(seed), strict=True, waits=True))
 
 
