@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign, StoreLocked
+from relay.journal.files import sync_names
 from relay.journal.portal import Portal
 from relay.limits import WAL_BYTES
 
@@ -212,6 +213,10 @@ async def open_database(
     except OSError as error:
         raise DiskFailed(f"{file}: {error.strerror}", "Check the directory and its permissions") from error
     prepare = partial(_prepare, file=file, kind=kind, tables=tables, first=first, whose=whose)
+    try:
+        await trio.to_thread.run_sync(sync_names, file.parent)
+    except OSError as error:
+        raise DiskFailed(f"{file.parent}: {error.strerror}", "Check the disk, then start the node again") from error
     try:
         connection, rows = await portal.run(_connect, file, prepare)
     except sqlite3.Error as error:

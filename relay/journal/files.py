@@ -75,6 +75,15 @@ def sync_directory(directory: Path) -> None:
     sync_file(directory, os.O_RDONLY | os.O_DIRECTORY)
 
 
+def sync_names(directory: Path) -> None:
+    """Make the names in `directory` durable, and its own: POSIX promises neither by an fsync of a file. At every start,
+    since who made them may have been killed before he could; SQLite does it for files that it makes itself. Raises
+    OSError."""
+    for place in (directory, directory.absolute().parent):
+        with suppress(PermissionError):  # a parent that this user may not look into has been there before
+            sync_directory(place)
+
+
 def sync_file(path: Path, flags: int = os.O_RDWR) -> None:
     """Make the bytes of a file durable, whoever wrote them. Raises OSError."""
     handle = os.open(path, flags | os.O_CLOEXEC)
