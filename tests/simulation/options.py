@@ -95,7 +95,7 @@ def _tight(random: Random) -> dict[str, int]:
         "CARRY_BATCH": random.choice([2, 8, 64]) * KIB,
         "RECENT_BLOCKS": random.choice([16 * KIB, 16 * MIB]),
         "RECENT_FRAMES": random.choice([4 * KIB, 8 * MIB]),
-        "UNACKED_BYTES": random.choice([8 * KIB, 64 * KIB, 8 * MIB]),
+        "UNACKED_BYTES": random.choice([32 * KIB, 128 * KIB, 8 * MIB]),
         "OUTBOX_BYTES": random.choice([16 * KIB, 64 * KIB, MIB]),
         "MAX_MAILBOX": random.choice([64 * KIB, 64 * MIB]),
         "MAX_OUTBOX": random.choice([64 * KIB, 1024 * MIB]),
