@@ -220,9 +220,9 @@ def check_data(directory: Path) -> None:
 
 @asynccontextmanager
 async def _open_journal(
-    config: NodeConfig, kit: Kit, links: Links, switchboard: Switchboard, nursery: trio.Nursery
+    config: NodeConfig, kit: Kit, links: Links, switchboard: Switchboard
 ) -> AsyncIterator[Journal]:
-    """The journal of a cell of one, or of a replicated cell; what the latter needs runs in `nursery`."""
+    """The journal of a cell of one, or of a replicated cell, running."""
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     guard, federation = ResidencyGuard(own.region, own.cell, root), federation_id(root)
     listed = root.cell(own.cell)
@@ -239,8 +239,10 @@ async def _open_journal(
         nodes=nodes, links=links,
     ) as cell:
         switchboard.cell = cell
-        nursery.start_soon(cell.run)
-        yield cell.journal
+        async with trio.open_nursery() as nursery:  # within: its writer ends before the store is closed
+            nursery.start_soon(cell.run)
+            yield cell.journal
+            nursery.cancel_scope.cancel()
 
 
 async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], None]) -> None:
@@ -261,7 +263,7 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
         base.start_soon(_give_up_when_asked, stop, why, base.cancel_scope)
         say("joining the cell")
-        async with _open_journal(config, kit, links, switchboard, base) as journal:
+        async with _open_journal(config, kit, links, switchboard) as journal:
             control[0] = control_of(journal, own.cell, own.name)
             with found_in(paths.data / STORE_FILE):
                 room = await load_mailroom(journal, own.cell)

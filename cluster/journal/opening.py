@@ -14,7 +14,7 @@ from cluster.journal.cell import Cell, ask_to_join
 from cluster.journal.chain import Chain
 from cluster.journal.disk import RaftDisk, read_head, unpack_figures
 from cluster.journal.journal import RaftJournal, Rejoin
-from cluster.journal.shapes import members_in, to_members
+from cluster.journal.shapes import from_members, members_in, to_members
 from cluster.journal.snapshots import Snapshots
 from cluster.links import Links
 from relay.core.block import GENESIS, Block
@@ -45,7 +45,8 @@ async def open_raft(
     found, founder = env.store_exists(path), env.bootstrap(path)
     log_id = env.random_bytes(16) if found or founder else await _meet(links, own)
     check = Sealer(ring, log_id, env.random_bytes).key_check()
-    store = await env.open_store(path, Meta(federation, cell, log_id, own, check, 1, GENESIS, 0, 0, b""))
+    founders = from_members(Members((Member(own, node),))) if founder else b""
+    store = await env.open_store(path, Meta(federation, cell, log_id, own, check, 1, GENESIS, 0, 0, founders))
     sealer = Sealer(ring, store.meta.log_id, env.random_bytes)
     tail = Tail(store.meta.log_id, env.clock, keep=RECENT_BLOCKS)
     disk = RaftDisk(store, sealer, residency, tail)
@@ -54,9 +55,7 @@ async def open_raft(
         sealer.check_key(store.meta.key_check, store.file)
         if store.behind is not None:
             raise StoreDamaged(f"{store.file}: {store.behind}")
-        is_new = store.meta.store == own
-        founders = Members((Member(own, node),)) if is_new and founder else Members()
-        journal = await _take_up(disk, env, links, node, nodes, founders)
+        journal = await _take_up(disk, env, links, node, nodes)
         if founder:
             env.bootstrapped(path)
         _log.info("store_opened", store=store.meta.store.hex(), first=tail.first, tip=tail.tip)
@@ -91,7 +90,7 @@ async def _meet(links: Links, own: bytes) -> bytes:
 
 
 async def _take_up(
-    disk: RaftDisk, env: StoreEnv, links: Links, node: str, nodes: Sequence[str], founders: Members
+    disk: RaftDisk, env: StoreEnv, links: Links, node: str, nodes: Sequence[str]
 ) -> RaftJournal:
     """Find out how far the store has come, verify what follows its checkpoint, and start the core in doubt."""
     store, tail, meta = disk.store, disk.tail, disk.store.meta
@@ -120,17 +119,17 @@ async def _take_up(
             chain.add(block, chain.check(block.records))
         stubs.append(Stub(terms[block.index], block.size, members_in(block)))
     stored = Stored(
-        HardState(store.hard.term, store.hard.vote or None), start, founders or members, stubs, committed,
+        HardState(store.hard.term, store.hard.vote or None), start, members, stubs, committed,
         unpack_figures(store.known),
     )  # fmt: skip
     own = Member(meta.store, node)
     raft = Raft(meta.store, stored, Settings(), env.random_bytes(32), env.clock.monotonic_ms())
-    if not founders and last > 0 and meta.store not in raft.members.ids and raft.members.ids:
+    if last > 0 and raft.members.ids and meta.store not in raft.members.ids:
         raise OperatorError(
             f"node {node} was removed from its cell",
             "To add it again run `posthouse journal repair` on its data directory, then start it",
         )
-    return RaftJournal(own, disk, chain, raft, links, env, nodes, is_new=bool(founders.voters))
+    return RaftJournal(own, disk, chain, raft, links, env, nodes, is_new=last == 0 and bool(members.voters))
 
 
 async def _start(disk: RaftDisk) -> tuple[Point, Members]:

@@ -10,7 +10,8 @@ import trio
 from cluster.env import RealEnv
 from relay.errors import ResidencyError
 from relay.journal.portal import open_portal
-from tests.cluster.journal.conftest import NODES, Anything, a_cell
+from cluster.journal import open_raft
+from tests.cluster.journal.conftest import CELL, NODES, RING, Anything, FakeLinks, World, a_cell
 
 
 @pytest.fixture
@@ -156,3 +157,16 @@ async def test_a_record_that_must_not_rest_here_is_refused_alone(tmp_path, make_
             nursery.start_soon(other.journal.append, [b"fine"])
         assert refused == [1]
         assert b"fine" in (found := await records_of(leader.journal)) and b"good" not in found
+
+
+async def test_a_founder_that_dies_before_its_first_block_still_founds_the_cell(tmp_path, make_env):
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, tmp_path, make_env)
+        async with open_raft(
+            world.path("n1"), env=make_env("n1"), ring=RING, residency=Anything(), cell=CELL,
+            federation=bytes(range(32)), node="n1", nodes=NODES, links=FakeLinks(world.wires, "n1", NODES),
+        ) as cell:  # fmt: skip
+            log_id = cell.journal.log_id
+        world.start()
+        assert (await world.whole()).journal.log_id == log_id
+        nursery.cancel_scope.cancel()
