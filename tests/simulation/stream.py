@@ -66,13 +66,13 @@ class SimStream(trio.abc.HalfCloseableStream):
             rest = bytes(data)
             self.net.watch(self.host, self.other, rest)
             while rest:
-                size = min(self._window - self._under_way, SEGMENT)
-                if size > 0:
+                if self._has_room(len(rest)):
+                    size = min(self._window - self._under_way, SEGMENT)
                     self._send(rest[:size])
                     rest = rest[size:]
                 else:
                     self.net.trace.counts["window full"] += 1
-                    await self._wait_room()
+                    await self._wait_room(len(rest))
                 self._check_sendable()
         finally:
             self._sending = False
@@ -80,14 +80,18 @@ class SimStream(trio.abc.HalfCloseableStream):
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
         self._check_sendable()
-        while self._under_way >= self._window:
-            await self._wait_room()
+        while not self._has_room(1):
+            await self._wait_room(1)
             self._check_sendable()
 
-    async def _wait_room(self) -> None:
+    def _has_room(self, wanted: int) -> bool:
+        """No tiny segments when the other end reads slowly (RFC 9293 3.8.6.2: the silly window)."""
+        return self._window - self._under_way >= min(wanted, self._window // 2)
+
+    async def _wait_room(self, wanted: int) -> None:
         """Until the other process has read something. The kernel asks now and then whether somebody is still there."""
         asked = trio.current_time()
-        while self._under_way >= self._window and not (self.broken or self.closed):
+        while not (self._has_room(wanted) or self.broken or self.closed):
             with trio.move_on_after(PROBE_S):
                 await self._room.park()
                 continue
