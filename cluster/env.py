@@ -132,6 +132,14 @@ class RealEnv:
         """Is this the node that starts its cell's log?"""
         return files.bootstrap(directory)
 
+    def was_removed(self, directory: Path) -> bool:
+        """As StoreEnv says."""
+        return files.was_removed(directory)
+
+    def keep_out(self, directory: Path) -> None:
+        """As StoreEnv says."""
+        files.keep_out(directory)
+
     def bootstrapped(self, directory: Path) -> None:
         """The log was started. Raises DiskFailed."""
         files.bootstrapped(directory)

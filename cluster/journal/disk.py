@@ -82,6 +82,7 @@ class RaftDisk(LogDisk):
     def __init__(self, store: LogStore, sealer: Sealer, residency: Residency, tail: Tail) -> None:
         super().__init__(store, sealer, residency, tail)
         self.staged: Stage | None = None
+        self.removed = False  # the cell has removed this store, and with it its node
         self.doomed = ""  # why this store must not be used again, once that is known
         self._pins: list[int] = []
 

@@ -43,6 +43,14 @@ class Rejoin(PosthouseError):
     """This store is not what it was: the node starts anew in the same process, from what the disk holds now."""
 
 
+def removed(node: str) -> OperatorError:
+    """What a node says that its cell has removed."""
+    return OperatorError(
+        f"node {node} was removed from its cell",
+        "To add it again run `posthouse journal repair` on its data directory, then start it",
+    )
+
+
 class RaftJournal:
     """relay.ports.Journal over the stores of a cell. Made by `open_raft`; `run` must be running."""
 
@@ -280,10 +288,8 @@ class RaftJournal:
                 )
                 self._fatal = Rejoin(f"this store has forgotten what it acknowledged: {self._disk.doomed}")
             case StoreRemoved():
-                self._fatal = OperatorError(
-                    f"node {self.own.node} was removed from its cell",
-                    "To add it again run `posthouse journal repair` on its data directory, then start it",
-                )
+                self._disk.removed = True
+                self._fatal = removed(self.own.node)
 
     # --- writing ---------------------------------------------------------------------------------
     async def _write_all(self) -> None:

@@ -13,12 +13,12 @@ from cluster.core.raft import ORIGIN, HardState, Member, Members, Point, Raft, S
 from cluster.journal.cell import Cell, ask_to_join
 from cluster.journal.chain import Chain
 from cluster.journal.disk import RaftDisk, read_head, unpack_figures
-from cluster.journal.journal import RaftJournal, Rejoin
+from cluster.journal.journal import RaftJournal, Rejoin, removed
 from cluster.journal.shapes import from_members, members_in, to_members
 from cluster.journal.snapshots import Snapshots
 from cluster.links import Links
 from relay.core.block import GENESIS, Block
-from relay.errors import OperatorError, ProtocolError, StoreDamaged
+from relay.errors import ProtocolError, StoreDamaged
 from relay.journal.api import LogStore, Meta, StoreEnv
 from relay.journal.database import found_in
 from relay.journal.rows import Sealer
@@ -41,6 +41,8 @@ async def open_raft(
 
     Raises StoreLocked, StoreForeign, DiskFailed, OperatorError; Rejoin where the store here cannot be used any more and
     was set aside (rule 4): open again."""
+    if env.was_removed(path):
+        raise removed(node)
     own = env.random_bytes(16)
     found, founder = env.store_exists(path), env.bootstrap(path)
     log_id = env.random_bytes(16) if found or founder else await _meet(links, own)
@@ -61,6 +63,8 @@ async def open_raft(
         _log.info("store_opened", store=store.meta.store.hex(), first=tail.first, tip=tail.tip)
         yield Cell(journal, Snapshots(journal, disk, links), links)
     except BaseException as error:
+        if disk.removed:
+            env.keep_out(path)
         doomed = disk.doomed or _damage_in(error)
         if not doomed:
             raise
@@ -124,11 +128,6 @@ async def _take_up(
     )  # fmt: skip
     own = Member(meta.store, node)
     raft = Raft(meta.store, stored, Settings(), env.random_bytes(32), env.clock.monotonic_ms())
-    if last > 0 and raft.members.ids and meta.store not in raft.members.ids:
-        raise OperatorError(
-            f"node {node} was removed from its cell",
-            "To add it again run `posthouse journal repair` on its data directory, then start it",
-        )
     return RaftJournal(own, disk, chain, raft, links, env, nodes, is_new=last == 0 and bool(members.voters))
 
 

@@ -167,5 +167,11 @@ class StoreEnv(Env, Protocol):
     def bootstrap(self, directory: Path) -> bool:
         """Is this the node that starts its cell's log? (A file that provisioning leaves says so.)"""
 
+    def was_removed(self, directory: Path) -> bool:
+        """Has the cell removed this node, and nobody said that it may come back?"""
+
+    def keep_out(self, directory: Path) -> None:
+        """Remember that it did. Raises DiskFailed."""
+
     def bootstrapped(self, directory: Path) -> None:
         """The log was started: no node does it again. Raises DiskFailed."""

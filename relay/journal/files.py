@@ -13,6 +13,7 @@ from relay.errors import DiskFailed
 STORE_FILE = "log.sqlite"  # in a node's data directory
 _MARK, _WAL, _SHM = ".mark", "-wal", "-shm"  # added to it
 _BOOTSTRAP = "bootstrap"
+REMOVED = "removed"
 _QUARANTINE = "quarantine"
 
 
@@ -59,6 +60,18 @@ def bootstrapped(directory: Path) -> None:
     flag = directory / _BOOTSTRAP
     with _errors(flag):
         flag.unlink(missing_ok=True)
+        sync_directory(directory)
+
+
+def was_removed(directory: Path) -> bool:
+    """Is there the file that keeps a node out of its cell?"""
+    return (directory / REMOVED).exists()
+
+
+def keep_out(directory: Path) -> None:
+    """The cell removed this node: it does not come back by itself. Raises DiskFailed."""
+    with _errors(directory / REMOVED):
+        (directory / REMOVED).touch(mode=0o600)
         sync_directory(directory)
 
 

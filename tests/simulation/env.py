@@ -63,16 +63,9 @@ class SimEnv:
             raise OSError(errno.ENETDOWN, "This process is dead")
 
     # --- the disk ----------------------------------------------------------------------------------
-    def check_disk(self) -> None:
-        """Raises DiskFailed once the process is dead."""
+    def _check_disk(self) -> None:
         if self.dead:
             raise DiskFailed("this process is dead", "It is simulated")
-
-    async def at_disk(self, seconds: float) -> None:
-        """An access takes so long; what a dead process still waits for never happens. Raises DiskFailed."""
-        self.check_disk()
-        await trio.sleep(seconds)
-        self.check_disk()
 
     def data_dir(self, path: Path) -> Path:
         return path
@@ -88,16 +81,24 @@ class SimEnv:
         return seen
 
     def store_exists(self, directory: Path) -> bool:
-        return self._disk.content is not None
+        there: bool = self._disk.store_exists()
+        return there
 
     def set_aside(self, directory: Path, store: bytes) -> None:
-        self.check_disk()
-        self._disk.content = None
+        self._check_disk()
+        self._disk.set_aside()
 
     def bootstrap(self, directory: Path) -> bool:
         flag: bool = self._disk.flag
         return flag
 
-    def bootstrapped(self, directory: Path) -> None:
+    def was_removed(self, directory: Path) -> bool:
+        return bool(getattr(self._disk, "removed", False))
+
+    def keep_out(self, directory: Path) -> None:
         self.check_disk()
+        self._disk.removed = True
+
+    def bootstrapped(self, directory: Path) -> None:
+        self._check_disk()
         self._disk.flag = False

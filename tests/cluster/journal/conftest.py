@@ -11,7 +11,7 @@ from cluster.core.linkwire import Peer
 from cluster.journal import Rejoin, open_raft
 from relay.core import records
 from relay.core.wire import Code
-from relay.errors import PosthouseError, Refused
+from relay.errors import OperatorError, PosthouseError, Refused
 from relay.journal.seal import StorageRing
 
 NODES = ("n1", "n2", "n3")
@@ -77,6 +77,12 @@ class FakeLinks:
         raise Refused(Code.UNREACHABLE, "no answer")
 
 
+def leaves(error):
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in leaves(one)]
+    return [error]
+
+
 class Node:
     """One node of the cell: lives again and again until it is killed."""
 
@@ -85,16 +91,20 @@ class Node:
         self.env = world.make_env(name)
         self.journal, self.cell = None, None
         self.lives = 0
-        self.ended = None
+        self.ended, self.may_end = None, False
         self._scope = trio.CancelScope()
 
     async def run(self):
         with self._scope:
-            while True:
+            while self.ended is None:
                 try:
                     await self._live()
                 except* Rejoin:
                     await trio.sleep(0.2)
+                except* OperatorError as group:
+                    if not self.may_end:
+                        raise
+                    (self.ended,) = leaves(group)
 
     async def _live(self):
         self.lives += 1

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from cluster.env import RealEnv
-from relay.errors import ResidencyError
+from relay.errors import OperatorError, ResidencyError
 from relay.journal.portal import open_portal
 from cluster.journal import open_raft
 from tests.cluster.journal.conftest import CELL, NODES, RING, Anything, FakeLinks, World, a_cell
@@ -170,3 +170,26 @@ async def test_a_founder_that_dies_before_its_first_block_still_founds_the_cell(
         world.start()
         assert (await world.whole()).journal.log_id == log_id
         nursery.cancel_scope.cancel()
+
+
+async def test_a_removed_node_stays_away_until_it_is_let_in_again(tmp_path, make_env):
+    async with a_cell(tmp_path, make_env) as world:
+        leader = await world.whole()
+        gone = others(world, leader)[0]
+        gone.may_end = True
+        members = leader.journal.raft.members
+        leader.journal.change(members.without(gone.journal.own.store))
+        await world.until(lambda: gone.ended is not None)
+        assert "was removed" in gone.ended.text and "repair" in gone.ended.remedy
+        with pytest.raises(OperatorError, match="was removed"):
+            async with open_raft(
+                world.path(gone.name), env=make_env(gone.name), ring=RING, residency=Anything(), cell=CELL,
+                federation=bytes(range(32)), node=gone.name, nodes=NODES,
+                links=FakeLinks(world.wires, gone.name, NODES),
+            ):  # fmt: skip
+                pass
+        await leader.journal.append([b"without it"])
+        (world.path(gone.name) / "removed").unlink()
+        (world.path(gone.name) / "log.sqlite.mark").unlink()  # and its store is none of the cell's any more
+        world.start(gone.name)
+        assert (await world.whole()) is not None

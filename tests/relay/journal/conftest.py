@@ -81,6 +81,12 @@ class FakeEnv:
     def bootstrap(self, directory: Path) -> bool:
         return files.bootstrap(directory)
 
+    def was_removed(self, directory: Path) -> bool:
+        return files.was_removed(directory)
+
+    def keep_out(self, directory: Path) -> None:
+        files.keep_out(directory)
+
     def bootstrapped(self, directory: Path) -> None:
         files.bootstrapped(directory)
 
