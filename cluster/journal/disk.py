@@ -120,11 +120,20 @@ class RaftDisk(LogDisk):
         return self.head.index if self.head else 0
 
     async def load_entries(self, entries: Sequence[Entry]) -> list[Block]:
-        """The blocks of entries that the core no longer holds; fewer where the log has changed meanwhile."""
+        """The blocks of entries that the core no longer holds. Raises LookupError where the log has changed since: the
+        same index may stand for another entry now."""
+        first, last = entries[0].index, entries[-1].index
         blocks: list[Block] = []
         while len(blocks) < len(entries):
-            first = entries[len(blocks)].index
-            blocks += await self.load(first, entries[-1].index)
+            blocks += await self.load(first + len(blocks), last)
+        stored: list[tuple[int, bytes]] = []
+        while len(stored) < len(entries):
+            batch = await self.store.terms(first + len(stored), last)
+            if not batch:
+                raise LookupError(f"block {first + len(stored)} is gone")
+            stored += [(term, hash_) for _, term, hash_ in batch]
+        if stored != [(entry.term, block.hash) for entry, block in zip(entries, blocks, strict=True)]:
+            raise LookupError(f"blocks {first} to {last} are others now")
         return blocks
 
     # --- checkpoints -----------------------------------------------------------------------------

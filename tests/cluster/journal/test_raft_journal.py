@@ -7,6 +7,7 @@ import shutil
 import pytest
 import trio
 
+from cluster.core.raft import Entry
 from cluster.env import RealEnv
 from relay.errors import OperatorError, ResidencyError
 from relay.journal.portal import open_portal
@@ -193,3 +194,16 @@ async def test_a_removed_node_stays_away_until_it_is_let_in_again(tmp_path, make
         (world.path(gone.name) / "log.sqlite.mark").unlink()  # and its store is none of the cell's any more
         world.start(gone.name)
         assert (await world.whole()) is not None
+
+
+async def test_entries_read_from_the_disk_are_those_that_were_meant(tmp_path, make_env):
+    """An index may stand for another entry by the time that it is read: that one is not sent in its place."""
+    async with a_cell(tmp_path, make_env, nodes=("n1",)) as world:
+        await world.until(lambda: world.leader() is not None)
+        journal = world.leader().journal
+        await journal.append([b"this"])
+        log, disk = journal.raft.log, journal._disk
+        meant = Entry(log.last, log.tip.term, 4, None, None)
+        assert [block.records for block in await disk.load_entries([meant])] == [(b"this",)]
+        with pytest.raises(LookupError):
+            await disk.load_entries([Entry(log.last, log.tip.term + 1, 4, None, None)])
