@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from random import Random
 
 import trio
@@ -48,6 +49,7 @@ class Faults:
         self.net.heal()
         for node in self.nodes:
             node.clock.mend()
+            node.disk.mend()
             node.start()
         for device in self.authors.devices:
             device.slow_until = 0.0
@@ -88,6 +90,22 @@ class Faults:
     def _back(self, node: SimNode) -> None:
         if not node.up:
             node.start()
+
+    # --- disks -------------------------------------------------------------------------------------
+    def _stall(self, random: Random) -> None:
+        """A disk does nothing for a while, now and then longer than a node waits for it."""
+        node = random.choice(self.nodes)
+        seconds = random.choice([random.uniform(0.1, 5.0), random.uniform(5.0, 40.0)])
+        self.trace("disk stalls", node.host.name, round(seconds, 3))
+        node.disk.stall(seconds)
+
+    def _broken_disk(self, random: Random) -> None:
+        """A disk gives I/O errors, or is full; the node ends (rule 7), and comes back when the disk is well."""
+        node = random.choice(self.nodes)
+        number = random.choice([errno.EIO, errno.ENOSPC])
+        self.trace("disk fails", node.host.name, number)
+        node.disk.fail(number, random.randrange(20))
+        self.world.agenda.after(random.uniform(1.0, 20.0), node.disk.mend)
 
     # --- the network -------------------------------------------------------------------------------
     def _cut(self, random: Random) -> None:

@@ -97,7 +97,7 @@ class SimNode:
         self.delivery = None
         self.scope.cancel()
 
-    def drain(self) -> None:
+(self) -> None:
         """SIGTERM."""
         self.world.trace("asked to stop", self.host.name)
         self.up = False

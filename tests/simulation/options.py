@@ -19,7 +19,7 @@ from tests.simulation.network import Weather
 
 FAULTS = (
     "kill", "power", "all_down", "drain", "cut", "silence", "block", "isolate", "skew", "drift", "offline", "slow",
-    "forget", "enrol", "regroup", "weather",
+    "forget", "enrol", "regroup", "weather", "stall", "broken_disk",
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def derive(seed: int, **fixed: Any) -> Options:
     weather = Weather(
         near=spread(0.0001, 0.005), far=spread(0.005, 0.2), access=spread(0.001, 0.1), jitter=spread(0.05, 3.0),
         loss=random.choice([0.0, 0.0, spread(0.001, 0.05)]), split=random.choice([0.0, 0.05, 0.5]),
-        bandwidth=random.choice([12.5e6, 1.25e6, 2e5]), window=random.choice([2, 8, 64, 256]) * KIB,
+        bandwidth=random.choice([12.5e6, 1.25e6, 2e5]), window=random.choice([8, 64, 256]) * KIB,
     )  # fmt: skip
     chosen: dict[str, Any] = {
         "safety": spread(60.0, 240.0), "people": random.randint(1, 4), "devices": random.randint(1, 3),
