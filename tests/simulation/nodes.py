@@ -97,7 +97,7 @@ class SimNode:
         self.delivery = None
         self.scope.cancel()
 
-(self) -> None:
+    def drain(self) -> None:
         """SIGTERM."""
         self.world.trace("asked to stop", self.host.name)
         self.up = False
