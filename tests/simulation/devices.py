@@ -171,6 +171,7 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._guard, self._write, nursery.cancel_scope)
                     nursery.start_soon(self._guard, self._read, nursery.cancel_scope)
+                    nursery.start_soon(self._guard, self._watch, nursery.cancel_scope)
             finally:
                 stream.close()
 
@@ -226,10 +227,7 @@ class Connection:
         while True:
             if device.slow_until > trio.current_time():
                 await trio.sleep_until(device.slow_until)
-            with trio.move_on_after(3 * PING_S) as silence:
-                data = await self.socket.receive()
-            if silence.cancelled_caught:
-                raise Gone("not a byte for a long time")
+            data = await self.socket.receive()
             self.heard, self.pinged = trio.current_time(), False
             if data is None:
                 continue
@@ -357,8 +355,6 @@ class Connection:
                 continue
             if await self._submit(now):
                 continue
-            if now - self.heard >= 2 * PING_S:
-                raise Gone("not a byte")
             if now - self.heard >= PING_S and not self.pinged:
                 self.pinged = True
                 await self.socket.send(b"", PING)
@@ -366,9 +362,15 @@ class Connection:
             with trio.CancelScope(deadline=self._next(now)):
                 await device.wake.park()
 
+    async def _watch(self) -> None:
+        """Also while the writer waits for a node that does not read."""
+        while trio.current_time() - self.heard < 2 * PING_S:
+            await trio.sleep_until(self.heard + 2 * PING_S)
+        raise Gone("not a byte")
+
     def _next(self, now: float) -> float:
         """When there is something to do, if nobody wakes us."""
-        due = min(self.ack_at, self.heard + (2 * PING_S if self.pinged else PING_S))
+        due = min(self.ack_at, float("inf") if self.pinged else self.heard + PING_S)
         for out in self.device.out.values():
             due = min(due, out.sent_at + RECEIPT_S if out.sent_on == self.number else out.not_before)
         return max(due, now + 0.001)

@@ -21,6 +21,7 @@ import trio._core._run as trio_run
 from trio.testing import MockClock
 
 START_MS = 1_800_000_000_000  # Unix ms at virtual time 0
+GRAIN_S = 0.0005  # seconds: what the agenda is rounded to
 KEPT = 400  # lines of the trace that a failing seed shows
 
 
@@ -63,37 +64,47 @@ def line(now: float, kind: str, what: tuple[object, ...]) -> str:
 
 
 class Agenda:
-    """What happens at a given virtual time: callbacks that do not wait, run by one task in order of time."""
+    """What happens at a given virtual time: callbacks that do not wait. The clock itself runs them, in order of time, when
+    it jumps: no task is woken for what is only under way."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = count()
-        self._sleep = trio.CancelScope()
+        self._failed = trio.Event()
+        self._error: BaseException | None = None
 
     def at(self, when: float, callback: Callable[..., None], *args: Any) -> None:
-        """Call `callback(*args)` at virtual time `when`; what is due at the same time runs in the order of the calls."""
-        heappush(self._heap, (when, next(self._numbers), callback, args))
-        if when < self._sleep.deadline:
-            self._sleep.deadline = when
+        """Call `callback(*args)` at virtual time `when`, rounded up to GRAIN_S, so that the world does not stop for every
+        one of them; what is due at the same time runs in the order of the calls."""
+        heappush(self._heap, (math.ceil(when / GRAIN_S) * GRAIN_S, next(self._numbers), callback, args))
 
     def after(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:
         self.at(trio.current_time() + seconds, callback, *args)
 
-    async def run(self) -> None:
-        """Until cancelled. What a callback raises ends the world."""
+    def next(self) -> float:
+        """When something is due."""
+        return self._heap[0][0] if self._heap else math.inf
+
+    def run_due(self, now: float) -> None:
         heap = self._heap
-        while True:
-            now = trio.current_time()
-            while heap and heap[0][0] <= now:
-                _, _, callback, args = heappop(heap)
+        while heap and heap[0][0] <= now:
+            _, _, callback, args = heappop(heap)
+            try:
                 callback(*args)
-            with trio.CancelScope(deadline=heap[0][0] if heap else math.inf) as self._sleep:
-                await trio.sleep_forever()
+            except BaseException as error:  # the clock may not raise: `watch` does
+                self._error = self._error or error
+                self._failed.set()
+
+    async def watch(self) -> None:
+        """Raise what a callback raised. Until cancelled."""
+        await self._failed.wait()
+        assert self._error is not None
+        raise self._error
 
 
-def jumping_clock() -> MockClock:
-    """Virtual time that stands still while anybody can run and then jumps to the next deadline. It does what trio's own
-    does with `autojump_threshold=0`, without asking the real clock at every look."""
+def jumping_clock(agenda: Agenda) -> MockClock:
+    """Virtual time that stands still while anybody can run, and then jumps to the next deadline, or to what is next on
+    the agenda. It does what trio's own does with `autojump_threshold=0`, and asks no real clock."""
     clock = MockClock(autojump_threshold=0)
     now = 0.0
 
@@ -102,9 +113,16 @@ def jumping_clock() -> MockClock:
 
     def autojump() -> None:
         nonlocal now
-        deadline = trio_run.GLOBAL_RUN_CONTEXT.runner.deadlines.next_deadline()
-        if deadline != math.inf:  # at the very end trio waits for itself
-            now = max(now, deadline)
+        runner = trio_run.GLOBAL_RUN_CONTEXT.runner
+        while not runner.runq:
+            deadline, due = runner.deadlines.next_deadline(), agenda.next()
+            if min(deadline, due) == math.inf:
+                return  # at the very end trio waits for itself
+            now = max(now, min(deadline, due))
+            if due <= now:
+                agenda.run_due(now)
+            if deadline <= now:
+                return
 
     clock.current_time = current_time  # type: ignore[method-assign]
     clock._autojump = autojump  # type: ignore[method-assign]
@@ -150,12 +168,12 @@ def simulate(seed: int, main: Callable[[World], Awaitable[None]], echo: Callable
     async def run() -> None:
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(world.agenda.run)
+                nursery.start_soon(world.agenda.watch)
                 await main(world)
                 nursery.cancel_scope.cancel()
         finally:
             world.ended = trio.current_time()
 
     with deterministic(seed):
-        trio.run(run, clock=jumping_clock(), strict_exception_groups=True)
+        trio.run(run, clock=jumping_clock(world.agenda), strict_exception_groups=True)
     return world
