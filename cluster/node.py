@@ -89,14 +89,23 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = trio.Event()
-        self.parts = trio.CancelScope()  # everything but the last checkpoint
+        self._at_once = False
+        self._parts = trio.CancelScope()
 
     def ask(self) -> None:
         """Drain; or, if that was asked for before, end at once."""
         if self.asked.is_set():
-            self.parts.cancel()
+            self._at_once = True
+            self._parts.cancel()
         self.asked.set()
-        _log.info("stopping", at_once=self.parts.cancel_called)
+        _log.info("stopping", at_once=self._at_once)
+
+    def parts(self) -> trio.CancelScope:
+        """The scope of one life of the node: everything but the last checkpoint."""
+        self._parts = trio.CancelScope()
+        if self._at_once:
+            self._parts.cancel()
+        return self._parts
 
 
 class Node:
@@ -271,7 +280,7 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
             async with env.open_seen(paths.data / DIRECTORY_FILE) as seen:
                 directory = FederationDirectory(root, own.cell, OwnUsers(delivery), links, env, seen)
                 node = Node(config, kit, journal, room, directory, links, metrics, delivery, switchboard)
-                with stop.parts:
+                with stop.parts():
                     await node.serve(stop, say)
                 with trio.move_on_after(_SAVE_S) as scope:
                     scope.shield = True

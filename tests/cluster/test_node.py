@@ -161,3 +161,23 @@ async def test_a_disk_that_fails_under_the_directory_ends_the_node(tmp_path: Pat
                 await seen.raise_to(b"u" * 32, Sighting(1, b"m" * 32))
     file = layout.node("norden").data_dir / node.DIRECTORY_FILE
     assert str(file) in str(ended[0]) and "Check the disk" in str(ended[0])
+
+
+async def test_a_node_that_rejoins_lives_again_and_can_still_be_stopped(tmp_path: Path, monkeypatch: Any) -> None:
+    config, _ = make(tmp_path)
+    real, lives = node.Node.serve, list[int]()
+
+    async def serve(self: node.Node, stop: node.Stop, say: Any) -> None:
+        lives.append(1)
+        async with trio.open_nursery() as nursery:
+            if len(lives) == 1:
+                raise node.Rejoin("another store")
+            nursery.start_soon(real, self, stop, say)
+
+    monkeypatch.setattr(node.Node, "serve", serve)
+    monkeypatch.setattr(node, "_LIVES_S", 0.0)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run_node, config)
+            signal.raise_signal(signal.SIGTERM)
+    assert len(lives) == 2
