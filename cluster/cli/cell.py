@@ -14,7 +14,7 @@ import trio
 from cluster.cli.exits import Exit, deadline
 from cluster.cli.options import Decorator, deadline_option, dir_option
 from cluster.cli.reach import LOOK_S, Reach, reach_of
-from cluster.control.api import KEEPS_UP, CellView, StoreView
+from cluster.control.api import KEEPS_UP, SILENT, CellView, StoreView
 from relay.errors import OperatorError
 
 LONG_S: Final = 600.0  # seconds; a new store takes over the checkpoint and the log of the others first
@@ -167,7 +167,7 @@ async def _remove(reach: Reach, name: str, seconds: float) -> None:
     with _waiting(seconds):
         view = await reach.view()
         if view.leader == name:
-            heirs = [store.node for store in view.voters if store.node != name and (store.behind or 0) <= KEEPS_UP]
+            heirs = [store.node for store in view.voters if store.node != name and store.current]
             if not heirs:
                 raise OperatorError(f"{name} leads {view.cell}, and nobody could take over", "Start another node first")
             if not reach.can_order(heirs[0]):
@@ -204,7 +204,7 @@ def _joining(view: CellView, name: str) -> str:
         return f"{name}: {_state(learner, 'learns')}"
     if voter is None:
         return f"{name}: has not come yet; is it running, with an empty data directory?"
-    return "" if voter.behind is not None and voter.behind <= KEEPS_UP else f"{name}: {_state(voter, 'votes')}"
+    return "" if voter.current else f"{name}: {_state(voter, 'votes')}"
 
 
 async def _until(reach: Reach, progress: Callable[[CellView], str]) -> None:
@@ -240,6 +240,8 @@ def describe(view: CellView) -> str:
 
 
 def _state(store: StoreView, role: str) -> str:
+    if (store.silent or 0) >= SILENT:
+        role += f", silent for {(store.silent or 0) // 1000} s"
     if store.behind is None:
         return f"{role}, not heard of yet"
     return role if store.behind <= KEEPS_UP else f"{role}, {store.behind} blocks behind"
@@ -247,6 +249,7 @@ def _state(store: StoreView, role: str) -> str:
 
 def _verdict(view: CellView) -> str:
     if view.whole():
-        return f"Whole: any {(len(view.nodes) - 1) // 2} of {len(view.nodes)} may fail."
-    voting = sum(store.behind is not None and store.behind <= KEEPS_UP for store in view.voters)
+        known = "" if view.leader == view.node else f" Who is silent is known where the leader runs: {view.leader}."
+        return f"Whole: any {(len(view.nodes) - 1) // 2} of {len(view.nodes)} may fail.{known}"
+    voting = sum(store.current for store in view.voters)
     return f"Not whole: {voting} of the {len(view.nodes)} nodes that the root lists vote and keep up."

@@ -18,7 +18,7 @@ import click
 from relay.errors import OperatorError
 
 DEFAULT_DIR: Final = Path("posthouse-data")
-DEFAULT_NODES: Final = 1  # of a region
+DEFAULT_NODES: Final = 3  # of a region: any one of them may die, and nothing waits for it
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 dir_option: Final[Decorator] = click.option(

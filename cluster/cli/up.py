@@ -30,8 +30,8 @@ _NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "hei
 def up(regions: str | None, nodes: int | None, plain: bool, directory: Path) -> None:
     """Run a federation on this machine until Ctrl-C.
 
-    The first start makes it in --dir: a cell of --nodes for each region, keys, certificates, a signed root, and users
-    to play with (alice and bob in the first region, one in each other). Later starts resume it: whatever waited
+    The first start makes it in --dir: a cell of three nodes for each region, keys, certificates, a signed root, and
+    users to play with (alice and bob in the first region, one in each other). Later starts resume it: whatever waited
     still waits. Prints what to type next.
     """
     names = DEFAULT_REGIONS if regions is None else tuple(name.strip() for name in regions.split(","))
@@ -76,9 +76,18 @@ async def _serve(layout: Layout, people: dict[str, list[str]], directory: Path) 
             for name in chain.from_iterable(people.values()):
                 await introduce(layout.home, name)
             click.echo(welcome(layout, people, directory))
-            nursery.start_soon(federation.died)
+            nursery.start_soon(_mind, federation)
         click.echo("Stopping …", err=True)
     click.echo(f"Stopped. Everything is kept in {directory}.", err=True)
+
+
+async def _mind(federation: LocalFederation) -> None:
+    """A node that ends takes nothing with it while most of its cell run. Raises OperatorError where they do not."""
+    while True:
+        node, error = await federation.next_death()
+        if not federation.carries_on(node.region):
+            raise error
+        click.echo(f"posthouse: {error.text}; its cell carries on. {error.remedy}", err=True)
 
 
 async def _stop_on_signal(

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
 from relay.errors import PosthouseError
 
 
+KEEPS_UP: Final = 64  # blocks that a member may be behind in passing, at a thousand a second and a heartbeat's delay
+SILENT: Final = 3_000  # ms without an answer to heartbeats, of which there are several a second: it is not there
+
+
 class StoreView(Struct, frozen=True, kw_only=True):
-    """A member. `behind`: blocks of the committed log that it is not known to have; None where nothing is known."""
+    """A member. `behind`: blocks of the committed log that it is not known to have; None where nothing is known.
+    `silent`: ms since it last answered the leader; None where that is not known (only the leader knows it)."""
 
     node: str
     store: str
     behind: int | None = None
+    silent: int | None = None
+
+    @property
+    def current(self) -> bool:
+        """It is there, and has about all that is committed."""
+        return self.behind is not None and self.behind <= KEEPS_UP and (self.silent or 0) < SILENT
 
 
 class CellView(Struct, frozen=True, kw_only=True):
@@ -46,14 +57,7 @@ class CellView(Struct, frozen=True, kw_only=True):
     def whole(self) -> bool:
         """One store of every node votes, nobody else does, and each has about all that is committed."""
         voting = sorted(store.node for store in self.voters)
-        return bool(self.leader) and voting == sorted(self.nodes) and all(_current(store) for store in self.voters)
-
-
-KEEPS_UP = 64  # blocks that a member may be behind in passing, at a thousand blocks a second and a heartbeat's delay
-
-
-def _current(store: StoreView) -> bool:
-    return store.behind is not None and store.behind <= KEEPS_UP
+        return bool(self.leader) and voting == sorted(self.nodes) and all(store.current for store in self.voters)
 
 
 class NotLeading(PosthouseError):

@@ -37,14 +37,25 @@ class RaftControl:
 
     def _stores(self, members: Sequence[Member]) -> tuple[StoreView, ...]:
         return tuple(
-            StoreView(node=one.node, store=one.store.hex(), behind=self._behind(one.store)) for one in members
-        )
+            StoreView(
+                node=one.node, store=one.store.hex(), behind=self._behind(one.store), silent=self._silent(one.store)
+            )
+            for one in members
+        )  # fmt: skip
 
     def _behind(self, store: bytes) -> int | None:
         """By what the store was last known to have on its disk; every node hears that of all voters (rule 5)."""
         raft = self._journal.raft
         known = self._journal.tip if store == self._journal.own.store else raft.figures.of(store).index
         return max(0, raft.commit - known) if known else None
+
+    def _silent(self, store: bytes) -> int | None:
+        """Since the last heartbeat, about."""
+        raft = self._journal.raft
+        if raft.leading is None:
+            return None
+        peer = raft.leading.peer(store)
+        return max(0, raft.leading.next_ms - raft.settings.heartbeat_ms - peer.heard) if peer else 0
 
     def transfer(self, node: str) -> None:
         journal = self._journal
@@ -98,8 +109,8 @@ class SoloControl:
         tip = self._journal.tip
         return CellView(
             cell=self._cell, node=self._node, store="", log=self._journal.log_id.hex(), leader=self._node, term=0,
-            tip=tip, commit=tip, behind=0, voters=(StoreView(node=self._node, store="", behind=0),), learners=(),
-            nodes=(self._node,),
+            tip=tip, commit=tip, behind=0, nodes=(self._node,), learners=(),
+            voters=(StoreView(node=self._node, store="", behind=0, silent=0),),
         )  # fmt: skip
 
     def transfer(self, node: str) -> None:

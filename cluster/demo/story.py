@@ -11,7 +11,7 @@ from itertools import cycle, islice
 
 import trio
 
-from cluster.control.api import KEEPS_UP, CellView
+from cluster.control.api import CellView
 from cluster.demo.stage import Gadget, Person, Stage
 from cluster.local.layout import FIRST
 
@@ -148,8 +148,8 @@ def _not_renewed(view: CellView, name: str, lost: str) -> str:
         return f"the store that {name} lost is still a member"
     if voter is None:
         return f"{name} does not vote"
-    if voter.behind is None or voter.behind > KEEPS_UP:
-        return f"{name} is {voter.behind} blocks behind"
+    if not voter.current:
+        return f"{name} is {voter.behind} blocks behind, and silent for {voter.silent} ms"
     return ""
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class LocalFederation:
         self.layout = layout
         self._running: dict[tuple[str, str], _Running] = {}
         self._died = trio.Event()
-        self._dead: list[_Running] = []
+        self._dead: deque[_Running] = deque()
         self._stack = AsyncExitStack()
         self._crossings = {
             (border.source, border.target, border.node): Crossing(
@@ -173,13 +174,21 @@ class LocalFederation:
 
     async def died(self) -> None:
         """Wait until a node ends that nobody stopped; then raise OperatorError with its last words."""
-        await self._died.wait()
-        dead = self._dead[0]
+        _, error = await self.next_death()
+        raise error
+
+    async def next_death(self) -> tuple[NodeLayout, OperatorError]:
+        """The next node that ends and that nobody stopped, and its last words."""
+        while not self._dead:
+            await self._died.wait()
+        dead = self._dead.popleft()
         log = dead.node.log_path
-        raise OperatorError(
-            f"node {dead.node.label} ended with status {dead.process.returncode}",
-            f"Its log, {log}, ends with:\n{_last_lines(log)}",
-        )
+        what = f"node {dead.node.label} ended with status {dead.process.returncode}"
+        return dead.node, OperatorError(what, f"Its log, {log}, ends with:\n{_last_lines(log)}")
+
+    def carries_on(self, region: str) -> bool:
+        """Whether more than half of the region's nodes run."""
+        return 2 * len(self.running(region)) > len(self.layout.nodes(region))
 
     def pid(self, region: str, name: str = FIRST) -> int:
         """The process id of a node, for those who measure it."""
@@ -205,6 +214,7 @@ class LocalFederation:
             running.stopping = True
             self._dead.append(running)
             self._died.set()
+            self._died = trio.Event()
 
 
 def node_command(node: NodeLayout) -> list[str]:

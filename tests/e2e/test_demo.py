@@ -31,9 +31,11 @@ from relay.journal.solo import open_solo
 REGIONS = ("amber", "birch", "cedar")
 
 
-def test_the_demo_is_clean(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_the_demo_is_clean(tmp_path: Path, nodes: int) -> None:
     kept, report = tmp_path / "kept", tmp_path / "out.json"
     command = [sys.executable, "-m", "cluster.cli", "demo", "--dir", str(kept), "--json", str(report)]
+    command += ["--nodes", str(nodes)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     counted = json.loads(report.read_text())
@@ -42,7 +44,7 @@ def test_the_demo_is_clean(tmp_path: Path) -> None:
     assert set(found.values()) == {0}, found
     assert counted["sent"] >= 2_000 and counted["delivered"] > counted["sent"] and counted["nodes_killed"] >= 1
     assert set(counted) == {"sent", "delivered", "wire_duplicates", "nodes_killed", "seconds"}
-    assert len(list(kept.glob("clients/*/store.sqlite"))) >= 30 and len(list(kept.glob("nodes/*/data"))) == 3
+    assert len(list(kept.glob("clients/*/store.sqlite"))) >= 30 and len(list(kept.glob("nodes/*/data"))) == 3 * nodes
     assert {path.stat().st_mode & 0o777 for path in (kept / "secrets").iterdir()} == {0o600}
 
 

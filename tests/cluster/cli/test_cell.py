@@ -235,6 +235,10 @@ def test_what_is_shown() -> None:
         "  n1       n1-an1-a  votes, leads", "  n2       n2-an2-a  votes", "  n3       n3-an3-a  votes",
         "Whole: any 1 of 3 may fail.",
     ]  # fmt: skip
+    straw.voters[2] = StoreView(node="n3", store="3" * 32, behind=0, silent=12_345)
+    assert "  n3       33333333  votes, silent for 12 s\n" in cell.describe(straw.control("n1").view())
+    assert not straw.control("n1").view().whole()
+    assert "known where the leader runs: n1" in cell.describe(Straw("n1", nodes=("n1",)).control("n2").view())
     straw.voters[1:] = [StoreView(node="n2", store="2" * 32, behind=500)]
     straw.learners, straw.leader = [StoreView(node="n9", store="9" * 32)], ""
     shown = cell.describe(straw.control("n1").view())

@@ -141,6 +141,18 @@ async def test_an_unexpected_death_is_noticed(layout: Layout) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
+async def test_one_of_three_may_end_and_two_may_not(tmp_path: Path) -> None:
+    async with LocalFederation(make_federation(tmp_path / "fed", ["norden"], RealEnv(), nodes=3)) as fed:
+        await fed.start_all()
+        for name, carries_on in (("n2", True), ("n1", False)):
+            os.kill(fed.pid("norden", name), signal.SIGKILL)
+            with trio.fail_after(5):
+                node, error = await fed.next_death()
+            assert node.name == name and f"norden-{name} ended with status -9" in error.text
+            assert fed.carries_on("norden") is carries_on
+
+
+@pytest.mark.usefixtures("stand_in")
 async def test_a_port_in_use_is_named(layout: Layout) -> None:
     port = layout.node("sauda").clients_addr.port
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
