@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.journal.journal import RaftJournal, Rejoin
+from cluster.journal.ends import Rejoin, StoreSetAside
+from cluster.journal.journal import RaftJournal
 from cluster.journal.opening import open_raft
 
-__all__ = ["RaftJournal", "Rejoin", "open_raft"]
+__all__ = ["RaftJournal", "Rejoin", "StoreSetAside", "open_raft"]

@@ -21,6 +21,7 @@ from cluster.core.raft import (
 )
 from cluster.journal.chain import Chain
 from cluster.journal.disk import RaftDisk
+from cluster.journal.ends import Rejoin, removed
 from cluster.journal.post import Post
 from cluster.journal.proposals import Placed, Proposal, Proposals
 from cluster.journal.shapes import from_members
@@ -29,7 +30,7 @@ from cluster.links import Links
 from relay.core import records as log_records
 from relay.core.block import Block
 from relay.errors import (
-    DiskFailed, OperatorError, Overloaded, PeerError, PosthouseError, Refused, ResidencyError,
+    DiskFailed, Overloaded, PeerError, PosthouseError, Refused, ResidencyError,
 )
 from relay.journal.tail import Follower
 from relay.limits import LINK_DEADLINE_S
@@ -37,18 +38,6 @@ from relay.ports import Env
 
 _log = structlog.get_logger("cluster.journal")
 _SETTLED_S = 1.0  # seconds between two looks whether a block that was placed can still be committed
-
-
-class Rejoin(PosthouseError):
-    """This store is not what it was: the node starts anew in the same process, from what the disk holds now."""
-
-
-def removed(node: str) -> OperatorError:
-    """What a node says that its cell has removed."""
-    return OperatorError(
-        f"node {node} was removed from its cell",
-        "To add it again run `posthouse journal repair` on its data directory, then start it",
-    )
 
 
 class RaftJournal:
@@ -102,6 +91,11 @@ class RaftJournal:
     def leader_node(self) -> str:
         """The node that leads, as far as it is known here; empty otherwise."""
         return self.node_of(self.raft.leader) if self.raft.leader else ""
+
+    @property
+    def closed(self) -> bool:
+        """Is its store closed? Then it answers nobody."""
+        return self._tail.ended
 
     async def leadership(self, leads: bool) -> None:
         while self.leads is not leads:

@@ -10,10 +10,11 @@ import structlog
 import trio
 
 from cluster.core.raft import ORIGIN, HardState, Member, Members, Point, Raft, Settings, Stored, Stub
-from cluster.journal.cell import Cell, ask_to_join
+from cluster.journal.cell import Cell, ask_to_join, logs_led
 from cluster.journal.chain import Chain
 from cluster.journal.disk import RaftDisk, read_head, unpack_figures
-from cluster.journal.journal import RaftJournal, Rejoin, removed
+from cluster.journal.ends import StoreSetAside, removed
+from cluster.journal.journal import RaftJournal
 from cluster.journal.shapes import from_members, members_in, to_members
 from cluster.journal.snapshots import Snapshots
 from cluster.links import Links
@@ -24,10 +25,12 @@ from relay.journal.database import found_in
 from relay.journal.rows import Sealer
 from relay.journal.seal import StorageRing
 from relay.journal.tail import Tail
-from relay.limits import RECENT_BLOCKS
+from relay.limits import RAFT_ELECTION, RECENT_BLOCKS, SECOND
 from relay.ports import Residency
 
 _log = structlog.get_logger("cluster.journal")
+_UNKNOWN = bytes(16)  # the id of a store that is too damaged to tell it
+_LEFT_S = 2.0 * RAFT_ELECTION / SECOND  # seconds after which nobody leads because of what this store had said
 _ASK_S = 1.0  # seconds for the other nodes to say which log theirs is, each time
 
 
@@ -39,8 +42,8 @@ async def open_raft(
     """This node's part of the log of `cell`, kept in the directory `path`; `Cell.run` must be running. `nodes` are all
     nodes that the root lists for the cell; the links to them are up.
 
-    Raises StoreLocked, StoreForeign, DiskFailed, OperatorError; Rejoin where the store here cannot be used any more and
-    was set aside (rule 4): open again."""
+    Raises StoreLocked, StoreForeign, DiskFailed, OperatorError; StoreSetAside where the store here cannot be used any
+    more and was moved away (rules 4 and 6): open again."""
     if env.was_removed(path):
         raise removed(node)
     own = env.random_bytes(16)
@@ -48,16 +51,20 @@ async def open_raft(
     log_id = env.random_bytes(16) if found or founder else await _meet(links, own)
     check = Sealer(ring, log_id, env.random_bytes).key_check()
     founders = from_members(Members((Member(own, node),))) if founder else b""
-    store = await env.open_store(path, Meta(federation, cell, log_id, own, check, 1, GENESIS, 0, 0, founders))
+    try:
+        store = await env.open_store(path, Meta(federation, cell, log_id, own, check, 1, GENESIS, 0, 0, founders))
+    except StoreDamaged as error:
+        raise await _set_aside(path, env, links, _UNKNOWN, error.text) from error
     sealer = Sealer(ring, store.meta.log_id, env.random_bytes)
     tail = Tail(store.meta.log_id, env.clock, keep=RECENT_BLOCKS)
     disk = RaftDisk(store, sealer, residency, tail)
     doomed = ""
     try:
-        sealer.check_key(store.meta.key_check, store.file)
-        if store.behind is not None:
-            raise StoreDamaged(f"{store.file}: {store.behind}")
-        journal = await _take_up(disk, env, links, node, nodes)
+        with found_in(store.file):
+            sealer.check_key(store.meta.key_check, store.file)
+            if store.behind is not None:
+                raise StoreDamaged(store.behind)
+            journal = await _take_up(disk, env, links, node, nodes)
         if founder:
             env.bootstrapped(path)
         _log.info("store_opened", store=store.meta.store.hex(), first=tail.first, tip=tail.tip)
@@ -65,31 +72,48 @@ async def open_raft(
     except BaseException as error:
         if disk.removed:
             env.keep_out(path)
-        doomed = disk.doomed or _damage_in(error)
+        doomed = disk.doomed or _damage_in(error, store.file)
         if not doomed:
             raise
     finally:
         tail.end(trio.ClosedResourceError("the journal is closed"))
         await store.close()
     if doomed:
-        _log.error("store_set_aside", text=doomed)
-        env.set_aside(path, store.meta.store)
-        raise Rejoin(f"the store of this node was set aside: {doomed}")
+        raise await _set_aside(path, env, links, store.meta.store, doomed)
 
 
-def _damage_in(error: BaseException) -> str:
-    """What is said of a damaged store, wherever in a group of errors; empty where nothing is."""
+async def _set_aside(path: Path, env: StoreEnv, links: Links, store: bytes, why: str) -> StoreSetAside:
+    """Move the store, closed, out of the way, and say what to raise then. But not before the cell goes on without it
+    (rule 8): what damages more disks than it can spare, or looks like damage on all of them, must not empty them all.
+    Raises DiskFailed."""
+    _log.error("store_unfit", store=store.hex(), text=why, next="set aside, when the rest of the cell has a leader")
+    await trio.sleep(_LEFT_S)
+    while not await logs_led(links, _ASK_S):  # noqa: ASYNC110 - of other nodes
+        await trio.sleep(_ASK_S)
+    env.set_aside(path, store)
+    _log.warning("store_set_aside", store=store.hex())
+    return StoreSetAside(f"the store of this node was set aside: {why}")
+
+
+def _damage_in(error: BaseException, file: Path) -> str:
+    """What is said of damage in `file`, wherever in a group of errors; empty where nothing is. What names no file, or
+    another one, is not about this store: its bytes are as they were written, and every node's are."""
     if isinstance(error, BaseExceptionGroup):
-        return next(filter(None, map(_damage_in, error.exceptions)), "")
-    return error.text if isinstance(error, StoreDamaged) else ""
+        return next(filter(None, (_damage_in(one, file) for one in error.exceptions)), "")
+    return error.text if isinstance(error, StoreDamaged) and str(file) in error.text else ""
 
 
 async def _meet(links: Links, own: bytes) -> bytes:
-    """Which log the other nodes have. Until one of them says so."""
+    """Which log the other nodes have. Until one of them says so, and none says otherwise."""
+    told = False
     while True:
-        log_id = await ask_to_join(links, own, _ASK_S)
-        if log_id is not None:
-            return log_id
+        logs = await ask_to_join(links, own, _ASK_S)
+        if len(logs) == 1:
+            return logs.pop()
+        if logs and not told:
+            told = True
+            remedy = "One node is to start a cell's log: move the data directory of the other away"
+            _log.error("two_logs", logs=[log.hex() for log in sorted(logs)], remedy=remedy)
         await trio.sleep(_ASK_S / 2)
 
 

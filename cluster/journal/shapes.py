@@ -1,11 +1,14 @@
-"""The core's members and the log's record of them."""
+"""The core's members and the log's record of them; what a node says of its log to the others."""
 
 from __future__ import annotations
 
 from cluster.core.raft import Member, Members
 from relay.core import records
 from relay.core.block import Block
+from relay.core.codec import Decoder, Struct
+from relay.core.shapes import LogId
 from relay.errors import StoreDamaged
+from relay.limits import KIB
 
 _TAG = records.encode_record(records.Members((), ()))[:2]  # how such a record begins: an array of three, its tag
 
@@ -30,3 +33,13 @@ def members_in(block: Block) -> Members | None:
     """The members that a block brings; None where it brings none."""
     alone = len(block.records) == 1 and block.records[0].startswith(_TAG)
     return to_members(block.records[0]) if alone else None
+
+
+class Standing(Struct):
+    """Answers linkwire.CellStatus: which log a node has, and which node leads, as far as it knows (or empty)."""
+
+    log_id: LogId
+    leader: str
+
+
+read_standing: Decoder[Standing] = Decoder(Standing, "standing", KIB)

@@ -37,6 +37,7 @@ class Sealer:
     def block(self, row: BlockRow) -> Block:
         """The block of a row, its hash and its term verified. Raises StoreDamaged, StoreForeign (a key that is not in
         the ring)."""
+        check_kinds((row.term, row.prev, row.time, row.hash), (int, bytes, int, bytes), f"block {row.index}")
         records = self._open(b"B", [row.index, row.term], row.sealed, f"block {row.index}")
         block = Block(self._log_id, row.index, row.prev, row.time, records, row.hash)
         check_follows(block, None)
@@ -81,6 +82,14 @@ def verify_checkpoint(head: CheckpointHead, log_id: bytes, rows: Sequence[bytes]
     """Raises StoreDamaged unless these are the rows that the head stands for."""
     if len(rows) != head.count or checkpoint_checksum(log_id, head.index, rows) != head.checksum:
         raise StoreDamaged(f"the checkpoint after block {head.index} does not match its checksum")
+
+
+def check_kinds(values: Sequence[object], kinds: Sequence[type], what: str) -> None:
+    """Raises StoreDamaged unless these are the kinds of values that we write: SQLite would keep text in a column of
+    numbers, and a flipped bit makes the one of the other. Our numbers are never below 0."""
+    for value, kind in zip(values, kinds, strict=True):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
+            raise StoreDamaged(f"{what}: a value of another kind than we write")
 
 
 def check_link(block: Block, prev: Block) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign
 from relay.journal import queries as sql
@@ -18,7 +19,7 @@ from relay.journal.files import mark_file, sync_file, wal_file
 from relay.journal.mark import Mark, Marked, behind
 from relay.journal.portal import Portal
 from relay.journal.queries import State
-from relay.journal.rows import within
+from relay.journal.rows import check_kinds, within
 from relay.limits import KIB, READ_BATCH
 
 _RELEASE_STEP = 256  # blocks that one transaction deletes, so that appends get in between
@@ -87,7 +88,8 @@ class Store:
         return await self._db.run(_blocks, first, last)
 
     async def terms(self, first: int, last: int) -> list[tuple[int, int, bytes]]:
-        return [(row[0], row[1], row[2]) for row in await self._db.run(fetch, sql.TERMS, (first, last, _TERMS))]
+        rows = await self._db.run(fetch, sql.TERMS, (first, last, _TERMS))
+        return self._of_kinds(rows, (int, int, bytes), "a block")
 
     async def repair(self, row: BlockRow) -> None:
         values = (row.index, row.term, row.prev, row.time, row.hash, row.sealed)
@@ -101,7 +103,7 @@ class Store:
 
     # --- checkpoint ------------------------------------------------------------------------------
     async def checkpoint(self) -> CheckpointHead | None:
-        rows = await self._db.run(fetch, sql.CHECKPOINT)
+        rows = self._of_kinds(await self._db.run(fetch, sql.CHECKPOINT), (int, int, int, bytes), "the checkpoint")
         return CheckpointHead(*rows[0]) if rows else None
 
     async def checkpoint_rows(self, generation: int, first: int) -> list[bytes]:
@@ -120,7 +122,12 @@ class Store:
     # --- the rest --------------------------------------------------------------------------------
     async def facts(self, after: bytes, upto: int | None = None) -> list[FactRow]:
         rows = await self._db.run(fetch, sql.FACTS, (after, _NO_END if upto is None else upto, _FACTS))
-        return [(row[0], row[1], row[2]) for row in rows]
+        return self._of_kinds(rows, (bytes, int, bytes), "a residency fact")
+
+    def _of_kinds(self, rows: list[Any], kinds: Sequence[type], what: str) -> list[Any]:
+        for row in rows:
+            check_kinds(row, kinds, f"{self.file}: {what}")
+        return rows
 
     async def fold_wal(self) -> None:
         await self._db.fold_wal()

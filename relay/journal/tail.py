@@ -49,6 +49,11 @@ class Tail:
         self.tip, self._prev, self._time = block.index, block.hash, block.time
 
     @property
+    def ended(self) -> bool:
+        """Does the journal serve no longer?"""
+        return self._ended is not None
+
+    @property
     def newest(self) -> tuple[int, bytes, int]:
         """Index, hash and time of the newest committed block."""
         return self.tip, self._prev, self._time
