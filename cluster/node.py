@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,8 +138,7 @@ class Node:
 
     async def serve(self, stop: Stop, say: Callable[[str | None], None]) -> None:
         """Serve until asked to stop, then drain. `say` is told why the node is not ready, or None."""
-        entrances = await self._entrances()
-        async with trio.open_nursery() as nursery:
+        async with self._entrances() as entrances, trio.open_nursery() as nursery:
             nursery.start_soon(self._directory.failed)
             nursery.start_soon(self._delivery.run)
             say("waiting for a majority of the cell")
@@ -161,15 +160,17 @@ class Node:
         await stop.asked.wait()
         self._gateway.stop()
 
-    async def _entrances(self) -> list[Entrance]:
+    @asynccontextmanager
+    async def _entrances(self) -> AsyncIterator[list[Entrance]]:
+        """Where clients come in. Closed whatever happens: the next life of this process listens there again."""
         listen, env = self._config.listen, self._kit.env
         entrances: list[Entrance] = []
-        if listen.clients is not None:
-            context = self._kit.credentials.clients_server if listen.tls else None
-            entrances += [Entrance(one, context) for one in await listen_at(env, "clients", listen.clients)]
-        if listen.unix is not None:
-            entrances += [Entrance(one) for one in await listen_at(env, "unix", listen.unix)]
-        return entrances
+        async with AsyncExitStack() as stack:
+            for key, where, encrypted in (("clients", listen.clients, listen.tls), ("unix", listen.unix, False)):
+                listeners = await listen_at(env, key, where) if where is not None else []
+                context = self._kit.credentials.clients_server if encrypted else None
+                entrances += [Entrance(await stack.enter_async_context(one), context) for one in listeners]
+            yield entrances
 
     async def _meet_the_cell(self) -> None:
         """Everything that was committed before this is committed here, too, when a block of our own is: only then can

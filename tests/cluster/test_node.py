@@ -165,16 +165,21 @@ async def test_a_disk_that_fails_under_the_directory_ends_the_node(tmp_path: Pat
 
 async def test_a_node_that_rejoins_lives_again_and_can_still_be_stopped(tmp_path: Path, monkeypatch: Any) -> None:
     config, _ = make(tmp_path)
-    real, lives = node.Node.serve, list[int]()
+    meet, listen, lives, listeners = node.Node._meet_the_cell, RealEnv.listen, list[int](), list[Any]()
 
-    async def serve(self: node.Node, stop: node.Stop, say: Any) -> None:
+    async def meet_the_cell(self: node.Node) -> None:
         lives.append(1)
-        async with trio.open_nursery() as nursery:
-            if len(lives) == 1:
-                raise node.Rejoin("another store")
-            nursery.start_soon(real, self, stop, say)
+        if len(lives) == 1:
+            raise node.Rejoin("another store")
+        await meet(self)
 
-    monkeypatch.setattr(node.Node, "serve", serve)
+    async def listen_and_keep(self: RealEnv, host: str, port: int) -> Any:
+        made = await listen(self, host, port)
+        listeners.extend(made)  # nobody's garbage
+        return made
+
+    monkeypatch.setattr(node.Node, "_meet_the_cell", meet_the_cell)
+    monkeypatch.setattr(RealEnv, "listen", listen_and_keep)
     monkeypatch.setattr(node, "_LIVES_S", 0.0)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
