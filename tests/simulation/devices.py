@@ -364,7 +364,7 @@ class Connection:
 
     async def _watch(self) -> None:
         """Also while the writer waits for a node that does not read."""
-        while trio.current_time() - self.heard < 2 * PING_S:
+        while trio.current_time() < self.heard + 2 * PING_S:
             await trio.sleep_until(self.heard + 2 * PING_S)
         raise Gone("not a byte")
 
