@@ -61,11 +61,7 @@ def _results(first: int, count: int, given: dict[str, Any], trace: bool) -> Iter
         yield run_seed(first, print if trace else None, **given)
         return
     with get_context("spawn").Pool(WORKERS) as pool:
-        yield from pool.imap(partial(_run, given), range(first, first + count))
-
-
-def _run(given: dict[str, Any], seed: int) -> Result:
-    return run_seed(seed, **given)
+        yield from pool.imap(partial(run_seed, **given), range(first, first + count))
 
 
 def _show(result: Result, given: dict[str, Any]) -> None:
