@@ -225,9 +225,10 @@ class FetchBlocks(Struct, tag=23):
 
 
 class BlockBody(Struct):
-    """One block of the log that was asked about (relay.core.block.Block)."""
+    """One block of the log that was asked about (relay.core.block.Block), and the term of its entry."""
 
     index: UInt
+    term: UInt
     prev: Hash
     time: Millis
     hash: Hash

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -84,7 +84,14 @@ class RaftDisk(LogDisk):
         self.staged: Stage | None = None
         self.removed = False  # the cell has removed this store, and with it its node
         self.doomed = ""  # why this store must not be used again, once that is known
+        self.mender: Callable[[int, StoreDamaged], Awaitable[Block]] | None = None  # once other nodes can be asked
         self._pins: list[int] = []
+
+    async def mend(self, index: int, error: StoreDamaged) -> Block:
+        """See LogDisk.mend; from other nodes of the cell."""
+        if self.mender is None:
+            raise error
+        return await self.mender(index, error)
 
     # --- the log ---------------------------------------------------------------------------------
     async def put(self, write: CoreWrite, chain: Chain) -> None:
@@ -163,14 +170,18 @@ class RaftDisk(LogDisk):
 
     async def checkpoint_part(self, index: int, row: int) -> tuple[list[bytes], int]:
         """Rows of the checkpoint after block `index`, from `row` on, and how many there are; none where it is not, or
-        no longer, the newest."""
+        no longer, the newest. Raises StoreDamaged where it does not verify: another is saved then."""
         head = self.head
         if head is None or head.index != index:
             return [], 0
         sealed = await self.store.checkpoint_rows(head.generation, row)
         if self.head is not head:
             return [], 0
-        return [self.sealer.open_checkpoint_row(index, row + n, one) for n, one in enumerate(sealed)], head.count
+        try:
+            return [self.sealer.open_checkpoint_row(index, row + n, one) for n, one in enumerate(sealed)], head.count
+        except StoreDamaged:
+            self.renew_checkpoint()
+            raise
 
     async def facts_part(self, after: bytes) -> list[linkwire.Fact]:
         """Facts of the residency check with keys above `after`, in order: as many as one answer should bring."""

@@ -125,7 +125,7 @@ class RaftJournal:
 
     def follow(self, after: int) -> AsyncIterator[Block]:
         self._disk.store.check()
-        return Follower(self._tail, self._disk.load, after)
+        return Follower(self._tail, self._disk.follow, after)
 
     async def read(self, index: int) -> Block:
         return await self._disk.read(index)
@@ -210,6 +210,7 @@ class RaftJournal:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._write_all)
+            nursery.start_soon(self._tail.reached, 1 << 62)  # raises what ends the journal, whoever found it
             while self._fatal is None:
                 self._wake = trio.Event()
                 self._step()

@@ -15,6 +15,7 @@ from cluster.journal.chain import Chain
 from cluster.journal.disk import RaftDisk, read_head, unpack_figures
 from cluster.journal.ends import StoreSetAside, removed
 from cluster.journal.journal import RaftJournal
+from cluster.journal.repairs import Repairs
 from cluster.journal.shapes import from_members, members_in, to_members
 from cluster.journal.snapshots import Snapshots
 from cluster.links import Links
@@ -68,6 +69,7 @@ async def open_raft(
         if founder:
             env.bootstrapped(path)
         _log.info("store_opened", store=store.meta.store.hex(), first=tail.first, tip=tail.tip)
+        disk.mender = Repairs(journal, disk, links).mend
         yield Cell(journal, Snapshots(journal, disk, links), links)
     except BaseException as error:
         if disk.removed:

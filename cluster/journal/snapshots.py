@@ -17,16 +17,17 @@ from cluster.journal.disk import RaftDisk
 from cluster.journal.journal import RaftJournal
 from cluster.journal.shapes import to_members
 from cluster.links import Links
-from relay.core.block import Block
 from relay.errors import Overloaded, PeerError, ProtocolError, Refused, StoreDamaged
+from relay.journal.disk import Kept
 from relay.limits import LINK_DEADLINE_S, SNAPSHOT_DEADLINE_S
 
 T = TypeVar("T")
 _log = structlog.get_logger("cluster.snapshots")
 
 
-def _body(block: Block) -> linkwire.BlockBody:
-    return linkwire.BlockBody(block.index, block.prev, block.time, block.hash, block.records)
+def _body(kept: Kept) -> linkwire.BlockBody:
+    block, term = kept
+    return linkwire.BlockBody(block.index, term, block.prev, block.time, block.hash, block.records)
 
 
 class Snapshots:
@@ -67,7 +68,10 @@ class Snapshots:
     async def give(
         self, message: linkwire.FetchCheckpoint | linkwire.FetchFacts | linkwire.FetchBlocks
     ) -> linkwire.Answer:
-        """A part of what this store has. Raises Overloaded where the checkpoint asked for has been replaced."""
+        """A part of what this store has: none of what is damaged here, or gone. Raises PeerError where another log is
+        meant."""
+        if message.log_id != self._journal.log_id:
+            raise PeerError("a question about another log", "See `posthouse cell status` on both nodes")
         match message:
             case linkwire.FetchCheckpoint(_, index, row):
                 rows, count = await self._disk.checkpoint_part(index, row)
@@ -75,8 +79,8 @@ class Snapshots:
             case linkwire.FetchFacts(_, after):
                 return linkwire.Facts(tuple(await self._disk.facts_part(after)))
             case linkwire.FetchBlocks(_, first, last):
-                blocks = await self._disk.load(first, min(last, self._journal.tip))
-                return linkwire.BlocksPart(tuple(map(_body, blocks)))
+                good, _ = await self._disk.look(first, min(last, self._journal.tip))
+                return linkwire.BlocksPart(tuple(map(_body, good)))
 
     # --- the other side --------------------------------------------------------------------------
     async def take(self, node: str, index: int) -> linkwire.Answer:

@@ -3,23 +3,37 @@ block gets in is the journal's own business."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
+import structlog
 import trio
 
 from relay.core.block import Block
-from relay.errors import DiskFailed
+from relay.core.codec import digest
+from relay.errors import DiskFailed, StoreDamaged, StoreForeign
 from relay.journal.api import CheckpointHead, LogStore
-from relay.journal.database import found_in
-from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint
+from relay.journal.database import DAMAGED, found_in
+from relay.journal.rows import (
+    Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint, verify_digests,
+)  # fmt: skip
 from relay.journal.tail import Tail, check_checkpoint, check_release
 from relay.limits import READ_BATCH
 from relay.ports import Residency
 
+_log = structlog.get_logger("relay.journal")
+
+
+class Kept(NamedTuple):
+    """A block and the term of its row."""
+
+    block: Block
+    term: int
+
 
 class LogDisk:
     """Owns an open store. `writing`: one transaction at a time, `checkpointing`: one checkpoint. `head`: of the current
-    checkpoint."""
+    checkpoint. Told are `on_repair`, when a block was put back, and `renew_checkpoint`, when a new one is due."""
 
     def __init__(self, store: LogStore, sealer: Sealer, residency: Residency, tail: Tail) -> None:
         self.store = store
@@ -29,28 +43,74 @@ class LogDisk:
         self.head: CheckpointHead | None = None
         self.writing = trio.Lock()
         self.checkpointing = trio.Lock()
+        self.on_repair: Callable[[], None] = lambda: None
+        self.renew_checkpoint: Callable[[], None] = lambda: None
         store.on_failure = self._failed
 
     def _failed(self, error: DiskFailed) -> None:
         self.tail.end(error)
 
-    async def load(self, index: int, last: int | None = None) -> list[Block]:
-        """Blocks from `index` on, each verified, all in one chain. Raises LookupError, StoreDamaged."""
-        rows = await self.store.blocks(index, self.tail.tip if last is None else last)
-        if not rows or rows[0].index != index:
-            async with self.writing:  # a release that is under way tells the tail when it is done
-                if index < self.tail.first:
-                    self.tail.check_kept(index)
-        blocks: list[Block] = []
-        with found_in(self.store.file):
-            check_rows(rows, index)
-            for row in rows:
-                block = self.sealer.block(row)
-                if blocks:
-                    check_link(block, blocks[-1])
-                blocks.append(block)
-                await trio.lowlevel.checkpoint()
-        return blocks
+    # --- blocks ----------------------------------------------------------------------------------
+    async def look(self, first: int, last: int) -> tuple[list[Kept], StoreDamaged | StoreForeign | None]:
+        """Blocks as they lie on the disk, with their terms, from `first` to `last` or as many as one read brings; up to
+        the first that does not verify, and what is wrong with that one."""
+        good: list[Kept] = []
+        rows = await self.store.blocks(first, last)
+        try:
+            with found_in(self.store.file):
+                check_rows(rows[:1], first)
+                for row in rows:
+                    check_rows([row], first + len(good))
+                    block = self.sealer.block(row)
+                    if good:
+                        check_link(block, good[-1].block)
+                    good.append(Kept(block, row.term))
+                    await trio.lowlevel.checkpoint()
+        except (StoreDamaged, StoreForeign) as error:
+            return good, error
+        return good, None
+
+    async def load(self, index: int, last: int | None = None, prev: bytes | None = None) -> list[Block]:
+        """Blocks from `index` on, each verified, all in one chain, which `prev`, where given, is the hash before. Fewer
+        than one read could bring where one of them is damaged: that one comes alone, once it is mended.
+
+        Raises LookupError, StoreForeign; StoreDamaged where it cannot be mended."""
+        good, error = await self.look(index, self.tail.tip if last is None else last)
+        if good and prev is not None and good[0].block.prev != prev:
+            good, error = [], StoreDamaged(f"{self.store.file}: block {index} does not follow the one before", DAMAGED)
+        if good:
+            return [kept.block for kept in good]
+        assert error is not None
+        async with self.writing:  # a release that is under way tells the tail when it is done
+            if index < self.tail.first:
+                self.tail.check_kept(index)
+        if isinstance(error, StoreForeign) or index > self.tail.tip:
+            raise error
+        block = await self.mend(index, error)
+        if prev is not None and block.prev != prev:
+            raise error
+        return [block]
+
+    async def follow(self, index: int, prev: bytes | None) -> list[Block]:
+        """`load` for a Follower."""
+        return await self.load(index, prev=prev)
+
+    async def mend(self, index: int, error: StoreDamaged) -> Block:
+        """The committed block `index`, of which the disk has not what was written: there again (rule 6). Raises
+        `error` where it cannot be had, LookupError where it was released meanwhile."""
+        block = self.tail.recent(index)
+        if block is None:
+            raise error
+        await self.put_back(Kept(block, 0))
+        return block
+
+    async def put_back(self, kept: Kept) -> None:
+        """Write a block that is proved to be the one, over what lies there. Raises LookupError, DiskFailed."""
+        async with self.writing:
+            self.tail.check_kept(kept.block.index)
+            await self.store.repair(self.sealer.block_row(*kept))
+        _log.warning("block_repaired", index=kept.block.index)
+        self.on_repair()
 
     async def read(self, index: int) -> Block:
         """See relay.ports.Journal."""
@@ -116,6 +176,22 @@ class LogDisk:
                     rows += [self.sealer.open_checkpoint_row(head.index, start + n, row) for n, row in enumerate(batch)]
                 verify_checkpoint(head, self.tail.log_id, rows)
             return head.index, rows
+
+    async def check_checkpoint(self, pace: Callable[[int], Awaitable[None]]) -> None:
+        """Read the checkpoint as `load_checkpoint` does, and keep nothing; `pace` is awaited after each read, told its
+        bytes. It ends early when another takes its place. Raises StoreDamaged, StoreForeign."""
+        head, digests = self.head, list[bytes]()
+        if head is None:
+            return
+        with found_in(self.store.file):
+            while batch := await self.store.checkpoint_rows(head.generation, len(digests)):
+                if self.head is not head:
+                    return
+                for row in batch:
+                    digests.append(digest(self.sealer.open_checkpoint_row(head.index, len(digests), row)))
+                await pace(sum(map(len, batch)))
+            if self.head is head:
+                verify_digests(head, self.tail.log_id, digests)
 
     async def learn_facts(self) -> None:
         """Give the residency check everything that the store keeps for it."""

@@ -53,7 +53,7 @@ class MemoryJournal:
     def follow(self, after: int) -> AsyncIterator[Block]:
         return Follower(self._tail, self._load, after)
 
-    async def _load(self, index: int) -> Sequence[Block]:
+    async def _load(self, index: int, prev: bytes | None) -> Sequence[Block]:
         return [await self.read(index)]
 
     async def read(self, index: int) -> Block:

@@ -75,7 +75,7 @@ class SoloJournal:
 
     def follow(self, after: int) -> AsyncIterator[Block]:
         self._disk.store.check()
-        return Follower(self._tail, self._disk.load, after)
+        return Follower(self._tail, self._disk.follow, after)
 
     async def read(self, index: int) -> Block:
         return await self._disk.read(index)

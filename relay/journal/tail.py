@@ -118,12 +118,13 @@ class Tail:
         self._waiting.unpark_all()
 
 
-Load = Callable[[int], Awaitable[Sequence[Block]]]
+Load = Callable[[int, bytes | None], Awaitable[Sequence[Block]]]
 
 
 class Follower:
     """Committed blocks after index `after`, in order, then each new one as it commits; an async iterator that holds
-    nothing to be closed. `load` brings blocks from an index on that memory no longer holds, at least one.
+    nothing to be closed. `load` brings blocks from an index on that memory no longer holds, at least one; it gets the
+    hash of the block before, if that is known.
 
     Raises LookupError where `after` lies beyond the tip, or the next block was released."""
 
@@ -148,7 +149,7 @@ class Follower:
             self._loaded.clear()
         else:
             if not self._loaded:
-                self._loaded.extend(await self._load(self._next))
+                self._loaded.extend(await self._load(self._next, self._last))
             block = self._loaded.popleft()
         if self._last is not None and block.prev != self._last:
             raise StoreDamaged(f"block {block.index} does not follow block {block.index - 1}")

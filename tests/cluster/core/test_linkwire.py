@@ -49,7 +49,7 @@ CELL_ASKS: list[LinkMessage] = [
 CELL_ANSWERS: list[LinkMessage] = [
     Proposed(5, ID, 2), ProposalRefused(1, "not at home"), NotLeading("n2"), Joined(UUID, ""), SnapshotTaken(9),
     CheckpointPart(2, (b"row", b"row")), Facts((Fact(ID, 4, b"sealed"),)),
-    BlocksPart((BlockBody(3, ID, 17, ID, (b"record",)),)), Status(b"well"),
+    BlocksPart((BlockBody(3, 2, ID, 17, ID, (b"record",)),)), Status(b"well"),
 ]  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def test_a_full_block_fits_a_note_a_proposal_and_an_answer() -> None:
     records = (bytes(size + rest), *[bytes(size)] * (MAX_BLOCK_RECORDS - 1))
     for message in (
         CellNote(UUID, UUID, 1, bytes(MAX_NOTE)), Propose(UUID, records),
-        BlocksPart((BlockBody(1, ID, 1, ID, records),)),
+        BlocksPart((BlockBody(1, 1, ID, 1, ID, records),)),
     ):  # fmt: skip
         assert len(encode_message(message)) < MAX_LINK_FRAME
     assert len(pack(list(records))) + 1024 < MAX_NOTE
