@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,7 +156,8 @@ def node_(name: str, host: str, clients: int, links: int, admin: int, listen: st
 def drop_node(name: str, directory: Path) -> None:
     """Take the node NAME out of REGION.region, after `posthouse cell remove-node NAME`.
 
-    As long as the root lists a node it counts: clients are served only while more than half of a cell's nodes vote.
+    As long as the root lists a node it counts: clients are served only while more than half of a cell's nodes vote. Its
+    files here, DIR/server-NAME, become DIR/dropped-NAME.
     """
     path, entry = _own_region(directory)
     left = tuple(node for node in entry.cells[0].nodes if node.name != name)
@@ -163,6 +165,9 @@ def drop_node(name: str, directory: Path) -> None:
         names = ", ".join(node.name for node in entry.cells[0].nodes)
         raise OperatorError(f"{entry.cells[0].name} cannot do without {name!r}", f"Its nodes are: {names}")
     _renew(path, entry, left)
+    for config in directory.glob("server*/node.toml"):
+        if tomllib.loads(config.read_text("utf-8"))["node"]["name"] == name:
+            config.parent.rename(directory / f"dropped-{name}")
 
 
 def _place(region: str, name: str, host: str, clients: int, links: int, admin: int, listen: str) -> Place:

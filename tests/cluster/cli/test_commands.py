@@ -214,6 +214,8 @@ def test_a_node_comes_later_and_another_goes(posthouse: Posthouse, tmp_path: Pat
     assert not (tmp_path / "norden/server-n2/data").exists(), "it asks to join"
     posthouse("init", "drop-node", "n1", "--dir", "norden")
     posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
+    assert (tmp_path / "norden/dropped-n1/node.toml").exists() and not (tmp_path / "norden/server").exists()
     shown = posthouse("directory", "show", "--dir", "keeper").stdout
     assert "norden/1/n2" in shown and "norden/1/n1" not in shown
 
