@@ -131,17 +131,28 @@ class RaftDisk(LogDisk):
         same index may stand for another entry now."""
         first, last = entries[0].index, entries[-1].index
         blocks: list[Block] = []
-        while len(blocks) < len(entries):
-            blocks += await self.load(first + len(blocks), last)
+        try:
+            while len(blocks) < len(entries):
+                blocks += await self.load(first + len(blocks), last)
+        except StoreDamaged:
+            await self._stored(entries)  # what was cut off meanwhile is not damaged
+            raise
+        if await self._stored(entries) != [block.hash for block in blocks]:
+            raise LookupError(f"blocks {first} to {last} are others now")
+        return blocks
+
+    async def _stored(self, entries: Sequence[Entry]) -> list[bytes]:
+        """The hashes of entries, as their rows have them. Raises LookupError where other entries are there, or none."""
+        first, last = entries[0].index, entries[-1].index
         stored: list[tuple[int, bytes]] = []
         while len(stored) < len(entries):
             batch = await self.store.terms(first + len(stored), last)
             if not batch:
                 raise LookupError(f"block {first + len(stored)} is gone")
             stored += [(term, hash_) for _, term, hash_ in batch]
-        if stored != [(entry.term, block.hash) for entry, block in zip(entries, blocks, strict=True)]:
-            raise LookupError(f"blocks {first} to {last} are others now")
-        return blocks
+        if [term for term, _ in stored] != [entry.term for entry in entries]:
+            raise LookupError(f"blocks {first} to {last} are of other terms now")
+        return [hash_ for _, hash_ in stored]
 
     # --- checkpoints -----------------------------------------------------------------------------
     async def save(self, index: int, rows: Sequence[bytes], block: Block, term: int, members: Members) -> None:

@@ -79,11 +79,13 @@ class Post:
             nursery.start_soon(self._send_loaded, node, message)  # no more than the core has in flight
 
     async def _send_loaded(self, node: str, message: Append) -> None:
-        """An append whose blocks lie on the disk."""
+        """An append of which blocks lie on the disk. Those that the core holds may not be there yet: a leader sends
+        while it writes."""
+        wanted = [entry for entry in message.entries if entry.payload is None]
         try:
-            blocks = {block.index: block for block in await self._disk.load_entries(message.entries)}
+            blocks = {block.index: block for block in await self._disk.load_entries(wanted)}
         except LookupError:
-            return  # released meanwhile
+            return  # released meanwhile, or another leader's came in their place
         payload = pack_note(message, blocks.get)
         if payload is not None:
             self._note(node, payload)
