@@ -8,7 +8,7 @@ for pieces that only the senders know.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -140,12 +140,17 @@ def envelopes_in(record: records.Record) -> Iterator[bytes]:
                 yield from envelopes_in(records.decode_record(carried.record))
 
 
-def judge(shelf: Shelf, record: bytes, book: Book, scanner: Scanner[Secret]) -> None:
+Seen = dict[bytes, Sequence[Hit[Secret]]]  # a record → what the scanner found in it: the nodes of a region have the same
+
+
+def judge(shelf: Shelf, record: bytes, book: Book, scanner: Scanner[Secret], seen: Seen) -> None:
     """One unsealed record: each envelope in it by its role, and its bytes by the scanner."""
     shelf.records += 1
     for envelope in envelopes_in(records.decode_record(record)):
         place(shelf, envelope, book)
-    scan_unsealed(shelf, "a record", scanner.scan_bytes(record), book)
+    if record not in seen:
+        seen[record] = tuple(scanner.scan_bytes(record))
+    scan_unsealed(shelf, "a record", seen[record], book)
 
 
 def place(shelf: Shelf, envelope: bytes, book: Book) -> None:
@@ -189,24 +194,25 @@ def scan_files(shelf: Shelf, top: Path, scanner: Scanner[Secret], book: Book) ->
 
 
 def audit(
-    region: str, node_dir: Path, data: Path, ring: StorageRing, book: Book, scanner: Scanner[Secret], node: str = ""
-) -> Shelf:
+    region: str, node_dir: Path, data: Path, ring: StorageRing, book: Book, scanner: Scanner[Secret], node: str = "",
+    seen: Seen | None = None,
+) -> Shelf:  # fmt: skip
     """Look at everything that a stopped node of `region` left: its store and those it set aside, unsealed, and all
-    files as they are."""
-    shelf = Shelf(region, node)
+    files as they are. `seen` is kept from one node to the next."""
+    shelf, seen = Shelf(region, node), {} if seen is None else seen
     for place in (data, *sorted(file.parent for file in data.glob(f"quarantine/*/{STORE_FILE}"))):
         with open_stopped(place, ring) as store:
-            look_into(shelf, store, book, scanner)
+            look_into(shelf, store, book, scanner, seen)
     scan_files(shelf, node_dir, scanner, book)
     return shelf
 
 
-def look_into(shelf: Shelf, store: StoppedStore, book: Book, scanner: Scanner[Secret]) -> None:
+def look_into(shelf: Shelf, store: StoppedStore, book: Book, scanner: Scanner[Secret], seen: Seen) -> None:
     """A store, record by record and row by row."""
     for block in store.blocks():
         shelf.blocks += 1
         for record in block.records:
-            judge(shelf, record, book, scanner)
+            judge(shelf, record, book, scanner, seen)
     checkpoint = store.checkpoint()
     for row in checkpoint[1] if checkpoint else ():
         scan_unsealed(shelf, "the checkpoint", scanner.scan_bytes(row), book)

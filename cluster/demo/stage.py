@@ -19,7 +19,7 @@ import trio
 
 from cluster.cli.reach import Door, Reach
 from cluster.control import CellView
-from cluster.demo.audit import CANARY_RANGE, Book, audit
+from cluster.demo.audit import CANARY_RANGE, Book, Seen, audit
 from cluster.demo.ledger import Ledger, Yielded
 from cluster.demo.report import Audit
 from cluster.local import Layout, LocalFederation
@@ -161,8 +161,9 @@ class Stage:
         keys = [bytes.fromhex(line) for path in rings.values() for line in path.read_text("ascii").split()]
         scanner = self.book.scanner(keys)
         loaded = {region: StorageRing.load(path) for region, path in rings.items()}
+        seen: Seen = {}
         shelves = [
-            audit(node.region, node.directory, node.data_dir, loaded[node.region], self.book, scanner, node.name)
+            audit(node.region, node.directory, node.data_dir, loaded[node.region], self.book, scanner, node.name, seen)
             for node in self.layout.every_node()
         ]
         self.audits.append(Audit(when, shelves))
