@@ -126,14 +126,15 @@ class Forwarders:
     async def _item(self, cell: str, item: OutItem) -> linkwire.HandItem:
         """What goes over the border: the envelope, or the roster head with the part of that cell. Raises Overloaded
         where the record moved while we read: look again."""
-        source = item.source
-        if source is None:
+        if item.source is None:
             return linkwire.HandItem(records.HANDIN_VOID, b"", b"")
+        sources = self._delivery.room.state.sources
+        source = sources.find(item.source)
         try:
-            block = await self._journal.read(source.index)
+            block = await self._journal.read(source.index) if source else None
         except LookupError:
             block = None
-        if block is None or block.index != source.index:
+        if block is None or source is None or sources.find(item.source) != source:
             raise Overloaded("a record was carried while it was read")
         record = reading.record_of(block, source)
         if isinstance(record, records.Roster):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relay.core.block import GENESIS, Block, make_block
+from relay.core.codec import digest
 from relay.core.mailroom import Mailroom
 from relay.core.mailroom.state import State
 from relay.errors import DiskFailed, OperatorError, StoreDamaged
@@ -137,11 +138,12 @@ async def _copy(old: _Old, new: LogStore, sealer: Sealer, log: bytes, room: Mail
         prev = made.hash
     tip = room.state.index
     _renumber(room.state, log)
-    rows = room.checkpoint()
+    rows = list(room.checkpoint())
     for ordinal, row in enumerate(rows):
         await new.add_checkpoint_rows(1, ordinal, [sealer.checkpoint_row(tip, ordinal, row)])
     if tip:
-        await new.finish_checkpoint(CheckpointHead(1, tip, len(rows), checkpoint_checksum(log, tip, rows)))
+        checksum = checkpoint_checksum(log, tip, [digest(row) for row in rows])
+        await new.finish_checkpoint(CheckpointHead(1, tip, len(rows), checksum))
     key = b""
     while facts := await old.store.facts(key, tip):
         again = [(one, index, sealer.fact(one, old.sealer.open_fact(one, sealed))) for one, index, sealed in facts]

@@ -5,7 +5,7 @@ cluster implements Directory and Env (and, later, a replicated Journal); relay.j
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,9 @@ import trio
 
 from relay.core.block import Block
 from relay.core.trust import HomeRecord
+
+
+Rows = AsyncIterable[bytes] | Iterable[bytes]  # of a checkpoint, in order
 
 
 class Clock(Protocol):
@@ -92,8 +95,9 @@ class Journal(Protocol):
     async def release(self, below: int) -> None:
         """Forget the blocks below index `below`: they are settled or carried, and below the saved checkpoint."""
 
-    async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
-        """Replace the checkpoint by `rows` (each ≤ 1 MiB), taken after applying block `index`, atomically."""
+    async def save_checkpoint(self, index: int, rows: Rows) -> None:
+        """Replace the checkpoint by `rows` (each ≤ 1 MiB), taken after applying block `index`, atomically. Some at a
+        time are held in memory."""
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
         """The last checkpoint: (index, rows), checksums verified. None in a new log."""

@@ -18,9 +18,9 @@ from relay.errors import StoreDamaged
 from relay.journal.api import CheckpointHead, FactRow, Hard, LogStore, Meta, Write
 from relay.journal.disk import LogDisk
 from relay.journal.rows import Sealer, checkpoint_checksum
-from relay.journal.tail import Tail
+from relay.journal.tail import Tail, each_row
 from relay.limits import MAX_CHECKPOINT_ROW, READ_BATCH
-from relay.ports import Residency
+from relay.ports import Residency, Rows
 
 _INDEX_BITS = 40  # a figure in the store: term and index as one integer that sorts like the pair
 
@@ -55,13 +55,14 @@ class Stage:
     index: int
     generation: int
     disk: RaftDisk
-    rows: list[bytes] = field(default_factory=list)  # digested when all are there; bounded by the checkpoint itself
+    first: bytes = b""  # row
+    digests: list[bytes] = field(default_factory=list)  # of the rows
     facts: list[FactRow] = field(default_factory=list)
 
     async def add(self, rows: Sequence[bytes]) -> None:
         """The next rows came."""
-        await self.disk.stage_rows(self.generation, self.index, len(self.rows), rows)
-        self.rows += rows
+        self.first = self.first or (rows[0] if rows else b"")
+        self.digests += await self.disk.stage_rows(self.generation, self.index, len(self.digests), rows)
 
     def learn(self, facts: Sequence[linkwire.Fact]) -> None:
         """Facts of the residency check came; what blocks after the snapshot taught comes with them."""
@@ -71,9 +72,9 @@ class Stage:
     @property
     def head(self) -> Head:
         """Raises ProtocolError, StoreDamaged where the first row is none."""
-        if not self.rows:
+        if not self.first:
             raise StoreDamaged("a checkpoint without a head")
-        return read_head(self.rows[0])
+        return read_head(self.first)
 
 
 class RaftDisk(LogDisk):
@@ -113,12 +114,12 @@ class RaftDisk(LogDisk):
         stage = self.staged
         assert stage is not None and write.reset is not None and stage.index == write.reset.end.index
         head, now = stage.head, self.store.meta
-        checksum = checkpoint_checksum(now.log_id, stage.index, stage.rows)
+        checksum = checkpoint_checksum(now.log_id, stage.index, stage.digests)
         meta = Meta(
             now.federation, now.cell, now.log_id, now.store, now.key_check, stage.index + 1, head.hash, head.term,
             head.time, head.members,
         )  # fmt: skip
-        checkpoint = CheckpointHead(stage.generation, stage.index, len(stage.rows), checksum)
+        checkpoint = CheckpointHead(stage.generation, stage.index, len(stage.digests), checksum)
         await self.store.install(meta, checkpoint, stage.facts, known, stage.index)
 
     @property
@@ -155,10 +156,16 @@ class RaftDisk(LogDisk):
         return [hash_ for _, hash_ in stored]
 
     # --- checkpoints -----------------------------------------------------------------------------
-    async def save(self, index: int, rows: Sequence[bytes], block: Block, term: int, members: Members) -> None:
+    async def save(self, index: int, rows: Rows, block: Block, term: int, members: Members) -> None:
         """Save the checkpoint taken after `block`, with its head in front."""
-        head = Head(term, block.hash, block.time, from_members(members))
-        await self.save_checkpoint(index, [encode(head), *rows])
+        head = encode(Head(term, block.hash, block.time, from_members(members)))
+
+        async def with_head() -> AsyncIterator[bytes]:
+            yield head
+            async for row in each_row(rows):
+                yield row
+
+        await self.save_checkpoint(index, with_head())
 
     async def load_saved(self) -> tuple[int, list[bytes]] | None:
         """The last checkpoint without its head."""

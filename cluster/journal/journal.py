@@ -34,7 +34,7 @@ from relay.errors import (
 )
 from relay.journal.tail import Follower
 from relay.limits import LINK_DEADLINE_S
-from relay.ports import Env
+from relay.ports import Env, Rows
 
 _log = structlog.get_logger("cluster.journal")
 _SETTLED_S = 1.0  # seconds between two looks whether a block that was placed can still be committed
@@ -138,7 +138,7 @@ class RaftJournal:
             await self._disk.release(below, from_members(self.raft.log.members_upto(below - 1)))
             self.raft.compacted(self._tail.first)
 
-    async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
+    async def save_checkpoint(self, index: int, rows: Rows) -> None:
         block, term = await self.read(index), self.raft.log.term(index)
         assert term is not None, "a checkpoint is of an entry that is kept"
         await self._disk.save(index, rows, block, term, self.raft.log.members_upto(index))

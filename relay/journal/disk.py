@@ -17,9 +17,9 @@ from relay.journal.database import DAMAGED, found_in
 from relay.journal.rows import (
     Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint, verify_digests,
 )  # fmt: skip
-from relay.journal.tail import Tail, check_checkpoint, check_release
+from relay.journal.tail import Tail, check_checkpoint, check_release, each_row
 from relay.limits import READ_BATCH
-from relay.ports import Residency
+from relay.ports import Residency, Rows
 
 _log = structlog.get_logger("relay.journal")
 
@@ -131,36 +131,43 @@ class LogDisk:
                     self.tail.released(await self.store.release(self.tail.first, below, members))
                 await self.store.fold_wal()
 
-    async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
+    async def save_checkpoint(self, index: int, rows: Rows) -> None:
         """See relay.ports.Journal."""
         async with self.checkpointing:
             self.store.check()
-            check_checkpoint(index, rows, self.head.index if self.head else 0, self.tail.tip)
+            check_checkpoint(index, self.head.index if self.head else 0, self.tail.tip)
             generation = self.head.generation if self.head else 0
             async with self.writing:
                 await self.store.clear_unfinished(generation)  # a crash may have left some
-            await self.stage_rows(generation + 1, index, 0, rows)
-            checksum = checkpoint_checksum(self.tail.log_id, index, rows)
-            head = CheckpointHead(generation + 1, index, len(rows), checksum)
+            digests = await self.stage_rows(generation + 1, index, 0, rows)
+            checksum = checkpoint_checksum(self.tail.log_id, index, digests)
+            head = CheckpointHead(generation + 1, index, len(digests), checksum)
             async with self.writing:
                 await self.store.finish_checkpoint(head)
                 self.head = head
                 await self.store.fold_wal()
 
-    async def stage_rows(self, generation: int, index: int, start: int, rows: Sequence[bytes]) -> None:
-        """Write rows of a checkpoint, from ordinal `start` on: some a transaction, so that appends get in between."""
-        done = 0
-        while done < len(rows):
-            batch: list[bytes] = []
-            size = 0
-            while done + len(batch) < len(rows) and (not batch or size < READ_BATCH):
-                row = rows[done + len(batch)]
-                batch.append(self.sealer.checkpoint_row(index, start + done + len(batch), row))
-                size += len(row)
-            async with self.writing:
-                await self.store.add_checkpoint_rows(generation, start + done, batch)
-                await self.store.fold_wal()
-            done += len(batch)
+    async def stage_rows(self, generation: int, index: int, start: int, rows: Rows) -> list[bytes]:
+        """Write rows of a checkpoint, from ordinal `start` on: some a transaction, so that appends get in between.
+        Their digests. Raises ValueError for a row above its bound."""
+        digests: list[bytes] = []
+        batch: list[bytes] = []
+        size = 0
+        async for row in each_row(rows):
+            batch.append(self.sealer.checkpoint_row(index, start + len(digests), row))
+            digests.append(digest(row))
+            size += len(row)
+            if size >= READ_BATCH:
+                await self._stage(generation, start + len(digests) - len(batch), batch)
+                batch, size = [], 0
+        if batch:
+            await self._stage(generation, start + len(digests) - len(batch), batch)
+        return digests
+
+    async def _stage(self, generation: int, start: int, batch: Sequence[bytes]) -> None:
+        async with self.writing:
+            await self.store.add_checkpoint_rows(generation, start, batch)
+            await self.store.fold_wal()
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
         """See relay.ports.Journal."""

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 import trio
 
 from relay.core.block import Block
-from relay.journal.tail import Follower, Tail, check_checkpoint, check_release
-from relay.ports import Env, Residency
+from relay.journal.tail import Follower, Tail, check_checkpoint, check_release, each_row
+from relay.ports import Env, Residency, Rows
 
 
 class MemoryJournal:
@@ -69,10 +69,10 @@ class MemoryJournal:
         if below > self._tail.first:
             self._tail.released(below)
 
-    async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
+    async def save_checkpoint(self, index: int, rows: Rows) -> None:
         await trio.lowlevel.checkpoint()
-        check_checkpoint(index, rows, self._checkpoint[0] if self._checkpoint else 0, self._tail.tip)
-        self._checkpoint = (index, list(rows))
+        check_checkpoint(index, self._checkpoint[0] if self._checkpoint else 0, self._tail.tip)
+        self._checkpoint = (index, [row async for row in each_row(rows)])
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
         await trio.lowlevel.checkpoint()

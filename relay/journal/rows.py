@@ -73,12 +73,8 @@ class Sealer:
             raise StoreDamaged(f"{file}: its key check does not open: {error.text}", DAMAGED) from None
 
 
-def checkpoint_checksum(log_id: bytes, index: int, rows: Sequence[bytes]) -> bytes:
-    """Over the plaintext rows of a checkpoint, their order and their place."""
-    return _checksum(log_id, index, [digest(row) for row in rows])
-
-
-def _checksum(log_id: bytes, index: int, digests: Sequence[bytes]) -> bytes:
+def checkpoint_checksum(log_id: bytes, index: int, digests: Sequence[bytes]) -> bytes:
+    """Over the plaintext rows of a checkpoint (their `codec.digest`s), their order and their place."""
     return digest(pack([log_id, index, list(digests)]), b"posthouse.check")
 
 
@@ -89,7 +85,7 @@ def verify_checkpoint(head: CheckpointHead, log_id: bytes, rows: Sequence[bytes]
 
 def verify_digests(head: CheckpointHead, log_id: bytes, digests: Sequence[bytes]) -> None:
     """The same by the digests of the rows."""
-    if len(digests) != head.count or _checksum(log_id, head.index, digests) != head.checksum:
+    if len(digests) != head.count or checkpoint_checksum(log_id, head.index, digests) != head.checksum:
         raise StoreDamaged(f"the checkpoint after block {head.index} does not match its checksum")
 
 

@@ -22,7 +22,7 @@ from relay.journal.rows import Sealer, check_link
 from relay.journal.seal import StorageRing
 from relay.journal.tail import Follower, Tail
 from relay.limits import RECENT_BLOCKS
-from relay.ports import Residency
+from relay.ports import Residency, Rows
 
 _log = structlog.get_logger("relay.journal")
 _BEHIND = (
@@ -83,7 +83,7 @@ class SoloJournal:
     async def release(self, below: int) -> None:
         await self._disk.release(below)
 
-    async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
+    async def save_checkpoint(self, index: int, rows: Rows) -> None:
         await self._disk.save_checkpoint(index, rows)
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:

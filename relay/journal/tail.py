@@ -4,7 +4,7 @@ memory, and wakes who follows."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 
 import structlog
 import trio
@@ -13,7 +13,7 @@ from relay.core.block import GENESIS, Block, make_block
 from relay.errors import StoreDamaged
 from relay.journal.stamp import Stamp
 from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_CHECKPOINT_ROW, MINUTE
-from relay.ports import Clock
+from relay.ports import Clock, Rows
 
 _log = structlog.get_logger("relay.journal")
 
@@ -157,12 +157,26 @@ class Follower:
         return block
 
 
-def check_checkpoint(index: int, rows: Sequence[bytes], before: int, tip: int) -> None:
-    """Raises ValueError for a checkpoint that goes back, lies beyond the tip, or has a row above its bound."""
+def check_checkpoint(index: int, before: int, tip: int) -> None:
+    """Raises ValueError for a checkpoint that goes back, or lies beyond the tip."""
     if not before <= index <= tip:
         raise ValueError(f"a checkpoint after block {index}; the last was after {before}, the tip is {tip}")
-    if any(len(row) > MAX_CHECKPOINT_ROW for row in rows):
+
+
+async def each_row(rows: Rows) -> AsyncIterator[bytes]:
+    """The rows of a checkpoint, however they come. Raises ValueError for one above its bound."""
+    if isinstance(rows, AsyncIterable):
+        async for row in rows:
+            yield _fitting(row)
+    else:
+        for row in rows:
+            yield _fitting(row)
+
+
+def _fitting(row: bytes) -> bytes:
+    if len(row) > MAX_CHECKPOINT_ROW:
         raise ValueError(f"a checkpoint row has at most {MAX_CHECKPOINT_ROW} bytes")
+    return row
 
 
 def check_release(below: int, checkpoint: int) -> None:

@@ -15,6 +15,7 @@ import trio
 
 from cluster.directory.seen import Sighting
 from relay.core.block import GENESIS, make_block
+from relay.core.codec import digest
 from relay.errors import DiskFailed, StoreDamaged, StoreError
 from relay.journal.api import CheckpointHead, Hard, Write
 from relay.journal.rows import Sealer, check_rows, checkpoint_checksum, verify_checkpoint
@@ -154,7 +155,7 @@ async def a_sealed_log(disk: SimDisk) -> tuple[SimStore, Sealer, CheckpointHead]
         await store.write(Write([sealer.block_row(block, 3)], facts=[fact]))
     plain = [b"one", b"two"]
     await store.add_checkpoint_rows(1, 0, [sealer.checkpoint_row(4, n, one) for n, one in enumerate(plain)])
-    head = CheckpointHead(1, 4, 2, checkpoint_checksum(FRESH.log_id, 4, plain))
+    head = CheckpointHead(1, 4, 2, checkpoint_checksum(FRESH.log_id, 4, [digest(row) for row in plain]))
     await store.finish_checkpoint(head)
     return store, sealer, head
 
