@@ -29,7 +29,7 @@ class Authors:
         self.groups: list[Group] = []
         self.start: Callable[[SimDevice], None] = lambda device: None
         self._counters: dict[tuple[str, bytes], int] = {}
-        for region in REGIONS:
+        for region in REGIONS[: options.regions]:
             for number in range(options.people):
                 person = Person(f"{region[:2]}{number + 1}", region)
                 self.people.append(person)

@@ -15,6 +15,7 @@ class SimClock:
         self._steady = float(boot_ms)  # ms of the monotonic clock at `_since`
         self._wall = START_MS + self._since * 1000  # Unix ms at `_since`
         self._rate = 1.0
+        self._peak = 0.0
 
     def _passed_ms(self) -> float:
         return (trio.current_time() - self._since) * 1000 * self._rate
@@ -29,6 +30,7 @@ class SimClock:
 
     def set(self, *, jump_ms: float = 0.0, drift: float | None = None) -> None:
         """Somebody sets the clock (`jump_ms`), or it runs at 1 + `drift` from now on."""
+        self.peak_ms()
         passed = self._passed_ms()
         self._steady += passed
         self._wall += passed + jump_ms
@@ -40,6 +42,11 @@ class SimClock:
         """Right time again, and no drift: what NTP does in the end."""
         self.set(drift=0.0)
         self._wall = START_MS + self._since * 1000
+
+    def peak_ms(self) -> float:
+        """How far this clock was ever ahead of the truth."""
+        self._peak = max(self._peak, self.wrong_ms())
+        return self._peak
 
     def wrong_ms(self) -> float:
         """How far this clock is from the truth."""

@@ -147,7 +147,7 @@ class Connection:
         self.stales = 0  # STALE answers in a row
         self.welcome: wire.Welcome
         self.log: Log
-        self.began_ms = 0
+        self.began, self.began_ms = 0.0, 0
         self.requests = 0
         self.wanted: list[tuple[Person, int]] = []  # whom to look up, after which version
         self.asked: dict[int, tuple[Person, int]] = {}  # lookups under way: whom, after which version
@@ -185,6 +185,7 @@ class Connection:
     async def _begin(self) -> None:
         device, person = self.device, self.device.person
         await self.socket.open()
+        self.began = trio.current_time()
         await self._say(wire.Hello(0, device.log_id, device.cursor, True, "simulated"))
         challenge = await self._hear(wire.Challenge)
         proof = key(device.name).sign(wire.challenge_bytes(challenge, person.id, device.id)).signature
@@ -249,6 +250,7 @@ class Connection:
                 self._answered(id_, code, cell)
             case wire.Empty(position):
                 self.log.empty = max(self.log.empty, position)
+                self._check_empty()
                 self.device.ready = True
                 self.trace("empty", self.device.name, position)
             case wire.Record():
@@ -263,6 +265,11 @@ class Connection:
                 self.trace("ephemeral", self.device.name)
             case _:
                 raise Violation(f"{self.device.name} was sent {type(message).__name__} while it was served")
+
+    def _check_empty(self) -> None:
+        """What was stored before this session began has been received by now (rule 18)."""
+        for letter in self.device.ledger.missing_at(self.device.name, self.began):
+            raise Violation(f"{self.device.name} was told EMPTY, and has not got letter {letter.number}, stored before")
 
     def _place(self, position: int, what: bytes) -> bool:
         """Rule 18, for what is delivered at `position`. False where it was received before."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import trio
 
 from relay.errors import DiskFailed, OperatorError
 from relay.journal.api import LogStore, Meta
 from tests.simulation.clock import SimClock
 from tests.simulation.network import Host, Network
 from tests.simulation.stream import SimListener, SimStream
+from tests.simulation.world import Violation
 
 
 class SimEnv:
@@ -86,6 +86,8 @@ class SimEnv:
 
     def set_aside(self, directory: Path, store: bytes) -> None:
         self._check_disk()
+        if not self._disk.lossy:
+            raise Violation(f"{self._host.name}: a store is set aside whose disk has kept everything")
         self._disk.set_aside()
 
     def bootstrap(self, directory: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from random import Random
+from typing import Any
 
 import trio
 
@@ -11,7 +12,9 @@ from tests.simulation.authors import Authors
 from tests.simulation.network import Network, Weather
 from tests.simulation.nodes import SimNode
 from tests.simulation.options import Options
-from tests.simulation.world import World
+from tests.simulation.world import Violation, World
+
+_HARMLESS = {"flap", "offline", "slow", "forget", "enrol", "regroup"}  # to what the nodes of a cell agree on
 
 
 class Faults:
@@ -22,6 +25,8 @@ class Faults:
         self.random: Random = world.random("faults")
         self.trace = world.trace
         self.healed = False
+        self._victims: dict[str, SimNode] = {}  # cell → the one node whose disk may lose something
+        self._backups: dict[str, Any] = {}  # cell → an old copy of the victim's store
         self._calm = Weather(**{name: getattr(options.weather, name) for name in Weather.__slots__})
 
     async def run(self) -> None:
@@ -107,6 +112,57 @@ class Faults:
         node.disk.fail(number, random.randrange(20))
         self.world.agenda.after(random.uniform(1.0, 20.0), node.disk.mend)
 
+    def _victim(self, random: Random) -> SimNode | None:
+        """A node whose disk may lose something now: always the same one of a cell, and only while the cell has all its
+        voters. What more than a minority loses is lost."""
+        cell = random.choice(sorted({node.cell for node in self.nodes}))
+        together = [node for node in self.nodes if node.cell == cell]
+        victim = self._victims.setdefault(cell, random.choice(together))
+        if len(together) < 3 or any(self._journal(node) is None for node in together):
+            return None
+        stores = {self._journal(node).own.store for node in together}
+        whole = all({*self._journal(node).raft.members.ids} == stores == {*self._journal(node).raft.members.voter_ids}
+                    for node in together)  # fmt: skip
+        return victim if whole else None
+
+    @staticmethod
+    def _journal(node: SimNode) -> Any:
+        journal: Any = node.delivery._journal if node.up and node.delivery is not None else None
+        return None if journal is None or journal.closed or node.disk.content is None else journal
+
+    def _flip(self, random: Random) -> None:
+        """A bit of a row flips."""
+        if node := self._victim(random):
+            self.trace("bit flipped", node.host.name, str(node.disk.flip()))
+
+    def _wipe(self, random: Random) -> None:
+        if node := self._victim(random):
+            node.crash(power=True)
+            node.disk.wipe()
+            self.trace("disk wiped", node.host.name)
+            self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)
+
+    def _lost_tail(self, random: Random) -> None:
+        """The power goes for a whole cell, and one disk has lost the end of its write-ahead log."""
+        if victim := self._victim(random):
+            for node in self.nodes:
+                if node.cell == victim.cell:
+                    node.crash(power=True)
+                    self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)
+            self.trace("tail lost", victim.host.name, victim.disk.lose_tail(8))
+
+    def _old_copy(self, random: Random) -> None:
+        """A store is copied; the next time the copy takes its place, with its mark."""
+        if node := self._victim(random):
+            node.crash(power=False)
+            backup = self._backups.pop(node.cell, None)
+            if backup is None:
+                self._backups[node.cell] = node.disk.copy()
+            elif backup.meta.store == node.disk.content.meta.store:
+                node.disk.restore(backup, mark=True)
+                self.trace("old copy restored", node.host.name)
+            self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)
+
     # --- the network -------------------------------------------------------------------------------
     def _cut(self, random: Random) -> None:
         """A connection is reset, in the midst of whatever it carries."""
@@ -129,6 +185,32 @@ class Faults:
         if len(self.nodes) > 1:
             one, other = (node.host.name for node in random.sample(self.nodes, 2))
             self._block_paths(random, [(one, other)] if random.random() < 0.5 else [(one, other), (other, one)])
+
+    def _flap(self, random: Random) -> None:
+        """A node that does not lead is cut off from the others of its cell for a few seconds. Where nothing else goes wrong
+        with nodes its return deposes nobody (PreVote, rule 3)."""
+        led = [node for node in self.nodes if (journal := self._journal(node)) is not None and journal.leads]
+        if not led:
+            return
+        leader = random.choice(led)
+        others = [node for node in self.nodes if node.cell == leader.cell and node is not leader]
+        away = random.choice(others)
+        cell = [leader, *others]
+        paths = [pair for node in cell if node is not away
+                 for pair in ((away.host.name, node.host.name), (node.host.name, away.host.name))]  # fmt: skip
+        raft, seconds = self._journal(leader).raft, random.uniform(2.0, 6.0)
+        term, lives = raft.term, [node.lives for node in cell]
+        self.trace("flaps", away.host.name)
+        for path in paths:
+            self.net.block(*path)
+        self.world.agenda.after(seconds, self._unblock, paths)
+
+        def look() -> None:
+            alone = self.options.every.keys() <= _HARMLESS and lives == [node.lives for node in cell]
+            if alone and not self.healed and raft.term != term:
+                raise Violation(f"{away}, which came back, has deposed {leader}, which led and could")
+
+        self.world.agenda.after(seconds + 3.0, look)
 
     def _isolate(self, random: Random) -> None:
         """A host reaches nobody, or nobody reaches it, or both."""

@@ -3,22 +3,27 @@ device itself (tests.simulation.devices)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from relay.core import wire
+import trio
+
+from relay.core import records, wire
 from relay.core.block import Block
-from relay.core.envelope import read_header
+from relay.core.envelope import To, read_header
+from relay.core.trust import verify_roster
 from relay.delivery import Delivery
 from relay.gateway.connection import Connection
 from relay.limits import MAX_MAILBOX, MAX_OUTBOX
 from tests.simulation.ledger import Ledger
 from tests.simulation.network import Host
 from tests.simulation.nodes import SimNode
-from tests.simulation.world import Trace, Violation
+from tests.simulation.world import START_MS, Trace, Violation
 
 DIGEST_EVERY = 16  # blocks between two looks at the state's digest
 _DELIVER_TAG = 67
+_TELLING = (6, 7)  # tags of the records that bring versions of rosters
+_CLOCK_MS = 2_000  # ms of grace for the time of a log
 
 
 class Checks:
@@ -28,6 +33,8 @@ class Checks:
         self.ledger, self.trace = ledger, trace
         self._blocks: dict[tuple[bytes, int], bytes] = {}
         self._digests: dict[tuple[bytes, int], bytes] = {}
+        self._versions: dict[tuple[str, bytes], int] = {}  # region, group → newest version that a disk there ever got
+        self.nodes: Sequence[SimNode] = ()
 
     # --- one content per index, one state per content ------------------------------------------------
     def applied(self, delivery: Delivery, block: Block) -> None:
@@ -35,6 +42,7 @@ class Checks:
         node = delivery._clock.node  # type: ignore[attr-defined]
         node.delivery = delivery
         self.trace("applied", node.host.name, block.index, block.hash)
+        self._stamped(node, block)
         place = (block.log_id, block.index)
         if self._blocks.setdefault(place, block.hash) != block.hash:
             raise Violation(f"{node}: block {block.index} is another one than was applied elsewhere or earlier")
@@ -53,15 +61,42 @@ class Checks:
                 if known is not None and known != row.hash:
                     raise Violation(f"{node}: at rest, block {row.index} is another one than was applied")
 
+    def _stamped(self, node: SimNode, block: Block) -> None:
+        """Rule 14: no clock that is wrong alone moves the log of a cell of several."""
+        peaks = [other.clock.peak_ms() for other in self.nodes if other.cell == node.cell]
+        ahead = block.time - START_MS - trio.current_time() * 1000
+        if len(peaks) > 2 and ahead > sorted(peaks)[len(peaks) // 2] + _CLOCK_MS:
+            raise Violation(f"{node}: block {block.index} is stamped {ahead / 1000:.1f} s ahead of the time")
+
     # --- residency -----------------------------------------------------------------------------------
     def written(self, region: str, data: bytes) -> None:
         """A disk of `region` gets these bytes."""
+        if len(data) > 1 and data[0] >> 4 == 9 and data[1] in _TELLING:
+            self._told_of_group(region, records.decode_record(data))
         for letter in self.ledger.found_in(data):
             self.trace.counts["canary at rest"] += 1
             if region in letter.later - letter.regions:
                 self.trace.counts["canary where only later members live"] += 1
             elif region not in letter.regions:
                 raise Violation(f"letter {letter.number} of {letter.sender} rests in {region}, not only in {letter.regions}")
+
+    def _told_of_group(self, region: str, record: records.Record) -> None:
+        """Section 5, rule 3: before a cell knows the version that a group's letter names, it cannot know whether it may
+        write it."""
+        if isinstance(record, records.Roster):
+            self._learned(region, record.head)
+        elif isinstance(record, records.HandIn):
+            if record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY):
+                self._learned(region, record.item)
+            elif record.what == records.HANDIN_ENVELOPE:
+                header = read_header(record.item)
+                if header.kind is To.ROSTER and self._versions.get((region, header.to), 0) < header.to_version:
+                    raise Violation(f"a group's letter rests in {region} before its version, {header.to_version}")
+
+    def _learned(self, region: str, head: bytes) -> None:
+        roster = verify_roster(head)
+        place = (region, roster.group)
+        self._versions[place] = max(self._versions.get(place, 0), roster.head.version)
 
     def sent(self, source: Host, target: Host, data: bytes) -> None:
         """These bytes leave a host."""

@@ -99,6 +99,8 @@ class Ledger:
         """An outcome reached the sender, as a receipt or as a notice."""
         name = Code(code).name.lower()
         self.trace(name, letter.number, device, cell)
+        if code == Code.EXPIRED and letter.lasts:
+            raise Violation(f"letter {letter.number} of {letter.sender} is said to have expired, and lives for a day")
         now = trio.current_time()
         if code in (Code.ACCEPTED, Code.STORED):
             letter.accepted = letter.accepted if letter.accepted is not None else now
@@ -127,6 +129,13 @@ class Ledger:
             if letter.lasts and letter.accepted is not None and not letter.refused
             for device in sorted(letter.required - letter.delivered.keys())
         ]
+
+    def missing_at(self, device: str, before: float) -> Iterator[Letter]:
+        """What was stored before that time and has not reached `device`, newest first."""
+        for letter in reversed(self.letters):
+            stored = letter.lasts and not letter.refused and letter.stored is not None and letter.stored < before
+            if stored and device in letter.required and device not in letter.delivered:
+                yield letter
 
     def open(self) -> list[Letter]:
         """Letters whose sender still waits for an outcome."""

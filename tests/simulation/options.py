@@ -28,6 +28,7 @@ class Options:
     """Times in seconds of virtual time; `every` gives the mean time between two faults of a kind."""
 
     nodes: int = 1
+    regions: int = 3
     safety: float = 120.0  # how long faults come
     heal: float = 300.0  # within which everything must be delivered afterwards
     people: int = 3  # in each region

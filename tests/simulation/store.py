@@ -45,6 +45,7 @@ class SimDisk:
         self.random, self.delay = random, delay
         self.content: Image | None = None  # the store
         self.aside: list[Image] = []  # the quarantine
+        self.lossy = False  # something that it had confirmed was ever lost or changed
         self.flag = False  # the bootstrap file
         self._seen = SeenImage()
         self._fault: int | None = None  # an errno
@@ -65,6 +66,7 @@ class SimDisk:
 
     def flip(self) -> Any:
         """Flip a bit of a block, fact or checkpoint row; which. None where there is none."""
+        self.lossy = True
         return self.content.flip(self.random) if self.content else None
 
     def lose_tail(self, most: int | None = None) -> int:
@@ -74,6 +76,7 @@ class SimDisk:
         most = len(image.wal) if most is None else min(most, len(image.wal))
         count = self.random.randint(1, most) if most else 0
         image.lose(count)
+        self.lossy = True
         return count
 
     def copy(self) -> Image:
@@ -85,13 +88,13 @@ class SimDisk:
     def restore(self, backup: Image, *, mark: bool) -> None:
         """Bring a backup back, with its own mark or beside the one that is there."""
         there = self.content.mark if self.content else None
-        self.content = backup.copy()
+        self.content, self.lossy = backup.copy(), True
         if not mark:
             self.content.mark = there
 
     def wipe(self) -> None:
         """An empty disk."""
-        self.content, self.flag, self._seen = None, False, SeenImage()
+        self.content, self.flag, self._seen, self.lossy = None, False, SeenImage(), True
         self.aside.clear()
 
     def _shut(self) -> Image:

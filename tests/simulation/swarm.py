@@ -42,7 +42,7 @@ class Result:
     events: int
     crashes: int
     seconds: float  # virtual
-    took: float  # real
+    took: float  # seconds of a processor
     counts: Counter[str]
     violation: str | None
     newest: tuple[str, ...]  # the last lines of the trace, where there is a violation
@@ -57,12 +57,14 @@ class Federation:
         self.ledger = Ledger(world.trace)
         self.checks = Checks(self.ledger, world.trace)
         self.net.watch = self.checks.sent
-        root = make_root(options.nodes)
+        regions = REGIONS[: options.regions]
+        root = make_root(options.nodes, regions)
         self.nodes = [
             SimNode(world, self.net, root, region, f"n{number + 1}", self._disk(f"{region} {number}"), self.checks.written)
-            for region in REGIONS
+            for region in regions
             for number in range(options.nodes)
         ]
+        self.checks.nodes = self.nodes
         for node in self.nodes:
             node.disk.flag = node.name == "n1"
         self.authors = Authors(world, self.net, self.ledger, options)
@@ -142,7 +144,7 @@ class Federation:
 def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any) -> Result:
     """Run a seed. `fixed` options are as given, instead of derived; `echo` gets every event as it happens."""
     options = derive(seed, **fixed)
-    began = time.perf_counter()
+    began = time.process_time()
     found: list[str] = []
     worlds: list[World] = []
 
@@ -161,7 +163,7 @@ def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any)
     newest = tuple(world.trace.lines()) if found else ()
     crashes = world.counts.pop("crash", 0)
     return Result(
-        seed, options, world.trace.digest(), world.trace.events, crashes, world.ended, time.perf_counter() - began,
+        seed, options, world.trace.digest(), world.trace.events, crashes, world.ended, time.process_time() - began,
         Counter(world.counts), found[0] if found else None, newest,
     )  # fmt: skip
 
