@@ -51,7 +51,7 @@ class RaftJournal:
         self.raft = raft
         self.nodes = tuple(nodes)
         self.clocks = CellClock(env.clock)
-        self._disk = disk
+        self.disk = self._disk = disk
         self._tail = disk.tail
         self.is_new = is_new  # this node made the log just now
         self._chain = chain
@@ -357,10 +357,7 @@ class RaftJournal:
     def change(self, members: Members) -> int:
         """Propose other members; the index of the block. Raises NotLeader, ChangeRefused, Overloaded."""
         self._chain.truncate(self.raft.log.last + 1)
-        record = log_records.Members(
-            *(tuple((one.store, one.node) for one in group) for group in (members.voters, members.learners))
-        )
-        block = self._chain.make([log_records.encode_record(record)], self._stamp())
+        block = self._chain.make([from_members(members)], self._stamp())
         self._append_block(block, (), members)
         self.wake()
         return block.index
@@ -392,7 +389,7 @@ class RaftJournal:
 
     def on_note(self, peer: Peer, note: CellNote) -> None:
         """A note came from a node of this cell. Raises PeerError for bytes that are none."""
-        self._post.take_in(peer, note)
+        self._post.take_in(peer, note, self.raft.members)
         self.wake()
 
     def _send(self, message: Message) -> None:

@@ -20,7 +20,7 @@ from cluster.journal.shapes import from_members, members_in, to_members
 from cluster.journal.snapshots import Snapshots
 from cluster.links import Links
 from relay.core.block import GENESIS, Block
-from relay.errors import ProtocolError, StoreDamaged
+from relay.errors import ProtocolError, StoreDamaged, StoreForeign
 from relay.journal.api import LogStore, Meta, StoreEnv
 from relay.journal.database import found_in
 from relay.journal.rows import Sealer
@@ -65,6 +65,11 @@ async def open_raft(
             sealer.check_key(store.meta.key_check, store.file)
             if store.behind is not None:
                 raise StoreDamaged(store.behind)
+            if store.hard.term == 0 and await store.ends() is not None:
+                raise StoreForeign(
+                    f"{store.file}: the log of a cell of one node, and the root lists {len(nodes)} for this cell",
+                    "Such a log cannot be spread over several nodes yet: list one node, or start a new cell beside it",
+                )
             journal = await _take_up(disk, env, links, node, nodes)
         if founder:
             env.bootstrapped(path)

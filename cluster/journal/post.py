@@ -34,13 +34,14 @@ class Post:
         self._inbox_bytes = 0
 
     # --- in --------------------------------------------------------------------------------------
-    def take_in(self, peer: Peer, note: CellNote) -> None:
-        """A note came from a node of this cell. Raises PeerError for bytes that are none."""
+    def take_in(self, peer: Peer, note: CellNote, members: Members) -> None:
+        """A note came from a node of this cell. Raises PeerError for bytes that are none, and where the node speaks for
+        a store of another one: who votes is proved by the link."""
         log_id = self._disk.tail.log_id
         if note.log_id != log_id:
             return  # of a log that was repaired since, or is to be
         message = unpack_note(note.payload, log_id)
-        if message.source != note.store:
+        if message.source != note.store or self.node_of(note.store, members) not in ("", peer.node):
             raise PeerError(f"{peer.node} speaks for another store")
         if self._inbox_bytes + len(note.payload) > MAX_INBOX:
             return

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from relay.core.block import GENESIS, Block
-from relay.errors import StoreDamaged
+from relay.errors import StoreDamaged, StoreForeign
 from relay.journal.api import Meta, StoreEnv, Write
 from relay.journal.database import found_in
 from relay.journal.disk import LogDisk
@@ -37,6 +37,11 @@ class SoloJournal:
     def __init__(self, disk: LogDisk) -> None:
         self._disk = disk
         self._tail = disk.tail
+
+    @property
+    def disk(self) -> LogDisk:
+        """For the scrubber."""
+        return self._disk
 
     @property
     def log_id(self) -> bytes:
@@ -95,6 +100,11 @@ class SoloJournal:
         disk, store, meta = self._disk, self._disk.store, self._disk.store.meta
         if store.behind is not None:
             raise StoreDamaged(store.behind, _BEHIND)
+        if store.hard.term:
+            raise StoreForeign(
+                "the store of a cell of several nodes, and the root lists one for this cell",
+                "List them all again: alone it may lack what the others have",
+            )
         disk.head = await store.checkpoint()
         ends = await store.ends()
         tip = ends[1] if ends else meta.first - 1

@@ -7,12 +7,15 @@ import shutil
 import pytest
 import trio
 
-from cluster.core.raft import Entry
+from cluster.core.linkwire import CellNote, Peer
+from cluster.core.raft import Accepted, Entry
 from cluster.env import RealEnv
-from relay.errors import OperatorError, ResidencyError
+from relay.errors import OperatorError, PeerError, ResidencyError, StoreForeign
 from relay.journal.portal import open_portal
+from relay.journal.solo import open_solo
 from cluster.journal import open_raft
-from tests.cluster.journal.conftest import CELL, NODES, RING, Anything, FakeLinks, World, a_cell
+from cluster.journal.notes import pack_note
+from tests.cluster.journal.conftest import CELL, NODES, RING, Anything, FakeLinks, Wires, World, a_cell
 
 
 @pytest.fixture
@@ -178,8 +181,9 @@ async def test_a_removed_node_stays_away_until_it_is_let_in_again(tmp_path, make
         leader = await world.whole()
         gone = others(world, leader)[0]
         gone.may_end = True
-        members = leader.journal.raft.members
-        leader.journal.change(members.without(gone.journal.own.store))
+        raft = leader.journal.raft
+        await world.until(lambda: raft.log.members_at.index <= leader.journal.tip)  # one change at a time
+        leader.journal.change(raft.members.without(gone.journal.own.store))
         await world.until(lambda: gone.ended is not None)
         assert "was removed" in gone.ended.text and "repair" in gone.ended.remedy
         with pytest.raises(OperatorError, match="was removed"):
@@ -207,3 +211,33 @@ async def test_entries_read_from_the_disk_are_those_that_were_meant(tmp_path, ma
         assert [block.records for block in await disk.load_entries([meant])] == [(b"this",)]
         with pytest.raises(LookupError):
             await disk.load_entries([Entry(log.last, log.tip.term + 1, 4, None, None)])
+
+
+async def test_a_node_speaks_for_its_own_store_only(tmp_path, make_env):
+    async with a_cell(tmp_path, make_env) as world:
+        leader = await world.whole()
+        one, other = others(world, leader)
+        journal, message = leader.journal, Accepted(one.journal.own.store, leader.journal.own.store, 1, 1)
+        note = CellNote(journal.log_id, one.journal.own.store, 0, pack_note(message, lambda index: None))
+        journal.on_note(Peer("norden", CELL, one.name), note)
+        with pytest.raises(PeerError, match="another store"):
+            journal.on_note(Peer("norden", CELL, other.name), note)
+
+
+async def test_a_store_of_one_node_is_not_taken_for_that_of_a_cell_nor_the_other_way(tmp_path, make_env, portal):
+    """Also not for damage: it would be set aside, and with it the only log there is."""
+    kit = {"ring": RING, "residency": Anything(), "cell": CELL, "federation": bytes(range(32))}
+    async with open_solo(tmp_path / "n1", env=make_env("n1"), **kit) as solo:
+        await solo.append([b"alone"])
+        await solo.save_checkpoint(1, [b"row"])
+    links = FakeLinks(Wires(), "n1", NODES)
+    with pytest.raises(StoreForeign, match="cell of one node"):
+        async with open_raft(tmp_path / "n1", env=make_env("n1"), node="n1", nodes=NODES, links=links, **kit):
+            pass
+    async with open_solo(tmp_path / "n1", env=make_env("n1"), **kit) as solo:
+        assert (await solo.read(1)).records == (b"alone",)
+    async with a_cell(tmp_path / "cell", make_env, nodes=("n1",)) as world:
+        await world.until(lambda: world.leader() is not None and world.leader().journal.tip > 0)
+    with pytest.raises(StoreForeign, match="cell of several nodes"):
+        async with open_solo(tmp_path / "cell" / "n1", env=make_env("n1"), **kit):
+            pass
