@@ -14,6 +14,8 @@ from cluster.core.raft.progress import Progress, Stage
 from cluster.core.raft.refusals import ChangeRefused
 from relay.errors import Overloaded
 
+_REPLACE = "A replacement is added and promoted before the old store is removed"
+
 
 class Leading:
     """One store's leadership in one term. `transfer_to`: who is to take over, while that is tried."""
@@ -56,11 +58,13 @@ class Leading:
         if change.kind is Kind.REMOVE and change.store == self._me:
             raise ChangeRefused("a leader does not remove itself", "Hand the leadership over first")
         if change.kind is Kind.REMOVE and self._log.members.votes(change.store):
+            if len(new.voters) == 2:
+                raise ChangeRefused("two voters would be left, and bear no loss", _REPLACE)
             ready = [store for store in new.voter_ids if self._caught_up(store)]
             if not new.carried_by(ready):
                 raise ChangeRefused(
                     f"only {len(ready)} of the {len(new.voters)} voters that would be left are up to date",
-                    "A replacement is added and promoted before the old store is removed",
+                    _REPLACE,
                 )
 
     def _caught_up(self, store: bytes) -> bool:

@@ -32,8 +32,8 @@ class Swarm:
         churn = self.rng.choice((0, 40, 150, 400))  # ms between two attempts of the operator
         self._every(self.rng.choice((15, 40, 80)), self._propose)
         self._every(self.rng.choice((60, 200, 600)), self._fault)
-        if self.rng.random() < 0.25:
-            self._every(self.rng.choice((150, 400)), self._behead)
+        self.doomed = self.rng.choice((0, 0, 0, 0.3, 0.8))  # how many leaders fall soon after they began
+        world.on_leader = self._doom
         self._every(300, self._checkpoint)
         if churn:
             self._every(churn, self._operate)
@@ -127,12 +127,20 @@ class Swarm:
         if node.raft and not self._holds(node):
             node.crash(self.rng.random() < 0.5)
 
-    def _behead(self) -> None:
-        """The leader goes, soon after it began; in its stead somebody else comes back."""
-        for node in self.world.leaders():
-            if not self.healing and not self._holds(node):
-                node.crash(self.rng.random() < 0.5)
-        self._start()
+    def _doom(self, node: Node) -> None:
+        """A leader falls with its first entries half spread, and comes back (figure 8 of the Raft paper)."""
+        if self.rng.random() < self.doomed:
+            fall = self.world.now + self.rng.randrange(1, 25)
+            self.world.at(fall, self._fall, node, node.life)
+            self.world.at(fall + self.rng.randrange(50, 800), self._rise, node, node.life)
+
+    def _fall(self, node: Node, life: int) -> None:
+        if node.raft and node.life == life and not self.healing and not self._holds(node):
+            node.crash(self.rng.random() < 0.5)
+
+    def _rise(self, node: Node, life: int) -> None:
+        if node.raft is None and node.life == life and not node.gone:
+            node.start()
 
     def _start(self) -> None:
         node = self._any()
@@ -159,7 +167,7 @@ class Swarm:
 
     def _isolate(self) -> None:
         """Cut one off wholly, for some election timeouts: its term must not run away (PreVote)."""
-        node = self._any()
+        node = self.rng.choice(self.world.leaders() or [self._any()])
         if self.isolated or node.raft is None or self._holds(node):
             return
         self._cut_between({node.id})
@@ -225,7 +233,10 @@ class Swarm:
                 continue
             if node.raft:
                 node.crash(written=False)
-            witness = witnesses[0]
+            witness = self.rng.choice(witnesses)
+            for leader in self.world.leaders():  # who was told by the store itself; the others were told by it
+                if leader is not witness and self.rng.random() < 0.5:
+                    leader.crash(written=True)
             node.disk, node.rolled_back, node.held_by = copy.copy(), True, witness.id
             if witness.raft is None:
                 witness.start()

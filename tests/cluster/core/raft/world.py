@@ -114,6 +114,7 @@ class Node:
         if isinstance(event, BecameLeader):
             world.judge.led(self)
             world.propose(self)
+            world.on_leader(self)
         elif isinstance(event, NeedSnapshot):
             world.at(world.now + world.rng.randrange(5, 80), self._send_snapshot, self.life, event.to)
         elif isinstance(event, Freed):
@@ -194,6 +195,7 @@ class World:
         self.wire = wire
         self.events = 0
         self.loss, self.double, self.late, self.reorder = 0.0, 0.0, 0.0, False
+        self.on_leader: Any = lambda node: None
         self.cut: set[tuple[bytes, bytes]] = set()  # (from, to)
         self.nodes: dict[bytes, Node] = {}
         self._queue: list[tuple[int, int, Any, tuple]] = []
