@@ -22,7 +22,7 @@ from cluster.directory.federation import FederationDirectory
 from cluster.env import NodeEnv, RealEnv, clients_that_fit
 from cluster.forwarder import Forwarders
 from cluster.handover import LinksAbroad, Reception
-from cluster.journal import RaftJournal, Rejoin, open_raft
+from cluster.journal import RaftJournal, Rejoin, StoreSetAside, open_raft
 from cluster.journal.cell import majority_of
 from cluster.links import Links
 from cluster.pki import NodeCredentials
@@ -41,8 +41,9 @@ from relay.journal.database import found_in
 from relay.journal.guard import ResidencyGuard
 from relay.journal.portal import open_portal
 from relay.journal.files import STORE_FILE
+from relay.journal.scrub import Scrubber
 from relay.journal.seal import StorageRing
-from relay.journal.solo import open_solo
+from relay.journal.solo import SoloJournal, open_solo
 from relay.observe.admin import serve_admin
 from relay.observe.metrics import Metrics
 from relay.office import Office
@@ -50,11 +51,13 @@ from relay.ports import Env, Journal
 from relay.steward import Steward
 
 _log = structlog.get_logger("cluster.node")
+OwnJournal = RaftJournal | SoloJournal
 DIRECTORY_FILE = "directory.sqlite"  # in the data directory, beside the store
 _REPLAY_S = 600.0  # seconds for what follows the checkpoint to be applied; the checkpoint bounds how much that is
 _AGAIN_S = 1.0  # seconds after which a signal is a second one: Ctrl-C may reach a node twice, by terminal and parent
 _SAVE_S = 30.0  # seconds for the last checkpoint of a stopping node
 _RETIRE_S = 2.0  # seconds for another node to take over the leadership of a stopping one
+_SET_ASIDE = 3  # stores in a row; one is damaged by chance, not three before the node ever served
 _LIVES_S = 1.0  # seconds between two lives of a node whose store was replaced
 
 
@@ -112,7 +115,7 @@ class Node:
     """The parts of a running node, wired. `serve` starts them in the order in which they need each other."""
 
     def __init__(
-        self, config: NodeConfig, kit: Kit, journal: Journal, room: Mailroom, directory: FederationDirectory,
+        self, config: NodeConfig, kit: Kit, journal: OwnJournal, room: Mailroom, directory: FederationDirectory,
         links: Links, metrics: Metrics, delivery: Delivery, switchboard: Switchboard,
     ) -> None:
         own, env = config.node, kit.env
@@ -126,6 +129,8 @@ class Node:
         self._switchboard = switchboard
         self._intake = Intake(journal, metrics)
         self.steward = Steward(journal, delivery, self._intake, metrics)
+        self._scrubber = Scrubber(journal.disk, metrics)
+        journal.disk.renew_checkpoint = self.steward.renew
         abroad = LinksAbroad(links, own.cell)
         self._office = Office(identity, config.root, delivery, self._intake, directory, abroad, metrics)
         self._reception = Reception(delivery, self._intake, self._office, directory)
@@ -147,6 +152,7 @@ class Node:
             await self._catch_up()
             nursery.start_soon(self._intake.run)
             nursery.start_soon(self.steward.run)
+            nursery.start_soon(self._scrubber.run)
             self._switchboard.office, self._switchboard.reception = self._office, self._reception
             nursery.start_soon(self._forwarders.run)
             say(None)
@@ -231,7 +237,7 @@ def check_data(directory: Path) -> None:
 @asynccontextmanager
 async def _open_journal(
     config: NodeConfig, kit: Kit, links: Links, switchboard: Switchboard
-) -> AsyncIterator[Journal]:
+) -> AsyncIterator[OwnJournal]:
     """The journal of a cell of one, or of a replicated cell, running."""
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     guard, federation = ResidencyGuard(own.region, own.cell, root), federation_id(root)
@@ -318,10 +324,11 @@ async def serve_node(
 ) -> None:
     """Run a node until `stop`; again from its disk whenever its store was replaced. Started when it first is ready.
     Raises PosthouseError (the first, where several parts failed at once)."""
-    told = False
+    told, lost = False, 0
 
     def ready() -> None:
-        nonlocal told
+        nonlocal told, lost
+        lost = 0
         if not told:
             told = True
             task_status.started()
@@ -332,8 +339,12 @@ async def serve_node(
             return
         except BaseExceptionGroup as group:
             ours = _first_of_ours(group)
-            if isinstance(ours, Rejoin):
+            lost += isinstance(ours, StoreSetAside)
+            if isinstance(ours, Rejoin) and lost < _SET_ASIDE:
                 _log.warning("rejoins", text=ours.text)
+            elif isinstance(ours, Rejoin):
+                what = f"{lost} stores in a row were set aside before this node served: {ours.text}"
+                raise OperatorError(what, "Look at the disk, then start it again; they are in quarantine/") from group
             elif ours is not None:
                 raise ours from group
             else:

@@ -45,6 +45,11 @@ MAX_CHECKPOINT_ROW: Final = 1 * MIB  # bytes of one checkpoint row; rows are wri
 RECENT_BLOCKS: Final = 16 * MIB  # bytes of the newest blocks kept in memory: followers and replay do not read the disk
 READ_BATCH: Final = 1 * MIB  # bytes of blocks that one read of the disk fetches ahead for a follower
 WAL_BYTES: Final = 4 * MIB  # bytes written to SQLite's write-ahead log before it is folded into the database file
+SCRUB_RATE: Final = 1 * MIB  # bytes a second that the scrubber reads: a few per cent of a core, and of a slow disk
+SCRUB_BATCH: Final = 16  # blocks that it reads at a time; a reader that comes then waits no longer than for another one
+SCRUB_BLOCK: Final = 4 * KIB  # bytes that each block counts for at least: opening many small ones takes time, too
+SCRUB_FIRST_S: Final = 60.0  # seconds after a start, and between two passes at least
+SCRUB_EVERY_S: Final = 3_600.0  # seconds from pass to pass: what rots is found while the other copies are still good
 DISK_DEADLINE_S: Final = 30.0  # seconds one database call may take; a disk that hangs longer has failed (rule 7)
 
 # --- per user ------------------------------------------------------------------------------------

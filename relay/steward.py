@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import structlog
 import trio
@@ -35,6 +36,7 @@ class Steward:
         self._saving = trio.Lock()
         delivery.checkpoint_due = self.save
         self._carry_at = 0.0  # not before this time, s of trio's clock
+        self._renew = False  # the checkpoint on the disk is no good
 
     async def run(self) -> None:
         """Until cancelled. Raises DiskFailed."""
@@ -47,6 +49,14 @@ class Steward:
             except (Overloaded, StoreDamaged) as error:
                 _log.warning("carry_put_off", text=error.text)
                 self._carry_at = trio.current_time() + _PUT_OFF_S
+            if self._renew and self._delivery.room.state.index == self._saved:
+                self._tick()  # a checkpoint is of a block that is kept, and later than the one before
+            elif self._renew:
+                await self.save()
+
+    def renew(self) -> None:
+        """Have a new checkpoint saved soon: the one on the disk is damaged, the state in memory is not."""
+        self._renew = True
 
     async def save(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Save a checkpoint of the state as it is, then let go of the prefix that it covers and nobody needs (rule 12).
@@ -64,7 +74,7 @@ class Steward:
                     for row in self._delivery.room.checkpoint():
                         await ahead.send(row)
                 task_status.started()
-            self._saved = index
+            self._saved, self._renew = index, False
             await self._journal.release(min(floor, index + 1))
             _log.debug("checkpoint", index=index, floor=floor)
 
@@ -72,10 +82,11 @@ class Steward:
         """Rule 14: a due expiry makes a block even when nobody writes."""
         expiries = self._delivery.room.state.expiries
         if expiries and expiries[0][0] <= self._journal.time_ms():
-            try:
-                self._intake.offer([records.encode_record(records.Tick())])
-            except Overloaded:
-                return  # then the log is not idle
+            self._tick()
+
+    def _tick(self) -> None:
+        with suppress(Overloaded):  # then the log is not idle
+            self._intake.offer([records.encode_record(records.Tick())])
 
     async def _carry_if_worth_it(self) -> None:
         """Append again what still waits in the oldest stretch of the log, when most of the stretch is settled, or most

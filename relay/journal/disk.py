@@ -71,25 +71,38 @@ class LogDisk:
         return good, None
 
     async def load(self, index: int, last: int | None = None, prev: bytes | None = None) -> list[Block]:
-        """Blocks from `index` on, each verified, all in one chain, which `prev`, where given, is the hash before. Fewer
-        than one read could bring where one of them is damaged: that one comes alone, once it is mended.
+        """Blocks from `index` on, each verified, all in one chain; `prev`, where given, is the hash of the one before.
+        What is damaged is mended first.
 
         Raises LookupError, StoreForeign; StoreDamaged where it cannot be mended."""
-        good, error = await self.look(index, self.tail.tip if last is None else last)
-        if good and prev is not None and good[0].block.prev != prev:
-            good, error = [], StoreDamaged(f"{self.store.file}: block {index} does not follow the one before", DAMAGED)
-        if good:
-            return [kept.block for kept in good]
-        assert error is not None
-        async with self.writing:  # a release that is under way tells the tail when it is done
-            if index < self.tail.first:
-                self.tail.check_kept(index)
-        if isinstance(error, StoreForeign) or index > self.tail.tip:
-            raise error
+        last = self.tail.tip if last is None else last
+        tried = set[int]()
+        while True:
+            good, error = await self.look(index, last)
+            before = good[-1].block.hash if good else None
+            if good and prev is not None and good[0].block.prev != prev:
+                good, before, error = [], None, self.unlinked(index)
+            if error is None:
+                return [kept.block for kept in good]
+            bad = index + len(good)
+            async with self.writing:  # a release that is under way tells the tail when it is done
+                if bad < self.tail.first:
+                    self.tail.check_kept(index)
+            if isinstance(error, StoreForeign) or bad > self.tail.tip or bad in tried:
+                raise error
+            tried.add(bad)
+            await self.mend_after(before, bad, error)
+
+    def unlinked(self, index: int) -> StoreDamaged:
+        """What to say of a block that is good by itself, and does not follow the one before."""
+        return StoreDamaged(f"{self.store.file}: block {index} does not follow the one before", DAMAGED)
+
+    async def mend_after(self, before: bytes | None, index: int, error: StoreDamaged) -> Block:
+        """`mend`; and the block before, whose hash is `before`, if it is that one that does not fit."""
         block = await self.mend(index, error)
-        if prev is not None and block.prev != prev:
-            raise error
-        return [block]
+        if before is not None and block.prev != before and index > self.tail.first:
+            await self.mend(index - 1, error)
+        return block
 
     async def follow(self, index: int, prev: bytes | None) -> list[Block]:
         """`load` for a Follower."""

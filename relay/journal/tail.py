@@ -102,11 +102,15 @@ class Tail:
         """Block `index`, if memory holds it."""
         return self._recent.get(index)
 
+    def check(self) -> None:
+        """Raises what the journal ended with, if it has."""
+        if self._ended is not None:
+            raise self._ended.with_traceback(None)
+
     async def reached(self, index: int) -> None:
         """Wait until block `index` is committed. Raises what the journal ended with."""
         while True:
-            if self._ended is not None:
-                raise self._ended.with_traceback(None)
+            self.check()
             if self.tip >= index:
                 return
             await self._waiting.park()

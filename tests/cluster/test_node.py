@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,3 +187,25 @@ async def test_a_node_that_rejoins_lives_again_and_can_still_be_stopped(tmp_path
             await nursery.start(node.run_node, config)
             signal.raise_signal(signal.SIGTERM)
     assert len(lives) == 2
+
+
+async def test_a_node_whose_stores_are_set_aside_one_after_the_other_stops(
+    tmp_path: Path, monkeypatch: Any, autojump_clock: Any
+) -> None:
+    """In a row: one that served in between is no crash loop."""
+    config, _ = make(tmp_path)
+    lives = ["damaged", "damaged", "snapshot", "served", "damaged", "snapshot", "damaged", "damaged", "never"]
+    lived: list[str] = []
+
+    async def live(_config: Any, _kit: Any, _stop: Any, ready: Any) -> None:
+        lived.append(lives[len(lived)])
+        if lived[-1] == "served":
+            ready()
+        kind = node.Rejoin if lived[-1] == "snapshot" else node.StoreSetAside
+        raise BaseExceptionGroup("", [kind("block 7 rotted")])
+
+    monkeypatch.setattr(node, "_live", live)
+    kit: Any = SimpleNamespace(env=RealEnv())
+    with pytest.raises(OperatorError, match=r"3 stores in a row.*block 7 rotted") as caught:
+        await node.serve_node(config, kit, node.Stop())
+    assert "disk" in caught.value.remedy and lived == lives[:7]

@@ -158,3 +158,15 @@ async def test_a_carry_that_failed_is_tried_again(open_cell, autojump_clock, mon
         again = await cell.join(nursery, bob, "b2")
         await trio.sleep(1)
         assert [deliver.envelope for deliver in again.of(wire.Deliver)] == [waiting]
+
+
+async def test_a_checkpoint_that_rotted_is_saved_anew_even_when_nobody_writes(open_cell, autojump_clock):
+    async with open_cell() as (cell, _):
+        await cell.steward.save()
+        before = await cell.journal.load_checkpoint()
+        cell.steward.renew()
+        await trio.sleep(10)
+        saved = await cell.journal.load_checkpoint()
+        assert saved[0] == (before[0] if before else 0) + 1  # of a block that is sure to be there
+        await trio.sleep(10)
+        assert await cell.journal.load_checkpoint() == saved

@@ -17,6 +17,8 @@ from cluster.journal import opening, repairs
 from relay.core.block import make_block
 from relay.errors import PeerError, StoreDamaged
 from relay.journal.portal import open_portal
+from relay.journal.scrub import Scrubber
+from relay.observe.metrics import Metrics
 from tests.cluster.journal.conftest import CELL, a_cell
 
 COUNT = 12  # records that are written first
@@ -221,3 +223,45 @@ def test_sqlite_replaces_a_row_of_any_kind():
     database.execute("INSERT INTO block VALUES (1, 'x')")
     database.execute("REPLACE INTO block VALUES (1, x'00')")
     assert database.execute("SELECT * FROM block").fetchall() == [(1, b"\0")]
+
+
+async def test_a_block_of_another_history_is_found_although_it_is_good_by_itself(world):
+    """A disk that brought an old page back: what lies there was sealed here once, and is not what was committed."""
+    node = victim_of(world)
+    good = await follow(world.leader().journal)
+    disk, log_id = node.journal.disk, node.journal.log_id
+    term = node.journal.raft.log.term(5)
+
+    async def bring_back():
+        stale = make_block(log_id, 5, good[3].hash, good[4].time, [b"never committed"])
+        await disk.store.repair(disk.sealer.block_row(stale, term))
+
+    await bring_back()
+    assert await follow(node.journal) == good
+    await bring_back()
+    assert await Scrubber(disk, Metrics()).scrub() == 0
+    assert await follow(node.journal) == good and node.lives == 1
+
+
+async def test_the_scrubber_mends_from_the_others(world, monkeypatch):
+    monkeypatch.setattr("relay.journal.scrub.SCRUB_RATE", 1 << 40)
+    node = victim_of(world)
+    good = await follow(world.leader().journal)
+    for index in (1, 2, 7, 8, len(good)):
+        await change(node, DAMAGE["sealed"], index)
+    metrics = Metrics()
+    assert await Scrubber(node.journal.disk, metrics).scrub() == 0
+    assert metrics.registry.get_sample_value("posthouse_repaired_total") == 5
+    node.journal.disk.mender = None  # and now nobody has to be asked
+    assert await follow(node.journal) == good
+
+
+async def test_a_checkpoint_that_rotted_is_not_given_as_a_snapshot(world):
+    leader, peer = world.leader(), Peer("norden", CELL, "n9")
+    await leader.journal.save_checkpoint(8, [b"state"])
+    asked = []
+    leader.journal.disk.renew_checkpoint = lambda: asked.append(True)
+    await change(leader, "UPDATE checkpoint_row SET sealed = zeroblob(50) WHERE ordinal = ?", 1)
+    with pytest.raises(StoreDamaged):
+        await leader.cell.answer(peer, linkwire.FetchCheckpoint(leader.journal.log_id, 8, 0))
+    assert asked == [True] and leader.lives == 1
