@@ -140,7 +140,7 @@ def envelopes_in(record: records.Record) -> Iterator[bytes]:
                 yield from envelopes_in(records.decode_record(carried.record))
 
 
-Seen = dict[bytes, Sequence[Hit[Secret]]]  # a record → what the scanner found in it: the nodes of a region have the same
+Seen = dict[bytes, Sequence[Hit[Secret]]]  # a record → what was found in it: the nodes of a region have the same ones
 
 
 def judge(shelf: Shelf, record: bytes, book: Book, scanner: Scanner[Secret], seen: Seen) -> None:

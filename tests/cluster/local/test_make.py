@@ -14,6 +14,7 @@ from cluster.local import Layout, make_federation
 from cluster.local.home import check_name
 from relay.core.trust import verify_root
 from relay.errors import OperatorError
+from relay.journal.files import bootstrap
 
 REGIONS = ["norden", "sauda", "taiga"]
 
@@ -74,7 +75,7 @@ def test_a_cell_of_several_nodes(tmp_path: Path, nodes: int) -> None:
             assert entry.clients == (f"wss://{node.clients_addr}",)
             assert config.paths.data == node.data_dir
             assert config.listen.control == (node.control_path if socket_fits(node.control_path) else None)
-            assert (node.data_dir / "bootstrap").exists() is (node.name == "n1")
+            assert bootstrap(node.data_dir) is (node.name == "n1")
     assert len({config.listen.admin for config in configs.values()}) == 2 * nodes
     assert len({config.paths.certificate.read_bytes() for config in configs.values()}) == 2 * nodes
     targets = json.loads((tmp_path / "fed/targets.json").read_text())
