@@ -242,3 +242,15 @@ async def test_a_store_of_one_node_is_not_taken_for_that_of_a_cell_nor_the_other
     with pytest.raises(StoreForeign, match="cell of several nodes"):
         async with open_solo(tmp_path / "cell" / "n1", env=make_env("n1"), **kit):
             pass
+
+
+async def test_a_block_that_memory_has_let_go_of_is_not_written_again(tmp_path, make_env, monkeypatch):
+    """What was placed is known again by its term: memory need not hold the block itself any more."""
+    monkeypatch.setattr("cluster.journal.opening.RECENT_BLOCKS", 1_000)
+    async with a_cell(tmp_path, make_env) as world:
+        leader = await world.whole()
+        for number, node in enumerate(world.running.values()):
+            with trio.fail_after(20):
+                await node.journal.append([bytes([number]) * 5_000])
+        records = await records_of(leader.journal)
+        assert [records.count(bytes([number]) * 5_000) for number in range(3)] == [1, 1, 1]
