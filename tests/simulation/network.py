@@ -20,6 +20,7 @@ import trio
 from tests.simulation.stream import GIVE_UP_S, SimListener, SimStream
 from tests.simulation.world import World
 
+INSIDE: Final = 12_500_000.0  # bytes a second of a connection inside a region: 100 Mbit/s
 BACKLOG: Final = 64  # connections that wait to be accepted; past it nobody answers
 FIRST_RETRY_S: Final = 0.2  # seconds before a lost segment goes out again; doubled each time
 RETRIES: Final = 8  # losses of one segment in a row that end the connection
@@ -35,7 +36,7 @@ class Weather:
     jitter: float = 0.2  # share of the latency
     loss: float = 0.0  # of a segment
     split: float = 0.05  # of a segment that arrives in two
-    bandwidth: float = 12_500_000.0
+    bandwidth: float = 12_500_000.0  # of one connection, but not inside a region
     window: int = 64 * 1024
 
 
@@ -93,6 +94,11 @@ class Network:
         self._changed.unpark_all()
         for stream in list(self.holding.values()):
             stream.try_again()
+
+    def bandwidth(self, source: Host, target: Host) -> float:
+        """Bytes a second of one connection."""
+        inside = source.is_node and target.is_node and source.region == target.region
+        return INSIDE if inside else self.weather.bandwidth
 
     def latency(self, source: Host, target: Host) -> float:
         weather = self.weather

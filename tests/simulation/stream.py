@@ -42,6 +42,7 @@ class SimStream(trio.abc.HalfCloseableStream):
         self._held: list[Segment] = []  # what did not get through
         self._held_since = math.inf
         self._line_free = 0.0  # when the line takes the next byte
+        self._bandwidth = net.bandwidth(host, other)
         self._room = trio.lowlevel.ParkingLot()
         self._sending = False
         self._sent_fin = False
@@ -205,7 +206,7 @@ class SimStream(trio.abc.HalfCloseableStream):
             self.reset()
             return
         size = len(part) if part else 1
-        self._line_free = max(self._line_free, trio.current_time()) + size / net.weather.bandwidth
+        self._line_free = max(self._line_free, trio.current_time()) + size / self._bandwidth
         net.agenda.at(self._line_free + late + net.latency(self.host, self.other), self._arrive, segment)
 
     def _arrive(self, segment: Segment) -> None:
