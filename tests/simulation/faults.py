@@ -149,7 +149,7 @@ class Faults:
                 if node.cell == victim.cell:
                     node.crash(power=True)
                     self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)
-            self.trace("tail lost", victim.host.name, victim.disk.lose_tail(8))
+            self.trace("tail lost", victim.host.name, victim.disk.lose_tail(2))
 
     def _old_copy(self, random: Random) -> None:
         """A store is copied; the next time the copy takes its place, with its mark."""

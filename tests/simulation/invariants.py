@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import trio
 
+from cluster.core.raft import Role
 from relay.core import records, wire
 from relay.core.block import Block
 from relay.core.envelope import To, read_header
@@ -22,6 +24,7 @@ from tests.simulation.world import START_MS, Trace, Violation
 
 DIGEST_EVERY = 16  # blocks between two looks at the state's digest
 _DELIVER_TAG = 67
+_TAKING_PART = (Role.FOLLOWER, Role.ASKING, Role.CANDIDATE, Role.LEADER)
 _TELLING = (6, 7)  # tags of the records that bring versions of rosters
 _CLOCK_MS = 2_000  # ms of grace for the time of a log
 
@@ -58,7 +61,7 @@ class Checks:
             content = node.disk.content
             for row in node.disk.rows():
                 known = self._blocks.get((content.meta.log_id, row.index))
-                if known is not None and known != row.hash:
+                if known not in (None, row.hash) and ("block", row.index) not in node.disk.flipped:
                     raise Violation(f"{node}: at rest, block {row.index} is another one than was applied")
 
     def _stamped(self, node: SimNode, block: Block) -> None:
@@ -110,6 +113,14 @@ class Checks:
         for node in nodes:
             for data in node.disk.at_rest():
                 self.written(node.region, data)
+
+    # --- amnesia ---------------------------------------------------------------------------------------
+    def amnesia(self, nodes: Iterable[SimNode]) -> None:
+        """Rules 4 and 5: a store that has forgotten something takes part in nothing any more."""
+        for node in nodes:
+            journal: Any = node.delivery._journal if node.delivery and node.disk.rolled_back else None
+            if journal and journal.own.store in node.disk.rolled_back and journal.raft.role in _TAKING_PART:
+                raise Violation(f"{node}: a store that was rolled back is a {journal.raft.role.value} again")
 
     # --- expiry and bounds ---------------------------------------------------------------------------
     def pushed(self, line: Connection, frames: Iterable[bytes]) -> None:

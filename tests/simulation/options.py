@@ -12,6 +12,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import cluster.journal.opening
 import cluster.node
 import relay.limits
 from relay.limits import KIB, MIB, MINUTE
@@ -123,6 +124,9 @@ def bounds(limits: Mapping[str, int]) -> Iterator[None]:
                     put(module, name, value)
         if "OUTBOX_BYTES" in limits:
             put(cluster.node, "Bounds", partial(cluster.node.Bounds, outbox_bytes=limits["OUTBOX_BYTES"]))
+        if "RAFT_APPEND_ENTRIES" in limits:
+            entries = limits["RAFT_APPEND_ENTRIES"]
+            put(cluster.journal.opening, "Settings", partial(cluster.journal.opening.Settings, append_entries=entries))
         yield
     finally:
         for place, name, value in reversed(changed):

@@ -25,6 +25,7 @@ from relay.journal.api import BlockRow, CheckpointHead, FactRow, Hard, Meta, Wri
 from relay.journal.database import DAMAGED
 from relay.journal.files import STORE_FILE
 from relay.journal.mark import Marked
+from relay.journal.mark import behind as lost_since
 from relay.journal.queries import State
 from relay.journal.rows import within
 from relay.limits import DISK_DEADLINE_S
@@ -46,6 +47,8 @@ class SimDisk:
         self.content: Image | None = None  # the store
         self.aside: list[Image] = []  # the quarantine
         self.lossy = False  # something that it had confirmed was ever lost or changed
+        self.flipped: set[Any] = set()  # keys of rows in which a bit flipped, mended or not
+        self.rolled_back: set[bytes] = set()  # stores that have forgotten what they had acknowledged
         self.flag = False  # the bootstrap file
         self._seen = SeenImage()
         self._fault: int | None = None  # an errno
@@ -66,8 +69,11 @@ class SimDisk:
 
     def flip(self) -> Any:
         """Flip a bit of a block, fact or checkpoint row; which. None where there is none."""
-        self.lossy = True
-        return self.content.flip(self.random) if self.content else None
+        flipped = self.content.flip(self.random) if self.content else None
+        if flipped:
+            self.lossy = True
+            self.flipped.add(flipped[:2])
+        return flipped
 
     def lose_tail(self, most: int | None = None) -> int:
         """Lose 1 to `most` transactions from the end of the write-ahead log, but none that was folded. How many."""
@@ -77,6 +83,8 @@ class SimDisk:
         count = self.random.randint(1, most) if most else 0
         image.lose(count)
         self.lossy = True
+        if lost_since(image.mark, image.has()):
+            self.rolled_back.add(image.meta.store)
         return count
 
     def copy(self) -> Image:
@@ -88,6 +96,8 @@ class SimDisk:
     def restore(self, backup: Image, *, mark: bool) -> None:
         """Bring a backup back, with its own mark or beside the one that is there."""
         there = self.content.mark if self.content else None
+        if there and there.index > backup.last()[0] + 1 and there.store == backup.meta.store:
+            self.rolled_back.add(there.store)
         self.content, self.lossy = backup.copy(), True
         if not mark:
             self.content.mark = there

@@ -129,6 +129,8 @@ class Federation:
         while True:
             await trio.sleep(LOOK_S)
             self.checks.bounded(self.nodes)
+            if self.options.nodes > 1:
+                self.checks.amnesia(self.nodes)
             for node in self.nodes:
                 if node.ended is not None and not isinstance(node.ended, DiskFailed):
                     raise Violation(f"{node} ended by itself: {node.ended}")
