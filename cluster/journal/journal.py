@@ -32,7 +32,7 @@ from relay.core.block import Block
 from relay.errors import (
     DiskFailed, Overloaded, PeerError, PosthouseError, Refused, ResidencyError,
 )
-from relay.journal.tail import Follower
+from relay.journal.tail import Follower, check_batch, check_checkpoint
 from relay.limits import LINK_DEADLINE_S
 from relay.ports import Env, Rows
 
@@ -110,6 +110,8 @@ class RaftJournal:
         return max(self._tail.time_ms(), self.clocks.stamp(self._others()))
 
     async def append(self, records: Sequence[bytes]) -> None:
+        check_batch(records)
+        await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             self._disk.store.check()
             changed = self._lead
@@ -139,6 +141,7 @@ class RaftJournal:
             self.raft.compacted(self._tail.first)
 
     async def save_checkpoint(self, index: int, rows: Rows) -> None:
+        check_checkpoint(index, self._disk.checkpoint_index, self.tip)
         block, term = await self.read(index), self.raft.log.term(index)
         assert term is not None, "a checkpoint is of an entry that is kept"
         await self._disk.save(index, rows, block, term, self.raft.log.members_upto(index))

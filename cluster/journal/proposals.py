@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from relay.errors import Overloaded, PosthouseError
+from relay.journal.tail import check_batch
 from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
 
 
@@ -48,9 +49,8 @@ class Proposals:
 
     def add(self, records: Sequence[bytes]) -> Proposal:
         """Raises Overloaded; ValueError beyond the bounds of a block."""
+        check_batch(records)
         size = sum(map(len, records))
-        if not 0 < len(records) <= MAX_BLOCK_RECORDS or size > MAX_BLOCK:
-            raise ValueError(f"{len(records)} records of {size} bytes do not fit into one block")
         if self._bytes + size > self._most:
             raise Overloaded("the cell has more to write than its disks take")
         proposal = Proposal(tuple(records), size)

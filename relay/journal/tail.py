@@ -60,8 +60,7 @@ class Tail:
 
     def next_block(self, records: Sequence[bytes]) -> Block:
         """The block that a commit would add now. Raises ValueError beyond the bounds of a block."""
-        if not 0 < len(records) <= MAX_BLOCK_RECORDS or sum(map(len, records)) > MAX_BLOCK:
-            raise ValueError(f"a block has 1 to {MAX_BLOCK_RECORDS} records and at most {MAX_BLOCK} bytes of them")
+        check_batch(records)
         return make_block(self.log_id, self.tip + 1, self._prev, self.time_ms(), records)
 
     def time_ms(self) -> int:
@@ -159,6 +158,12 @@ class Follower:
             raise StoreDamaged(f"block {block.index} does not follow block {block.index - 1}")
         self._next, self._last = block.index + 1, block.hash
         return block
+
+
+def check_batch(records: Sequence[bytes]) -> None:
+    """Raises ValueError beyond the bounds of a block."""
+    if not 0 < len(records) <= MAX_BLOCK_RECORDS or sum(map(len, records)) > MAX_BLOCK:
+        raise ValueError(f"a block has 1 to {MAX_BLOCK_RECORDS} records and at most {MAX_BLOCK} bytes of them")
 
 
 def check_checkpoint(index: int, before: int, tip: int) -> None:

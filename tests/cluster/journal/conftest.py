@@ -73,6 +73,8 @@ class FakeLinks:
                         return await self._wires.cells[node].answer(Peer("norden", CELL, self._node), message)
                 except PosthouseError as error:
                     raise Refused(Code.OVERLOADED, error.text) from None
+                except (ValueError, LookupError):  # as the real ones do with a mistake of ours: it is logged there
+                    raise Refused(Code.OVERLOADED, "the cell cannot serve this now") from None
             await trio.sleep(0.05)
         raise Refused(Code.UNREACHABLE, "no answer")
 
@@ -110,8 +112,8 @@ class Node:
         self.lives += 1
         links = FakeLinks(self.world.wires, self.name, self.world.nodes)
         async with open_raft(
-            self.world.path(self.name), env=self.env, ring=RING, residency=Anything(), cell=CELL,
-            federation=bytes(range(32)), node=self.name, nodes=self.world.nodes, links=links,
+            self.world.path(self.name), env=self.env, ring=RING, residency=self.world.residency(self.name),
+            cell=CELL, federation=bytes(range(32)), node=self.name, nodes=self.world.nodes, links=links,
         ) as self.cell:  # fmt: skip
             self.journal = self.cell.journal
             self.world.wires.cells[self.name] = self.cell
@@ -129,8 +131,9 @@ class Node:
 class World:
     """A cell whose nodes start, die and come back."""
 
-    def __init__(self, nursery, path, make_env, nodes=NODES):
+    def __init__(self, nursery, path, make_env, nodes=NODES, residency=lambda name: Anything()):
         self.nursery, self._path, self.make_env, self.nodes = nursery, path, make_env, nodes
+        self.residency = residency
         self.wires = Wires()
         self.running = {}
         self.path(nodes[0]).mkdir(parents=True, exist_ok=True)
@@ -171,9 +174,9 @@ TICK = records.encode_record(records.Tick())
 
 
 @asynccontextmanager
-async def a_cell(path, make_env, nodes=NODES) -> AsyncIterator[World]:
+async def a_cell(path, make_env, nodes=NODES, residency=lambda name: Anything()) -> AsyncIterator[World]:
     async with trio.open_nursery() as nursery:
-        world = World(nursery, path, make_env, nodes)
+        world = World(nursery, path, make_env, nodes, residency)
         world.start()
         yield world
         nursery.cancel_scope.cancel()

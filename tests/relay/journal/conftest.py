@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -131,8 +132,12 @@ Opener = Callable[..., AbstractAsyncContextManager[Journal]]
 
 
 @pytest.fixture
-def env() -> FakeEnv:
-    return FakeEnv()
+def env(request: pytest.FixtureRequest) -> FakeEnv:
+    """What the journal of a test runs in; a replicated one needs a clock that goes on."""
+    made = FakeEnv()
+    if "open_journal" in request.fixturenames and request.getfixturevalue("kind").startswith("raft"):
+        made.clock = virtual().FlowingClock()
+    return made
 
 
 @pytest.fixture(name="solo")
@@ -140,9 +145,32 @@ def _solo() -> Opener:
     return solo
 
 
-@pytest.fixture(params=["memory", "solo"])
-def open_journal(request: pytest.FixtureRequest, tmp_path: Path, env: FakeEnv) -> Opener:
-    """An opener of an empty journal, for each implementation."""
+def virtual() -> Any:
+    """The replicated journal's tests, which build on this file."""
+    from tests.cluster.journal import virtual
+
+    return virtual
+
+
+def _virtually(*arguments: Any, **named: Any) -> Any:
+    return virtual().run_virtually(*arguments, **named)
+
+
+_VIRTUAL = pytest.mark.trio(run=_virtually)
+_REPLICATED = [pytest.param(f"raft of {count}", marks=_VIRTUAL) for count in ("one", "three")]
+
+
+@pytest.fixture(params=["memory", "solo", *_REPLICATED])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of journal."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def open_journal(kind: str, tmp_path: Path, env: FakeEnv) -> Opener:
+    """An opener of a new journal, for each implementation. A replicated one begins with blocks of its own; what is
+    opened of a cell of three is one that follows."""
 
     @asynccontextmanager
     async def memory(residency: Residency | None = None) -> AsyncIterator[Journal]:
@@ -153,4 +181,16 @@ def open_journal(request: pytest.FixtureRequest, tmp_path: Path, env: FakeEnv) -
         async with solo(tmp_path, env=env, residency=residency) as journal:
             yield journal
 
-    return memory if request.param == "memory" else on_disk
+    @asynccontextmanager
+    async def replicated(residency: Residency | None = None) -> AsyncIterator[Journal]:
+        nodes = ("n1",) if kind == "raft of one" else ("n1", "n2", "n3")
+
+        def guard(name: str) -> Residency:
+            if residency is None:
+                return Anything()
+            return residency if name == nodes[-1] else type(residency)()
+
+        async with virtual().virtual_cell(tmp_path, nodes, env.clock, guard) as world:
+            yield world.running[nodes[-1]].journal
+
+    return {"memory": memory, "solo": on_disk}.get(kind, replicated)
