@@ -168,10 +168,12 @@ class Joined(Struct, tag=16):
 
 
 class TakeSnapshot(Struct, tag=17):
-    """You need what this log no longer has: fetch the checkpoint after block `index`. Answered by SnapshotTaken, when
-    that is done (SNAPSHOT_DEADLINE_S)."""
+    """You need what this log no longer has: fetch the checkpoint after block `index`, and the blocks from `first` (the
+    oldest kept) to `index`, which hold what still waits. Answered by SnapshotTaken, when that is done
+    (SNAPSHOT_DEADLINE_S)."""
 
     index: UInt
+    first: UInt
 
 
 class SnapshotTaken(Struct, tag=18):

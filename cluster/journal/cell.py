@@ -61,7 +61,7 @@ class Cell:
             case linkwire.FetchCheckpoint() | linkwire.FetchFacts() | linkwire.FetchBlocks():
                 return await self._snapshots.give(message)
             case linkwire.TakeSnapshot():
-                return await self._snapshots.take(peer.node, message.index)
+                return await self._snapshots.take(peer.node, message.index, message.first)
             case linkwire.CellStatus():
                 return linkwire.Status(encode(Standing(journal.log_id, journal.leader_node)))
             case _:

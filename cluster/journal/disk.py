@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.core import linkwire
 from cluster.core.raft import Entry, Figure, Members, Point
 from cluster.core.raft import Write as CoreWrite
 from cluster.journal.chain import Chain
 from cluster.journal.shapes import from_members
-from relay.core.block import Block
+from relay.core.block import Block, check_follows
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.shapes import Hash, UInt
 from relay.errors import StoreDamaged
-from relay.journal.api import CheckpointHead, FactRow, Hard, LogStore, Meta, Write
+from relay.journal.api import CheckpointHead, FactRow, Hard, LogStore, Write
 from relay.journal.disk import LogDisk
 from relay.journal.rows import Sealer, checkpoint_checksum
 from relay.journal.tail import Tail, each_row
@@ -58,6 +58,8 @@ class Stage:
     first: bytes = b""  # row
     digests: list[bytes] = field(default_factory=list)  # of the rows
     facts: list[FactRow] = field(default_factory=list)
+    oldest: linkwire.BlockBody | None = None  # of the blocks, and the newest one so far
+    newest: Block | None = None
 
     async def add(self, rows: Sequence[bytes]) -> None:
         """The next rows came."""
@@ -68,6 +70,24 @@ class Stage:
         """Facts of the residency check came; what blocks after the snapshot taught comes with them."""
         sealer = self.disk.sealer
         self.facts += [(one.key, min(one.index, self.index), sealer.fact(one.key, one.value)) for one in facts]
+
+    async def take(self, bodies: Sequence[linkwire.BlockBody]) -> None:
+        """The next blocks came: what is not settled waits in them. Raises StoreDamaged where they do not follow."""
+        rows = []
+        for body in bodies:
+            block = Block(self.disk.tail.log_id, body.index, body.prev, body.time, body.records, body.hash)
+            check_follows(block, self.newest)
+            self.oldest, self.newest = self.oldest or body, block
+            rows.append(self.disk.sealer.block_row(block, body.term))
+        async with self.disk.writing:
+            await self.disk.store.stage_blocks(rows)
+            await self.disk.store.fold_wal()
+
+    def check(self, first: int) -> None:
+        """Raises StoreDamaged unless the blocks reach from `first` to the checkpoint, and lead to its head."""
+        found = (self.oldest.index, self.newest.index, self.newest.hash) if self.oldest and self.newest else None
+        if found != ((first, self.index, self.head.hash) if first <= self.index else None):
+            raise StoreDamaged(f"the blocks before the checkpoint after block {self.index} do not lead to it")
 
     @property
     def head(self) -> Head:
@@ -115,10 +135,11 @@ class RaftDisk(LogDisk):
         assert stage is not None and write.reset is not None and stage.index == write.reset.end.index
         head, now = stage.head, self.store.meta
         checksum = checkpoint_checksum(now.log_id, stage.index, stage.digests)
-        meta = Meta(
-            now.federation, now.cell, now.log_id, now.store, now.key_check, stage.index + 1, head.hash, head.term,
-            head.time, head.members,
-        )  # fmt: skip
+        meta = replace(
+            now, first=stage.index + 1, prev=head.hash, prev_term=head.term, time=head.time, members=head.members
+        )
+        if (oldest := stage.oldest) is not None:
+            meta = replace(meta, first=oldest.index, prev=oldest.prev, prev_term=oldest.term, time=oldest.time)
         checkpoint = CheckpointHead(stage.generation, stage.index, len(stage.digests), checksum)
         await self.store.install(meta, checkpoint, stage.facts, known, stage.index)
 

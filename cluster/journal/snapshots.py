@@ -56,9 +56,10 @@ class Snapshots:
         taken = 0
         if node and index:
             _log.info("snapshot_offered", node=node, index=index)
-            with self._disk.pinned(index):
+            first = self._disk.tail.first
+            with self._disk.pinned(first - 1):
                 try:
-                    answer = await self._links.ask(node, linkwire.TakeSnapshot(index), SNAPSHOT_DEADLINE_S)
+                    answer = await self._links.ask(node, linkwire.TakeSnapshot(index, first), SNAPSHOT_DEADLINE_S)
                     taken = answer.index if isinstance(answer, linkwire.SnapshotTaken) else 0
                 except (Refused, PeerError) as error:
                     _log.warning("snapshot_failed", node=node, text=error.text)
@@ -83,17 +84,18 @@ class Snapshots:
                 return linkwire.BlocksPart(tuple(map(_body, good)))
 
     # --- the other side --------------------------------------------------------------------------
-    async def take(self, node: str, index: int) -> linkwire.Answer:
-        """Fetch the checkpoint after block `index` from `node`, and have it installed. Raises Overloaded, PeerError."""
+    async def take(self, node: str, index: int, first: int) -> linkwire.Answer:
+        """Fetch the checkpoint after block `index` from `node`, with the blocks from `first` on that it refers to, and
+        have it installed. Raises Overloaded, PeerError."""
         if self._taking.locked():
             raise Overloaded("a snapshot is being taken already")
         async with self._taking:
             try:
-                return await self._take(node, index)
+                return await self._take(node, index, first)
             except (StoreDamaged, ProtocolError) as error:
                 raise PeerError(f"{node} gave a checkpoint that does not verify: {error.text}") from None
 
-    async def _take(self, node: str, index: int) -> linkwire.Answer:
+    async def _take(self, node: str, index: int, first: int) -> linkwire.Answer:
         log_id, row, count = self._journal.log_id, 0, 1
         async with self._disk.staging(index) as stage:
             while row < count:
@@ -107,6 +109,14 @@ class Snapshots:
             while facts := (await self._ask(node, linkwire.FetchFacts(log_id, key), linkwire.Facts)).items:
                 stage.learn(facts)
                 key = facts[-1].key
+            at = first
+            while at <= index:
+                blocks = (await self._ask(node, linkwire.FetchBlocks(log_id, at, index), linkwire.BlocksPart)).blocks
+                if not blocks:
+                    raise Overloaded(f"block {at}, which belongs to the snapshot, cannot be had now")
+                await stage.take(blocks)
+                at = blocks[-1].index + 1
+            stage.check(first)
             head = stage.head
             if self._journal.raft.install(Point(head.term, index), to_members(head.members)):
                 _log.info("snapshot_taken", index=index, rows=count)

@@ -122,7 +122,7 @@ class LogStore(Protocol):
         """Sealed rows from ordinal `first` on, as many as one read should bring; none at the end."""
 
     async def clear_unfinished(self, generation: int) -> None:
-        """Delete checkpoint rows of every generation but this one."""
+        """Delete checkpoint rows of every generation but this one, and staged blocks."""
 
     async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
         """Write rows of a checkpoint that `finish_checkpoint` or `install` will make the current one."""
@@ -134,11 +134,15 @@ class LogStore(Protocol):
         """Some facts with keys above `after`, in order: of each key the newest that a block up to `upto` (None: any)
         taught; none at the end. What the released blocks taught is kept for every `upto` from first - 1 on."""
 
+    async def stage_blocks(self, rows: Sequence[BlockRow]) -> None:
+        """Keep the next blocks of a snapshot aside, until `install`."""
+
     async def install(
         self, meta: Meta, head: CheckpointHead, facts: Sequence[FactRow], known: Mapping[bytes, int], commit: int
     ) -> None:
         """A snapshot, in one transaction: all blocks, facts and older checkpoints go, `meta` and the rest take their
-        place. The rows of head.generation were added before. `hard` stays."""
+        place, and so do the staged blocks: those from meta.first up to head.index, or none where meta.first is above.
+        The rows of head.generation were added before. `hard` stays."""
 
     async def fold_wal(self) -> None:
         """Fold the write-ahead log into the database when it has grown enough. Its I/O errors count (rule 7)."""

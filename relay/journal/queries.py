@@ -30,6 +30,8 @@ END_OF = "SELECT hash, term, time FROM block WHERE idx = ?"
 CUT_BLOCKS, CUT_FACTS = "DELETE FROM block WHERE idx >= ?", "DELETE FROM fact WHERE idx >= ?"
 DROP_BLOCKS = "DELETE FROM block WHERE idx < ?"
 DROP_LOG = (("DELETE FROM block", [()]), ("DELETE FROM fact", [()]))
+STAGE_BLOCK = "INSERT INTO staged_block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
+TAKE_STAGED, DROP_STAGED = "INSERT INTO block SELECT * FROM staged_block", "DELETE FROM staged_block"
 
 CHECKPOINT = "SELECT generation, idx, count, checksum FROM checkpoint"
 SET_CHECKPOINT = "REPLACE INTO checkpoint (only, generation, idx, count, checksum) VALUES (1, ?, ?, ?, ?)"

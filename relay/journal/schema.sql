@@ -36,6 +36,15 @@ CREATE TABLE block (
     sealed BLOB NOT NULL          -- all records of the block: one row, one commit
 );
 
+CREATE TABLE staged_block (       -- blocks of a snapshot that is being fetched
+    idx    INTEGER PRIMARY KEY,
+    term   INTEGER NOT NULL,
+    prev   BLOB NOT NULL,
+    time   INTEGER NOT NULL,
+    hash   BLOB NOT NULL,
+    sealed BLOB NOT NULL
+);
+
 CREATE TABLE checkpoint (         -- the current checkpoint; none before the first
     only       INTEGER PRIMARY KEY CHECK (only = 1),
     generation INTEGER NOT NULL,

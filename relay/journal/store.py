@@ -65,10 +65,16 @@ class Store:
         size = sum(len(row.sealed) for row in write.rows)
         await self._change(size, statements, State(self._seq + 1, hard, commit, known), self.meta)
 
+    async def stage_blocks(self, rows: Sequence[BlockRow]) -> None:
+        values = [(row.index, row.term, row.prev, row.time, row.hash, row.sealed) for row in rows]
+        await self._db.commit(sum(len(row.sealed) for row in rows), (sql.STAGE_BLOCK, values))
+
     async def install(
         self, meta: Meta, head: CheckpointHead, facts: Sequence[FactRow], known: Mapping[bytes, int], commit: int
     ) -> None:
-        statements: list[Statement] = [*sql.DROP_LOG, (sql.ADD_FACT, facts), *_finish(head)]
+        statements: list[Statement] = [
+            *sql.DROP_LOG, (sql.TAKE_STAGED, [()]), (sql.DROP_STAGED, [()]), (sql.ADD_FACT, facts), *_finish(head),
+        ]  # fmt: skip
         statements.append((sql.SET_META, [sql.meta_values(meta)]))
         size = sum(len(sealed) for _, _, sealed in facts)
         await self._change(size, statements, State(self._seq + 1, self.hard, commit, dict(known)), meta)
@@ -110,7 +116,7 @@ class Store:
         return await self._db.run(_checkpoint_rows, generation, first)
 
     async def clear_unfinished(self, generation: int) -> None:
-        await self._db.commit(0, (sql.DROP_CHECKPOINT_ROWS, [(generation,)]))
+        await self._db.commit(0, (sql.DROP_CHECKPOINT_ROWS, [(generation,)]), (sql.DROP_STAGED, [()]))
 
     async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
         rows = [(generation, ordinal + count, row) for count, row in enumerate(sealed)]

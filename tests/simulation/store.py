@@ -316,7 +316,10 @@ class SimStore:
         return found
 
     async def clear_unfinished(self, generation: int) -> None:
-        await self._put(self._others(generation))
+        await self._put(self._others(generation) | self._unstaged())
+
+    def _unstaged(self) -> Changes:
+        return dict.fromkeys(self._image.keys("staged"))
 
     def _others(self, generation: int) -> Changes:
         return {key: None for key in self._image.keys("row") if key[1] != generation}
@@ -337,16 +340,22 @@ class SimStore:
         found = sorted(newest.items())[:_FACTS]
         return [(key, index, self._image.rows["fact", key, index]) for key, index in found]
 
+    async def stage_blocks(self, rows: Sequence[BlockRow]) -> None:
+        await self._put({("staged", row.index): row for row in rows})
+
     async def install(
         self, meta: Meta, head: CheckpointHead, facts: Sequence[FactRow], known: Mapping[bytes, int], commit: int
     ) -> None:
         image = self._image
         changes: Changes = {key: None for key in image.rows if key[0] in ("block", "fact")}
-        changes |= self._others(head.generation)
+        staged = [image.rows[key] for key in sorted(image.keys("staged"))]
+        changes |= self._others(head.generation) | self._unstaged()
+        changes |= {("block", row.index): row for row in staged}
         changes |= {("fact", key, index): sealed for key, index, sealed in facts}
         changes["head",] = head
         state = State(image.state.seq + 1, self.hard, commit, dict(known))
-        await self._change(changes, state, meta, (meta.first - 1, meta.prev))
+        last = (staged[-1].index, staged[-1].hash) if staged else (meta.first - 1, meta.prev)
+        await self._change(changes, state, meta, last)
 
     async def fold_wal(self) -> None:
         if len(self._image.wal) >= _FOLD:

@@ -43,7 +43,7 @@ ANSWERS: list[LinkMessage] = [
 UUID = bytes(range(16))
 NOTE = CellNote(UUID, UUID, 1_700_000_000_000, b"a vote")
 CELL_ASKS: list[LinkMessage] = [
-    Propose(UUID, (b"one", b"two")), Join(UUID), TakeSnapshot(9), FetchCheckpoint(UUID, 9, 0), FetchFacts(UUID, b""),
+    Propose(UUID, (b"one", b"two")), Join(UUID), TakeSnapshot(9, 3), FetchCheckpoint(UUID, 9, 0), FetchFacts(UUID, b""),
     FetchBlocks(UUID, 3, 4), CellEphemeral(ID, ID, ID, b"typing"), CellStatus(),
 ]  # fmt: skip
 CELL_ANSWERS: list[LinkMessage] = [

@@ -64,7 +64,7 @@ async def say(fed: Any, context: ssl.SSLContext | None, *pieces: bytes) -> tuple
 @pytest.mark.parametrize(
     "message",
     [
-        NOTE, Propose(ID, (b"record",)), Join(ID), TakeSnapshot(1), FetchCheckpoint(ID, 0, 0), FetchFacts(ID, b""),
+        NOTE, Propose(ID, (b"record",)), Join(ID), TakeSnapshot(1, 1), FetchCheckpoint(ID, 0, 0), FetchFacts(ID, b""),
         FetchBlocks(ID, 1, 2), CellEphemeral(USER, USER, USER, b"hi"), CellStatus(),
     ],
 )  # fmt: skip

@@ -229,7 +229,7 @@ async def test_a_snapshot_may_take_longer_than_other_requests(cellnet: Any, auto
         answers: list[object] = []
 
         async def take() -> None:
-            answers.append(await links.ask("n2", TakeSnapshot(9), SNAPSHOT_DEADLINE_S))
+            answers.append(await links.ask("n2", TakeSnapshot(9, 3), SNAPSHOT_DEADLINE_S))
 
         nursery.start_soon(take)
         await trio.sleep(LINK_DEADLINE_S * 4)

@@ -223,6 +223,30 @@ async def test_a_snapshot_replaces_everything(rig: Rig) -> None:
         assert await store.blocks(51, 60) == [row(51, 7)]
 
 
+async def test_a_snapshot_brings_blocks(rig: Rig) -> None:
+    first, end = row(40, 6, fork="new"), row(50, 6, fork="new")
+    meta = another(first=40, prev=first.prev, prev_term=6, time=first.time, members=b"members")
+    head = CheckpointHead(1, 50, 0, b"x" * 32)
+    async with opened(rig) as store:
+        await store.write(Write(rows(1, 45, 1)))
+        await store.stage_blocks(rows(40, 44, 6, fork="given up"))
+        await store.clear_unfinished(0)
+        await store.stage_blocks(rows(40, 44, 6, fork="new"))
+        await store.stage_blocks(rows(45, 50, 6, fork="new"))
+        assert await all_blocks(store) == rows(1, 45, 1)
+    async with opened(rig) as store:
+        assert store.behind is None and await all_blocks(store) == rows(1, 45, 1)
+        await store.install(meta, head, [], {}, 50)
+        assert await store.ends() == (40, 50)
+    async with opened(rig) as store:
+        assert store.behind is None and store.meta == meta
+        assert await store.blocks(1, 60) == rows(40, 50, 6, fork="new")
+        assert await store.terms(50, 60) == [(50, 6, end.hash)]
+        await store.write(Write([row(51, 7)]))
+        await store.install(another(first=61), CheckpointHead(2, 60, 0, b"y" * 32), [], {}, 60)
+        assert await store.ends() is None  # what was staged came once
+
+
 # --- whose it is ---------------------------------------------------------------------------------
 async def test_a_foreign_store_is_refused(rig: Rig) -> None:
     async with opened(rig) as store:
