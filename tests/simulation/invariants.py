@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from cluster.core.raft import Role
+from cluster.core.raft.leading import Leading
 from relay.core import records, wire
 from relay.core.block import Block
 from relay.core.envelope import To, read_header
@@ -162,7 +163,7 @@ class Checks:
 @contextmanager
 def watching(checks: Checks) -> Iterator[None]:
     """The real classes tell `checks` what they do."""
-    apply, push = Delivery.apply, Connection.push
+    apply, push, count = Delivery.apply, Connection.push, Leading.committed
 
     def seen_apply(self: Delivery, block: Block) -> None:
         apply(self, block)
@@ -174,10 +175,19 @@ def watching(checks: Checks) -> Iterator[None]:
             checks.pushed(self, frames)
         return taken
 
+    def seen_count(self: Leading, commit: int, stored: int) -> int:
+        """Rule 3: copies of an older term's entries decide nothing (Raft 3.6.2), whether that does harm this time or not."""
+        upto = count(self, commit, stored)
+        if upto > commit and self._log.term(upto) != self._term:
+            raise Violation(f"a leader of term {self._term} commits entry {upto} of an older term by counting")
+        return upto
+
     Delivery.apply, Connection.push = seen_apply, seen_push  # type: ignore[method-assign, assignment]
+    Leading.committed = seen_count  # type: ignore[method-assign]
     try:
         yield
     finally:
         Delivery.apply, Connection.push = apply, push  # type: ignore[method-assign]
+        Leading.committed = count  # type: ignore[method-assign]
 
 
