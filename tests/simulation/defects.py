@@ -77,12 +77,12 @@ def acks_before_fsync_alone(patch: Patch) -> None:
 
 
 def forgets_its_vote(patch: Patch) -> None:
-    """Term and vote are written beside entries only, not when they change."""
+    """After the first term, term and vote are written beside entries only, not when they change."""
     honest = Desk.take_write
 
     def take_write(desk: Desk, hard: Any, figures: Any) -> Any:
         write = honest(desk, hard, figures)
-        return replace(write, hard=None) if write and not write.append else write
+        return replace(write, hard=None) if write and not write.append and hard.term > 1 else write
 
     patch.setattr(Desk, "take_write", take_write)
 
@@ -351,7 +351,7 @@ TIGHT = {"CHECKPOINT_BYTES": 8 * KIB, "RECENT_BLOCKS": 16 * KIB, "RECENT_FRAMES"
 
 DEFECTS = [
     Defect(acks_before_fsync, "1, 2", 1, {**CELL, "disk": 0.02, "slow_disk": 0.1, "every": {"all_down": 15.0, "kill": 5.0}}),
-    Defect(acks_before_fsync_alone, "1", 1, {**ALONE, "disk": 0.05, "down": 2.0, "every": {"power": 2.0}}),
+    Defect(acks_before_fsync_alone, "1", 5, {**ALONE, "disk": 0.05, "down": 2.0, "every": {"power": 2.0}}),
     Defect(forgets_its_vote, "2", 1, {**CELL, "every": {"kill": 3.0, "all_down": 20.0}}),
     Defect(counts_copies_of_older_terms, "3", 1, {
         **CELL, "weather": Weather(near=0.02, jitter=1.0), "every": {"kill": 3.0, "block": 3.0}, "down": 5.0, "away": 5.0,
@@ -360,17 +360,17 @@ DEFECTS = [
     Defect(counts_learners, "4, 8", 1, {**CELL, "every": {}}),
     Defect(no_doubt, "4, 5", 1, {**CELL, "every": {"old_copy": 6.0}, "down": 5.0}),
     Defect(no_mark, "5", 1, {**CELL, "rate": 8.0, "every": {"lost_tail": 6.0}, "down": 20.0}),
-    Defect(skips_what_is_damaged, "6, 18", 1, {**CELL, "every": {"flip": 1.0, "offline": 2.0}, "limits": TIGHT}),
+    Defect(skips_what_is_damaged, "6, 18", 2, {**CELL, "every": {"flip": 1.0, "offline": 2.0}, "limits": TIGHT}),
     Defect(fold_reads_the_clock, "10", 1, {**ALONE, "short_lived": 0.4, "every": {"kill": 5.0, "offline": 3.0}}),
     Defect(checkpoint_is_of_another_index, "11", 1, {**ALONE, "every": {"kill": 5.0}, "limits": TIGHT}),
     Defect(releases_too_early, "12", 1, {**ALONE, "every": {"offline": 2.0}, "limits": TIGHT}),
-    Defect(stamps_by_a_wild_clock, "14", 1, {**CELL, "skew_ms": 60_000.0, "every": {"skew": 5.0}}),
+    Defect(stamps_by_a_wild_clock, "14", 2, {**CELL, "skew_ms": 60_000.0, "every": {"skew": 5.0}}),
     Defect(delivers_what_has_expired, "14", 1, {**ALONE, "short_lived": 0.5, "every": {"offline": 2.0}}),
     Defect(admits_repeats, "15", 1, {**ALONE, "every": {"cut": 0.5}}),
     Defect(origin_vector_is_off, "16", 1, {**ABROAD, "every": {}}),
     Defect(forgets_refusals, "16", 1, {**ABROAD, "every": {"regroup": 3.0, "cut": 2.0, "block": 3.0}}),
     Defect(forwarder_forgets, "16", 1, {**ABROAD, "every": {"cut": 1.0, "block": 5.0}}),
-    Defect(writes_before_the_roster_is_known, "17; section 5, 3", 1, {
+    Defect(writes_before_the_roster_is_known, "17; section 5, 3", 6, {
         **ABROAD, "every": {"regroup": 3.0, "cut": 2.0, "block": 3.0}}),
     Defect(sends_to_every_cell, "section 5, 1 to 3", 1, {**ABROAD, "every": {"regroup": 5.0}}),
     Defect(catch_up_skips, "18", 1, {**ALONE, "every": {"offline": 2.0}}),
