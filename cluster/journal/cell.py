@@ -77,6 +77,8 @@ class Cell:
             return linkwire.NotLeading(self.journal.node_of(error.leader))
         except ResidencyError as error:
             return linkwire.ProposalRefused(error.ordinal, error.text)
+        except ValueError as error:
+            raise PeerError(f"no batch: {error}") from None
         except trio.TooSlowError:
             raise Overloaded("the leader could not place it in time") from None
         return linkwire.Proposed(placed.index, placed.hash, placed.term)

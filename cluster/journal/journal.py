@@ -23,7 +23,7 @@ from cluster.journal.chain import Chain
 from cluster.journal.disk import RaftDisk
 from cluster.journal.ends import Rejoin, removed
 from cluster.journal.post import Post
-from cluster.journal.proposals import Placed, Proposal, Proposals
+from cluster.journal.proposals import Placed, Proposal, Proposals, check_proposal
 from cluster.journal.shapes import from_members
 from cluster.journal.stamp import CellClock
 from cluster.links import Links
@@ -32,7 +32,7 @@ from relay.core.block import Block
 from relay.errors import (
     DiskFailed, Overloaded, PeerError, PosthouseError, Refused, ResidencyError,
 )
-from relay.journal.tail import Follower, check_batch, check_checkpoint
+from relay.journal.tail import Follower, check_checkpoint
 from relay.limits import LINK_DEADLINE_S
 from relay.ports import Env, Rows
 
@@ -110,7 +110,7 @@ class RaftJournal:
         return max(self._tail.time_ms(), self.clocks.stamp(self._others()))
 
     async def append(self, records: Sequence[bytes]) -> None:
-        check_batch(records)
+        check_proposal(records)
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             self._disk.store.check()

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from cluster.core.raft import Append, Entry, Message
+from cluster.journal.shapes import members_in
 from relay.core.block import Block, check_follows
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.shapes import Hash, UInt
@@ -59,4 +60,6 @@ def _entry(entry: Entry, log_id: bytes) -> Entry:
     check_follows(block, None)
     if entry.size != block.size:
         raise ProtocolError(f"entry {entry.index} is not of the size it names")
+    if entry.members != members_in(block):  # what counts now is the entry's; after the next start it is the block's
+        raise ProtocolError(f"entry {entry.index} names other members than its block")
     return msgspec.structs.replace(entry, payload=block)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from cluster.journal.shapes import is_members
 from relay.errors import Overloaded, PosthouseError
 from relay.journal.tail import check_batch
 from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
@@ -48,8 +49,8 @@ class Proposals:
         return bool(self._queue)
 
     def add(self, records: Sequence[bytes]) -> Proposal:
-        """Raises Overloaded; ValueError beyond the bounds of a block."""
-        check_batch(records)
+        """Raises Overloaded, ValueError."""
+        check_proposal(records)
         size = sum(map(len, records))
         if self._bytes + size > self._most:
             raise Overloaded("the cell has more to write than its disks take")
@@ -83,3 +84,10 @@ class Proposals:
         while self._queue:
             self._queue.popleft().settle(error)
         self._bytes = 0
+
+
+def check_proposal(records: Sequence[bytes]) -> None:
+    """Raises ValueError beyond the bounds of a block, and for a change of members: those are not for the asking."""
+    check_batch(records)
+    if any(map(is_members, records)):
+        raise ValueError("a change of the cell's members is no record of a batch")

@@ -29,9 +29,14 @@ def from_members(members: Members) -> bytes:
     return records.encode_record(records.Members(*(tuple((one.store, one.node) for one in group) for group in groups)))
 
 
+def is_members(record: bytes) -> bool:
+    """Is it one that only the log's own leader makes, alone in its block?"""
+    return record.startswith(_TAG)
+
+
 def members_in(block: Block) -> Members | None:
     """The members that a block brings; None where it brings none."""
-    alone = len(block.records) == 1 and block.records[0].startswith(_TAG)
+    alone = len(block.records) == 1 and is_members(block.records[0])
     return to_members(block.records[0]) if alone else None
 
 

@@ -8,6 +8,8 @@ from relay.journal.stamp import Stamp
 from relay.limits import MAX_CLOCK_APART
 from relay.ports import Clock
 
+_KNOWN = 64  # stores whose clocks are remembered
+
 
 class CellClock:
     """What the clocks of the other stores say, and what the leader stamps by them."""
@@ -19,6 +21,8 @@ class CellClock:
 
     def heard(self, store: bytes, wall_ms: int) -> None:
         """A note of `store` says what its clock shows. (The way here makes it look late by that much.)"""
+        if len(self._offsets) >= _KNOWN and store not in self._offsets:
+            self._offsets.clear()  # who is still there speaks again soon
         self._offsets[store] = wall_ms - self._clock.wall_ms()
 
     def keep(self, stores: Iterable[bytes]) -> None:
