@@ -120,7 +120,7 @@ async def open_parts(node: NodeLayout, report: Report) -> AsyncIterator[Parts]:
             else:
                 credentials = NodeCredentials.load(config.paths.certificate, config.paths.private_key, root)
                 links, switchboard = Links(env, root, credentials.peer, credentials, metrics), Switchboard()
-                await nursery.start(links.run, [], switchboard)
+                await nursery.start(links.run, await env.listen("127.0.0.1", 0), switchboard)
                 opening = open_raft(node.data_dir, **common, node=node.name, nodes=names, links=links)
                 switchboard.cell = await opening.__aenter__()
                 nursery.start_soon(switchboard.cell.run)

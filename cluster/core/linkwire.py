@@ -262,9 +262,19 @@ class Status(Struct, tag=27):
     status: bytes
 
 
+class StateDigest(Struct, tag=28):
+    """The state after block `index` as this node folded it: a digest of its rows, which are of format `form` (rule 10).
+    Answered by Done."""
+
+    log_id: LogId
+    form: UInt
+    index: UInt
+    digest: Hash
+
+
 # --- who says what -------------------------------------------------------------------------------
 CellRequest = Union[
-    Propose, Join, TakeSnapshot, FetchCheckpoint, FetchFacts, FetchBlocks, CellEphemeral, CellStatus
+    Propose, Join, TakeSnapshot, FetchCheckpoint, FetchFacts, FetchBlocks, CellEphemeral, CellStatus, StateDigest
 ]  # fmt: skip
 CELL_REQUESTS: Final = get_args(CellRequest)
 CellAnswer = Union[

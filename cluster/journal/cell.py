@@ -12,6 +12,7 @@ import trio
 from cluster.core import linkwire
 from cluster.core.linkwire import Peer
 from cluster.core.raft import ChangeRefused, NotLeader, Role
+from cluster.journal.digests import Digests
 from cluster.journal.journal import RaftJournal
 from cluster.journal.memberships import next_members
 from cluster.journal.shapes import Standing, read_standing
@@ -31,9 +32,10 @@ _JOIN_KEPT_S = 3.0  # seconds that a request to join counts
 class Cell:
     """The handler of what comes over the links of the cell."""
 
-    def __init__(self, journal: RaftJournal, snapshots: Snapshots, links: Links) -> None:
+    def __init__(self, journal: RaftJournal, snapshots: Snapshots, digests: Digests, links: Links) -> None:
         self.journal = journal
         self._snapshots = snapshots
+        self._digests = digests
         self._links = links
         self._joining: dict[str, tuple[bytes, float]] = {}  # node → its store, and when it last asked (trio's clock)
 
@@ -42,6 +44,7 @@ class Cell:
         async with trio.open_nursery() as nursery:
             self._snapshots.start(nursery)
             nursery.start_soon(self.journal.run)
+            nursery.start_soon(self._digests.run)
             nursery.start_soon(self._see_to_members)
             nursery.start_soon(self._ask_to_join)
             nursery.start_soon(self._watch_for_other_logs)
@@ -62,6 +65,9 @@ class Cell:
                 return await self._snapshots.give(message)
             case linkwire.TakeSnapshot():
                 return await self._snapshots.take(peer.node, message.index, message.first)
+            case linkwire.StateDigest():
+                self._digests.heard(peer.node, message)
+                return linkwire.Done()
             case linkwire.CellStatus():
                 return linkwire.Status(encode(Standing(journal.log_id, journal.leader_node)))
             case _:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
+import trio
+
 from cluster.core import linkwire
 from cluster.core.raft import Entry, Figure, Members, Point
 from cluster.core.raft import Write as CoreWrite
@@ -13,6 +15,7 @@ from cluster.journal.chain import Chain
 from cluster.journal.shapes import from_members
 from relay.core.block import Block, check_follows
 from relay.core.codec import Decoder, Struct, encode
+from relay.core.mailroom.checkpoint import state_hash
 from relay.core.shapes import Hash, UInt
 from relay.errors import StoreDamaged
 from relay.journal.api import CheckpointHead, FactRow, Hard, LogStore, Write
@@ -106,6 +109,7 @@ class RaftDisk(LogDisk):
         self.removed = False  # the cell has removed this store, and with it its node
         self.doomed = ""  # why this store must not be used again, once that is known
         self.mender: Callable[[int, StoreDamaged], Awaitable[Block]] | None = None  # once other nodes can be asked
+        self.state_known: Callable[[int, bytes], None] = lambda index, digest: None  # of a checkpoint, saved or loaded
         self._pins: list[int] = []
 
     async def mend(self, index: int, error: StoreDamaged) -> Block:
@@ -180,18 +184,28 @@ class RaftDisk(LogDisk):
     async def save(self, index: int, rows: Rows, block: Block, term: int, members: Members) -> None:
         """Save the checkpoint taken after `block`, with its head in front."""
         head = encode(Head(term, block.hash, block.time, from_members(members)))
+        total = state_hash()
 
         async def with_head() -> AsyncIterator[bytes]:
             yield head
             async for row in each_row(rows):
+                total.update(row)
                 yield row
 
         await self.save_checkpoint(index, with_head())
+        self.state_known(index, total.digest())
 
     async def load_saved(self) -> tuple[int, list[bytes]] | None:
         """The last checkpoint without its head."""
         saved = await self.load_checkpoint()
-        return None if saved is None else (saved[0], saved[1][1:])
+        if saved is None:
+            return None
+        (index, (_, *rows)), total = saved, state_hash()
+        for row in rows:
+            total.update(row)
+            await trio.lowlevel.checkpoint()
+        self.state_known(index, total.digest())
+        return index, rows
 
     # --- snapshots -------------------------------------------------------------------------------
     @contextmanager

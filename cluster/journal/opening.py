@@ -12,6 +12,7 @@ import trio
 from cluster.core.raft import ORIGIN, HardState, Member, Members, Point, Raft, Settings, Stored, Stub
 from cluster.journal.cell import Cell, ask_to_join, logs_led
 from cluster.journal.chain import Chain
+from cluster.journal.digests import Digests
 from cluster.journal.disk import RaftDisk, read_head, unpack_figures
 from cluster.journal.ends import StoreSetAside, removed
 from cluster.journal.journal import RaftJournal
@@ -75,7 +76,7 @@ async def open_raft(
             env.bootstrapped(path)
         _log.info("store_opened", store=store.meta.store.hex(), first=tail.first, tip=tail.tip)
         disk.mender = Repairs(journal, disk, links).mend
-        yield Cell(journal, Snapshots(journal, disk, links), links)
+        yield Cell(journal, Snapshots(journal, disk, links), Digests(journal, disk, links), links)
     except BaseException as error:
         if disk.removed:
             env.keep_out(path)

@@ -55,9 +55,14 @@ def dump(state: State) -> Iterator[bytes]:
             yield pack([section, chunk])
 
 
+def state_hash() -> blake2b:
+    """To be fed with all rows: its digest is compared between nodes (rule 10)."""
+    return blake2b(digest_size=32, person=b"posthouse.state")
+
+
 def state_digest(state: State) -> bytes:
-    """A digest of the state, to be compared between nodes (rule 10)."""
-    total = blake2b(digest_size=32, person=b"posthouse.state")
+    """The digest of the state's rows."""
+    total = state_hash()
     for row in dump(state):
         total.update(row)
     return total.digest()

@@ -17,7 +17,8 @@ from cluster.core.linkwire import (
     CELL_REQUESTS, NO_REQUEST, VERSION, BlockBody, BlocksPart, CellAnswer, CellEphemeral, CellNote, CellStatus,
     CheckpointPart, Done, EphemeralTo, Fact, Facts, FetchBlocks, FetchCheckpoint, FetchFacts, FrameReader, HandItem,
     HandOver, HandOverAnswer, Join, Joined, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping, Propose,
-    Proposed, ProposalRefused, Records, SnapshotTaken, Status, TakeSnapshot, encode_frame, encode_message,
+    Proposed, ProposalRefused, Records, SnapshotTaken, StateDigest, Status, TakeSnapshot, encode_frame,
+    encode_message,
 )
 from relay.core.codec import pack
 from relay.core.records import HandedAnswer
@@ -44,7 +45,7 @@ UUID = bytes(range(16))
 NOTE = CellNote(UUID, UUID, 1_700_000_000_000, b"a vote")
 CELL_ASKS: list[LinkMessage] = [
     Propose(UUID, (b"one", b"two")), Join(UUID), TakeSnapshot(9, 3), FetchCheckpoint(UUID, 9, 0), FetchFacts(UUID, b""),
-    FetchBlocks(UUID, 3, 4), CellEphemeral(ID, ID, ID, b"typing"), CellStatus(),
+    FetchBlocks(UUID, 3, 4), CellEphemeral(ID, ID, ID, b"typing"), CellStatus(), StateDigest(UUID, 2, 900, ID),
 ]  # fmt: skip
 CELL_ANSWERS: list[LinkMessage] = [
     Proposed(5, ID, 2), ProposalRefused(1, "not at home"), NotLeading("n2"), Joined(UUID, ""), SnapshotTaken(9),

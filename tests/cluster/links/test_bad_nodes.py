@@ -13,7 +13,8 @@ import trio.testing
 
 from cluster.core.linkwire import (
     NO_REQUEST, VERSION, CellEphemeral, CellNote, CellStatus, Done, FetchBlocks, FetchCheckpoint, FetchFacts, Join,
-    LinkHello, LinkMessage, LookUp, Peer, Propose, TakeSnapshot, encode_frame, encode_message, federation_id,
+    LinkHello, LinkMessage, LookUp, Peer, Propose, StateDigest, TakeSnapshot, encode_frame, encode_message,
+    federation_id,
 )
 from cluster.links import Links
 from relay.errors import PeerError, Refused
@@ -65,7 +66,7 @@ async def say(fed: Any, context: ssl.SSLContext | None, *pieces: bytes) -> tuple
     "message",
     [
         NOTE, Propose(ID, (b"record",)), Join(ID), TakeSnapshot(1, 1), FetchCheckpoint(ID, 0, 0), FetchFacts(ID, b""),
-        FetchBlocks(ID, 1, 2), CellEphemeral(USER, USER, USER, b"hi"), CellStatus(),
+        FetchBlocks(ID, 1, 2), CellEphemeral(USER, USER, USER, b"hi"), CellStatus(), StateDigest(ID, 2, 900, USER),
     ],
 )  # fmt: skip
 async def test_what_is_the_cells_own_is_refused_to_other_cells(cell: Any, message: LinkMessage) -> None:
