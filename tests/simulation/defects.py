@@ -342,20 +342,23 @@ class Defect:
         return self.plant.__name__.replace("_", " ")
 
 
-SMALL = {"safety": 40.0, "heal": 90.0, "people": 2, "devices": 2, "rate": 3.0, "burst": 4, "size": 200, "lookups": 0.0,
-         "weather": Weather(), "limits": {}, "short_lived": 0.0, "slow_disk": 0.0, "down": 10.0, "away": 20.0}  # fmt: skip
+SMALL = {
+    "safety": 40.0, "heal": 90.0, "people": 2, "devices": 2, "rate": 3.0, "burst": 4, "size": 200, "lookups": 0.0,
+    "weather": Weather(), "limits": {}, "short_lived": 0.0, "slow_disk": 0.0, "down": 10.0, "away": 20.0,
+}  # fmt: skip
 ALONE = {**SMALL, "nodes": 1, "regions": 1, "groups": 0}
 ABROAD = {**SMALL, "nodes": 1, "regions": 3, "people": 1, "groups": 3, "group_share": 0.5}
 CELL = {**SMALL, "nodes": 3, "regions": 1, "groups": 0, "safety": 60.0}
 TIGHT = {"CHECKPOINT_BYTES": 8 * KIB, "RECENT_BLOCKS": 16 * KIB, "RECENT_FRAMES": 2 * KIB}
 
 DEFECTS = [
-    Defect(acks_before_fsync, "1, 2", 1, {**CELL, "disk": 0.02, "slow_disk": 0.1, "every": {"all_down": 15.0, "kill": 5.0}}),
+    Defect(acks_before_fsync, "1, 2", 1, {
+        **CELL, "disk": 0.02, "slow_disk": 0.1, "every": {"all_down": 15.0, "kill": 5.0}}),
     Defect(acks_before_fsync_alone, "1", 5, {**ALONE, "disk": 0.05, "down": 2.0, "every": {"power": 2.0}}),
     Defect(forgets_its_vote, "2", 1, {**CELL, "every": {"kill": 3.0, "all_down": 20.0}}),
     Defect(counts_copies_of_older_terms, "3", 1, {
-        **CELL, "weather": Weather(near=0.02, jitter=1.0), "every": {"kill": 3.0, "block": 3.0}, "down": 5.0, "away": 5.0,
-        "limits": {"RAFT_APPEND_ENTRIES": 1}}),
+        **CELL, "weather": Weather(near=0.02, jitter=1.0), "every": {"kill": 3.0, "block": 3.0}, "down": 5.0,
+        "away": 5.0, "limits": {"RAFT_APPEND_ENTRIES": 1}}),
     Defect(stands_without_prevote, "3", 1, {**CELL, "every": {"flap": 6.0}}),
     Defect(counts_learners, "4, 8", 1, {**CELL, "every": {}}),
     Defect(no_doubt, "4, 5", 1, {**CELL, "every": {"old_copy": 6.0}, "down": 5.0}),

@@ -187,8 +187,8 @@ class Faults:
             self._block_paths(random, [(one, other)] if random.random() < 0.5 else [(one, other), (other, one)])
 
     def _flap(self, random: Random) -> None:
-        """A node that does not lead is cut off from the others of its cell for a few seconds. Where nothing else goes wrong
-        with nodes its return deposes nobody (PreVote, rule 3)."""
+        """A node that does not lead is cut off from the others of its cell for a few seconds. Where nothing else
+        befalls nodes its return deposes nobody (PreVote, rule 3)."""
         led = [node for node in self.nodes if (journal := self._journal(node)) is not None and journal.leads]
         if not led:
             return

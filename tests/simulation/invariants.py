@@ -1,5 +1,5 @@
-"""What must hold while a world runs, and at its end (DESIGN section 10). What is seen on one connection is checked by the
-device itself (tests.simulation.devices)."""
+"""What must hold while a world runs, and at its end (DESIGN section 10). What is seen on one connection is checked by
+the device itself (tests.simulation.devices)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ class Checks:
             if region in letter.later - letter.regions:
                 self.trace.counts["canary where only later members live"] += 1
             elif region not in letter.regions:
-                raise Violation(f"letter {letter.number} of {letter.sender} rests in {region}, not only in {letter.regions}")
+                allowed = sorted(letter.regions)
+                raise Violation(f"letter {letter.number} of {letter.sender} rests in {region}, not only in {allowed}")
 
     def _told_of_group(self, region: str, record: records.Record) -> None:
         """Section 5, rule 3: before a cell knows the version that a group's letter names, it cannot know whether it may
@@ -176,7 +177,7 @@ def watching(checks: Checks) -> Iterator[None]:
         return taken
 
     def seen_count(self: Leading, commit: int, stored: int) -> int:
-        """Rule 3: copies of an older term's entries decide nothing (Raft 3.6.2), whether that does harm this time or not."""
+        """Rule 3: copies of an older term's entries decide nothing (Raft 3.6.2), whether that does harm or not."""
         upto = count(self, commit, stored)
         if upto > commit and self._log.term(upto) != self._term:
             raise Violation(f"a leader of term {self._term} commits entry {upto} of an older term by counting")
