@@ -4,6 +4,9 @@
 #   make test    every test                                                              (ARGS="-k words tests/relay")
 #   make lint    ruff and mypy
 #   make bench   a load scenario against a cell of its own                               (SCENARIO=…, ARGS="--json FILE")
+#   make simulate  federations in virtual time, with faults                              (SEEDS=n, or SEED=k to replay one)
+#   make defects   the simulator against defects planted on purpose
+#   make crash     real nodes under load, killed, cut off from power, wiped, …           (ROUNDS=n SEED=k KIND=… SYNC=off)
 #   make docs    rewrite the generated parts of docs/
 #   make clean   remove what make made
 #
@@ -24,7 +27,7 @@ INSTALL := PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint configs/con
 find_python = for python in $(PYTHON) $(if $(PYTHON),,python3 python3.14 python3.13 python3.12 python3.11 python); do \
 	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$python"; break; fi; done
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench simulate defects crash docs clean
 help:
 	@sed -n 's/^#   make/  make/p' Makefile
 
@@ -40,6 +43,16 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/posthouse bench run $(SCENARIO) $(ARGS)
+
+simulate: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.simulation $(if $(SEEDS),SEEDS=$(SEEDS)) $(if $(SEED),SEED=$(SEED)) $(ARGS)
+
+defects: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.simulation.hunt $(if $(SEEDS),SEEDS=$(SEEDS)) $(ARGS)
+
+crash: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.crash $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(KIND),--kind $(KIND)) $(if $(SYNC),--sync $(SYNC)) $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m docs.vectors

@@ -31,7 +31,12 @@ def bench() -> None:
 @click.option("--seconds", type=float, help="Length of the measured part.")
 @click.option("--size", type=int, help="Bytes of each envelope's body.")
 @click.option("--generators", type=int, help="Receiving processes.")
-@click.option("--kill-at", type=float, help="SIGKILL the node so many seconds into the measured part, and restart it.")
+@click.option("--nodes", type=int, help="Nodes of the cell: 1, 3 or 5; the recipients are spread over them.")
+@click.option("--kill-at", type=float, help="SIGKILL a node so many seconds into the measured part.")
+@click.option("--kill", metavar="NODE", help="Which one: leader, follower, or by its name (n1 …).")
+@click.option("--restart/--no-restart", default=None, help="Start it again, or not.")
+@click.option("--rounds", type=int, help="Rounds of a comparison (replication).")
+@click.option("--backlog", type=int, help="Envelopes to queue before nodes are started again (backlog).")
 @click.option("--canary-rate", type=float, help="Messages a second between full SDK clients; 0: none.")
 @click.option("--seed", type=int, help="Keys, padding and jitter.")
 @click.option("--tls/--no-tls", default=None, help="wss in the node, or plain ws.")
@@ -42,7 +47,8 @@ def bench() -> None:
 )
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep nodes, logs and keys in a new DIR.")
 def run(scenario: str, small: bool, json_path: Path | None, keep: Path | None, **overrides: Any) -> None:
-    """Run SCENARIO, a file or the name of one that comes with Posthouse (fanout, smoke), on this machine.
+    """Run SCENARIO, a file or the name of one that comes with Posthouse (fanout, smoke, replication, backlog), on this
+    machine.
 
     Exit status 1 when anything was lost, duplicated or reordered, or when less than 95 % of the offered rate was
     achieved."""
@@ -50,7 +56,7 @@ def run(scenario: str, small: bool, json_path: Path | None, keep: Path | None, *
     chosen = load_scenario(scenario, {**(smoke() if small else {}), **given})
     try:
         from bench.local import bench_locally
-        from bench.report import describe, make_table, verdict
+        from bench.shown import describe, make_table, verdict
     except ModuleNotFoundError as error:
         remedy = f"Run `make bench` in a checkout, or: {sys.executable} -m pip install 'posthouse[bench]'"
         raise OperatorError(f"the bench needs the package {error.name}", remedy) from None

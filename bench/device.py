@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from random import Random
 from typing import Protocol
 
@@ -26,9 +27,9 @@ _FATAL = {wire.Fault.PROTOCOL, wire.Fault.AUTH, wire.Fault.NOT_HOME, wire.Fault.
 class Net:
     """What the devices of one worker share: the loop, where to connect, and what went wrong."""
 
-    def __init__(self, hub: Hub, endpoint: Endpoint, seed: int) -> None:
-        self.hub, self.endpoint = hub, endpoint
-        self.context = client_context(endpoint.authority)
+    def __init__(self, hub: Hub, endpoints: Sequence[Endpoint], seed: int) -> None:
+        self.hub, self.endpoints = hub, tuple(endpoints)
+        self.context = client_context(self.endpoints[0].authority)
         self.random = Random(seed)
         self.faults: Counter[str] = Counter()
         self.live = 0
@@ -76,15 +77,17 @@ class Reader(Protocol):
 
 
 class Device:
-    """One enrolled device: `log_id` and `cursor` are what it has, across connections."""
+    """One enrolled device: `log_id` and `cursor` are what it has, across connections. It begins with the node at
+    `place`, and goes on to the next one whenever its connection ends."""
 
     __slots__ = (
-        "_ack_due_ns", "_backoff_ns", "_connection", "_enrolled", "_is_live", "_net", "_opened_ns", "_reader",
-        "_unacked", "cursor", "log_id",
+        "_ack_due_ns", "_backoff_ns", "_connection", "_enrolled", "_is_live", "_net", "_opened_ns", "_place",
+        "_reader", "_unacked", "cursor", "log_id",
     )  # fmt: skip
 
-    def __init__(self, net: Net, enrolled: Enrolled, reader: Reader) -> None:
+    def __init__(self, net: Net, enrolled: Enrolled, reader: Reader, place: int = 0) -> None:
         self._net, self._enrolled, self._reader = net, enrolled, reader
+        self._place = place
         self._connection: Connection | None = None
         self._is_live = False
         self._opened_ns = 0
@@ -98,9 +101,10 @@ class Device:
         """Connect now. `Net.admit` calls it in turn."""
         net = self._net
         self._opened_ns = opened_ns = time.monotonic_ns()
-        host = f"{net.endpoint.host}:{net.endpoint.port}"
+        endpoint = net.endpoints[self._place % len(net.endpoints)]
+        host = f"{endpoint.host}:{endpoint.port}"
         session = Session(self._enrolled, host, net.random.randbytes(16), self.log_id, self.cursor)
-        self._connection = Connection(net.hub, net.endpoint, net.context, session, self)
+        self._connection = Connection(net.hub, endpoint, net.context, session, self)
         net.hub.at(opened_ns + _HANDSHAKE_NS, lambda: self._overdue(opened_ns))
 
     def _overdue(self, opened_ns: int) -> None:
@@ -181,6 +185,7 @@ class Device:
         else:
             self._net.settled()
         self._connection, self._is_live, self._unacked, self._ack_due_ns = None, False, 0, 0
+        self._place += 1
         wait_ns = max(self._backoff_ns, (error.retry_after_ms if error is not None else 0) * _MS)
         wait_ns -= int(self._net.random.random() * wait_ns / 2)
         self._backoff_ns = min(self._backoff_ns * 2, _BACKOFF_NS[1])

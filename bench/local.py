@@ -8,6 +8,7 @@ from typing import Any
 import trio
 from rich.console import Console
 
+from bench.backlog import measure_backlog
 from bench.canary import Canary, fly
 from bench.machine import raise_file_limit
 from bench.progress import Line, progress_line
@@ -15,6 +16,7 @@ from bench.report import summarize
 from bench.run import Raw, run_bench, unwrapped
 from bench.scenario import Scenario
 from bench.target import LocalTarget, local_target
+from bench.versus import compare
 
 
 async def bench_locally(scenario: Scenario, directory: Path, console: Console) -> dict[str, Any]:
@@ -22,11 +24,19 @@ async def bench_locally(scenario: Scenario, directory: Path, console: Console) -
 
     Raises PosthouseError when the run is void."""
     raise_file_limit()
-    canary = Canary(scenario.canary_rate) if scenario.canary_rate else None
     with progress_line(console) as line, unwrapped():
-        line.say("starting the node")
-        async with local_target(directory, scenario.tls) as target:
-            raw = await _measure(scenario, target, directory, line, canary)
+        if scenario.versus:
+            return await compare(scenario, directory, line)
+        if scenario.backlog:
+            return await measure_backlog(scenario, directory, line)
+        return await _bench_one(scenario, directory, line)
+
+
+async def _bench_one(scenario: Scenario, directory: Path, line: Line) -> dict[str, Any]:
+    canary = Canary(scenario.canary_rate) if scenario.canary_rate else None
+    line.say("starting the cell")
+    async with local_target(directory, scenario.tls, scenario.nodes) as target:
+        raw = await _measure(scenario, target, directory, line, canary)
     return summarize(raw, canary.summary() if canary is not None else None, directory)
 
 

@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,12 @@ def cpu_s(pid: int) -> float:
 
 def peak_rss_mib(pid: int) -> float:
     """The most memory that was resident in a process so far (VmHWM), MiB; 0 when it is gone."""
-    try:
-        lines = (_PROC / str(pid) / "status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+    return _status_mib(pid, "VmHWM:")
+
+
+def rss_mib(pid: int) -> float:
+    """Memory that is resident in a process now (VmRSS), MiB; 0 when it is gone."""
+    return _status_mib(pid, "VmRSS:")
 
 
 def busy_s() -> float:
@@ -46,29 +45,30 @@ def busy_s() -> float:
 
 
 class Meter:
-    """CPU and memory of a node over the measured part, across its incarnations; and what the machine did beside."""
+    """CPU and memory of a cell's nodes over the measured part, across their incarnations; and what the machine did
+    beside. `rss_mib_max`: of the node that had most."""
 
     def __init__(self) -> None:
         self.cpu_s = 0.0
         self.rss_mib_max = 0.0
         self.window_s = self._busy_s = self._own_s = 0.0
-        self._since_s = 0.0
+        self._since_s: dict[int, float] = {}
         self._started_s = 0.0
 
-    def begin(self, pid: int) -> None:
+    def begin(self, pids: Iterable[int]) -> None:
         """The measured part begins."""
-        self._since_s = cpu_s(pid)
+        self._since_s = {pid: cpu_s(pid) for pid in pids}
         self._started_s, self._busy_s, self._own_s = time.monotonic(), busy_s(), time.process_time()
 
     def leave(self, pid: int) -> None:
-        """This incarnation is about to be killed, or the run is over; the next one counts from its own start."""
-        self.cpu_s += max(0.0, cpu_s(pid) - self._since_s)
+        """This process is about to be killed, or the run is over; one that was not there counts from its own start."""
+        self.cpu_s += max(0.0, cpu_s(pid) - self._since_s.pop(pid, 0.0))
         self.rss_mib_max = max(self.rss_mib_max, peak_rss_mib(pid))
-        self._since_s = 0.0
 
-    def end(self, pid: int) -> None:
+    def end(self, pids: Iterable[int]) -> None:
         """The measured part ends."""
-        self.leave(pid)
+        for pid in pids:
+            self.leave(pid)
         self.window_s = time.monotonic() - self._started_s
         self._busy_s, self._own_s = busy_s() - self._busy_s, time.process_time() - self._own_s
 
@@ -76,6 +76,14 @@ class Meter:
         """The share of the machine's CPU, 0 … 1, that went neither to the node nor to the bench."""
         spent_s = self._busy_s - self._own_s - self.cpu_s - generator_s
         return max(0.0, spent_s / (self.window_s * (os.cpu_count() or 1))) if self.window_s else 0.0
+
+
+def _status_mib(pid: int, key: str) -> float:
+    try:
+        lines = (_PROC / str(pid) / "status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key)), 0.0)
 
 
 def raise_file_limit() -> None:

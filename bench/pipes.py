@@ -26,9 +26,10 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What all workers know of the run: the group, how long, and from which message on it is timed."""
+    """What all workers know of the run: where the nodes of the cell are, the group, how long, and from which message on
+    it is timed."""
 
-    endpoint: Endpoint
+    endpoints: tuple[Endpoint, ...]
     group: bytes
     rate: float
     warm_up: float
@@ -109,9 +110,11 @@ class Received(Message, frozen=True):
 
 
 class Sent(Message, frozen=True):
-    """The sender's result. `codes`: the final outcome of each message (0: none)."""
+    """The sender's result. `codes`: the final outcome of each message (0: none). `acked_ns`: little-endian int64, for
+    each message the time of its final receipt (0: none)."""
 
     codes: bytes
+    acked_ns: bytes
     latencies: bytes
     resubmitted: int
     late_us_max: int

@@ -75,11 +75,11 @@ class Recipient:
 
     __slots__ = ("_tally", "caught_up", "device", "ledger")
 
-    def __init__(self, net: Net, enrolled: Enrolled, tally: Tally) -> None:
+    def __init__(self, net: Net, enrolled: Enrolled, tally: Tally, place: int = 0) -> None:
         self._tally = tally
         self.ledger = Ledger()
         self.caught_up = False
-        self.device = Device(net, enrolled, self)
+        self.device = Device(net, enrolled, self, place)
 
     def live(self) -> None:
         """Nothing to say again: HELLO had the cursor."""
@@ -157,9 +157,11 @@ class Receiver:
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Receive):
             self._order = order
-            self._net = Net(self.process.hub, order.plan.endpoint, order.plan.seed)
+            self._net = Net(self.process.hub, order.plan.endpoints, order.plan.seed)
             self._tally = Tally(order.plan)
-            self._recipients = [Recipient(self._net, enrolled, self._tally) for enrolled in order.devices]
+            self._recipients = [
+                Recipient(self._net, enrolled, self._tally, place) for place, enrolled in enumerate(order.devices)
+            ]
             for recipient in self._recipients:
                 self._net.add(recipient.device)
             self.process.report(self._caught_up, self._progress)

@@ -12,7 +12,8 @@ from rich.table import Table
 from bench.accounts import exact_ms, histogram_ms, lost_deliveries, merge
 from bench.machine import describe_machine, describe_versions
 from bench.pipes import Cost
-from bench.run import Raw
+from bench.phases import Acks, describe_kill
+from bench.run import Kill, Raw
 from bench.scenario import NS
 from relay.core.wire import Code
 
@@ -36,6 +37,8 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
     latencies = merge(one.latencies for one in raw.received)
     deliveries = latencies.get_total_count()
     also = canary or {}
+    acks = raw.acks()
+    kills = [_kill(kill, acks, start_ns) for kill in raw.kills]
     costs = [sent.cost, *(one.cost for one in raw.received)]
     return {
         "offered_per_s": round(schedule.measured * NS / window_ns, 3),
@@ -58,7 +61,9 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
         "damaged": sum(one.damaged for one in raw.received),
         "reconnects": sum(one.connects for one in raw.received) - scenario.recipients,
         "faults": _faults(raw),
-        "kills": [{"down_s": round(down_s, 2)} for down_s in raw.kills],
+        "nodes": scenario.nodes,
+        "failover_ms": next((kill["failover_ms"] for kill in kills), None),
+        "kills": kills,
         "node_cpu_s": round(raw.meter.cpu_s, 2),
         "generator": {
             "parse_us_per_delivery": round(max(one.parse_us for one in raw.received), 2),
@@ -73,6 +78,12 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
         "elsewhere": round(raw.meter.elsewhere(sum(cost.user_s + cost.system_s for cost in costs)), 3),
         "versions": describe_versions(),
     }
+
+
+def _kill(kill: Kill, acks: Acks, start_ns: int) -> dict[str, Any]:
+    down_s = round((kill.back_ns - kill.at_ns) / NS, 2) if kill.back_ns else None
+    at_ns = kill.at_ns - start_ns
+    return {"node": kill.node, "led": kill.led, "down_s": down_s, **describe_kill(acks, at_ns)}
 
 
 def _refused(codes: bytes) -> dict[str, int]:
@@ -108,7 +119,9 @@ def verdict(report: dict[str, Any]) -> list[str]:
 def make_table(report: dict[str, Any]) -> Table:
     """The report for a terminal."""
     scenario = report["scenario"]
-    table = Table(title=f"{scenario['name']}: 1 → {report['recipients']} at {report['offered_per_s']:g}/s")
+    nodes = f"{report['nodes']} node{'s' if report['nodes'] > 1 else ''}"
+    title = f"{scenario['name']}: 1 → {report['recipients']} at {report['offered_per_s']:g}/s, {nodes}"
+    table = Table(title=title)
     for column in ("", "p50", "p90", "p99", "p99.9", "max"):
         table.add_column(column, justify="right" if column else "left")
     for key, label in (
@@ -119,6 +132,14 @@ def make_table(report: dict[str, Any]) -> Table:
         cells = (report[key].get(name) for name in ("p50", "p90", "p99", "p999", "max"))
         table.add_row(label, *("–" if cell is None else f"{cell:.2f}" for cell in cells))
     return table
+
+
+def _describe_kill(kill: dict[str, Any]) -> str:
+    who = f"killed {kill['node']}{' (leading)' if kill['led'] else ''}"
+    back = f", back after {kill['down_s']} s" if kill["down_s"] is not None else ", not brought back"
+    calm = f"as before after {kill['failover_ms']} ms" if kill["failover_ms"] is not None else "never as before"
+    p99 = ", ".join(f"{phase['phase']} {phase['ack_ms'].get('p99', '–')}" for phase in kill["phases"])
+    return f"{who}{back}: receipts {calm} (none for {kill['silence_ms']} ms; p99 ms: {p99})"
 
 
 def describe(report: dict[str, Any]) -> list[str]:
@@ -136,8 +157,8 @@ def describe(report: dict[str, Any]) -> list[str]:
         f"sender: {sender['user']} + {sender['system']} µs a message, at most {late} ms late",
     ]
     if kills:
-        down = ", ".join(f"{kill['down_s']} s" for kill in kills)
-        lines.append(f"killed {len(kills)} time(s), back after {down}; {report['resubmitted']} submitted again")
+        lines += [_describe_kill(kill) for kill in kills]
+        lines.append(f"{report['resubmitted']} submitted again after {len(kills)} kill(s)")
     if report["refused"]:
         lines.append("refused: " + ", ".join(f"{count} {name}" for name, count in report["refused"].items()))
     if report["canary"]:

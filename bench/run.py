@@ -9,15 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import trio
 
 from bench.enrol import Group, enrol, make_group
 from bench.machine import Meter
+from bench.phases import Acks
 from bench.pipes import Go, Plan, Progress, Receive, Received, Send, Sent, ToWorker
 from bench.scenario import NS, Scenario
 from bench.session import Enrolled
 from bench.target import Target
 from bench.workers import Worker, work
+from relay.core.wire import Code
 from relay.errors import PosthouseError
 
 _CONNECT_S = 60.0  # for all recipients to be live, and as much again for each thousand of them
@@ -41,6 +44,16 @@ class Status:
 
 
 @dataclass(slots=True)
+class Kill:
+    """A node that was killed at `at_ns`, and served again at `back_ns` (0: not). Times of the monotonic clock."""
+
+    node: str
+    led: bool
+    at_ns: int
+    back_ns: int = 0
+
+
+@dataclass(slots=True)
 class Raw:
     """What one run yielded, before it is summed up."""
 
@@ -49,7 +62,7 @@ class Raw:
     sent: Sent
     received: Sequence[Received]
     meter: Meter
-    kills: list[float] = field(default_factory=list)
+    kills: list[Kill] = field(default_factory=list)
 
     def last_ns(self) -> list[int]:
         """For each message the time at which the last recipient had it; 0 where some recipient never did."""
@@ -61,6 +74,14 @@ class Raw:
             for sequence in one.absent:
                 latest[sequence] = 0
         return latest
+
+
+    def acks(self) -> Acks:
+        """When each measured message was due and answered, from the start on."""
+        schedule, times = self.scenario.schedule, array("q", self.sent.acked_ns)
+        measured = range(schedule.first_measured, schedule.total)
+        due = [schedule.offset_ns(sequence) for sequence in measured]
+        return Acks(due, [times[sequence] - self.start_ns if times[sequence] else None for sequence in measured])
 
 
 Show = Callable[[Status], None]
@@ -75,6 +96,19 @@ async def run_bench(scenario: Scenario, target: Target, logs: Path, show: Show, 
             raw = await _Run(scenario, target, logs, show, quiet_s, nursery).carry_out()
             nursery.cancel_scope.cancel()
     return raw
+
+
+async def fill(scenario: Scenario, target: Target, logs: Path, show: Show) -> int:
+    """Queue `scenario.backlog` envelopes for recipients that connect once and go away; returns how many were accepted.
+    Raises PosthouseError."""
+    seconds = max(1.0, scenario.backlog / scenario.rate)
+    filling = msgspec.structs.replace(scenario, warm_up=0.0, seconds=seconds)
+    with unwrapped():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(target.died)
+            accepted = await _Run(filling, target, logs, show, QUIET_S, nursery).fill()
+            nursery.cancel_scope.cancel()
+    return accepted
 
 
 @contextmanager
@@ -96,7 +130,7 @@ class _Run:
         self._scenario, self._target, self._logs, self._show, self._nursery = scenario, target, logs, show, nursery
         self._quiet_ns = int(quiet_s * NS)
         self._meter = Meter()
-        self._kills: list[float] = []
+        self._kills: list[Kill] = []
         self._receivers: list[Worker] = []
 
     async def carry_out(self) -> Raw:
@@ -120,6 +154,29 @@ class _Run:
         assert isinstance(sender.result, Sent)
         return Raw(scenario, start_ns, sender.result, received, self._meter, self._kills)
 
+    async def fill(self) -> int:
+        """Let the recipients show themselves and go, then send to them; until everything is answered, or nothing is any
+        more."""
+        owner, *recipients = await trio.to_thread.run_sync(self._enrol)
+        group = make_group(self._target.home, owner, [owner, *recipients])
+        plan = self._plan(group)
+        receiver = await self._start("bench.receiver", "receiver-0", Receive(plan, tuple(recipients)))
+        await self._ready([receiver], "letting the recipients show themselves")
+        await receiver.finish()
+        sender = await self._start("bench.sender", "sender", Send(plan, owner, group.head, group.parts))
+        await self._ready([sender], "publishing the roster")
+        start_ns = time.monotonic_ns() + _LEAD_NS
+        await sender.tell(Go(start_ns))
+        seen, moved_ns = sender.progress, start_ns
+        while not sender.progress.finished and time.monotonic_ns() < moved_ns + self._quiet_ns:
+            self._show(self._status("filling", start_ns, sender))
+            if sender.progress != seen:
+                seen, moved_ns = sender.progress, time.monotonic_ns()
+            await trio.sleep(_LOOK_S)
+        await sender.finish()
+        assert isinstance(sender.result, Sent)
+        return sum(0 < code < Code.STALE for code in sender.result.codes)
+
     def _enrol(self) -> list[Enrolled]:
         now_ms = time.time_ns() // 1_000_000
         count = self._scenario.recipients + 1
@@ -128,7 +185,7 @@ class _Run:
     def _plan(self, group: Group) -> Plan:
         scenario = self._scenario
         return Plan(
-            endpoint=self._target.endpoint,
+            endpoints=tuple(self._target.endpoints),
             group=group.id,
             rate=scenario.rate,
             warm_up=scenario.warm_up,
@@ -158,7 +215,7 @@ class _Run:
         scenario, schedule = self._scenario, self._scenario.schedule
         measured_ns = start_ns + schedule.offset_ns(schedule.first_measured)
         await _until(measured_ns)
-        self._meter.begin(self._target.pid)
+        self._meter.begin(self._target.pids.values())
         async with trio.open_nursery() as nursery:
             if scenario.kill_at is not None:
                 nursery.start_soon(self._kill, measured_ns + int(scenario.kill_at * NS))
@@ -173,7 +230,7 @@ class _Run:
                 if now > min(max(moved_ns, end_ns) + self._quiet_ns, end_ns + _LONGEST_S * NS):
                     break
                 await trio.sleep(_LOOK_S)
-        self._meter.end(self._target.pid)
+        self._meter.end(self._target.pids.values())
         await trio.sleep(_LINGER_S)
 
     def _complete(self, sender: Worker) -> bool:
@@ -181,13 +238,17 @@ class _Run:
         return sender.progress.finished and had >= sender.progress.accepted * self._scenario.recipients
 
     async def _kill(self, when_ns: int) -> None:
-        """SIGKILL and a start on the same data, while the sender keeps to its schedule."""
+        """SIGKILL, and perhaps a start on the same data, while the sender keeps to its schedule."""
         await _until(when_ns)
-        self._meter.leave(self._target.pid)
-        killed_ns = time.monotonic_ns()
-        self._target.kill()
-        await self._target.restart()
-        self._kills.append((time.monotonic_ns() - killed_ns) / NS)
+        target = self._target
+        node, leads = await target.choose(self._scenario.kill)
+        self._meter.leave(target.pids[node])
+        kill = Kill(node, leads, time.monotonic_ns())
+        self._kills.append(kill)
+        target.kill(node)
+        if self._scenario.restart:
+            await target.restart(node)
+            kill.back_ns = time.monotonic_ns()
 
     def _status(self, phase: str, start_ns: int = 0, sender: Worker | None = None) -> Status:
         schedule = self._scenario.schedule

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from cluster.provision import SIZES, node_names
 from relay.errors import ConfigError
 from relay.limits import MAX_CONNECTIONS, MAX_MEMBERS
 
@@ -37,6 +38,14 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     canary_rate: Annotated[float, Meta(ge=0, le=100, description="SDK messages a second, 0 to 100")] = 1.0
     tls: Annotated[bool, Meta(description="true or false")] = False
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="a whole number, 0 or more")] = 1
+    nodes: Annotated[int, Meta(description="nodes of the cell: 1, 3 or 5")] = 3
+    kill: Annotated[
+        str, Meta(pattern="^(leader|follower|n[1-5])$", description="leader, follower, or a node: n1 … n5")
+    ] = "leader"
+    restart: Annotated[bool, Meta(description="true or false")] = True
+    versus: Annotated[bool, Meta(description="true or false")] = False
+    rounds: Annotated[int, Meta(ge=1, le=100, description="rounds of a comparison, 1 to 100")] = 4
+    backlog: Annotated[int, Meta(ge=0, le=10_000_000, description="envelopes to queue, 0 to 10000000")] = 0
     kill_at: Annotated[
         Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, below `seconds`")
     ] = None
@@ -101,6 +110,18 @@ def _together(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     scenario = msgspec.convert(dict(given), Scenario)
     if scenario.kill_at is not None and scenario.kill_at >= scenario.seconds:
         yield "kill_at", f"{scenario.kill_at} is not before the end", f"Choose less than {scenario.seconds} seconds"
+    if scenario.nodes not in SIZES:
+        yield "nodes", f"a cell of {scenario.nodes} nodes", "Choose 1, 3 or 5"
+    elif scenario.kill_at is not None:
+        alone = scenario.nodes == 1
+        if alone and not scenario.restart:
+            yield "restart", "the only node would stay dead", "Let it come back, or choose 3 nodes"
+        if scenario.kill != "leader" and (alone or scenario.kill not in ("follower", *node_names(scenario.nodes))):
+            yield "kill", f"a cell of {scenario.nodes} has no {scenario.kill}", "Choose leader, or more nodes"
+    if scenario.versus and scenario.nodes == 1:
+        yield "nodes", "a cell of one against a cell of one", "Choose 3 or 5"
+    if scenario.kill_at is not None and (scenario.versus or scenario.backlog):
+        yield "kill_at", "has no meaning for this scenario", "Leave it out"
     if scenario.generators > scenario.recipients:
         yield "generators", "more than recipients", f"Choose at most {scenario.recipients}"
     if scenario.rate * (scenario.seconds + scenario.warm_up) < 1:

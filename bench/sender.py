@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import resource
+import sys
 import time
+from array import array
 
 from bench.accounts import Latencies
 from bench.device import Device, Net
@@ -36,6 +38,7 @@ class Sender:
         self.published = False
         self.start_ns = 0
         self.codes = bytearray(self.schedule.total)
+        self.acked_ns = array("q", bytes(8 * self.schedule.total))
         self.latencies = Latencies()
         self.resubmitted = self.late_us_max = 0
         self._answered = self._accepted = 0
@@ -120,6 +123,7 @@ class Sender:
             return
         sequence, _ = self._unanswered.pop(item.id)
         self.codes[sequence] = item.code
+        self.acked_ns[sequence] = now_ns
         self._answered += 1
         if item.code < wire.Code.STALE:
             self._accepted += 1
@@ -134,8 +138,11 @@ class Sender:
     def result(self) -> Sent:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         user_s, system_s = usage.ru_utime - self._usage[0], usage.ru_stime - self._usage[1]
+        if sys.byteorder == "big":
+            self.acked_ns.byteswap()
         return Sent(
             codes=bytes(self.codes),
+            acked_ns=self.acked_ns.tobytes(),
             latencies=self.latencies.encoded(),
             resubmitted=self.resubmitted,
             late_us_max=self.late_us_max,
@@ -158,7 +165,7 @@ class Worker:
 
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Send):
-            self._sender = sender = Sender(order, Net(self.process.hub, order.plan.endpoint, order.plan.seed))
+            self._sender = sender = Sender(order, Net(self.process.hub, order.plan.endpoints, order.plan.seed))
             self.process.report(lambda: sender.published, sender.progress)
         elif isinstance(order, Go) and self._sender is not None:
             self._sender.go(order.start_ns)

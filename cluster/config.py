@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import NODEFAULT, Struct
 
-from cluster.config_files import Finding, check_data, check_identity, check_root, check_secrets
+from cluster.config_files import Finding, check_data, check_identity, check_nodes, check_root, check_secrets
 from cluster.config_keys import (
     SECTIONS, Address, Digest, LimitsSection, ListenSection, LogSection, NodeSection, PathsSection,
 )  # fmt: skip
@@ -62,6 +62,7 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
         findings += check_identity(node, paths, listen, root, now_ms)
     if root is not None:
         root = _rerouted(root, routes, findings)
+        findings += check_nodes(root, "routes" if routes else "paths.root")
     if findings or root is None:
         raise ConfigError(str(path), findings)
     return NodeConfig(path, **sections, root=root)

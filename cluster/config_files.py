@@ -82,6 +82,7 @@ def check_identity(
         findings.append(("node.cell", f"{node.cell} is not a cell of region {node.region}", remedy))
     elif root and (listed := _listed(node, root, findings)) and listen:
         findings += _check_listed(listed, listen)
+        findings += _check_neighbours(node, root, listen)
     findings += _check_certificate(node, paths, root, now_ms)
     return findings
 
@@ -116,6 +117,39 @@ def _check_listed(listed: RootNode, listen: ListenSection) -> Iterator[Finding]:
     if listen.tls and listen.clients and plain:
         remedy = "Set tls = false (loopback only), or have the root document say wss://"
         yield "listen.tls", f"the root document sends clients to {plain[0]}, without TLS", remedy
+
+
+def check_nodes(root: Root, where: str) -> Iterator[Finding]:
+    """Every node of the root has a name of its own in its cell, and addresses that lead to nobody else. (One that stood
+    there twice would count twice in a majority.) `where` is what the addresses come from."""
+    remedy = "Give each node its own"
+    owners: dict[str, str] = {}
+    for region in root.payload.regions:
+        for cell in region.cells:
+            names = [entry.name for entry in cell.nodes]
+            for name in sorted({name for name in names if names.count(name) > 1}):
+                what = f"node {cell.name}/{name} stands in the root document {names.count(name)} times"
+                yield "paths.root", what, "Have each node named once, and the root document signed again"
+            for entry in cell.nodes:
+                own = f"{cell.name}/{entry.name}"
+                for address in dict.fromkeys((entry.link, *entry.clients)):
+                    if (other := owners.setdefault(address, own)) != own:
+                        yield where, f"{address} is the address of {own} and of {other}", remedy
+
+
+def _check_neighbours(node: NodeSection, root: Root, listen: ListenSection) -> Iterator[Finding]:
+    """An address on which this node listens must not be another's: on one machine only one of them would start."""
+    others = {
+        address: f"{cell.name}/{entry.name}"
+        for region in root.payload.regions
+        for cell in region.cells
+        for entry in cell.nodes
+        if (cell.name, entry.name) != (node.cell, node.name)
+        for address in (entry.link, *(url.partition("://")[2] for url in entry.clients))
+    }
+    for key in ("clients", "links", "admin"):
+        if (address := getattr(listen, key)) is not None and (other := others.get(str(address))):
+            yield f"listen.{key}", f"{address} is the address of node {other}", "Use another port"
 
 
 def _check_certificate(node: NodeSection, paths: PathsSection, root: Root | None, now_ms: int) -> list[Finding]:

@@ -78,13 +78,15 @@ class PathsSection(Struct, frozen=True):
 
 
 class ListenSection(Struct, frozen=True):
-    """Addresses. `links_advertised` is what the root document says other cells dial, where that is not `links`."""
+    """Addresses. `links_advertised` is what the root document says other nodes dial, where that is not `links`;
+    `control` is the Unix socket on which this node takes orders about its cell."""
 
     links: Address
     admin: Address
     clients: Address | None = None
     tls: bool = True
     unix: Path | None = None
+    control: Path | None = None
     links_advertised: Address | None = None
 
 

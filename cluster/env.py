@@ -1,4 +1,4 @@
-"""The real world: clock, randomness, network and disk of a process (relay.ports.Env).
+"""The real world: clock, randomness, network and disk of a process (NodeEnv, of which relay.ports.Env is a part).
 
 System errors are translated here, once: what an operator can mend becomes an OperatorError that says how.
 """
@@ -12,13 +12,19 @@ import secrets
 import stat
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from random import SystemRandom
+from typing import Protocol
 
 import trio
 
+from cluster.directory.seen import Seen, open_seen
 from relay.errors import OperatorError
+from relay.journal import files
+from relay.journal.api import LogStore, Meta, StoreEnv
+from relay.journal.portal import Portal
+from relay.journal.store import open_store
 
 _REASONS = {
     errno.EADDRINUSE: ("the port is in use", "Stop what listens there, or choose another port under [listen]"),
@@ -29,6 +35,14 @@ _REASONS = {
 _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # of Linux; macOS counts sleep in the other
 _OTHER_FILES = 256  # open files beside clients: links, the admin face, refusals, the store
 _UNIX_PATH = 107  # bytes that Linux takes for the path of a Unix socket (unix(7)), less the closing zero
+
+
+class NodeEnv(StoreEnv, Protocol):
+    """Everything around a node that is not deterministic."""
+
+    def open_seen(self, file: Path) -> AbstractAsyncContextManager[Seen]:
+        """The directory's memory in `file`, made if missing. Raises StoreLocked, StoreForeign, StoreDamaged,
+        DiskFailed."""
 
 
 class RealClock:
@@ -45,9 +59,11 @@ class RealClock:
 
 
 class RealEnv:
-    """relay.ports.Env on the machine it runs on. trio sets TCP_NODELAY on every stream that it makes."""
+    """NodeEnv on the machine it runs on. trio sets TCP_NODELAY on every stream that it makes. Only what opens stores
+    needs a portal."""
 
-    def __init__(self) -> None:
+    def __init__(self, portal: Portal | None = None) -> None:
+        self._portal = portal
         self._clock = RealClock()
         self._random = SystemRandom()
 
@@ -77,7 +93,7 @@ class RealEnv:
 
     async def listen_unix(self, path: Path) -> Sequence[trio.SocketListener]:
         """A Unix-socket listener, mode 0600; a stale socket file is replaced. Raises OperatorError."""
-        if len(os.fsencode(path)) + len(_unique("")) > _UNIX_PATH:
+        if not socket_fits(path):
             raise OperatorError(f"cannot listen on {path}: the path is too long", "Choose a shorter one")
         await _check_free(path)
         return [await _bind_unix(path)]
@@ -93,6 +109,45 @@ class RealEnv:
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             raise OperatorError(f"{path} may not be read and written", "Give it to the user that runs the node")
         return path
+
+    async def open_store(self, directory: Path, fresh: Meta) -> LogStore:
+        """As relay.journal.api.StoreEnv says."""
+        assert self._portal is not None, "stores are opened in a portal"
+        return await open_store(self._portal, self.data_dir(directory) / files.STORE_FILE, fresh)
+
+    def open_seen(self, file: Path) -> AbstractAsyncContextManager[Seen]:
+        """As NodeEnv says."""
+        assert self._portal is not None, "stores are opened in a portal"
+        return open_seen(file, self._portal, self.random_bytes(32))
+
+    def store_exists(self, directory: Path) -> bool:
+        """Was a store ever made here?"""
+        return files.store_exists(directory)
+
+    def set_aside(self, directory: Path, store: bytes) -> None:
+        """Move a closed store that must not be used again to `quarantine`. Raises DiskFailed."""
+        files.set_aside(directory, store, self._clock.wall_ms())
+
+    def bootstrap(self, directory: Path) -> bool:
+        """Is this the node that starts its cell's log?"""
+        return files.bootstrap(directory)
+
+    def was_removed(self, directory: Path) -> bool:
+        """As StoreEnv says."""
+        return files.was_removed(directory)
+
+    def keep_out(self, directory: Path) -> None:
+        """As StoreEnv says."""
+        files.keep_out(directory)
+
+    def bootstrapped(self, directory: Path) -> None:
+        """The log was started. Raises DiskFailed."""
+        files.bootstrapped(directory)
+
+
+def socket_fits(path: Path) -> bool:
+    """Whether the path of a Unix socket is short enough, with what it is called while it is made."""
+    return len(os.fsencode(path)) + len(_unique("")) <= _UNIX_PATH
 
 
 def clients_that_fit(wanted: int) -> int:

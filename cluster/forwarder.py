@@ -19,13 +19,14 @@ from relay.core.wire import Code
 from relay.delivery import Delivery
 from relay.errors import Overloaded, PeerError, ProtocolError, Refused, StoreDamaged
 from relay.intake import Intake
-from relay.limits import LINK_DEADLINE_S, MAX_BATCH, MAX_HANDOVER
+from relay.limits import KIB, LINK_DEADLINE_S, MAX_BATCH, MAX_HANDOVER
 from relay.observe.metrics import Metrics
 from relay.ports import Env, Journal
 
 _log = structlog.get_logger("cluster.forwarder")
 _RETRY_S = 0.5  # seconds, jittered up to twice that, before a batch that was not answered goes out again
 _TROUBLE_S = 30.0  # the same after the peer misbehaved
+_SMALL = 16 * KIB  # bytes of envelopes that are tried together whatever happened, and more if the first one is larger
 
 
 class Forwarders:
@@ -50,35 +51,46 @@ class Forwarders:
         self._new.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                self._new = trio.Event()
-                for cell in list(self._delivery.room.state.outboxes):
-                    if cell not in self._grew:
-                        self._grew[cell] = trio.Event()
-                        nursery.start_soon(self._forward, cell)
-                await self._new.wait()
+        """Until cancelled; forwards while this node speaks for its cell."""
+        while True:
+            await self._journal.leadership(True)
+            self._grew.clear()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._forward_all, nursery)
+                await self._journal.leadership(False)
+                nursery.cancel_scope.cancel()
+
+    async def _forward_all(self, nursery: trio.Nursery) -> None:
+        while True:
+            self._new = trio.Event()
+            for cell in list(self._delivery.room.state.outboxes):
+                if cell not in self._grew:
+                    self._grew[cell] = trio.Event()
+                    nursery.start_soon(self._forward, cell)
+            await self._new.wait()
 
     async def _forward(self, cell: str) -> None:
         outbox = self._delivery.room.state.outboxes[cell]
+        size = MAX_HANDOVER
         while True:
             self._grew[cell] = trio.Event()
             if outbox.done == outbox.last:
                 await self._grew[cell].wait()
                 continue
             try:
-                await self._hand_over(cell, outbox)
+                await self._hand_over(cell, outbox, size)
+                size = min(2 * size, MAX_HANDOVER)
             except (Refused, Overloaded):
+                size = max(size // 2, _SMALL)  # a slow line carries in parts what it does not carry at once
                 await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
             except (PeerError, ProtocolError, StoreDamaged) as error:
                 # Loud, and for this cell alone: everybody else is served on.
                 _log.error("hand_over_stopped", cell=cell, text=error.text, remedy=error.remedy)
                 await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
 
-    async def _hand_over(self, cell: str, outbox: Outbox) -> None:
+    async def _hand_over(self, cell: str, outbox: Outbox, size: int) -> None:
         done = outbox.done  # once: an answer that comes late may be recorded while we read
-        batch = reading.outbox_batch(outbox, done, MAX_BATCH, MAX_HANDOVER)
+        batch = reading.outbox_batch(outbox, done, MAX_BATCH, size)
         items = tuple([await self._item(cell, item) for _, item in batch])
         request = linkwire.HandOver(self._journal.log_id, done, done + 1, items)
         answer = await self._links.request(cell, request, LINK_DEADLINE_S)
@@ -114,14 +126,15 @@ class Forwarders:
     async def _item(self, cell: str, item: OutItem) -> linkwire.HandItem:
         """What goes over the border: the envelope, or the roster head with the part of that cell. Raises Overloaded
         where the record moved while we read: look again."""
-        source = item.source
-        if source is None:
+        if item.source is None:
             return linkwire.HandItem(records.HANDIN_VOID, b"", b"")
+        sources = self._delivery.room.state.sources
+        source = sources.find(item.source)
         try:
-            block = await self._journal.read(source.index)
+            block = await self._journal.read(source.index) if source else None
         except LookupError:
             block = None
-        if block is None or block.index != source.index:
+        if block is None or source is None or sources.find(item.source) != source:
             raise Overloaded("a record was carried while it was read")
         record = reading.record_of(block, source)
         if isinstance(record, records.Roster):

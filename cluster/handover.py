@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 import structlog
@@ -25,6 +26,7 @@ from relay.limits import LINK_DEADLINE_S, MAX_HANDOVER
 from relay.office import Office
 
 _log = structlog.get_logger("cluster.handover")
+_EPHEMERAL_S = 2.0  # seconds for what is off the log to get anywhere
 
 
 class Reception:
@@ -44,7 +46,9 @@ class Reception:
             case linkwire.LookUp():
                 return await self._directory.answer(peer, message)
             case linkwire.EphemeralTo():
-                self._office.deliver_ephemeral(message.user, message.from_user, message.from_device, message.payload)
+                await self._office.ephemeral_here(
+                    message.user, message.from_user, message.from_device, message.payload
+                )
                 return linkwire.Done()
             case _:
                 raise PeerError(f"{peer.cell} asked for {type(message).__name__}, which is not served here")
@@ -145,14 +149,21 @@ def _answer(origin: Origin, first: int, last: int) -> linkwire.HandOverAnswer:
 class LinksAbroad:
     """relay.ports.Abroad over the links: at once, or not at all."""
 
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: Links, own_cell: str) -> None:
         self._links = links
+        self._own = own_cell
 
     async def ephemeral(self, cell: str, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:
         """See relay.ports.Abroad."""
-        if not self._links.connected(cell):
-            return
-        try:
-            await self._links.request(cell, linkwire.EphemeralTo(user, from_user, from_device, payload), 2.0)
-        except (Refused, PeerError):
-            return
+        if cell == self._own:
+            async with trio.open_nursery() as nursery:
+                for node in self._links.peers():
+                    message = linkwire.CellEphemeral(user, from_user, from_device, payload)
+                    nursery.start_soon(self._try, self._links.ask, node, message)
+        elif self._links.connected(cell):
+            await self._try(self._links.request, cell, linkwire.EphemeralTo(user, from_user, from_device, payload))
+
+    @staticmethod
+    async def _try(ask: Callable[..., Awaitable[object]], where: str, message: linkwire.Request) -> None:
+        with suppress(Refused, PeerError):
+            await ask(where, message, _EPHEMERAL_S)

@@ -1,10 +1,12 @@
-"""The composition root: one node of one cell, from its config to its last checkpoint."""
+"""The composition root: one node of one cell, from its config to its last checkpoint.
+
+Links come up first, since a node may need its cell to start; then the log, the fold over it, and last the gateway."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +15,18 @@ import trio
 
 from cluster.config import NodeConfig
 from cluster.config_keys import Address
+from cluster.control import CellControl, cell_pages
+from cluster.control.views import control_of
 from cluster.core.linkwire import federation_id
 from cluster.directory.federation import FederationDirectory
-from cluster.directory.seen import open_seen
-from cluster.env import RealEnv, clients_that_fit
+from cluster.env import NodeEnv, RealEnv, clients_that_fit
 from cluster.forwarder import Forwarders
 from cluster.handover import LinksAbroad, Reception
+from cluster.journal import RaftJournal, Rejoin, StoreSetAside, open_raft
+from cluster.journal.cell import majority_of
 from cluster.links import Links
 from cluster.pki import NodeCredentials
+from cluster.switchboard import Switchboard
 from relay.core import records
 from relay.core.mailroom import Mailroom
 from relay.core.mailroom.state import FOLD_VERSION
@@ -33,10 +39,11 @@ from relay.gateway.server import Entrance, Gateway
 from relay.intake import Intake
 from relay.journal.database import found_in
 from relay.journal.guard import ResidencyGuard
-from relay.journal.portal import Portal, open_portal
-from relay.journal.rows import STORE_FILE
+from relay.journal.portal import open_portal
+from relay.journal.files import STORE_FILE
+from relay.journal.scrub import Scrubber
 from relay.journal.seal import StorageRing
-from relay.journal.solo import open_solo
+from relay.journal.solo import SoloJournal, open_solo
 from relay.observe.admin import serve_admin
 from relay.observe.metrics import Metrics
 from relay.office import Office
@@ -44,10 +51,14 @@ from relay.ports import Env, Journal
 from relay.steward import Steward
 
 _log = structlog.get_logger("cluster.node")
+OwnJournal = RaftJournal | SoloJournal
 DIRECTORY_FILE = "directory.sqlite"  # in the data directory, beside the store
 _REPLAY_S = 600.0  # seconds for what follows the checkpoint to be applied; the checkpoint bounds how much that is
 _AGAIN_S = 1.0  # seconds after which a signal is a second one: Ctrl-C may reach a node twice, by terminal and parent
 _SAVE_S = 30.0  # seconds for the last checkpoint of a stopping node
+_RETIRE_S = 2.0  # seconds for another node to take over the leadership of a stopping one
+_SET_ASIDE = 3  # stores in a row; one is damaged by chance, not three before the node ever served
+_LIVES_S = 1.0  # seconds between two lives of a node whose store was replaced
 
 
 @dataclass(frozen=True)
@@ -67,26 +78,60 @@ class OwnUsers:
         return known.chain[after:] if known else []
 
 
+@dataclass(frozen=True)
+class Kit:
+    """What a node runs on beside its config: the world, its keys. The simulator brings its own."""
+
+    env: NodeEnv
+    credentials: NodeCredentials
+    ring: StorageRing
+
+
+class Stop:
+    """How a node is asked to stop: once to drain, once more to end at once."""
+
+    def __init__(self) -> None:
+        self.asked = trio.Event()
+        self._at_once = False
+        self._parts = trio.CancelScope()
+
+    def ask(self) -> None:
+        """Drain; or, if that was asked for before, end at once."""
+        if self.asked.is_set():
+            self._at_once = True
+            self._parts.cancel()
+        self.asked.set()
+        _log.info("stopping", at_once=self._at_once)
+
+    def parts(self) -> trio.CancelScope:
+        """The scope of one life of the node: everything but the last checkpoint."""
+        self._parts = trio.CancelScope()
+        if self._at_once:
+            self._parts.cancel()
+        return self._parts
+
+
 class Node:
-    """The parts of a running node, wired. `run` starts them in the order in which they need each other."""
+    """The parts of a running node, wired. `serve` starts them in the order in which they need each other."""
 
     def __init__(
-        self, config: NodeConfig, env: Env, journal: Journal, room: Mailroom, credentials: NodeCredentials,
-        directory: FederationDirectory, links: Links, metrics: Metrics, delivery: Delivery,
+        self, config: NodeConfig, kit: Kit, journal: OwnJournal, room: Mailroom, directory: FederationDirectory,
+        links: Links, metrics: Metrics, delivery: Delivery, switchboard: Switchboard,
     ) -> None:
-        own = config.node
+        own, env = config.node, kit.env
         identity = Identity(own.region, own.cell, own.name, journal.log_id)
         self._config = config
-        self._env = env
+        self._kit = kit
         self._journal = journal
-        self._credentials = credentials
-        self._links = links
         self._directory = directory
         self._metrics = metrics
         self._delivery = delivery
+        self._switchboard = switchboard
         self._intake = Intake(journal, metrics)
-        self._steward = Steward(journal, delivery, self._intake, metrics)
-        abroad = LinksAbroad(links)
+        self.steward = Steward(journal, delivery, self._intake, metrics)
+        self._scrubber = Scrubber(journal.disk, metrics)
+        journal.disk.renew_checkpoint = self.steward.renew
+        abroad = LinksAbroad(links, own.cell)
         self._office = Office(identity, config.root, delivery, self._intake, directory, abroad, metrics)
         self._reception = Reception(delivery, self._intake, self._office, directory)
         self._forwarders = Forwarders(journal, delivery, self._intake, links, metrics, env)
@@ -95,64 +140,55 @@ class Node:
             self._office, env, metrics, max_connections=_room(limits.connections), drain_s=limits.drain_s,
             bounds=Bounds(handshake_s=limits.handshake_s, idle_s=limits.idle_s),
         )
-        self._why_not_ready: str | None = "starting"
-        self._parts = trio.CancelScope()  # everything but the watch for signals and the last checkpoint
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until SIGTERM or SIGINT, then drain and save a checkpoint; a second signal ends the draining, one while
-        starting the start. Raises PosthouseError, in a group."""
-        async with trio.open_nursery() as watch:
-            await watch.start(self._stop_on_signal)
-            with self._parts:
-                await self._serve(task_status)
-            with trio.move_on_after(_SAVE_S) as scope:
-                scope.shield = True
-                await self._steward.save()
-            watch.cancel_scope.cancel()
-        _log.info("stopped", tip=self._journal.tip)
-
-    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
-        """Start all parts, and end them in the order in which nothing acknowledged needs them any more."""
-        listen = self._config.listen
-        admin = await self._listen("admin", listen.admin)
-        links = await self._listen("links", listen.links)
-        entrances = await self._entrances()
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve_admin, admin, self._metrics, lambda: self._why_not_ready)
+    async def serve(self, stop: Stop, say: Callable[[str | None], None]) -> None:
+        """Serve until asked to stop, then drain. `say` is told why the node is not ready, or None."""
+        async with self._entrances() as entrances, trio.open_nursery() as nursery:
             nursery.start_soon(self._directory.failed)
             nursery.start_soon(self._delivery.run)
+            say("waiting for a majority of the cell")
+            await self._meet_the_cell()
+            say("applying the log")
             await self._catch_up()
-            if self._journal.tip == 0:
-                self._intake.offer([records.encode_record(records.FoldVersion(FOLD_VERSION))])  # rule 10
             nursery.start_soon(self._intake.run)
-            nursery.start_soon(self._steward.run)
-            await nursery.start(self._links.run, links, self._reception)
+            nursery.start_soon(self.steward.run)
+            nursery.start_soon(self._scrubber.run)
+            self._switchboard.office, self._switchboard.reception = self._office, self._reception
             nursery.start_soon(self._forwarders.run)
-            self._why_not_ready = None
+            say(None)
             _log.info("ready", tip=self._journal.tip)
-            task_status.started()
+            nursery.start_soon(self._drain_when_asked, stop)
             await self._gateway.run(entrances)
-            self._why_not_ready = "stopping"
+            say("stopping")
             nursery.cancel_scope.cancel()
 
-    async def _listen(self, key: str, where: Address | Path) -> list[trio.abc.Listener[trio.abc.Stream]]:
-        """Listeners where [listen] `key` says. Raises OperatorError, which names the key."""
-        try:
-            if isinstance(where, Path):
-                return list(await self._env.listen_unix(where))
-            return list(await self._env.listen(where.host, where.port))
-        except OperatorError as error:
-            raise OperatorError(f"listen.{key}: {error.text}", error.remedy) from error
+    async def _drain_when_asked(self, stop: Stop) -> None:
+        await stop.asked.wait()
+        self._gateway.stop()
 
-    async def _entrances(self) -> list[Entrance]:
-        listen = self._config.listen
+    @asynccontextmanager
+    async def _entrances(self) -> AsyncIterator[list[Entrance]]:
+        """Where clients come in. Closed whatever happens: the next life of this process listens there again."""
+        listen, env = self._config.listen, self._kit.env
         entrances: list[Entrance] = []
-        if listen.clients is not None:
-            context = self._credentials.clients_server if listen.tls else None
-            entrances += [Entrance(one, context) for one in await self._listen("clients", listen.clients)]
-        if listen.unix is not None:
-            entrances += [Entrance(one) for one in await self._listen("unix", listen.unix)]
-        return entrances
+        async with AsyncExitStack() as stack:
+            for key, where, encrypted in (("clients", listen.clients, listen.tls), ("unix", listen.unix, False)):
+                listeners = await listen_at(env, key, where) if where is not None else []
+                context = self._kit.credentials.clients_server if encrypted else None
+                entrances += [Entrance(await stack.enter_async_context(one), context) for one in listeners]
+            yield entrances
+
+    async def _meet_the_cell(self) -> None:
+        """Everything that was committed before this is committed here, too, when a block of our own is: only then can
+        this node speak for the cell. The first block of a log says which rules it follows (rule 10)."""
+        journal = self._journal
+        if isinstance(journal, RaftJournal):
+            opening = records.FoldVersion(FOLD_VERSION) if journal.is_new else records.Tick()
+            await journal.append([records.encode_record(opening)])
+            nodes = self._config.root.cell(self._config.node.cell)
+            await journal.voters(majority_of([one.name for one in nodes.nodes] if nodes else []))
+        elif journal.tip == 0:
+            await journal.append([records.encode_record(records.FoldVersion(FOLD_VERSION))])
 
     async def _catch_up(self) -> None:
         """Serve nobody before every block that was committed earlier is applied."""
@@ -162,18 +198,6 @@ class Node:
         if self._delivery.room.state.index < tip:
             raise StoreError(f"the log could not be applied within {_REPLAY_S:.0f} s", "Look at the disk and its load")
 
-    async def _stop_on_signal(self, task_status: trio.TaskStatus[None]) -> None:
-        asked = 0.0
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            task_status.started()
-            async for _ in signals:
-                if self._why_not_ready is None:
-                    asked, self._why_not_ready = trio.current_time(), "stopping"
-                    self._gateway.stop()
-                elif trio.current_time() - asked >= _AGAIN_S:
-                    self._parts.cancel()
-                _log.info("stopping", at_once=self._parts.cancel_called)
-
 
 def _room(connections: int) -> int:
     room = clients_that_fit(connections)
@@ -181,6 +205,16 @@ def _room(connections: int) -> int:
         remedy = "raise the limit of open files (ulimit -n)"
         _log.warning("connections_lowered", wanted=connections, room=room, remedy=remedy)
     return room
+
+
+async def listen_at(env: Env, key: str, where: Address | Path) -> list[trio.abc.Listener[trio.abc.Stream]]:
+    """Listeners where [listen] `key` says. Raises OperatorError, which names the key."""
+    try:
+        if isinstance(where, Path):
+            return list(await env.listen_unix(where))
+        return list(await env.listen(where.host, where.port))
+    except OperatorError as error:
+        raise OperatorError(f"listen.{key}: {error.text}", error.remedy) from error
 
 
 async def load_mailroom(journal: Journal, cell: str) -> Mailroom:
@@ -201,36 +235,159 @@ def check_data(directory: Path) -> None:
 
 
 @asynccontextmanager
-async def open_node(config: NodeConfig, env: Env, portal: Portal) -> AsyncIterator[Node]:
-    """Open the stores and wire a node. Raises PosthouseError."""
-    own, paths, root = config.node, config.paths, config.root
-    credentials = NodeCredentials.load(paths.certificate, paths.private_key, root)
-    ring = StorageRing.load(paths.storage_key)
-    guard = ResidencyGuard(own.region, own.cell, root)
-    check_data(paths.data)
-    async with open_solo(
-        paths.data, env=env, ring=ring, residency=guard, cell=own.cell, federation=federation_id(root), portal=portal
-    ) as journal:
-        metrics = Metrics()
-        with found_in(paths.data / STORE_FILE):
-            room = await load_mailroom(journal, own.cell)
-        delivery = Delivery(journal, room, metrics, env.clock)
-        links = Links(env, root, credentials.peer, credentials, metrics)
-        async with open_seen(paths.data / DIRECTORY_FILE, portal, env.random_bytes(32)) as seen:
-            directory = FederationDirectory(root, own.cell, OwnUsers(delivery), links, env, seen)
-            yield Node(config, env, journal, room, credentials, directory, links, metrics, delivery)
+async def _open_journal(
+    config: NodeConfig, kit: Kit, links: Links, switchboard: Switchboard
+) -> AsyncIterator[OwnJournal]:
+    """The journal of a cell of one, or of a replicated cell, running."""
+    own, paths, root, env = config.node, config.paths, config.root, kit.env
+    guard, federation = ResidencyGuard(own.region, own.cell, root), federation_id(root)
+    listed = root.cell(own.cell)
+    nodes = [node.name for node in listed.nodes] if listed else []
+    if len(nodes) <= 1:
+        check_data(paths.data)
+        async with open_solo(
+            paths.data, env=env, ring=kit.ring, residency=guard, cell=own.cell, federation=federation
+        ) as solo:
+            yield solo
+        return
+    async with open_raft(
+        paths.data, env=env, ring=kit.ring, residency=guard, cell=own.cell, federation=federation, node=own.name,
+        nodes=nodes, links=links,
+    ) as cell:
+        switchboard.cell = cell
+        async with trio.open_nursery() as nursery:  # within: its writer ends before the store is closed
+            nursery.start_soon(cell.run)
+            yield cell.journal
+            nursery.cancel_scope.cancel()
 
 
-async def run_node(config: NodeConfig) -> None:
-    """Run a node until SIGTERM or SIGINT. Raises PosthouseError (the first, where several parts failed at once)."""
-    try:
-        async with open_portal() as portal, open_node(config, RealEnv(), portal) as node:
-            await node.run()
-    except BaseExceptionGroup as group:
-        ours = group.subgroup(PosthouseError)
-        while ours is not None and isinstance(ours, BaseExceptionGroup):
-            first = ours.exceptions[0]
-            if isinstance(first, PosthouseError):
-                raise first from group
-            ours = first if isinstance(first, BaseExceptionGroup) else None
-        raise
+async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], None]) -> None:
+    """One life of a node. Raises PosthouseError, in a group; Rejoin where the next life is due."""
+    own, paths, root, env = config.node, config.paths, config.root, kit.env
+    metrics, switchboard = Metrics(), Switchboard()
+    why: list[str | None] = ["starting"]
+    control: list[CellControl | None] = [None]
+
+    def say(text: str | None) -> None:
+        why[0] = text
+        if text is None:
+            ready()
+
+    links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)
+    async with trio.open_nursery() as base:
+        await _open_faces(config, kit, base, metrics, lambda: why[0], lambda: control[0])
+        await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
+        base.start_soon(_give_up_when_asked, stop, why, base.cancel_scope)
+        say("joining the cell")
+        async with _open_journal(config, kit, links, switchboard) as journal:
+            control[0] = control_of(journal, own.cell, own.name)
+            with found_in(paths.data / STORE_FILE):
+                room = await load_mailroom(journal, own.cell)
+            delivery = Delivery(journal, room, metrics, env.clock)
+            async with env.open_seen(paths.data / DIRECTORY_FILE) as seen:
+                directory = FederationDirectory(root, own.cell, OwnUsers(delivery), links, env, seen)
+                node = Node(config, kit, journal, room, directory, links, metrics, delivery, switchboard)
+                with stop.parts():
+                    await node.serve(stop, say)
+                with trio.move_on_after(_SAVE_S) as scope:
+                    scope.shield = True
+                    await node.steward.save()
+                if isinstance(journal, RaftJournal):
+                    with trio.move_on_after(_RETIRE_S):
+                        await journal.retire()
+        _log.info("stopped", tip=journal.tip)
+        base.cancel_scope.cancel()
+
+
+async def _open_faces(
+    config: NodeConfig, kit: Kit, nursery: trio.Nursery, metrics: Metrics, ready: Callable[[], str | None],
+    control: Callable[[], CellControl | None],
+) -> None:
+    """The admin port, which shows; and the control socket, which also takes orders."""
+    listen = config.listen
+    faces = await listen_at(kit.env, "admin", listen.admin)
+    await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=False))
+    if listen.control is not None:
+        faces = await listen_at(kit.env, "control", listen.control)
+        await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=True))
+
+
+async def _give_up_when_asked(stop: Stop, why: list[str | None], scope: trio.CancelScope) -> None:
+    """Asked to stop before it ever served: there is nothing to drain."""
+    await stop.asked.wait()
+    if why[0] is not None:
+        scope.cancel()
+
+
+async def serve_node(
+    config: NodeConfig, kit: Kit, stop: Stop, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run a node until `stop`; again from its disk whenever its store was replaced. Started when it first is ready.
+    Raises PosthouseError (the first, where several parts failed at once)."""
+    told, lost = False, 0
+
+    def ready() -> None:
+        nonlocal told, lost
+        lost = 0
+        if not told:
+            told = True
+            task_status.started()
+
+    while True:
+        try:
+            await _live(config, kit, stop, ready)
+            return
+        except BaseExceptionGroup as group:
+            ours = _first_of_ours(group)
+            lost += isinstance(ours, StoreSetAside)
+            if isinstance(ours, Rejoin) and lost < _SET_ASIDE:
+                _log.warning("rejoins", text=ours.text)
+            elif isinstance(ours, Rejoin):
+                what = f"{lost} stores in a row were set aside before this node served: {ours.text}"
+                raise OperatorError(what, "Look at the disk, then start it again; they are in quarantine/") from group
+            elif ours is not None:
+                raise ours from group
+            else:
+                raise
+        await trio.sleep(_LIVES_S * (1 + kit.env.random_float()))
+
+
+def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> PosthouseError | None:
+    """The first of our own errors; one that is not Rejoin, if there is one: it ends the node."""
+    ours = group.subgroup(PosthouseError)
+    found: list[PosthouseError] = []
+
+    def collect(one: BaseException) -> None:
+        if isinstance(one, BaseExceptionGroup):
+            for inner in one.exceptions:
+                collect(inner)
+        elif isinstance(one, PosthouseError):
+            found.append(one)
+
+    if ours is not None:
+        collect(ours)
+    graver = [one for one in found if not isinstance(one, Rejoin)]
+    return next(iter(graver or found), None)
+
+
+async def run_node(config: NodeConfig, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Run a node until SIGTERM or SIGINT. Raises PosthouseError."""
+    paths = config.paths
+    async with open_portal() as portal:
+        credentials = NodeCredentials.load(paths.certificate, paths.private_key, config.root)
+        kit = Kit(RealEnv(portal), credentials, StorageRing.load(paths.storage_key))
+        stop = Stop()
+        async with trio.open_nursery() as watch:
+            await watch.start(_stop_on_signal, stop)
+            await serve_node(config, kit, stop, task_status)
+            watch.cancel_scope.cancel()
+
+
+async def _stop_on_signal(stop: Stop, task_status: trio.TaskStatus[None]) -> None:
+    asked = 0.0
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            if not stop.asked.is_set() or trio.current_time() - asked >= _AGAIN_S:
+                asked = trio.current_time()
+                stop.ask()

@@ -2,7 +2,7 @@
 
 X.509 v3 (RFC 5280) with Ed25519 keys (RFC 8410). A node's identity is one URI in its subjectAltName,
 `posthouse://region/cell-name/node`; host names and addresses stand beside it for the clients' wss. Whom a certificate
-may speak for is decided in `identify`, by the authority that the root names for the *claimed* region, and by nothing
+may speak for is decided in `admit`, by the authority that the root names for the *claimed* region, and by nothing
 else: a context that trusts several authorities must not let one region's vouch for another's node.
 """
 
@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -129,26 +130,45 @@ def _private_key(pem: bytes, what: str) -> Ed25519PrivateKey:
 
 
 # --- whom a certificate speaks for ---------------------------------------------------------------
-def identify(certificate: bytes, root: Root) -> Peer:
-    """The node that a certificate (DER) proves: its URI, vouched for by the claimed region's own authority, listed in
-    the root. Dates are the TLS layer's to check. Raises PeerError."""
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who somebody says to be, and the region whose authority vouches for it ("": none that the root names)."""
+
+    peer: Peer
+    vouched_by: str
+
+
+def read_claim(certificate: bytes, root: Root) -> Claim:
+    """What a certificate (DER) claims: its URI. Dates are the TLS layer's to check. Raises PeerError."""
     try:
         cert = x509.load_der_x509_certificate(certificate)
         peer = _claimed(cert)
     except Exception as error:  # the parser has errors of many kinds; a peer's bytes must not get past them
         raise PeerError("not the certificate of a Posthouse node", "Issue it with posthouse init") from error
+    own_first = sorted(root.payload.regions, key=lambda region: region.name != peer.region)
+    return Claim(peer, next((region.name for region in own_first if _issued_by(cert, region)), ""))
+
+
+def admit(claim: Claim, root: Root) -> Peer:
+    """The node that a claim proves: vouched for by the claimed region's own authority, listed in the root. Raises
+    PeerError."""
+    peer = claim.peer
     try:
-        region = root.region(peer.region)
+        root.region(peer.region)
     except TrustError as error:
         raise PeerError(f"a certificate of an unknown region: {error.text}") from error
-    if not _issued_by(cert, region):
-        makers = [other.name for other in root.payload.regions if _issued_by(cert, other)]
-        by = f"region {makers[0]}" if makers else "nobody in this federation"
+    if claim.vouched_by != peer.region:
+        by = f"region {claim.vouched_by}" if claim.vouched_by else "nobody in this federation"
         raise PeerError(f"a certificate for {peer.cell}/{peer.node} was issued by the authority of {by}")
     cell = root.cell(peer.cell)
-    if cell is None or peer.node not in {node.name for node in cell.nodes}:
+    if cell is None or not peer.cell.startswith(f"{peer.region}/") or peer.node not in {n.name for n in cell.nodes}:
         raise PeerError(f"the root does not list {peer.cell}/{peer.node}", "Compare the root documents of both sides")
     return peer
+
+
+def identify(certificate: bytes, root: Root) -> Peer:
+    """The node that a certificate (DER) proves: `admit` of what it claims. Raises PeerError."""
+    return admit(read_claim(certificate, root), root)
 
 
 def _claimed(cert: x509.Certificate) -> Peer:
@@ -179,6 +199,7 @@ class NodeCredentials:
     """A node's certificate and key, checked against the root, as the TLS contexts that it needs (TLS 1.3 only)."""
 
     peer: Peer
+    root: Root = field(repr=False)
     links_server: ssl.SSLContext = field(repr=False)  # for inbound links: a client certificate is required
     clients_server: ssl.SSLContext = field(repr=False)  # for clients' wss: they prove device keys, not certificates
     _links_client: dict[str, ssl.SSLContext] = field(repr=False)
@@ -199,6 +220,7 @@ class NodeCredentials:
         authorities = {region.name: region.authority for region in root.payload.regions}
         return cls(
             peer=peer,
+            root=root,
             links_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, list(authorities.values())),
             clients_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, []),
             _links_client={
@@ -212,6 +234,19 @@ class NodeCredentials:
             return self._links_client[region]
         except KeyError:
             raise PeerError(f"the root has no authority for region {region!r}", "Check the root document") from None
+
+    async def secure_client(self, transport: trio.abc.Stream, region: str) -> tuple[trio.abc.Stream, Claim]:
+        """TLS towards a cell of `region`, and who is there. See cluster.links.secure.Security."""
+        return await self._shake(trio.SSLStream(transport, self.links_client(region)))
+
+    async def secure_server(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, Claim]:
+        """TLS towards who dialled, and who that is. See cluster.links.secure.Security."""
+        return await self._shake(trio.SSLStream(transport, self.links_server, server_side=True))
+
+    async def _shake(self, stream: trio.SSLStream[trio.abc.Stream]) -> tuple[trio.abc.Stream, Claim]:
+        await stream.do_handshake()
+        certificate: bytes | None = stream.getpeercert(binary_form=True)
+        return stream, read_claim(certificate or b"", self.root)
 
 
 def _read(path: Path, *, private: bool = False) -> bytes:

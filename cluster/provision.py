@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from nacl.signing import SigningKey
 
@@ -19,12 +20,15 @@ from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, 
 from relay.errors import OperatorError
 from relay.limits import DAY
 
+BOOTSTRAP: Final = "bootstrap"  # an empty file in the data directory of the node that is to make its cell's log
+SIZES: Final = (1, 3, 5)  # nodes of a cell
 ROOT_LIFETIME = 365 * DAY  # ms; a root that nobody renews must end some day, or a revoked key would live for ever
 
 
 @dataclass(frozen=True)
 class Place:
-    """A node to be: who it is, what it listens on, and the addresses by which others know it."""
+    """A node to be: who it is, what it listens on (`control`: a path beside its config, or none), and the addresses by
+    which others know it."""
 
     region: str
     links: Address
@@ -32,6 +36,7 @@ class Place:
     admin: Address
     tls: bool = True
     node: str = "n1"
+    control: str = ""
     links_advertised: Address | None = None
     clients_advertised: Address | None = None
 
@@ -65,10 +70,32 @@ def new_region_keys(region: str, secrets: Path, now_ms: int) -> RegionKeys:
     return RegionKeys(authority, authority_key, registrar)
 
 
-def region_entry(place: Place, keys: RegionKeys) -> RootRegion:
-    """What the root document says of the region."""
-    cell = RootCell(place.cell, (place.entry(),))
-    return RootRegion(place.region, keys.authority, bytes(keys.registrar.verify_key), (cell,))
+def check_size(nodes: int) -> None:
+    """A cell has 1, 3 or 5 nodes: an even number survives no more than the odd one below it. Raises OperatorError."""
+    if nodes not in SIZES:
+        raise OperatorError(f"a cell of {nodes} nodes", "Take 1 (development), 3 or 5")
+
+
+def node_names(nodes: int) -> tuple[str, ...]:
+    """The names of a new cell's nodes; the first one makes the log."""
+    return tuple(f"n{number}" for number in range(1, nodes + 1))
+
+
+def make_data(directory: Path, founds: bool) -> None:
+    """A node's empty data directory. `founds`: its first start makes the log of a cell of several nodes, of which all
+    others then ask to be members. Raises OperatorError."""
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise OperatorError(f"cannot make {directory}: {error.strerror}", "Check the directory's permissions") from None
+    if founds:
+        write_public(directory / BOOTSTRAP, b"")
+
+
+def region_entry(places: Sequence[Place], keys: RegionKeys) -> RootRegion:
+    """What the root document says of the region that these nodes are the first cell of."""
+    cell = RootCell(places[0].cell, tuple(place.entry() for place in places))
+    return RootRegion(places[0].region, keys.authority, bytes(keys.registrar.verify_key), (cell,))
 
 
 def new_root(
@@ -116,6 +143,8 @@ def _node_toml(place: Place, paths: Mapping[str, str], routes: Mapping[str, Addr
     if place.links_advertised and place.links_advertised != place.links:
         listen["links_advertised"] = str(place.links_advertised)
     listen["admin"] = str(place.admin)
+    if place.control:
+        listen["control"] = place.control
     tls = {"certificate": "tls/node.pem", "private_key": "tls/node.key"}
     tables: dict[str, Mapping[str, object]] = {
         "node": {"region": place.region, "cell": place.cell, "name": place.node},

@@ -8,7 +8,8 @@ it loses nothing and delays nobody (DESIGN section 8).
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import structlog
 import trio
@@ -18,9 +19,9 @@ from relay.core.block import Block
 from relay.core.frames import server_frame
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import (
-    Answered, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, SessionStarted,
+    Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, SessionStarted,
 )
-from relay.core.mailroom.state import Entry, Notice
+from relay.core.mailroom.state import Entry, Notice, Source
 from relay.core.wire import Code, Fault
 from relay.gateway.api import Line
 from relay.limits import RECENT_FRAMES, UNACKED_BYTES
@@ -77,7 +78,10 @@ class Delivery:
         self._awaited: set[bytes] = set()
         self._applied = trio.Event()
         self._frames = Frames()
-        self.applied_bytes = 0  # of records, since the start
+        self._due = False  # a checkpoint, of the state as it is
+        self._still = 0
+        self._moves = trio.Event()
+        self.checkpoint_due: Callable[..., Awaitable[None]] = no_checkpoint  # the state stands still until it started
         self.outbox_grew: Callable[[str], None] = lambda cell: None
 
     def time_ms(self) -> int:
@@ -87,14 +91,31 @@ class Delivery:
     # --- following -------------------------------------------------------------------------------
     async def run(self) -> None:
         """Apply blocks until cancelled. Raises DiskFailed or StoreDamaged: the node stops."""
-        async for block in self._journal.follow(self.room.state.index):
-            self.apply(block)
+        async with trio.open_nursery() as nursery:
+            async for block in self._journal.follow(self.room.state.index):
+                while self._still:
+                    await self._moves.wait()
+                self.apply(block)
+                if self._due:
+                    self._due = False
+                    await nursery.start(self.checkpoint_due)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """The state does not change meanwhile."""
+        self._still += 1
+        self._moves = trio.Event()
+        try:
+            yield
+        finally:
+            self._still -= 1
+            if not self._still:
+                self._moves.set()
 
     def apply(self, block: Block) -> None:
         """Apply one block and act on its effects. Never waits."""
         before = self.room.admitted
         effects = self.room.apply(block)
-        self.applied_bytes += block.size
         self._metrics.admitted.inc(self.room.admitted - before)
         touched: dict[Line, list[wire.ReceiptItem]] = {}
         delivered = 0
@@ -135,6 +156,8 @@ class Delivery:
                 self._relisten(effect.user)
             case OutboxGrew():
                 self.outbox_grew(effect.cell)
+            case CheckpointDue():
+                self._due = True
         return 0
 
     def _answer(self, effect: Answered, touched: dict[Line, list[wire.ReceiptItem]]) -> None:
@@ -168,11 +191,12 @@ class Delivery:
                 continue
             if not reading.receives(self.room.state, seat.line.device, effect.address, effect.roster, entry):
                 continue
-            if entry.source.index != block.index:
+            source = self.room.state.sources.find(entry.source)
+            if source is None or source.index != block.index:
                 seat.demote()  # it waited in an older block: catch-up reads it from there
                 continue
             if not frame:
-                frame = self._frames.make(entry, block)
+                frame = self._frames.make(entry, source, block)
             count += self._push(seat, entry.position, frame, touched)
         return count
 
@@ -316,12 +340,15 @@ class Delivery:
         frame = self._frames.find(item)
         if frame is not None:
             return frame
-        index = item.source.index
+        sources = self.room.state.sources
+        source = sources.find(item.source)
+        if source is None:
+            return None
         try:
-            block = await self._journal.read(index)
+            block = await self._journal.read(source.index)
         except LookupError:
             return None
-        return self._frames.make(item, block) if item.source.index == index else None
+        return self._frames.make(item, source, block) if sources.find(item.source) == source else None
 
 
 class Frames:
@@ -335,9 +362,9 @@ class Frames:
     def find(self, entry: Entry) -> bytes | None:
         return self._kept.get(entry.position)
 
-    def make(self, entry: Entry, block: Block) -> bytes:
-        """The frame for an entry whose record lies in `block`."""
-        envelope = reading.envelope_of(reading.record_of(block, entry.source))
+    def make(self, entry: Entry, source: Source, block: Block) -> bytes:
+        """The frame for an entry whose record, `source`, lies in `block`."""
+        envelope = reading.envelope_of(reading.record_of(block, source))
         frame = server_frame(wire.encode_deliver(entry.position, envelope))
         if entry.position not in self._kept:
             self._kept[entry.position] = frame
@@ -345,6 +372,12 @@ class Frames:
         while self._bytes > RECENT_FRAMES:
             self._bytes -= len(self._kept.popitem(last=False)[1])
         return frame
+
+
+async def no_checkpoint(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Nobody saves any."""
+    await trio.lowlevel.checkpoint()
+    task_status.started()
 
 
 def send_receipt(line: Line, items: Sequence[wire.ReceiptItem]) -> None:

@@ -23,7 +23,8 @@ MAX_FRAME: Final = 1 * MIB  # bytes of one WebSocket message, checked before it 
 MAX_BATCH: Final = 256  # envelopes in one SUBMIT, hand-overs in one HANDOVER; bounds decode time per frame
 MAX_STRING: Final = 256  # characters of any string on the wire
 MAX_ARRAY: Final = 10_000  # elements of any array on the wire
-MAX_LINK_FRAME: Final = 4 * MIB  # bytes of one frame between nodes; a full hand-over batch of small envelopes fits
+MAX_LINK_FRAME: Final = 5 * MIB  # bytes of one frame between nodes; a full block fits, with what is around its records
+MAX_NOTE: Final = MAX_LINK_FRAME - 1 * KIB  # bytes that one note between the stores of a cell carries
 MAX_HANDOVER: Final = 1 * MIB  # bytes of envelopes in one hand-over batch, so that one answer never waits long
 
 # --- blocks --------------------------------------------------------------------------------------
@@ -31,7 +32,9 @@ MAX_BLOCK: Final = 4 * MIB  # bytes of records in one block; bounds one commit a
 MAX_BLOCK_RECORDS: Final = 4_096  # records in one block; below 2**SLOT_BITS with room for virtual slots
 SLOT_BITS: Final = 20  # a position is index << SLOT_BITS | slot, one signed 64-bit integer
 MAX_INTAKE: Final = 16 * MIB  # bytes waiting for the journal; past it submitters are told to retry
-CHECKPOINT_BYTES: Final = 8 * MIB  # log bytes between two checkpoints; bounds replay at start
+CHECKPOINT_BYTES: Final = 8 * MIB  # log bytes between two checkpoints at least; bounds replay at start
+CHECKPOINT_SHARE: Final = 4  # the log grows by a 4th of what a checkpoint takes: bounds replay, and what dumps cost
+CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows made and not written yet: the fold goes on once all are made
 CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this share of it is still live
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
 CARRY_BATCH: Final = 64 * KIB  # bytes of records in one CARRY; reading one of them decodes them all
@@ -42,6 +45,11 @@ MAX_CHECKPOINT_ROW: Final = 1 * MIB  # bytes of one checkpoint row; rows are wri
 RECENT_BLOCKS: Final = 16 * MIB  # bytes of the newest blocks kept in memory: followers and replay do not read the disk
 READ_BATCH: Final = 1 * MIB  # bytes of blocks that one read of the disk fetches ahead for a follower
 WAL_BYTES: Final = 4 * MIB  # bytes written to SQLite's write-ahead log before it is folded into the database file
+SCRUB_RATE: Final = 1 * MIB  # bytes a second that the scrubber reads: a few per cent of a core, and of a slow disk
+SCRUB_BATCH: Final = 16  # blocks that it reads at a time; a reader that comes then waits no longer than for another one
+SCRUB_BLOCK: Final = 4 * KIB  # bytes that each block counts for at least: opening many small ones takes time, too
+SCRUB_FIRST_S: Final = 60.0  # seconds after a start, and between two passes at least
+SCRUB_EVERY_S: Final = 3_600.0  # seconds from pass to pass: what rots is found while the other copies are still good
 DISK_DEADLINE_S: Final = 30.0  # seconds one database call may take; a disk that hangs longer has failed (rule 7)
 
 # --- per user ------------------------------------------------------------------------------------
@@ -87,6 +95,13 @@ LINK_PING_S: Final = 4.0  # seconds without a byte after which a dialer pings
 LINK_SILENCE_S: Final = 12.0  # seconds without a byte after which a link is dead (half-open, swallowed)
 LINK_BACKOFF_S: Final = 0.05  # seconds before the second dial; doubled up to LINK_BACKOFF_MAX_S, jittered
 LINK_BACKOFF_MAX_S: Final = 5.0
+LINK_WRITE: Final = 64 * KIB  # bytes of queued frames after which one write takes no more of them
+CELL_HANDSHAKE_S: Final = 3.0  # the same inside a cell, where all are near and a block waits for a majority
+CELL_PING_S: Final = 1.0
+CELL_SILENCE_S: Final = 4.0  # a full block and its like must get through a slow network in that time
+CELL_BACKOFF_MAX_S: Final = 0.5
+NOTE_BYTES: Final = 8 * MIB  # bytes of notes queued for one node; past it they are dropped, Raft sends again
+SNAPSHOT_DEADLINE_S: Final = 600.0  # seconds in which a store fetches a checkpoint from another
 MAX_EPHEMERAL: Final = 4_096  # bytes of an ephemeral payload
 
 # --- the directory -------------------------------------------------------------------------------
@@ -95,3 +110,15 @@ DIRECTORY_FRESH: Final = 60 * SECOND  # ms a foreign home record is used before 
 DIRECTORY_RETRY: Final = 2 * SECOND  # ms a failed lookup is the answer to everybody who asks the same
 DIRECTORY_CACHE: Final = 8 * MIB  # bytes of foreign home records in memory
 DIRECTORY_FAILURES: Final = 4_096  # failed lookups remembered
+
+# --- the replicated log of a cell ----------------------------------------------------------------
+RAFT_HEARTBEAT: Final = 100  # ms between two signs of life of a leader; ten may be lost before an election
+RAFT_ELECTION: Final = 1 * SECOND  # ms (at least; at most twice that) without a leader before a store asks for votes
+RAFT_APPEND: Final = 1 * MIB  # bytes of blocks in one append; the first block goes in whatever its size
+RAFT_APPEND_ENTRIES: Final = 4_096  # entries in one append; below MAX_ARRAY
+RAFT_INFLIGHT: Final = 8 * MIB  # bytes sent to one peer and not acknowledged
+RAFT_INFLIGHT_APPENDS: Final = 64  # appends sent to one peer and not acknowledged
+RAFT_TAIL: Final = 16 * MIB  # bytes of blocks that a leader holds uncommitted; past it nothing more is taken
+MAX_CELL: Final = 9  # stores of one cell: 5 voters, replacements that were added before the old ones go, learners
+MAX_INBOX: Final = 16 * MIB  # bytes of notes that wait for a store's Raft; past it they are dropped
+MAX_CLOCK_APART: Final = 10 * SECOND  # ms a leader's clock may be from the median of the voters'; then it steps down

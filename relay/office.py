@@ -9,7 +9,6 @@ import structlog
 import trio
 
 from relay.core import records, wire
-from relay.core.block import position_index
 from relay.core.codec import digest
 from relay.core.envelope import To, envelope_id, read_header
 from relay.core.frames import server_frame
@@ -89,13 +88,6 @@ class Office:
     async def start(self, line: Line, hello: wire.Hello, nonce: bytes) -> Started:
         """See relay.gateway.api.Office."""
         room, log_id = self._delivery.room, self.identity.log_id
-        same_log = hello.log_id == log_id
-        if same_log and position_index(hello.cursor) > room.state.index:
-            _log.error("rolled_back", device=line.device[:4].hex(), log=log_id.hex())
-            raise RolledBack(
-                "the device has acknowledged more than this log holds: acknowledged history is missing here",
-                "Do not go on; tell the operator that an older copy of the log is being served",
-            )
         device = room.state.devices.get(line.device)
         if device is None:
             raise AuthError("this device is no longer enrolled")
@@ -103,13 +95,19 @@ class Office:
         if not hello.receive:
             self._delivery.attach(line)
             return Started(log_id, device.cursor, 0, version, self._delivery.time_ms())
-        cursor = hello.cursor if same_log else 0
+        cursor = hello.cursor if hello.log_id == log_id else 0
         session = records.Session(line.device, self.identity.node, nonce, cursor)
         self._intake.offer([records.encode_record(session)])
         with trio.move_on_after(_APPLY_S) as scope:
             started = await self._delivery.session_started(nonce)
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the session's start in time")
+        if cursor > started.position:  # asked only now: this node may have been behind the others
+            _log.error("rolled_back", device=line.device[:4].hex(), log=log_id.hex())
+            raise RolledBack(
+                "the device has acknowledged more than this log holds: acknowledged history is missing here",
+                "Do not go on; tell the operator that an older copy of the log is being served",
+            )
         if line.device not in room.state.devices or room.state.devices[line.device].session != nonce:
             line.end(Fault.FENCED, "the device started a newer session")  # the first reason counts
             raise Refused(Fault.FENCED, "the device started a newer session")
@@ -235,13 +233,18 @@ class Office:
     async def ephemeral(self, line: Line, message: wire.Ephemeral) -> None:
         """See relay.gateway.api.Office."""
         if message.user in self._delivery.room.state.users:
-            self.deliver_ephemeral(message.user, line.user, line.device, message.payload)
+            await self.ephemeral_here(message.user, line.user, line.device, message.payload)
             return
         try:
             home = await self._directory.lookup(message.user, message.hint)
         except (Refused, TrustError):
             return  # there is no receipt for what is off the log
         await self._abroad.ephemeral(home.cell, message.user, line.user, line.device, message.payload)
+
+    async def ephemeral_here(self, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:
+        """To whoever of `user`'s devices is served by a node of this cell."""
+        self.deliver_ephemeral(user, from_user, from_device, payload)
+        await self._abroad.ephemeral(self.identity.cell, user, from_user, from_device, payload)
 
     def deliver_ephemeral(self, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:
         """To whoever of `user`'s devices is served by this node; dropped where a line is full."""

@@ -5,7 +5,7 @@ cluster implements Directory and Env (and, later, a replicated Journal); relay.j
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,9 @@ import trio
 
 from relay.core.block import Block
 from relay.core.trust import HomeRecord
+
+
+Rows = AsyncIterable[bytes] | Iterable[bytes]  # of a checkpoint, in order
 
 
 class Clock(Protocol):
@@ -68,6 +71,13 @@ class Journal(Protocol):
     def tip(self) -> int:
         """Index of the newest committed block; 0 in a new log."""
 
+    @property
+    def leads(self) -> bool:
+        """Does this node speak for its cell: forward, tick, carry? One does at a time; two for a while do no harm."""
+
+    async def leadership(self, leads: bool) -> None:
+        """Wait until `self.leads` is `leads`."""
+
     def time_ms(self) -> int:
         """The log's time, Unix ms: about what the next block is stamped with (rule 14). Never goes back."""
 
@@ -85,8 +95,9 @@ class Journal(Protocol):
     async def release(self, below: int) -> None:
         """Forget the blocks below index `below`: they are settled or carried, and below the saved checkpoint."""
 
-    async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
-        """Replace the checkpoint by `rows` (each ≤ 1 MiB), taken after applying block `index`, atomically."""
+    async def save_checkpoint(self, index: int, rows: Rows) -> None:
+        """Replace the checkpoint by `rows` (each ≤ 1 MiB), taken after applying block `index`, atomically. Some at a
+        time are held in memory."""
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
         """The last checkpoint: (index, rows), checksums verified. None in a new log."""
@@ -108,7 +119,8 @@ class Abroad(Protocol):
     """What reaches other cells at once, or not at all."""
 
     async def ephemeral(self, cell: str, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:
-        """Pass an ephemeral payload to the cell of `user`; it is dropped where the cell cannot be reached now."""
+        """Pass an ephemeral payload to the cell of `user`, or, if that is this one, to its other nodes; it is dropped
+        where they cannot be reached now."""
 
 
 class Residency(Protocol):
@@ -117,8 +129,11 @@ class Residency(Protocol):
     A fact (key of 32 bytes, value) is something it must still know when the records it was learned from are released;
     the journal keeps facts, sealed, in the transaction of the block that taught them."""
 
-    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
-        """The facts that the records teach; changes nothing. Later records may build on earlier ones of the batch.
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Sequence[tuple[bytes, bytes]]:
+        """The facts that the records teach; changes nothing. Later records may build on earlier ones of the batch, and
+        all of them on the facts `above`, oldest first: what blocks teach that are written and not committed yet.
 
         Raises ResidencyError, with the ordinal of the record, if one must not rest on this disk."""
 

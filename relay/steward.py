@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import structlog
 import trio
 
 from relay.core import records
 from relay.core.mailroom import reading
-from relay.core.mailroom.state import Source
+from relay.core.mailroom.state import Source, split_key
 from relay.delivery import Delivery
 from relay.errors import Overloaded, ResidencyError, StoreDamaged
 from relay.intake import Intake
-from relay.limits import CARRY_BATCH, CARRY_LIVE_SHARE, CARRY_STRETCH, CHECKPOINT_BYTES
+from relay.limits import CARRY_BATCH, CARRY_LIVE_SHARE, CARRY_STRETCH, CHECKPOINT_AHEAD, MAX_CHECKPOINT_ROW
 from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
@@ -32,47 +33,64 @@ class Steward:
         self._intake = intake
         self._metrics = metrics
         self._saved = delivery.room.state.index
-        self._saved_bytes = delivery.applied_bytes  # of the log, when the last checkpoint was taken
-        self._size = 0  # bytes of the last checkpoint
+        self._saving = trio.Lock()
+        delivery.checkpoint_due = self.save
         self._carry_at = 0.0  # not before this time, s of trio's clock
+        self._renew = False  # the checkpoint on the disk is no good
 
     async def run(self) -> None:
         """Until cancelled. Raises DiskFailed."""
         while True:
             await trio.sleep(_LOOK_S)
-            self._tick_if_due()
             try:
-                await self._carry_if_worth_it()
+                if self._journal.leads:
+                    self._tick_if_due()
+                    await self._carry_if_worth_it()
             except (Overloaded, StoreDamaged) as error:
                 _log.warning("carry_put_off", text=error.text)
                 self._carry_at = trio.current_time() + _PUT_OFF_S
-            # A checkpoint costs what it is large: not more often than the log grows by as much.
-            if self._delivery.applied_bytes - self._saved_bytes >= max(CHECKPOINT_BYTES, self._size):
+            if self._renew and self._delivery.room.state.index == self._saved:
+                self._tick()  # a checkpoint is of a block that is kept, and later than the one before
+            elif self._renew:
                 await self.save()
 
-    async def save(self) -> None:
-        """Save a checkpoint, then let go of the prefix that it covers and nobody needs (rule 12)."""
-        state = self._delivery.room.state
-        if state.index == self._saved:
-            return
-        index, rows, floor = state.index, self._delivery.room.checkpoint(), state.floor()
-        self._saved_bytes, self._size = self._delivery.applied_bytes, sum(map(len, rows))
-        await self._journal.save_checkpoint(index, rows)
-        self._saved = index
-        await self._journal.release(min(floor, index + 1))
-        _log.debug("checkpoint", index=index, floor=floor, rows=len(rows))
+    def renew(self) -> None:
+        """Have a new checkpoint saved soon: the one on the disk is damaged, the state in memory is not."""
+        self._renew = True
+
+    async def save(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Save a checkpoint of the state as it is, then let go of the prefix that it covers and nobody needs (rule 12).
+        Started when all rows are made: the fold goes on while they are written. Raises DiskFailed."""
+        async with self._saving:
+            state = self._delivery.room.state
+            index, floor = state.index, state.floor()
+            if index == self._saved:
+                task_status.started()
+                return
+            ahead, behind = trio.open_memory_channel[bytes](CHECKPOINT_AHEAD // MAX_CHECKPOINT_ROW)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._journal.save_checkpoint, index, behind)
+                with self._delivery.still(), ahead:
+                    for row in self._delivery.room.checkpoint():
+                        await ahead.send(row)
+                task_status.started()
+            self._saved, self._renew = index, False
+            await self._journal.release(min(floor, index + 1))
+            _log.debug("checkpoint", index=index, floor=floor)
 
     def _tick_if_due(self) -> None:
         """Rule 14: a due expiry makes a block even when nobody writes."""
         expiries = self._delivery.room.state.expiries
         if expiries and expiries[0][0] <= self._journal.time_ms():
-            try:
-                self._intake.offer([records.encode_record(records.Tick())])
-            except Overloaded:
-                return  # then the log is not idle
+            self._tick()
+
+    def _tick(self) -> None:
+        with suppress(Overloaded):  # then the log is not idle
+            self._intake.offer([records.encode_record(records.Tick())])
 
     async def _carry_if_worth_it(self) -> None:
-        """Append again what still waits in the oldest stretch of the log, when most of the stretch is settled."""
+        """Append again what still waits in the oldest stretch of the log, when most of the stretch is settled, or most
+        of the whole log: it follows what waits, not what has passed."""
         below = self._settled_stretch() if trio.current_time() >= self._carry_at else 0
         if not below:
             return
@@ -81,34 +99,38 @@ class Steward:
 
     def _settled_stretch(self) -> int:
         """The index up to which the oldest CARRY_STRETCH of the log reaches, if little of it is live; else 0."""
-        state = self._delivery.room.state
+        blocks = self._delivery.room.state.blocks
+        little = blocks.live_bytes < blocks.bytes * CARRY_LIVE_SHARE
         size = live = 0
-        for index, use in state.blocks.items():
+        for index, use in blocks:
             if index > self._saved:
                 break  # only what a checkpoint covers can go
             size, live = size + use.size, live + use.live_bytes
             if size >= CARRY_STRETCH:
-                return index + 1 if 0 < live < size * CARRY_LIVE_SHARE else 0
+                return index + 1 if live and (little or live < size * CARRY_LIVE_SHARE) else 0
         return 0
 
     async def _carry(self, batch: list[Source], below: int) -> None:
         """Raises Overloaded where it is not taken, StoreDamaged where a record cannot be read."""
-        items = []
-        for source in batch:
-            if source.refs == 0:
+        items, sources = [], self._delivery.room.state.sources
+        for key in (source.key for source in batch):
+            source = sources.find(key)
+            if source is None:
                 continue  # settled meanwhile
             block = await self._journal.read(source.index)
             record = records.encode_record(reading.record_of(block, source))
-            key_index, key_ordinal = reading.split_key(source.key)
-            items.append(records.Carried(key_index, key_ordinal, record))
+            items.append(records.Carried(*split_key(key), record))
         if not items:
             return
+
+        def lies_there(one: Source) -> bool:
+            now = sources.find(one.key)
+            return now is not None and now.index < below
+
         refused: list[ResidencyError] = []
         self._intake.offer([records.encode_record(records.Carry(tuple(items)))], refused.append)
         with trio.move_on_after(_APPLY_S) as scope:
-            await self._delivery.wait_for(
-                lambda: bool(refused) or all(source.index >= below or source.refs == 0 for source in batch)
-            )
+            await self._delivery.wait_for(lambda: bool(refused) or not any(map(lies_there, batch)))
         if refused or scope.cancelled_caught:
             raise Overloaded(refused[0].text if refused else "the journal did not take a carry in time")
         self._metrics.carried.inc(len(items))

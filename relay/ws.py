@@ -28,6 +28,8 @@ PATH: Final = "/"
 CLIENT_MAX_MESSAGE: Final = 4 * MAX_FRAME  # bytes; what wire.decode_server takes
 RECEIVE_BYTES: Final = 16 * 1024  # bytes asked of the socket at a time: few calls for a full frame, little memory
 MAX_PIECES: Final = 1024  # fragments of one message; each costs memory, however few bytes it carries
+MIN_PIECE: Final = 256  # bytes of a message for each piece past those: what a read brings counts as one, and a full TCP
+# segment has at least 536 (RFC 9293 3.7.1)
 CLOSE_S: Final = 2.0  # seconds a client waits for the other side's close frame
 
 _PROTOCOL_CODES: Final = (1002, 1007, 1009)  # what the library found wrong itself (RFC 6455 7.4.1)
@@ -98,7 +100,7 @@ class _Door(trio.abc.Stream):
         self._closed = False
         self.echoed = False  # the answer to the client's close frame went through
         self.crumbled = False  # the client cut a message into too many fragments
-        self.pieces: Callable[[], int] = lambda: 0  # fragments that the library holds
+        self.crumbs: Callable[[], int] = lambda: 0  # pieces that the library holds beyond what their bytes are worth
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._closed:
@@ -112,7 +114,7 @@ class _Door(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._closed:
             raise trio.ClosedResourceError
-        if self.pieces() > MAX_PIECES:
+        if self.crumbs() > MAX_PIECES:
             self.crumbled = True
             return b""
         return await self._read(max_bytes)
@@ -131,7 +133,8 @@ class ServerSocket:
     def __init__(self, connection: library.WebSocketConnection, door: _Door) -> None:
         self._connection = connection
         self._door = door
-        door.pieces = lambda: len(connection._message_parts)  # the library bounds their bytes, not their number
+        # The library bounds the bytes of a message, not the number of its pieces.
+        door.crumbs = lambda: len(connection._message_parts) - connection._message_size // MIN_PIECE
 
     async def receive(self) -> bytes:
         """The next binary message. Raises Closed at the end, ProtocolError for what is not one of at most MAX_FRAME."""

@@ -31,6 +31,8 @@ COMMANDS: Final = {
     "init": "cluster.cli.init:init",
     "config": "cluster.cli.nodes:config",
     "node": "cluster.cli.nodes:node",
+    "cell": "cluster.cli.cell:cell",
+    "journal": "cluster.cli.journal:journal",
     "directory": "cluster.cli.directory:directory_",
     "bench": "bench.cli:bench",
     "version": "cluster.cli.nodes:version",

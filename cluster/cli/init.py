@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -15,12 +17,13 @@ from cluster.config import load_config
 from cluster.config_keys import Address
 from cluster.local.home import Home, read_root
 from cluster.provision import (
-    Place, load_signing_key, new_region_keys, new_root, region_entry, write_node, write_public, write_secret,
+    Place, RegionKeys, check_size, load_signing_key, make_data, new_region_keys, new_root, node_names, region_entry,
+    write_node, write_public, write_secret,
 )  # fmt: skip
 from relay.client import update_root
 from relay.core.codec import Decoder, encode
 from relay.core.shapes import Name
-from relay.core.trust import Root, RootRegion, verify_root
+from relay.core.trust import Root, RootNode, RootRegion, verify_root
 from relay.errors import OperatorError, ProtocolError
 from relay.journal.seal import StorageRing
 from relay.limits import KIB
@@ -36,9 +39,11 @@ def init() -> None:
 
     \b
     1. Each operator makes a region, on a machine of their own:
-         posthouse init region norden --host relay.norden.example --dir norden
-       norden/server/ is what goes to the server, norden/secrets/ stays here,
-       and norden/norden.region goes to whoever keeps the root.
+         posthouse init region norden --dir norden \\
+           --host a.norden.example --host b.norden.example --host c.norden.example
+       norden/server-n1/, -n2/ and -n3/ are what goes to the servers,
+       norden/secrets/ stays here, and norden/norden.region goes to whoever
+       keeps the root.
     2. The root's keeper signs a root document over all regions:
          posthouse init root norden.region sauda.region --dir root
        and sends root/root.bin to every operator. Over the phone they compare
@@ -46,49 +51,165 @@ def init() -> None:
     3. Each operator takes the root in, which checks that it has the region
        as it was made:
          posthouse init join root.bin --dir norden
-    4. Copy norden/server/ to the server, and there:
-         posthouse config check server/node.toml
-         posthouse node run server/node.toml
+    4. Copy norden/server-n1/ … to the servers, and on each:
+         posthouse config check server-n1/node.toml
+         posthouse node run server-n1/node.toml
     5. Users are made where norden/secrets/ is (the registrar's key signs them):
          posthouse user create alice --region norden --dir norden
 
     A region that comes later: step 1, then step 2 with the new file in the
     same --dir (the root gets a new version), then step 3 for everybody.
+    A node that comes later: `posthouse init node`.
     """
+
+
+def _ports(command: Callable[..., None]) -> Callable[..., None]:
+    """Options about what a server listens on."""
+    port = click.IntRange(1, 65535)
+    for option in (
+        click.option("--listen", default="0.0.0.0", show_default=True, metavar="ADDRESS", help="Where it listens."),
+        click.option("--admin", default=9201, show_default=True, type=port, help="Port for /metrics."),
+        click.option("--links", default=9101, show_default=True, type=port, help="Port for other nodes."),
+        click.option("--clients", default=443, show_default=True, type=port, help="Port for clients' wss."),
+    ):
+        command = option(command)
+    return command
 
 
 @init.command()
 @click.argument("region")
-@click.option("--host", required=True, help="Name or address under which clients and other regions reach the server.")
-@click.option("--clients", default=443, show_default=True, type=click.IntRange(1, 65535), help="Port for clients' wss.")
-@click.option("--links", default=9101, show_default=True, type=click.IntRange(1, 65535), help="Port for other regions.")
-@click.option("--admin", default=9201, show_default=True, type=click.IntRange(1, 65535), help="Port for /metrics.")
-@click.option("--listen", default="0.0.0.0", show_default=True, metavar="ADDRESS", help="Where the server listens.")
+@click.option(
+    "--host", "hosts", required=True, multiple=True,
+    help="Name or address under which clients and other nodes reach a server; once for each node.",
+)
+@click.option("--nodes", type=int, help="Nodes of the region's cell: 1, 3 or 5.  [default: as many as --host]")
+@_ports
 @_dir_option
-def region(region: str, host: str, clients: int, links: int, admin: int, listen: str, directory: Path) -> None:
-    """Make the keys, certificate and config of REGION and its first node.
+def region(
+    region: str, hosts: tuple[str, ...], nodes: int | None, clients: int, links: int, admin: int, listen: str,
+    directory: Path,
+) -> None:  # fmt: skip
+    """Make the keys, certificates and configs of REGION and its nodes.
 
-    In DIR: server/ (config, node certificate and key, storage key: copy it to the server), secrets/ (the keys of the
-    region's authority and registrar: keep them here, with a backup) and REGION.region (nothing secret: for the root's
-    keeper). Nothing that exists is overwritten.
+    In DIR: server/ (config, node certificate and key, storage key: copy it to the server; with several nodes
+    server-n1/, server-n2/ …, one for each), secrets/ (the keys of the region's authority and registrar: keep them here,
+    with a backup) and REGION.region (nothing secret: for the root's keeper). Nothing that exists is overwritten.
+
+    Three nodes on three machines lose nothing when any one of them dies. With one --host and several nodes, all are
+    for one machine, and their ports count up: good for a trial only.
     """
     _check_name(region)
-    place = Place(
+    nodes = len(hosts) if nodes is None else nodes
+    check_size(nodes)
+    if len(hosts) not in (1, nodes):
+        raise OperatorError(f"{len(hosts)} hosts for {nodes} nodes", "Give --host once for each node, or only once")
+    places = []
+    for number, name in enumerate(node_names(nodes)):
+        host, up = (hosts[0], number) if len(hosts) == 1 else (hosts[number], 0)
+        places.append(_place(region, name, host, clients + up, links + up, admin + up, listen))
+    keys = new_region_keys(region, directory / "secrets", now_ms())
+    servers = [directory / ("server" if nodes == 1 else f"server-{place.node}") for place in places]
+    StorageRing.generate(_private(servers[0] / "secrets") / "storage.key")
+    for place, server in zip(places, servers, strict=True):
+        _write_server(place, keys, server, servers[0])
+    if nodes > 1:
+        make_data(servers[0] / "data", founds=True)
+    entry = region_entry(places, keys)
+    write_public(directory / f"{region}.region", encode(entry))
+    click.echo(f"Made {directory}. Send {directory / f'{region}.region'} to the root's keeper.")
+    click.echo(f"Its fingerprint, to be compared over the phone: {fingerprint(entry)}")
+
+
+@init.command("node")
+@click.argument("name")
+@click.option("--host", required=True, help="Name or address under which clients and other nodes reach the server.")
+@_ports
+@_dir_option
+def node_(name: str, host: str, clients: int, links: int, admin: int, listen: str, directory: Path) -> None:
+    """Make a further node, NAME, of the region in DIR: to grow its cell, or to take another's place.
+
+    Makes DIR/server-NAME/ and puts the node into REGION.region. It is a node of the cell once the root's keeper has
+    signed that file (`posthouse init root`), and `posthouse init join` has brought the new root to every server of the
+    region. Then start it, and see it come up with `posthouse cell add-node NAME`.
+    """
+    path, entry = _own_region(directory)
+    _check_name(name, "a node's name")
+    cell = entry.cells[0]
+    if name in [node.name for node in cell.nodes]:
+        raise OperatorError(f"{cell.name} has a node {name!r} already", "Choose a name that no node of it has")
+    secrets = directory / "secrets"
+    try:
+        authority_key = (secrets / f"{entry.name}.authority.pem").read_bytes()
+        first = next(directory.glob("server*/secrets/storage.key")).parents[1]
+    except (OSError, StopIteration):
+        remedy = "Run it where `posthouse init region` was run: the authority's key and a storage key are needed"
+        raise OperatorError(f"{directory} lacks the keys of {entry.name}", remedy) from None
+    keys = RegionKeys(entry.authority, authority_key, load_signing_key(secrets / f"{entry.name}.registrar.key"))
+    place = _place(entry.name, name, host, clients, links, admin, listen)
+    _write_server(place, keys, directory / f"server-{name}", first)
+    _renew(path, entry, (*cell.nodes, place.entry()))
+
+
+@init.command("drop-node")
+@click.argument("name")
+@_dir_option
+def drop_node(name: str, directory: Path) -> None:
+    """Take the node NAME out of REGION.region, after `posthouse cell remove-node NAME`.
+
+    As long as the root lists a node it counts: clients are served only while more than half of a cell's nodes vote. Its
+    files here, DIR/server-NAME, become DIR/dropped-NAME.
+    """
+    path, entry = _own_region(directory)
+    left = tuple(node for node in entry.cells[0].nodes if node.name != name)
+    if len(left) == len(entry.cells[0].nodes) or not left:
+        names = ", ".join(node.name for node in entry.cells[0].nodes)
+        raise OperatorError(f"{entry.cells[0].name} cannot do without {name!r}", f"Its nodes are: {names}")
+    _renew(path, entry, left)
+    for config in directory.glob("server*/node.toml"):
+        if tomllib.loads(config.read_text("utf-8"))["node"]["name"] == name:
+            config.parent.rename(directory / f"dropped-{name}")
+
+
+def _place(region: str, name: str, host: str, clients: int, links: int, admin: int, listen: str) -> Place:
+    return Place(
         region,
+        node=name,
         links=_address(listen, links),
         clients=_address(listen, clients),
         admin=Address("127.0.0.1", admin),
+        control="control",
         links_advertised=_address(host, links),
         clients_advertised=_address(host, clients),
     )
-    server = directory / "server"
-    keys = new_region_keys(region, directory / "secrets", now_ms())
+
+
+def _write_server(place: Place, keys: RegionKeys, server: Path, first: Path) -> None:
+    """What goes to the server of a node; the storage key is that of `first`, another server of the region."""
     write_node(place, keys, server, now_ms(), {"root": "root.bin", "storage_key": "secrets/storage.key"})
-    (server / "secrets").mkdir(mode=0o700)
-    StorageRing.generate(server / "secrets" / "storage.key")
-    entry = region_entry(place, keys)
-    write_public(directory / f"{region}.region", encode(entry))
-    click.echo(f"Made {directory}. Send {directory / f'{region}.region'} to the root's keeper.")
+    if server != first:
+        write_secret(_private(server / "secrets") / "storage.key", (first / "secrets" / "storage.key").read_bytes())
+
+
+def _private(directory: Path) -> Path:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def _own_region(directory: Path) -> tuple[Path, RootRegion]:
+    """The region file in DIR, and what is in it. Raises OperatorError."""
+    paths = sorted(directory.glob("*.region"))
+    if len(paths) != 1:
+        raise OperatorError(f"{directory} holds {len(paths)} regions", "Give the --dir of `posthouse init region`")
+    return paths[0], _load_region(paths[0])
+
+
+def _renew(path: Path, entry: RootRegion, nodes: tuple[RootNode, ...]) -> None:
+    """Other nodes in the region's first cell."""
+    cell = msgspec.structs.replace(entry.cells[0], nodes=nodes)
+    entry = msgspec.structs.replace(entry, cells=(cell, *entry.cells[1:]))
+    _replace(path, encode(entry))
+    names = ", ".join(node.name for node in nodes)
+    click.echo(f"{cell.name} has the nodes {names} in {path}: send it to the root's keeper.")
     click.echo(f"Its fingerprint, to be compared over the phone: {fingerprint(entry)}")
 
 
@@ -129,8 +250,9 @@ def join(source: Path, directory: Path) -> None:
     """Take a signed ROOT document into the region in DIR.
 
     Checks its signatures, that it follows the one that is there (versions are taken one by one; the root's keeper has
-    each as root.vN.bin), and that it has this region exactly as `init region` made it. Then it puts it into DIR and the
-    users' stores there, and into DIR/server for the node, and checks the node's whole config.
+    each as root.vN.bin), and that it has this region exactly as it was made here. Then it puts it into DIR and the
+    users' stores there, and into each DIR/server*, and checks the whole config of each node. Nodes read it when they
+    start: copy it to the servers and restart them one after the other.
     """
     prev = _load_root(directory / "root.bin") if (directory / "root.bin").exists() else None
     new = _load_root(source, prev)
@@ -142,14 +264,17 @@ def join(source: Path, directory: Path) -> None:
         if own not in new.payload.regions:
             what = f"{source} does not have the region {own.name} as it was made here ({fingerprint(own)})"
             raise OperatorError(what, f"Send {path} to the root's keeper again, and compare fingerprints")
-    for target in (directory / "root.bin", directory / "server" / "root.bin"):
-        _replace(target, new.signed)
+    servers = sorted(path.parent for path in directory.glob("server*/node.toml"))
+    for target in (directory, *servers):
+        _replace(target / "root.bin", new.signed)
     home = Home(directory)
     for name in home.names():
         update_root(home.store(name), new.signed)
-    load_config(directory / "server" / "node.toml")
+    for server in servers:
+        load_config(server / "node.toml")
     click.echo(f"Joined: root version {new.payload.version} with {', '.join(r.name for r in new.payload.regions)}.")
-    click.echo(f"Copy {directory / 'server'} to the server and run: posthouse node run server/node.toml")
+    for server in servers:
+        click.echo(f"Copy {server} to its server and run: posthouse node run {server.name}/node.toml")
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -160,12 +285,12 @@ def _replace(path: Path, data: bytes) -> None:
     fresh.replace(path)
 
 
-def _check_name(region: str) -> None:
+def _check_name(name: str, what: str = "a region's name") -> None:
     try:
-        msgspec.convert(region, Name)
+        msgspec.convert(name, Name)
     except msgspec.ValidationError:
         remedy = "Use a–z, 0–9, . and -, at most 64, starting with a letter or digit"
-        raise OperatorError(f"{region!r} cannot be a region's name", remedy) from None
+        raise OperatorError(f"{name!r} cannot be {what}", remedy) from None
 
 
 def _address(host: str, port: int) -> Address:

@@ -18,6 +18,7 @@ import click
 from relay.errors import OperatorError
 
 DEFAULT_DIR: Final = Path("posthouse-data")
+DEFAULT_NODES: Final = 3  # of a region: any one of them may die, and nothing waits for it
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 dir_option: Final[Decorator] = click.option(
@@ -33,6 +34,11 @@ dir_option: Final[Decorator] = click.option(
 as_option: Final[Decorator] = click.option(
     "--as", "name", required=True, metavar="NAME", help="The user (or user+device) to act as."
 )
+
+
+def nodes_option(text: str, default: int | None) -> Decorator:
+    """--nodes, of each region."""
+    return click.option("--nodes", type=int, default=default, show_default=default is not None, help=text)
 
 
 def deadline_option(seconds: float | None, text: str) -> Decorator:

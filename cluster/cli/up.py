@@ -11,9 +11,10 @@ from typing import Final
 import click
 import trio
 
-from cluster.cli.options import dir_option, dir_words, now_ms, spoken_command
+from cluster.cli.options import DEFAULT_NODES, dir_option, dir_words, nodes_option, now_ms, spoken_command
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
+from cluster.local.layout import FIRST
 from cluster.local.people import create_user, introduce
 from relay.errors import OperatorError
 
@@ -23,14 +24,15 @@ _NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "hei
 
 @click.command()
 @click.option("--regions", metavar="A,B,C", help=f"Regions to start with.  [default: {','.join(DEFAULT_REGIONS)}]")
+@nodes_option(f"Nodes of each region: 1, 3 or 5 (only at the first start).  [default: {DEFAULT_NODES}]", None)
 @click.option("--plain", is_flag=True, help="Clients come by ws instead of wss (only at the first start).")
 @dir_option
-def up(regions: str | None, plain: bool, directory: Path) -> None:
+def up(regions: str | None, nodes: int | None, plain: bool, directory: Path) -> None:
     """Run a federation on this machine until Ctrl-C.
 
-    The first start makes it in --dir: one node for each region, keys, certificates, a signed root, and users to play
-    with (alice and bob in the first region, one in each other). Later starts resume it: whatever waited still waits.
-    Prints what to type next.
+    The first start makes it in --dir: a cell of three nodes for each region, keys, certificates, a signed root, and
+    users to play with (alice and bob in the first region, one in each other). Later starts resume it: whatever waited
+    still waits. Prints what to type next.
     """
     names = DEFAULT_REGIONS if regions is None else tuple(name.strip() for name in regions.split(","))
     if (directory / "federation.json").exists():
@@ -38,8 +40,11 @@ def up(regions: str | None, plain: bool, directory: Path) -> None:
         if regions is not None and names != layout.regions:
             what = f"{directory} holds the regions {','.join(layout.regions)}"
             raise OperatorError(what, "Leave --regions out to resume it, or choose another --dir")
+        if nodes not in (None, size := len(layout.nodes(layout.regions[0]))):
+            what = f"{directory} holds regions of {size} node{'s' if size > 1 else ''}"
+            raise OperatorError(what, "Leave --nodes out to resume it, or choose another --dir")
     else:
-        layout = make_federation(directory, names, RealEnv(), tls=not plain)
+        layout = make_federation(directory, names, RealEnv(), nodes=nodes or DEFAULT_NODES, tls=not plain)
     people = enrol(layout)
     trio.run(_serve, layout, people, directory)
 
@@ -71,9 +76,18 @@ async def _serve(layout: Layout, people: dict[str, list[str]], directory: Path) 
             for name in chain.from_iterable(people.values()):
                 await introduce(layout.home, name)
             click.echo(welcome(layout, people, directory))
-            nursery.start_soon(federation.died)
+            nursery.start_soon(_mind, federation)
         click.echo("Stopping …", err=True)
     click.echo(f"Stopped. Everything is kept in {directory}.", err=True)
+
+
+async def _mind(federation: LocalFederation) -> None:
+    """A node that ends takes nothing with it while most of its cell run. Raises OperatorError where they do not."""
+    while True:
+        node, error = await federation.next_death()
+        if not federation.carries_on(node.region):
+            raise error
+        click.echo(f"posthouse: {error.text}; its cell carries on. {error.remedy}", err=True)
 
 
 async def _stop_on_signal(
@@ -92,8 +106,9 @@ def welcome(layout: Layout, people: dict[str, list[str]], directory: Path) -> st
     width = max(map(len, layout.regions))
     lines = ["Posthouse is up. Ctrl-C stops it; nothing is lost.", ""]
     for region in layout.regions:
-        node = layout.node(region)
-        lines.append(f"  {region:<{width}}  {', '.join(people[region]):<12}  http://{node.admin_addr}/metrics")
+        for node in layout.nodes(region):
+            who = (region, ", ".join(people[region])) if node.name == FIRST else ("", "")
+            lines.append(f"  {who[0]:<{width}}  {who[1]:<12}  {node.name}  http://{node.admin_addr}/metrics")
     first, near = people[layout.regions[0]][:2]
     far = people[layout.regions[-1]][-1]
     everybody = [name for names in people.values() for name in names if name != first]

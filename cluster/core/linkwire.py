@@ -1,32 +1,33 @@
-"""The protocol between nodes: messages, frames and the machine of one link. Pure: bytes in, events out.
+"""The protocol between nodes: its messages, and the frames that they travel in. Who may say what when: linkmachine.py.
 
     frame = length (4 bytes, big-endian) + msgpack [request id, message]
 
-A link has a dialer, who asks, and a listener, who answers; each cell dials for its own requests. First both say
+A link has a dialer, who asks, and a listener, who answers; each node dials for its own requests. First both say
 LinkHello (request id 0). Then the dialer sends requests under ids that it chooses, from 1 up, several in flight (at
-most LINK_REQUESTS, of LINK_BYTES together); the listener answers each once, in any order, under the same id. Under id 0
-the listener may say a last LinkFault.
+most LINK_REQUESTS, of LINK_BYTES together); the listener answers each once, in any order, under the same id. Between
+nodes of one cell the dialer also sends CellNotes, under id 0; nothing answers them. Under id 0 the listener may say a
+last LinkFault.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
-from typing import Annotated, Final, Union
+from typing import Annotated, Final, Union, get_args
 
 from msgspec import Meta
 
 from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.records import HandedAnswer
-from relay.core.shapes import CellName, Hash, Key, LogId, Name, UInt
+from relay.core.shapes import CellName, Hash, Key, LogId, MaybeHash, Millis, Name, StoreId, UInt
 from relay.core.trust import Root
-from relay.errors import PeerError, ProtocolError
+from relay.errors import ProtocolError
 from relay.limits import (
-    LINK_BYTES, LINK_REQUESTS, MAX_BATCH, MAX_CHAIN, MAX_EPHEMERAL, MAX_LINK_FRAME, MAX_LINK_HELLO, MIB,
+    LINK_DEADLINE_S, MAX_BATCH, MAX_BLOCK_RECORDS, MAX_CHAIN, MAX_EPHEMERAL, MAX_LINK_FRAME, MAX_NOTE, MIB,
+    SNAPSHOT_DEADLINE_S,
 )
 
 VERSION: Final = 0
-FAREWELL: Final = 0  # the id of what is no request: LinkHello, a last LinkFault
+NO_REQUEST: Final = 0  # the id of LinkHello, CellNote and a last LinkFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +114,192 @@ class LinkFault(Struct, tag=9):
     retry_after_ms: UInt
 
 
-Request = Union[Ping, HandOver, LookUp, EphemeralTo]
-Answer = Union[HandOverAnswer, Records, Done, LinkFault]
-LinkMessage = Union[LinkHello, Ping, HandOver, HandOverAnswer, LookUp, Records, EphemeralTo, Done, LinkFault]
+# --- messages inside a cell ----------------------------------------------------------------------
+# Only nodes of one cell say them to each other (section 5, rule 1): what is in a log does not leave its region.
+
+class CellNote(Struct, tag=10):
+    """What one store's Raft says to another's; it may be lost. `clock_ms`: the sender's clock, Unix ms (rule 14)."""
+
+    log_id: LogId
+    store: StoreId
+    clock_ms: Millis
+    payload: Annotated[bytes, Meta(max_length=MAX_NOTE)]
 
 
-class _Frame(Struct):
+class Propose(Struct, tag=11):
+    """Put these records into a block. Answered by Proposed, ProposalRefused or NotLeading."""
+
+    log_id: LogId
+    records: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=MAX_BLOCK_RECORDS)]
+
+
+class Proposed(Struct, tag=12):
+    """The block that has them. It is not committed yet, and perhaps never."""
+
+    index: UInt
+    hash: Hash
+    term: UInt
+
+
+class ProposalRefused(Struct, tag=13):
+    """The disk writer has something against record `ordinal` (section 5, rule 2): none was taken."""
+
+    ordinal: UInt
+    text: str
+
+
+class NotLeading(Struct, tag=14):
+    """Ask `leader`, a node; empty: nobody known leads."""
+
+    leader: Annotated[str, Meta(max_length=64)]
+
+
+class Join(Struct, tag=15):
+    """Let `store` of this node in (rule 4). Asked again until it is. Answered by Joined."""
+
+    store: StoreId
+
+
+class Joined(Struct, tag=16):
+    """It is noted: the leader will see to it. `leader`: a node; empty where nobody known leads."""
+
+    log_id: LogId
+    leader: Annotated[str, Meta(max_length=64)]
+
+
+class TakeSnapshot(Struct, tag=17):
+    """You need what this log no longer has: fetch the checkpoint after block `index`, and the blocks from `first` (the
+    oldest kept) to `index`, which hold what still waits. Answered by SnapshotTaken, when that is done
+    (SNAPSHOT_DEADLINE_S)."""
+
+    index: UInt
+    first: UInt
+
+
+class SnapshotTaken(Struct, tag=18):
+    """Fetched, and handed to the core."""
+
+    index: UInt
+
+
+class FetchCheckpoint(Struct, tag=19):
+    """Rows of the checkpoint after block `index`, from `row` (0 is the first) on. Answered by CheckpointPart."""
+
+    log_id: LogId
+    index: UInt
+    row: UInt
+
+
+class CheckpointPart(Struct, tag=20):
+    """Some rows, none where that checkpoint has been replaced. `count`: how many it has in all."""
+
+    count: UInt
+    rows: tuple[bytes, ...]
+
+
+class FetchFacts(Struct, tag=21):
+    """What the residency check knows, after key `after` (empty: from the first). Answered by Facts."""
+
+    log_id: LogId
+    after: MaybeHash
+
+
+class Fact(Struct):
+    """One fact of the residency check, and the index of the block that taught it."""
+
+    key: Hash
+    index: UInt
+    value: bytes
+
+
+class Facts(Struct, tag=22):
+    """Some facts, by key; none after the last."""
+
+    items: tuple[Fact, ...]
+
+
+class FetchBlocks(Struct, tag=23):
+    """Committed blocks `first` to `last`, or as many of them as fit. Answered by BlocksPart."""
+
+    log_id: LogId
+    first: UInt
+    last: UInt
+
+
+class BlockBody(Struct):
+    """One block of the log that was asked about (relay.core.block.Block), and the term of its entry."""
+
+    index: UInt
+    term: UInt
+    prev: Hash
+    time: Millis
+    hash: Hash
+    records: Annotated[tuple[bytes, ...], Meta(max_length=MAX_BLOCK_RECORDS)]
+
+
+class BlocksPart(Struct, tag=24):
+    """Blocks, in order; none where the first is not there."""
+
+    blocks: tuple[BlockBody, ...]
+
+
+class CellEphemeral(Struct, tag=25):
+    """As EphemeralTo, for devices that are connected to another node of their cell. Answered by Done."""
+
+    user: Hash
+    from_user: Hash
+    from_device: Key
+    payload: Annotated[bytes, Meta(max_length=MAX_EPHEMERAL)]
+
+
+class CellStatus(Struct, tag=26):
+    """How are you? Answered by Status."""
+
+
+class Status(Struct, tag=27):
+    """What a node tells operators of its cell, in the words of cluster.journal."""
+
+    status: bytes
+
+
+class StateDigest(Struct, tag=28):
+    """The state after block `index` as this node folded it: a digest of its rows, which are of format `form` (rule 10).
+    Answered by Done."""
+
+    log_id: LogId
+    form: UInt
+    index: UInt
+    digest: Hash
+
+
+# --- who says what -------------------------------------------------------------------------------
+CellRequest = Union[
+    Propose, Join, TakeSnapshot, FetchCheckpoint, FetchFacts, FetchBlocks, CellEphemeral, CellStatus, StateDigest
+]  # fmt: skip
+CELL_REQUESTS: Final = get_args(CellRequest)
+CellAnswer = Union[
+    Proposed, ProposalRefused, NotLeading, Joined, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status
+]  # fmt: skip
+Request = Union[Ping, HandOver, LookUp, EphemeralTo, CellRequest]
+Answer = Union[HandOverAnswer, Records, Done, LinkFault, CellAnswer]
+LinkMessage = Union[LinkHello, CellNote, Request, Answer]
+
+
+def patience(request: Request) -> float:
+    """Seconds that a listener may take for a request."""
+    return SNAPSHOT_DEADLINE_S if isinstance(request, TakeSnapshot) else LINK_DEADLINE_S
+
+
+# --- frames --------------------------------------------------------------------------------------
+class Frame(Struct):
+    """A frame's body."""
+
     id: UInt
     message: LinkMessage
 
 
-_frame: Decoder[_Frame] = Decoder(_Frame, "link frame", MAX_LINK_FRAME)
-_OVERHEAD: Final = 10  # bytes around a message at most: array of two, 64-bit id
+decode_frame: Decoder[Frame] = Decoder(Frame, "link frame", MAX_LINK_FRAME)
+OVERHEAD: Final = 10  # bytes around a message at most: array of two, 64-bit id
 
 
 def federation_id(root: Root) -> bytes:
@@ -136,15 +311,15 @@ def federation_id(root: Root) -> bytes:
 def encode_message(message: LinkMessage) -> bytes:
     """A message, to be put into a frame. Raises ProtocolError where it is too large for one."""
     packed = encode(message)
-    if len(packed) + _OVERHEAD > MAX_LINK_FRAME:
-        raise ProtocolError(f"link message of {len(packed)} bytes", f"At most {MAX_LINK_FRAME - _OVERHEAD} are taken")
+    if len(packed) + OVERHEAD > MAX_LINK_FRAME:
+        raise ProtocolError(f"link message of {len(packed)} bytes", f"At most {MAX_LINK_FRAME - OVERHEAD} are taken")
     return packed
 
 
 def encode_frame(request: int, packed: bytes) -> bytes:
     """One frame: length, request id and an encoded message."""
-    body = b"\x92" + pack(request) + packed
-    return len(body).to_bytes(4, "big") + body
+    head = b"\x92" + pack(request)
+    return b"".join(((len(head) + len(packed)).to_bytes(4, "big"), head, packed))
 
 
 class FrameReader:
@@ -165,177 +340,7 @@ class FrameReader:
             raise ProtocolError(f"link frame of {length} bytes", f"At most {cap} are taken here")
         if len(self._buffer) < 4 + length:
             return None
-        body = bytes(self._buffer[4 : 4 + length])
+        with memoryview(self._buffer) as view:
+            body = bytes(view[4 : 4 + length])
         del self._buffer[: 4 + length]
         return body
-
-
-# --- the machine ---------------------------------------------------------------------------------
-class Role(Enum):
-    """Which end of the link this is."""
-
-    DIALER = "dialer"
-    LISTENER = "listener"
-
-
-class State(Enum):
-    """GREETING until the other's hello came, OPEN for requests, ENDED after a farewell or a mistake."""
-
-    GREETING = "greeting"
-    OPEN = "open"
-    ENDED = "ended"
-
-
-class Kind(Enum):
-    """What a frame is to the machine."""
-
-    HELLO = "hello"
-    REQUEST = "request"
-    ANSWER = "answer"
-    FAREWELL = "farewell"
-
-
-# Every transition there is; whatever is missing here is the peer's mistake and ends the link.
-TRANSITIONS: Final[dict[tuple[Role, State, Kind], State]] = {
-    (Role.DIALER, State.GREETING, Kind.HELLO): State.OPEN,
-    (Role.DIALER, State.GREETING, Kind.FAREWELL): State.ENDED,
-    (Role.DIALER, State.OPEN, Kind.ANSWER): State.OPEN,
-    (Role.DIALER, State.OPEN, Kind.FAREWELL): State.ENDED,
-    (Role.LISTENER, State.GREETING, Kind.HELLO): State.OPEN,
-    (Role.LISTENER, State.OPEN, Kind.REQUEST): State.OPEN,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Greeted:
-    """The other side's hello; the shell checks it against certificate and root."""
-
-    hello: LinkHello
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request to answer."""
-
-    id: int
-    message: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The answer to one of our requests."""
-
-    id: int
-    message: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The listener's last word."""
-
-    fault: LinkFault
-
-
-LinkEvent = Union[Greeted, Asked, Answered, Ended]
-
-
-def _kind(request: int, message: LinkMessage) -> Kind:
-    if isinstance(message, LinkHello):
-        fits, kind = request == FAREWELL, Kind.HELLO
-    elif isinstance(message, (Ping, HandOver, LookUp, EphemeralTo)):
-        fits, kind = request != FAREWELL, Kind.REQUEST
-    elif isinstance(message, LinkFault) and request == FAREWELL:
-        fits, kind = True, Kind.FAREWELL
-    else:
-        fits, kind = request != FAREWELL, Kind.ANSWER
-    if not fits:
-        raise ProtocolError(f"{type(message).__name__} under request id {request}")
-    return kind
-
-
-class LinkMachine:
-    """One end of one link: who may say what, and which requests are open."""
-
-    def __init__(self, role: Role) -> None:
-        self.role = role
-        self.state = State.GREETING
-        self.open: dict[int, int] = {}  # asked and not yet answered, on either side: id and bytes
-        self.open_bytes = 0
-        self._last = 0
-        self._reader = FrameReader()
-
-    def room(self, size: int) -> bool:
-        """Whether a request of `size` encoded bytes may be sent now. One more slot is kept for Ping."""
-        used = self.open_bytes + size + _OVERHEAD + MAX_LINK_HELLO
-        return len(self.open) + 1 < LINK_REQUESTS and used <= LINK_BYTES
-
-    def request(self, packed: bytes) -> tuple[int, bytes]:
-        """(id, frame) of a new request. Dialer only, when OPEN."""
-        assert self.role is Role.DIALER and self.state is State.OPEN
-        self._last += 1
-        frame = encode_frame(self._last, packed)
-        self._start(self._last, len(frame) - 4)
-        return self._last, frame
-
-    def answer(self, request: int, packed: bytes) -> bytes:
-        """The frame of an answer, once a request. Listener only."""
-        assert self.role is Role.LISTENER
-        self._finish(request)
-        return encode_frame(request, packed)
-
-    def _start(self, request: int, size: int) -> None:
-        self.open[request] = size
-        self.open_bytes += size
-
-    def _finish(self, request: int) -> None:
-        self.open_bytes -= self.open.pop(request)
-
-    def receive(self, data: bytes | bytearray) -> list[LinkEvent]:
-        """Take what came from the stream. Raises PeerError, once, for the first thing that breaks the protocol."""
-        if self.state is State.ENDED:
-            return []
-        self._reader.feed(data)
-        events: list[LinkEvent] = []
-        try:
-            while (event := self._next()) is not None:
-                events.append(event)
-        except ProtocolError as error:
-            self.state = State.ENDED
-            raise PeerError(f"link broken by the peer: {error.text}", "Look at the log of the peer") from None
-        return events
-
-    def _next(self) -> LinkEvent | None:
-        if self.state is State.ENDED:
-            return None
-        body = self._reader.take(MAX_LINK_FRAME if self.state is State.OPEN else MAX_LINK_HELLO)
-        if body is None:
-            return None
-        frame = _frame(body)
-        kind = _kind(frame.id, frame.message)
-        state = TRANSITIONS.get((self.role, self.state, kind))
-        if state is None:
-            raise ProtocolError(f"{type(frame.message).__name__} sent to a {self.role.value} in {self.state.value}")
-        event = self._event(frame, len(body))
-        self.state = state
-        return event
-
-    def _event(self, frame: _Frame, size: int) -> LinkEvent:
-        message = frame.message
-        if isinstance(message, LinkHello):
-            return Greeted(message)
-        if isinstance(message, (Ping, HandOver, LookUp, EphemeralTo)):
-            self._check_room(frame.id, size)
-            self._start(frame.id, size)
-            return Asked(frame.id, message)
-        if isinstance(message, LinkFault) and frame.id == FAREWELL:
-            return Ended(message)
-        if frame.id not in self.open:
-            raise ProtocolError(f"an answer to request {frame.id}, which is not open")
-        self._finish(frame.id)
-        return Answered(frame.id, message)
-
-    def _check_room(self, request: int, size: int) -> None:
-        if request in self.open:
-            raise ProtocolError(f"request {request} was sent twice")
-        if len(self.open) >= LINK_REQUESTS or self.open_bytes + size > LINK_BYTES:
-            raise ProtocolError(f"{len(self.open) + 1} requests of {self.open_bytes + size} bytes at once")

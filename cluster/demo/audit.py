@@ -8,7 +8,7 @@ for pieces that only the senders know.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,7 +16,8 @@ from pathlib import Path
 from cluster.demo.scan import Hit, Scanner, files_below
 from relay.core import records
 from relay.core.envelope import To, envelope_id, read_header
-from relay.journal.inspect import open_stopped
+from relay.journal.files import STORE_FILE
+from relay.journal.inspect import StoppedStore, open_stopped
 from relay.journal.seal import StorageRing
 
 CANARY = 16  # bytes
@@ -105,9 +106,11 @@ class Book:
 
 @dataclass(slots=True)
 class Shelf:
-    """What rests in one region. Counts are of envelopes: `home` by whose they are, `transit` by where they go."""
+    """What rests on one node of a region. Counts are of envelopes: `home` by whose they are, `transit` by where they
+    go. Every node of a region has a copy of what rests in the region."""
 
     region: str
+    node: str = ""
     blocks: int = 0
     records: int = 0
     home: Counter[str] = field(default_factory=Counter)
@@ -137,12 +140,17 @@ def envelopes_in(record: records.Record) -> Iterator[bytes]:
                 yield from envelopes_in(records.decode_record(carried.record))
 
 
-def judge(shelf: Shelf, record: bytes, book: Book, scanner: Scanner[Secret]) -> None:
+Seen = dict[bytes, Sequence[Hit[Secret]]]  # a record → what was found in it: the nodes of a region have the same ones
+
+
+def judge(shelf: Shelf, record: bytes, book: Book, scanner: Scanner[Secret], seen: Seen) -> None:
     """One unsealed record: each envelope in it by its role, and its bytes by the scanner."""
     shelf.records += 1
     for envelope in envelopes_in(records.decode_record(record)):
         place(shelf, envelope, book)
-    scan_unsealed(shelf, "a record", scanner.scan_bytes(record), book)
+    if record not in seen:
+        seen[record] = tuple(scanner.scan_bytes(record))
+    scan_unsealed(shelf, "a record", seen[record], book)
 
 
 def place(shelf: Shelf, envelope: bytes, book: Book) -> None:
@@ -185,16 +193,26 @@ def scan_files(shelf: Shelf, top: Path, scanner: Scanner[Secret], book: Book) ->
                 shelf.foreign_bytes += hit.length
 
 
-def audit(region: str, node_dir: Path, data: Path, ring: StorageRing, book: Book, scanner: Scanner[Secret]) -> Shelf:
-    """Look at everything that the stopped node of `region` left: its store, unsealed, and all files as they are."""
-    shelf = Shelf(region)
-    with open_stopped(data, ring) as store:
-        for block in store.blocks():
-            shelf.blocks += 1
-            for record in block.records:
-                judge(shelf, record, book, scanner)
-        checkpoint = store.checkpoint()
-        for row in checkpoint[1] if checkpoint else ():
-            scan_unsealed(shelf, "the checkpoint", scanner.scan_bytes(row), book)
+def audit(
+    region: str, node_dir: Path, data: Path, ring: StorageRing, book: Book, scanner: Scanner[Secret], node: str = "",
+    seen: Seen | None = None,
+) -> Shelf:  # fmt: skip
+    """Look at everything that a stopped node of `region` left: its store and those it set aside, unsealed, and all
+    files as they are. `seen` is kept from one node to the next."""
+    shelf, seen = Shelf(region, node), {} if seen is None else seen
+    for place in (data, *sorted(file.parent for file in data.glob(f"quarantine/*/{STORE_FILE}"))):
+        with open_stopped(place, ring) as store:
+            look_into(shelf, store, book, scanner, seen)
     scan_files(shelf, node_dir, scanner, book)
     return shelf
+
+
+def look_into(shelf: Shelf, store: StoppedStore, book: Book, scanner: Scanner[Secret], seen: Seen) -> None:
+    """A store, record by record and row by row."""
+    for block in store.blocks():
+        shelf.blocks += 1
+        for record in block.records:
+            judge(shelf, record, book, scanner, seen)
+    checkpoint = store.checkpoint()
+    for row in checkpoint[1] if checkpoint else ():
+        scan_unsealed(shelf, "the checkpoint", scanner.scan_bytes(row), book)

@@ -13,10 +13,10 @@ import click
 import trio
 from rich.console import Console
 
-from cluster.cli.options import ending_like_ctrl_c, result_file
+from cluster.cli.options import DEFAULT_NODES, ending_like_ctrl_c, nodes_option, result_file
 from cluster.demo.report import Result, show, write_json
 from cluster.demo.stage import Stage
-from cluster.demo.story import CHAPTERS, Chapter
+from cluster.demo.story import Chapter, chapters
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from relay.errors import OperatorError
@@ -32,8 +32,12 @@ _PATH: Final = click.Path(path_type=Path)
     "--json", "json_path", type=_PATH, callback=result_file, metavar="FILE", help="Write what was counted to this file."
 )
 @click.option("--regions", metavar="A,B,C", default="norden,sauda,taiga", show_default=True, help="Two to six names.")
-def demo(directory: Path | None, json_path: Path | None, regions: str) -> None:
+@nodes_option("Nodes of each region: 1, 3 or 5.", DEFAULT_NODES)
+def demo(directory: Path | None, json_path: Path | None, regions: str, nodes: int) -> None:
     """Start three regions, use them, hurt them, and look at every byte they leave.
+
+    Nodes are killed, a region is cut off, the lights go out. With several nodes in each region, a disk is emptied as
+    well, and in every region a node stays dead: the others carry on.
 
     Exit status 0 says that nothing was lost, duplicated, reordered, or found where it must not be; 1 says that
     something was.
@@ -44,7 +48,7 @@ def demo(directory: Path | None, json_path: Path | None, regions: str) -> None:
     with ending_like_ctrl_c(), ExitStack() as stack:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="posthouse-demo-")))
-        result = trio.run(run_demo, directory, names, Console(highlight=False))
+        result = trio.run(run_demo, directory, names, Console(highlight=False), nodes)
     if json_path is not None:
         write_json(json_path, result)
     if not result.clean:
@@ -52,22 +56,23 @@ def demo(directory: Path | None, json_path: Path | None, regions: str) -> None:
 
 
 async def run_demo(
-    directory: Path, regions: Sequence[str], console: Console, chapters: Sequence[Chapter] = CHAPTERS
+    directory: Path, regions: Sequence[str], console: Console, nodes: int = 1, story: Sequence[Chapter] | None = None
 ) -> Result:
-    """Play the chapters in `directory`, a new or empty one, and show what was counted and found.
-    Raises PosthouseError where the federation could not run."""
+    """Play the story (by default that of regions with so many nodes) in `directory`, a new or empty one, and show what
+    was counted and found. Raises PosthouseError where the federation could not run."""
     begun = time.monotonic()
     console.print(f"[bold]Posthouse demo[/bold] in {directory}")
-    stage = await play(make_federation(directory, regions, RealEnv(), borders=True), console, chapters)
+    layout = make_federation(directory, regions, RealEnv(), nodes=nodes, borders=True)
+    stage = await play(layout, console, chapters(nodes) if story is None else story)
     result = Result(
         stage.ledger.account(), len(stage.book.posted), stage.wire_duplicates, stage.audits, stage.nodes_killed,
-        time.monotonic() - begun, stage.failures,
+        time.monotonic() - begun, stage.failures, nodes, stage.stores_wiped,
     )  # fmt: skip
     show(console, result)
     return result
 
 
-async def play(layout: Layout, console: Console, chapters: Sequence[Chapter]) -> Stage:
+async def play(layout: Layout, console: Console, story: Sequence[Chapter]) -> Stage:
     """Start the nodes and play every chapter; whatever still runs at the end is stopped."""
     async with LocalFederation(layout) as federation, trio.open_nursery() as nursery:
         nursery.start_soon(federation.died)
@@ -75,7 +80,7 @@ async def play(layout: Layout, console: Console, chapters: Sequence[Chapter]) ->
         async with trio.open_nursery() as opening:
             opening.start_soon(federation.start_all)
             opening.start_soon(trio.to_thread.run_sync, stage.enrol, time.time_ns() // 1_000_000)
-        for number, chapter in enumerate(chapters, 1):
+        for number, chapter in enumerate(story, 1):
             begun = trio.current_time()
             with console.status(f"{chapter.title} …"), trio.move_on_after(CHAPTER_S) as scope:
                 line = await chapter.play(stage)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,8 @@ class Result:
     nodes_killed: int
     seconds: float
     failures: Sequence[str] = ()
+    nodes: int = 1
+    stores_wiped: int = 0
 
     @property
     def shelves(self) -> list[Shelf]:
@@ -76,7 +77,7 @@ def show(console: Console, result: Result) -> None:
     for audit in result.audits:
         console.print(_resting(audit))
     console.print(_counted(result))
-    findings = [*result.failures, *(f"{shelf.region}: {text}" for shelf in result.shelves for text in shelf.findings)]
+    findings = [*result.failures, *(f"{_place(shelf)}: {text}" for shelf in result.shelves for text in shelf.findings)]
     for text in findings[:MAX_SHOWN]:
         console.print(f"  [red]✗[/red] {text}", highlight=False)
     if len(findings) > MAX_SHOWN:
@@ -91,24 +92,31 @@ MAX_SHOWN = 20  # findings on the terminal
 
 
 def _resting(audit: Audit) -> Table:
-    table = Table(title=f"What rests where, {audit.when}", title_justify="left")
-    table.add_column("region")
-    table.add_column("what")
-    table.add_column("count", justify="right")
-    table.add_column("KiB", justify="right")
-    table.add_column("whose")
-    for shelf in audit.shelves:
-        table.add_row(shelf.region, "envelopes, at home", *_counts(shelf.home, shelf.home_bytes, ""))
-        table.add_row("", "outbox copies of own senders", *_counts(shelf.transit, shelf.transit_bytes, "for "))
-        table.add_row("", "foreign bytes", _number(shelf.foreign_bytes))
-        scanned = f"scanned: {shelf.files} files, {shelf.file_bytes // KIB} KiB"
-        table.add_row("", "found in the open", _number(shelf.in_the_open), "", scanned, end_section=True)
+    """A line for each node; whose it is, below, for each region, since the nodes of a region have the same."""
+    table = Table(title=f"What rests where, {audit.when}", title_justify="left", caption_justify="left")
+    table.add_column("node", no_wrap=True)
+    for column in ("at home", "KiB", "outbox", "KiB", "foreign", "open", "files", "KiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    regions: dict[str, str] = {}
+    for place, shelf in enumerate(audit.shelves):
+        last = place + 1 == len(audit.shelves) or audit.shelves[place + 1].region != shelf.region
+        numbers = (
+            shelf.home.total(), shelf.home_bytes // KIB, shelf.transit.total(), shelf.transit_bytes // KIB,
+            _number(shelf.foreign_bytes), _number(shelf.in_the_open), shelf.files, shelf.file_bytes // KIB,
+        )  # fmt: skip
+        table.add_row(_place(shelf), *map(str, numbers), end_section=last)
+        regions.setdefault(shelf.region, _whose(shelf))
+    table.caption = "\n".join(f"{region}: {whose}" for region, whose in regions.items() if whose)
     return table
 
 
-def _counts(counts: Counter[str], size: int, word: str) -> tuple[str, str, str]:
-    whose = ", ".join(f"{word}{name} {count}" for name, count in sorted(counts.items()))
-    return str(counts.total()), str(size // KIB), whose
+def _place(shelf: Shelf) -> str:
+    return f"{shelf.region}-{shelf.node}" if shelf.node else shelf.region
+
+
+def _whose(shelf: Shelf) -> str:
+    home = [f"{name} {count}" for name, count in sorted(shelf.home.items())]
+    return ", ".join(home + [f"for {name} {count}" for name, count in sorted(shelf.transit.items())])
 
 
 def _counted(result: Result) -> Table:
@@ -127,7 +135,9 @@ def _counted(result: Result) -> Table:
     table.add_row("plaintext, keys or unsealed bytes found", _number(result.in_the_open))
     table.add_row("late, after a marked gap (allowed)", str(account.late))
     table.add_row("seen twice on the wire (allowed)", str(result.wire_duplicates))
+    table.add_row("nodes of each region", str(result.nodes))
     table.add_row("nodes killed", str(result.nodes_killed))
+    table.add_row("stores wiped", str(result.stores_wiped))
     table.add_row("seconds", f"{result.seconds:.1f}")
     return table
 

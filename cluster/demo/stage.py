@@ -17,7 +17,9 @@ from pathlib import Path
 
 import trio
 
-from cluster.demo.audit import CANARY_RANGE, Book, audit
+from cluster.cli.reach import Door, Reach
+from cluster.control import CellView
+from cluster.demo.audit import CANARY_RANGE, Book, Seen, audit
 from cluster.demo.ledger import Ledger, Yielded
 from cluster.demo.report import Audit
 from cluster.local import Layout, LocalFederation
@@ -33,6 +35,7 @@ from relay.journal.seal import StorageRing
 NAMES = ("anna", "bruno", "chiara", "dmitri", "elif", "farah", "goran", "hanh", "imre", "jiwoo", "klara", "luis")
 DEVICES = (3, 3, 2, 2)  # of the first, second, … person of a region, and round again
 ACCEPTED_S = 45.0  # seconds until a message is accepted; a node that was killed is back long before
+ELECTED_S = 20.0  # seconds for a cell to have a leader; it takes about one
 IN_FLIGHT = 32  # messages that one device has on the way to acceptance at a time
 TONGUES = (
     "See you at the posthouse at nine.",
@@ -79,7 +82,8 @@ class Stage:
         self.book = Book()
         self.people: list[Person] = []
         self.failures: list[str] = []
-        self.nodes_killed = 0
+        self.nodes_killed = self.stores_wiped = 0
+        self.renewed: dict[tuple[str, str], str] = {}  # (region, node) whose store was wiped → the id of the lost one
         self.wire_duplicates = 0
         self.unanswered: dict[str, set[bytes]] = defaultdict(set)  # region → envelopes submitted without a receipt
         self.written: set[bytes] = set()  # envelopes that a connection took
@@ -156,12 +160,35 @@ class Stage:
         rings = {region: secrets / f"{region}.storage.key" for region in self.regions}
         keys = [bytes.fromhex(line) for path in rings.values() for line in path.read_text("ascii").split()]
         scanner = self.book.scanner(keys)
-        nodes = {region: self.layout.node(region) for region in self.regions}
+        loaded = {region: StorageRing.load(path) for region, path in rings.items()}
+        seen: Seen = {}
         shelves = [
-            audit(region, node.directory, node.data_dir, StorageRing.load(rings[region]), self.book, scanner)
-            for region, node in nodes.items()
+            audit(node.region, node.directory, node.data_dir, loaded[node.region], self.book, scanner, node.name, seen)
+            for node in self.layout.every_node()
         ]
         self.audits.append(Audit(when, shelves))
+
+    # --- the nodes -------------------------------------------------------------------------------
+    def names(self, region: str) -> list[str]:
+        """The nodes of a region that run."""
+        return [node.name for node in self.federation.running(region)]
+
+    async def cell(self, region: str) -> CellView:
+        """The region's cell, as its leader sees it."""
+        doors = (Door(node.name, node.admin_addr, None) for node in self.federation.running(region))
+        return await Reach(tuple(doors)).view(patient=True)
+
+    async def leader(self, region: str) -> str:
+        """The node that leads the region's cell."""
+        with trio.fail_after(ELECTED_S):
+            while not (leader := (await self.cell(region)).leader):  # noqa: ASYNC110 - a process has no bell
+                await trio.sleep(0.05)
+        return leader
+
+    def kill(self, region: str, name: str) -> None:
+        """SIGKILL for a node."""
+        self.federation.kill(region, name)
+        self.nodes_killed += 1
 
     # --- saying things ---------------------------------------------------------------------------
     async def say(self, sender: Gadget, to: Person) -> None:

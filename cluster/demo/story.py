@@ -11,12 +11,16 @@ from itertools import cycle, islice
 
 import trio
 
+from cluster.control.api import CellView
 from cluster.demo.stage import Gadget, Person, Stage
+from cluster.local.layout import FIRST
 
 SETTLE_S = 40.0  # seconds in which everything accepted must have reached everybody; far more than it takes
 UNANSWERED = 50  # submits that must be without an answer when the node is killed
 KILLS = 4  # times that it is tried at most, until that many were unanswered for certain
+FAILOVER_S = 0.7  # seconds that a node of several stalls at most: others would take over, and answer
 STALL_S = 5.0  # seconds in which eight times as many are on the wire
+REJOINED_S = 30.0  # seconds for a node with an empty disk to vote again
 CUT_S = 1.0  # seconds the region stays cut off after everything bound for it was accepted
 
 
@@ -99,7 +103,7 @@ async def while_some_are_offline(stage: Stage) -> str:
 async def through_a_crash(stage: Stage) -> str:
     region, left = stage.regions[0], 0
     for _ in range(KILLS):
-        left = await _crash(stage, region)
+        left = await _crash(stage, region, FIRST, back=True)
         if left >= UNANSWERED:
             break
     else:
@@ -108,25 +112,82 @@ async def through_a_crash(stage: Stage) -> str:
     return f"{region} stalled and was killed with {left} submits unanswered, and restarted"
 
 
-async def _crash(stage: Stage, region: str) -> int:
-    """Have everybody of the region write while its node stalls; let it go on for a moment, and kill it among its work.
-    Returns how many submits were on the wire that no receipt ever came for: what the dead node had still answered is
-    read before they are counted."""
+async def with_a_store_wiped(stage: Stage) -> str:
+    """A node is killed and its disk emptied while everybody writes, and it is started again: the rest is its own."""
+    region = stage.regions[1]
+    before = await stage.cell(region)
+    name = next(name for name in stage.names(region) if name != before.leader)
+    lost = before.voter(name)
+    if lost is None:
+        stage.failures.append(f"the wipe: {region}-{name} had no vote")
+        return "nothing to wipe"
+    pairs = pairs_of(stage, lambda one, other: region in (one.region, other.region))
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.volley, spread(pairs, 200))
+        stage.kill(region, name)
+        await stage.federation.wipe(region, name)
+        stage.stores_wiped += 1
+        stage.renewed[region, name] = lost.store
+        await stage.federation.start(region, name)
+    with trio.move_on_after(REJOINED_S) as scope:
+        while text := _not_renewed(await stage.cell(region), name, lost.store):  # noqa: ASYNC110 - it has no bell
+            await trio.sleep(0.1)
+    if scope.cancelled_caught:
+        stage.failures.append(f"the wipe: {text}")
+    await stage.settled(SETTLE_S, "the wipe")
+    took = trio.current_time() - begun
+    return f"{region}-{name} lost its disk, and votes again with a new store {took:.1f} s later"
+
+
+def _not_renewed(view: CellView, name: str, lost: str) -> str:
+    """What is missing until a wiped node is a member again; empty when nothing is."""
+    stores = [store for store in (*view.voters, *view.learners) if store.node == name]
+    voter = view.voter(name)
+    if lost in [store.store for store in stores]:
+        return f"the store that {name} lost is still a member"
+    if voter is None:
+        return f"{name} does not vote"
+    if not voter.current:
+        return f"{name} is {voter.behind} blocks behind, and silent for {voter.silent} ms"
+    return ""
+
+
+async def with_one_dead_in_every_region(stage: Stage) -> str:
+    """Who leads dies in every other region, somebody else in the others; nobody comes back."""
+    dead = []
+    for number, region in enumerate(stage.regions):
+        leader = await stage.leader(region)
+        kept = {name for where, name in stage.renewed if where == region}  # looked at once more at the end
+        others = [name for name in stage.names(region) if name not in kept | {leader}]
+        name = leader if number % 2 == 0 and leader not in kept else others[0]
+        left = await _crash(stage, region, name, back=False)
+        dead.append(f"{region}-{name}{' (leading)' if name == leader else ''} with {left} submits unanswered")
+    await stage.volley(spread(pairs_of(stage, lambda one, other: True), 150))
+    await stage.settled(SETTLE_S, "the losses")
+    return f"killed for good: {', '.join(dead)}"
+
+
+async def _crash(stage: Stage, region: str, name: str, *, back: bool) -> int:
+    """Have everybody of the region write while a node of it stalls; let it go on for a moment, and kill it among its
+    work. Returns how many submits were on the wire that no receipt came for: what the dead node had still answered is
+    read before they are counted, and others may have answered in its place by then."""
     writers = [gadget for person in stage.of(region) for gadget in person.gadgets]
     pairs = [(writer, to) for to in stage.people for writer in writers if to is not writer.owner]
-    hanging, node = stage.unanswered[region], stage.federation.pid(region)
+    hanging, node = stage.unanswered[region], stage.federation.pid(region, name)
     async with trio.open_nursery() as nursery:
         os.kill(node, signal.SIGSTOP)
-        nursery.start_soon(stage.volley, spread(pairs, 320))
-        await stage.until(lambda: len(hanging & stage.written) >= 8 * UNANSWERED, STALL_S)
+        nursery.start_soon(stage.volley, spread(pairs, 320 if back else 160))
+        enough, seconds = (8 * UNANSWERED, STALL_S) if back else (2 * UNANSWERED, FAILOVER_S)
+        await stage.until(lambda: len(hanging & stage.written) >= enough, seconds)
         os.kill(node, signal.SIGCONT)
         await trio.sleep(0.02)
         on_the_wire = hanging & stage.written
-        stage.federation.kill(region)
-        stage.nodes_killed += 1
-        await trio.sleep(0.5)
+        stage.kill(region, name)
+        await trio.sleep(0.5 if back else 0.1)
         left = len(on_the_wire & hanging)
-        await stage.federation.start(region)
+        if back:
+            await stage.federation.start(region, name)
     return left
 
 
@@ -158,12 +219,14 @@ async def while_the_lights_are_out(stage: Stage) -> str:
     border.cut()
     pairs = pairs_of(stage, lambda one, other: one not in absent)
     count = await stage.volley(spread(pairs, 100))
-    for region in stage.regions:
-        stage.federation.kill(region)
-        stage.nodes_killed += 1
+    running = stage.federation.running()
+    for node in running:
+        stage.kill(node.region, node.name)
     await trio.sleep(0.2)
     await trio.to_thread.run_sync(stage.look, "after all nodes were killed with mail waiting")
-    await stage.federation.start_all()
+    async with trio.open_nursery() as nursery:
+        for node in running:
+            nursery.start_soon(stage.federation.start, node.region, node.name)
     border.heal()
     await stage.come_online(gadgets)
     await stage.settled(SETTLE_S, "the lights")
@@ -174,8 +237,10 @@ async def drain(stage: Stage) -> str:
     await stage.settled(SETTLE_S, "at the end")
     await trio.sleep(0.5)  # what would come twice would come now
     await stage.go_offline(stage.gadgets)
-    for region in stage.regions:
-        await stage.federation.stop(region)
+    for (region, name), lost in stage.renewed.items():
+        if text := _not_renewed(await stage.cell(region), name, lost):
+            stage.failures.append(f"at the end: {text} in {region}")
+    await stage.federation.stop_all()
     return "every device has everything; clients and nodes are stopped"
 
 
@@ -184,15 +249,26 @@ async def look_at_the_disks(stage: Stage) -> str:
     return "every store is unsealed and decoded, every file scanned"
 
 
-CHAPTERS = (
+_BEFORE = (
     Chapter("Everybody comes online", arrive),
     Chapter("One to one, inside a region", within_a_region),
     Chapter("One to one, across a border", across_a_border),
     Chapter("A group with members in every region", in_a_group),
     Chapter("Some are offline, and collect later", while_some_are_offline),
-    Chapter("A node is killed in the middle of it", through_a_crash),
+)
+_OF_ONE = (Chapter("A node is killed in the middle of it", through_a_crash),)
+_OF_SEVERAL = (
+    Chapter("A node loses its disk, and comes back", with_a_store_wiped),
+    Chapter("In every region a node dies for good", with_one_dead_in_every_region),
+)
+_AFTER = (
     Chapter("A region is cut off for a while", while_a_region_is_cut_off),
     Chapter("The lights go out", while_the_lights_are_out),
     Chapter("Drain, and stop", drain),
     Chapter("The last audit", look_at_the_disks),
 )
+
+
+def chapters(nodes: int) -> tuple[Chapter, ...]:
+    """The story of regions with so many nodes each."""
+    return (*_BEFORE, *(_OF_ONE if nodes == 1 else _OF_SEVERAL), *_AFTER)

@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
 from relay.core.trust import HomeRecord
 from relay.errors import DiskFailed, StoreDamaged
-from relay.journal.database import DAMAGED, Database, Kind, open_database
+from relay.journal.database import DAMAGED, Connection, Database, Kind, fetch, open_database
 from relay.journal.portal import Portal
 
 _KIND: Final = Kind("directory", 0x50687365, 1)  # "Phse"
@@ -41,8 +41,25 @@ class Sighting:
     mark: bytes
 
 
-class Seen:
-    """The open file. Made by `open_seen`. After the first I/O error every call raises DiskFailed (rule 7)."""
+class Seen(Protocol):
+    """What the directory remembers. After the first I/O error every call raises DiskFailed (rule 7)."""
+
+    async def highest(self, user: bytes) -> Sighting | None:
+        """The highest version that was seen of `user`. Raises DiskFailed, StoreDamaged."""
+
+    def sighting(self, record: HomeRecord) -> Sighting:
+        """What is kept of a verified record."""
+
+    async def raise_to(self, user: bytes, sighting: Sighting) -> Sighting:
+        """Keep `sighting` if it is higher; durable on return. What is the highest now: the same, unless somebody else
+        was faster. Raises DiskFailed, StoreDamaged."""
+
+    async def failed(self) -> None:
+        """Wait until the disk fails, and raise DiskFailed: whoever runs the node stops it (rule 7)."""
+
+
+class SeenFile:
+    """Seen in an open file. Made by `open_seen`."""
 
     def __init__(self, db: Database, key: bytes) -> None:
         self._db, self._key = db, key
@@ -51,33 +68,20 @@ class Seen:
         db.on_failure = self._fail
 
     async def highest(self, user: bytes) -> Sighting | None:
-        """The highest version that was seen of `user`. Raises DiskFailed, StoreDamaged."""
-        return await self._db.run(self._highest, self._hash(user, b"posthouse.seen"))
+        return await self._db.run(_highest, self._hash(user, b"posthouse.seen"))
 
     def sighting(self, record: HomeRecord) -> Sighting:
-        """What is kept of a verified record."""
         return Sighting(record.version, self._hash(record.digest, b"posthouse.mark"))
 
     async def raise_to(self, user: bytes, sighting: Sighting) -> Sighting:
-        """Keep `sighting` if it is higher; durable on return. What is the highest now: the same, unless somebody else
-        was faster. Raises DiskFailed, StoreDamaged."""
-        highest = await self._db.write(0, self._raise, self._hash(user, b"posthouse.seen"), sighting)
+        highest = await self._db.write(0, _raise, self._hash(user, b"posthouse.seen"), sighting)
         await self._db.fold_wal()
         return highest
 
     def _hash(self, data: bytes, person: bytes) -> bytes:
         return blake2b(data, digest_size=32, key=self._key, person=person).digest()
 
-    async def _highest(self, name: bytes) -> Sighting | None:
-        rows = await self._db.fetch("SELECT version, mark FROM seen WHERE user = ?", (name,))
-        return next((Sighting(*row) for row in rows), None)
-
-    async def _raise(self, name: bytes, sighting: Sighting) -> Sighting:
-        await self._db.fetch(_RAISE, (name, sighting.version, sighting.mark))
-        return await self._highest(name) or sighting
-
     async def failed(self) -> None:
-        """Wait until the disk fails, and raise DiskFailed: whoever runs the node stops it (rule 7)."""
         await self._broken.wait()
         assert self._failure is not None
         raise self._failure.with_traceback(None)
@@ -87,16 +91,26 @@ class Seen:
         self._broken.set()
 
 
+def _highest(connection: Connection, name: bytes) -> Sighting | None:
+    rows = fetch(connection, "SELECT version, mark FROM seen WHERE user = ?", (name,))
+    return next((Sighting(*row) for row in rows), None)
+
+
+def _raise(connection: Connection, name: bytes, sighting: Sighting) -> Sighting:
+    connection.execute(_RAISE, (name, sighting.version, sighting.mark))
+    return _highest(connection, name) or sighting
+
+
 @asynccontextmanager
-async def open_seen(file: Path, portal: Portal, fresh_key: bytes) -> AsyncIterator[Seen]:
+async def open_seen(file: Path, portal: Portal, fresh_key: bytes) -> AsyncIterator[SeenFile]:
     """Open the file, or make it with mode 0600 and `fresh_key` (32 random bytes) as its hash key.
 
     Raises StoreLocked, StoreForeign (no such file of ours, or another format), StoreDamaged, DiskFailed."""
-    first = ("INSERT INTO meta VALUES (1, ?)", (fresh_key,))
+    first = [("INSERT INTO meta VALUES (1, ?)", [(fresh_key,)])]
     db, keys = await open_database(portal, file, _KIND, tables=_TABLES, first=first, whose="SELECT key FROM meta")
     try:
         if len(keys) != 1 or len(keys[0][0]) != 32:
             raise StoreDamaged(f"{file}: its key is missing", DAMAGED)
-        yield Seen(db, keys[0][0])
+        yield SeenFile(db, keys[0][0])
     finally:
         await db.close()

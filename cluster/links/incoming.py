@@ -1,35 +1,41 @@
-"""The listener's side: links from known nodes, each request handed to the handler, each answered once."""
+"""The listener's side: links from known nodes, each request handed to the handler, each answered once; notes of the own
+cell handed over as they come."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 import trio
 
-from cluster.core.linkwire import (
-    Answer, Asked, Done, LinkEvent, LinkFault, LinkHello, LinkMachine, Peer, Ping, Request, encode_message,
-)
-from cluster.links.secure import LinkLost, SecureStream, accept, farewell, receive, stream_errors
-from cluster.pki import NodeCredentials
-from relay.core.trust import Root
+from cluster.core.linkmachine import Asked, LinkEvent, LinkMachine, Noted
+from cluster.core.linkwire import Answer, CellNote, Done, LinkFault, Peer, Ping, Request, encode_message, patience
+from cluster.links.pace import FAR, NEAR
+from cluster.links.secure import LinkLost, Party, accept, farewell, receive, stream_errors
 from relay.core.wire import Code
 from relay.errors import DiskFailed, Overloaded, PeerError, PosthouseError, ProtocolError, Refused, TrustError
-from relay.limits import LINK_DEADLINE_S, LINK_SILENCE_S, MAX_LINKS
+from relay.limits import LINK_DEADLINE_S, MAX_LINKS
 
 log = structlog.get_logger("relay.links")
-Handler = Callable[[Peer, Request], Awaitable[Answer]]
+
+
+class Handler(Protocol):
+    """Whoever is behind the links."""
+
+    async def answer(self, peer: Peer, message: Request) -> Answer:
+        """Answer one request. PosthouseErrors go back as a LinkFault; DiskFailed ends the node (rule 7)."""
+
+    def note(self, peer: Peer, note: CellNote) -> None:
+        """A note of another node of the own cell, in the order in which that sent them. PeerError or ProtocolError, for
+        one that makes no sense, ends that node's link; any other PosthouseError ends this node."""
 
 
 class Incoming:
     """All inbound links of a node. A node has one at most: a newer one ends the older (its dialer has lost it)."""
 
-    def __init__(
-        self, root: Root, credentials: NodeCredentials, own: LinkHello, handler: Handler,
-        on_refused: Callable[[], None],
-    ) -> None:  # fmt: skip
-        self._root, self._credentials, self._own, self._handler = root, credentials, own, handler
-        self._on_refused = on_refused
+    def __init__(self, party: Party, handler: Handler, on_refused: Callable[[], None]) -> None:
+        self._party, self._handler, self._on_refused = party, handler, on_refused
         self._greeting: dict[trio.CancelScope, None] = {}  # oldest first
         self._links: dict[Peer, trio.CancelScope] = {}
 
@@ -48,7 +54,7 @@ class Incoming:
     async def _serve(self, transport: trio.abc.Stream) -> None:
         stream, machine, peer, events = await self._greet(transport)
         older = self._links.get(peer)
-        if older is None and len(self._links) >= MAX_LINKS:
+        if older is None and len(self._links) >= MAX_LINKS and not machine.inside:
             await farewell(stream, LinkFault(Code.OVERLOADED, "no room for another link", 1000))
             return
         if older is not None:
@@ -68,8 +74,7 @@ class Incoming:
         else:
             log.info("link_closed", **names, reason=str(reason))
 
-
-    async def _greet(self, transport: trio.abc.Stream) -> tuple[SecureStream, LinkMachine, Peer, list[LinkEvent]]:
+    async def _greet(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, LinkMachine, Peer, list[LinkEvent]]:
         """Where too many have not said hello yet, the oldest goes: a good node says it at once, so that strangers who
         only hold connections open keep nobody out. Raises LinkLost, PeerError."""
         if len(self._greeting) >= MAX_LINKS:
@@ -79,7 +84,7 @@ class Incoming:
         with trio.CancelScope() as scope:
             self._greeting[scope] = None
             try:
-                return await accept(transport, self._root, self._credentials, self._own)
+                return await accept(transport, self._party)
             finally:
                 self._greeting.pop(scope, None)
         raise LinkLost("too many connections that have not said hello")
@@ -88,8 +93,9 @@ class Incoming:
 class _Link:
     """One inbound link. Requests run side by side; the machine bounds how many, and their bytes."""
 
-    def __init__(self, stream: SecureStream, machine: LinkMachine, peer: Peer, handler: Handler) -> None:
+    def __init__(self, stream: trio.abc.Stream, machine: LinkMachine, peer: Peer, handler: Handler) -> None:
         self._stream, self._machine, self._peer, self._handler = stream, machine, peer, handler
+        self._silence_s = (NEAR if machine.inside else FAR).silence_s
         self._sending = trio.Lock()
         self._reason: LinkLost | PeerError = LinkLost("a newer link took its place, or this node stops")
         self.scope = trio.CancelScope()
@@ -112,12 +118,27 @@ class _Link:
     async def _read(self, events: list[LinkEvent], nursery: trio.Nursery) -> None:
         while True:
             for event in events:
-                assert isinstance(event, Asked)  # the table of states lets nothing else come to an open listener
-                nursery.start_soon(self._answer, event)
-            with trio.move_on_after(LINK_SILENCE_S) as silence:  # the dialer pings more often than that
+                if isinstance(event, Noted):
+                    self._take_note(event.message)
+                else:
+                    assert isinstance(event, Asked)  # the table of states lets nothing else come to an open listener
+                    nursery.start_soon(self._answer, event)
+            with trio.move_on_after(self._silence_s) as silence:  # the dialer pings more often than that
                 events = await receive(self._stream, self._machine)
             if silence.cancelled_caught:
-                raise LinkLost(f"not a byte for {LINK_SILENCE_S:.0f} s")
+                raise LinkLost(f"not a byte for {self._silence_s:.0f} s")
+
+    def _take_note(self, note: CellNote) -> None:
+        """Raises PeerError for a note that makes no sense, which ends this link and nothing else."""
+        try:
+            self._handler.note(self._peer, note)
+        except ProtocolError as error:
+            raise PeerError(f"a note that makes no sense: {error.text}", "Look at the log of the peer") from None
+        except PosthouseError:
+            raise  # PeerError, or this node's own trouble: that ends the node
+        except Exception:  # a mistake of ours with one message must not take the node from everybody
+            log.exception("link_note_failed", cell=self._peer.cell, node=self._peer.node)
+            raise PeerError("a note that this node could not take", "Report it, with the log of this node") from None
 
     async def _answer(self, asked: Asked) -> None:
         """One request, from handler to socket."""
@@ -132,9 +153,9 @@ class _Link:
 
     async def _handle(self, message: Request) -> Answer:
         kind, cell = type(message).__name__, self._peer.cell
-        with trio.move_on_after(LINK_DEADLINE_S):
+        with trio.move_on_after(patience(message)):
             try:
-                return await self._handler(self._peer, message)
+                return await self._handler.answer(self._peer, message)
             except DiskFailed:
                 raise  # rule 7: the node must not answer any more
             except PosthouseError as error:

@@ -1,16 +1,19 @@
-"""Links between cells: what a node asks of others and they of it, over mTLS (TLS 1.3; DESIGN section 5, rule 1)."""
+"""Links between nodes, over mTLS (TLS 1.3; DESIGN section 5, rule 1): what cells ask of each other, and what the nodes
+of one cell ask of and note to each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import trio
 
-from cluster.core.linkwire import VERSION, Answer, LinkFault, LinkHello, Request, federation_id
+from cluster.core.linkwire import VERSION, Answer, CellNote, LinkFault, LinkHello, Request, federation_id
 from cluster.links.incoming import Handler, Incoming
-from cluster.links.outgoing import CellLink
-from cluster.pki import NodeCredentials
+from cluster.links.outgoing import KeptLink
+from cluster.links.pace import FAR, NEAR
+from cluster.links.secure import Party, Security
 from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.errors import OperatorError, Refused
@@ -33,14 +36,16 @@ class LinkMetrics(Protocol):
     """What links count (relay.observe.metrics.Metrics)."""
 
     links_up: Any  # gauge with label cell: 1 while there is a working link to it
+    peers_up: Any  # gauge with label node: 1 while there is a working link to that node of the own cell
     refused: Any  # counter with label reason: LINK for each peer that was refused or cut off
 
 
 class Links:
-    """One outgoing link a cell, made on demand and kept; any number of inbound ones. `run` must be running."""
+    """One outgoing link a cell, made on demand and kept; one to each other node of the own cell, kept while `run` runs;
+    any number of inbound ones. `run` must be running."""
 
     def __init__(
-        self, env: Env, root: Root, own: Own, credentials: NodeCredentials, metrics: LinkMetrics | None = None
+        self, env: Env, root: Root, own: Own, credentials: Security, metrics: LinkMetrics | None = None
     ) -> None:
         """Raises OperatorError where the certificate is another node's."""
         proved = credentials.peer
@@ -48,13 +53,20 @@ class Links:
             what = f"the certificate is of {proved.cell}/{proved.node}, the config of {own.cell}/{own.node}"
             raise OperatorError(what, "Use the certificate that was issued for this node")
         self.refused = 0  # inbound links that were refused or cut off
-        self._env, self._root, self._credentials, self._metrics = env, root, credentials, metrics
-        self._hello = LinkHello(VERSION, federation_id(root), own.cell, own.node)
+        self._env, self._root, self._metrics = env, root, metrics
+        self._party = Party(root, credentials, LinkHello(VERSION, federation_id(root), own.cell, own.node))
         self._nursery: trio.Nursery | None = None
-        self._cells: dict[str, CellLink] = {}
+        self._cells: dict[str, KeptLink] = {}
+        self._nodes: dict[str, KeptLink] = {}
         for cell in root.cells():
             if cell != own.cell:
-                self._changed(cell, False)
+                self._cell_changed(cell, False)
+        house = root.cell(own.cell)
+        for node in house.nodes if house else ():
+            if node.name != own.node:
+                changed = partial(self._node_changed, node.name)
+                self._nodes[node.name] = KeptLink(env, self._party, own.cell, [node], NEAR, changed)
+                changed(False)
 
     async def run(
         self,
@@ -63,50 +75,89 @@ class Links:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve inbound links, and keep the outgoing ones, until cancelled. Raises DiskFailed, in a group."""
-        incoming = Incoming(self._root, self._credentials, self._hello, handler, self._count_refused)
+        """Serve inbound links, and keep the outgoing ones, until cancelled. Raises what the handler may end the node
+        with (see Handler), in a group."""
+        incoming = Incoming(self._party, handler, self._count_refused)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 await nursery.start(trio.serve_listeners, incoming.serve, listeners)
+                for link in self._nodes.values():
+                    nursery.start_soon(link.run)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
 
+    # --- other cells -----------------------------------------------------------------------------
     async def request(self, cell: str, message: Request, deadline_s: float = LINK_DEADLINE_S) -> Answer:
-        """One request to a cell and its answer. Raises Refused: UNKNOWN_REGION (no such cell), UNREACHABLE (no link or
-        no answer in time), or the code of the peer's LinkFault; PeerError where somebody else answers for the cell."""
-        answer: Answer | None = None
-        with trio.move_on_after(deadline_s):
-            answer = await self._link(cell).request(message)
-        if answer is None:
-            raise Refused(Code.UNREACHABLE, f"{cell} gave no answer in {deadline_s:g} s", "Try again", 1000)
-        if isinstance(answer, LinkFault):
-            raise Refused(answer.code, f"{cell}: {answer.text[:200]}", "", answer.retry_after_ms)
-        return answer
+        """One request to another cell and its answer. Raises Refused: UNKNOWN_REGION (no such cell), UNREACHABLE (no
+        link or no answer in time), or the code of the peer's LinkFault; PeerError where somebody else answers."""
+        return await self._request(cell, self._link(cell), message, deadline_s)
 
     def connected(self, cell: str) -> bool:
         """Whether there is a working link to `cell` now."""
         link = self._cells.get(cell)
         return link is not None and link.connected
 
-    def _link(self, name: str) -> CellLink:
+    # --- the own cell ----------------------------------------------------------------------------
+    def peers(self) -> tuple[str, ...]:
+        """The other nodes of the own cell, as the root lists them."""
+        return tuple(self._nodes)
+
+    def reaches(self, node: str) -> bool:
+        """Whether there is a working link to a node of the own cell now."""
+        return node in self._nodes and self._nodes[node].connected
+
+    def note(self, node: str, note: CellNote) -> bool:
+        """Send one way, in order, to a node of the own cell; never waits. False: dropped, because there is no link or
+        NOTE_BYTES wait for it. True promises nothing. Raises ProtocolError where the note fits no frame."""
+        return node in self._nodes and self._nodes[node].note(note)
+
+    async def ask(self, node: str, message: Request, deadline_s: float = LINK_DEADLINE_S) -> Answer:
+        """One request to a node of the own cell and its answer. Raises as `request`; UNREACHABLE for a node that the
+        root does not list."""
+        link = self._nodes.get(node)
+        if link is None:
+            raise Refused(Code.UNREACHABLE, f"the cell has no other node {node!r}", "Check the root document")
+        self._check_running()
+        return await self._request(f"node {node}", link, message, deadline_s)
+
+    # --- both ------------------------------------------------------------------------------------
+    async def _request(self, who: str, link: KeptLink, message: Request, deadline_s: float) -> Answer:
+        answer: Answer | None = None
+        with trio.move_on_after(deadline_s):
+            answer = await link.request(message)
+        if answer is None:
+            raise Refused(Code.UNREACHABLE, f"{who} gave no answer in {deadline_s:g} s", "Try again", 1000)
+        if isinstance(answer, LinkFault):
+            raise Refused(answer.code, f"{who}: {answer.text[:200]}", "", answer.retry_after_ms)
+        return answer
+
+    def _link(self, name: str) -> KeptLink:
         cell = self._root.cell(name)
-        if cell is None or not cell.nodes:
-            raise Refused(Code.UNKNOWN_REGION, f"the federation has no cell {name!r}", "Check the root document")
-        if self._nursery is None:
-            raise Refused(Code.UNREACHABLE, "this node's links are not running", "Try again", 1000)
+        if cell is None or not cell.nodes or self._party.is_near(name):
+            raise Refused(Code.UNKNOWN_REGION, f"the federation has no other cell {name!r}", "Check the root document")
+        nursery = self._check_running()
         link = self._cells.get(name)
         if link is None:
-            link = CellLink(self._env, self._root, self._credentials, self._hello, cell, self._changed)
-            self._cells[name] = link
-            self._nursery.start_soon(link.run)
+            changed = partial(self._cell_changed, name)
+            link = self._cells[name] = KeptLink(self._env, self._party, name, cell.nodes, FAR, changed)
+            nursery.start_soon(link.run)
         return link
 
-    def _changed(self, cell: str, up: bool) -> None:
+    def _check_running(self) -> trio.Nursery:
+        if self._nursery is None:
+            raise Refused(Code.UNREACHABLE, "this node's links are not running", "Try again", 1000)
+        return self._nursery
+
+    def _cell_changed(self, cell: str, up: bool) -> None:
         if self._metrics is not None:
             self._metrics.links_up.labels(cell).set(int(up))
+
+    def _node_changed(self, node: str, up: bool) -> None:
+        if self._metrics is not None:
+            self._metrics.peers_up.labels(node).set(int(up))
 
     def _count_refused(self) -> None:
         self.refused += 1

@@ -1,26 +1,26 @@
-"""The dialer's side: one live link with several requests in flight, and the loop that keeps one to each cell."""
+"""The dialer's side: one live link with several requests in flight, and the loop that keeps one to a cell or a node."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 
 import structlog
 import trio
 
-from cluster.core.linkwire import (
-    Answer, Answered, Ended, LinkEvent, LinkHello, LinkMachine, Ping, Request, encode_message,
-)
-from cluster.links.secure import LinkLost, SecureStream, dial, end_error, receive, stream_errors
-from cluster.pki import NodeCredentials
-from relay.core.trust import Root, RootCell
+from cluster.core.linkmachine import Answered, Ended, LinkEvent, LinkMachine
+from cluster.core.linkwire import Answer, CellNote, Ping, Request, encode_message, patience
+from cluster.links.pace import Pace
+from cluster.links.secure import LinkLost, Party, dial, end_error, receive, stream_errors
+from relay.core.trust import RootNode
 from relay.core.wire import Code
 from relay.errors import PeerError, Refused
-from relay.limits import LINK_BACKOFF_MAX_S, LINK_BACKOFF_S, LINK_DEADLINE_S, LINK_PING_S, LINK_SILENCE_S
+from relay.limits import LINK_BACKOFF_S, LINK_WRITE, NOTE_BYTES
 from relay.ports import Env
 
 log = structlog.get_logger("relay.links")
+_PING = encode_message(Ping())
 
 
 class _Waiter:
@@ -34,18 +34,25 @@ class _Waiter:
 class Outgoing:
     """One open link, dialer's side. `run` serves it until it ends; `ask` may be called by many tasks meanwhile."""
 
-    def __init__(self, stream: SecureStream, machine: LinkMachine) -> None:
+    def __init__(self, stream: trio.abc.Stream, machine: LinkMachine, pace: Pace) -> None:
         self._stream = stream
         self._machine = machine
-        self._queue: deque[bytes] = deque()  # bounded by the machine's room
+        self._pace = pace
+        self._queue: deque[bytes] = deque()  # frames of requests; bounded by the machine's room
+        self._notes: deque[bytes] = deque()  # frames of notes
+        self._note_bytes = 0  # of those; at most NOTE_BYTES
         self._queued = trio.Event()
         self._waiters: dict[int, _Waiter] = {}
-        self._asked: dict[int, float] = {}  # every open request, oldest first, and when; also those given up
+        self._due: dict[int, float] = {}  # every open request, and until when it must be answered; also those given up
         self._freed = trio.Event()
         self._turn = trio.Lock()  # first come, first sent: small requests do not starve a large one
         self._heard = trio.current_time()
         self._ping = 0
         self._reason: LinkLost | PeerError | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self._reason is not None
 
     async def ask(self, message: Request) -> Answer:
         """The answer to one request. Raises Refused(UNREACHABLE) where the link ends first. Callers set a deadline."""
@@ -55,7 +62,7 @@ class Outgoing:
                 await self._freed.wait()
             if self._reason is not None:
                 raise self._broken()
-            request, waiter = self._post(packed), _Waiter()
+            request, waiter = self._post(packed, patience(message)), _Waiter()
             self._waiters[request] = waiter
         try:
             await waiter.done.wait()
@@ -64,6 +71,18 @@ class Outgoing:
         if waiter.answer is None:
             raise self._broken()
         return waiter.answer
+
+    def note(self, message: CellNote) -> bool:
+        """Queue a note, in order. False: there was no room. Raises ProtocolError where it fits no frame."""
+        if self._reason is not None:
+            return False
+        frame = self._machine.note(encode_message(message))
+        if self._note_bytes + len(frame) > NOTE_BYTES:
+            return False  # what waits stays without gaps: it is the newest that Raft sends again
+        self._notes.append(frame)
+        self._note_bytes += len(frame)
+        self._queued.set()
+        return True
 
     async def run(self) -> LinkLost | PeerError:
         """Serve the link until it ends; returns why. When cancelled it ends too."""
@@ -90,9 +109,9 @@ class Outgoing:
             self._reason = self._reason or error
             scope.cancel()
 
-    def _post(self, packed: bytes, *, first: bool = False) -> int:
+    def _post(self, packed: bytes, patience_s: float, *, first: bool = False) -> int:
         request, frame = self._machine.request(packed)
-        self._asked[request] = trio.current_time()
+        self._due[request] = trio.current_time() + patience_s + self._pace.ping_s
         (self._queue.appendleft if first else self._queue.append)(frame)
         self._queued.set()
         return request
@@ -108,7 +127,7 @@ class Outgoing:
         if isinstance(event, Ended):
             end_error(event.fault)
         assert isinstance(event, Answered)  # the table of states lets nothing else come to an open dialer
-        del self._asked[event.id]
+        del self._due[event.id]
         waiter = self._waiters.get(event.id)
         if waiter is not None:
             waiter.answer = event.message
@@ -118,33 +137,47 @@ class Outgoing:
 
     async def _write(self) -> None:
         while True:
-            while self._queue:
-                await self._stream.send_all(self._queue.popleft())
+            while batch := self._gather():
+                await self._stream.send_all(batch)
             self._queued = trio.Event()
             await self._queued.wait()
 
+    def _gather(self) -> bytes:
+        """What goes out in the next write. Requests and notes take turns: neither kind waits for all of the other."""
+        frames: list[bytes] = []
+        size = 0
+        while size < LINK_WRITE and (self._queue or self._notes):
+            if self._queue:
+                frames.append(self._queue.popleft())
+                size += len(frames[-1])
+            if self._notes:
+                frames.append(self._notes.popleft())
+                size += len(frames[-1])
+                self._note_bytes -= len(frames[-1])
+        return b"".join(frames)
+
     async def _watch(self) -> None:
         """A half-open link says nothing: ping when it is quiet, end it when it stays so or holds a request too long."""
-        ping = encode_message(Ping())
         while True:
-            await trio.sleep(LINK_PING_S / 2)
+            await trio.sleep(self._pace.ping_s / 2)
             now = trio.current_time()
-            if now - self._heard >= LINK_SILENCE_S:
-                raise LinkLost(f"not a byte for {LINK_SILENCE_S:.0f} s")
-            if self._asked and now - next(iter(self._asked.values())) >= LINK_DEADLINE_S + LINK_PING_S:
-                raise LinkLost(f"no answer for {LINK_DEADLINE_S:.0f} s")
-            if now - self._heard >= LINK_PING_S and self._ping not in self._asked:
-                self._ping = self._post(ping, first=True)
+            if now - self._heard >= self._pace.silence_s:
+                raise LinkLost(f"not a byte for {self._pace.silence_s:.0f} s")
+            if self._due and now >= min(self._due.values()):
+                raise LinkLost("a request was not answered in its time")
+            if now - self._heard >= self._pace.ping_s and self._ping not in self._due:
+                self._ping = self._post(_PING, patience(Ping()), first=True)
 
 
-class CellLink:
-    """Keeps one link to one cell: dials, serves, backs off, dials again; another of its nodes each time."""
+class KeptLink:
+    """Keeps one link to a cell, or to one node of it: dials, serves, backs off, dials again; the next of `nodes` each
+    time. `on_change`: called with whether there is a link now."""
 
     def __init__(
-        self, env: Env, root: Root, credentials: NodeCredentials, own: LinkHello, cell: RootCell,
-        on_change: Callable[[str, bool], None],
+        self, env: Env, party: Party, cell: str, nodes: Sequence[RootNode], pace: Pace,
+        on_change: Callable[[bool], None],
     ) -> None:  # fmt: skip
-        self._env, self._root, self._credentials, self._own, self._cell = env, root, credentials, own, cell
+        self._env, self._party, self._cell, self._nodes, self._pace = env, party, cell, nodes, pace
         self._on_change = on_change
         self._live: Outgoing | None = None
         self._bad: PeerError | None = None  # why the last dial met somebody else
@@ -153,44 +186,46 @@ class CellLink:
 
     @property
     def connected(self) -> bool:
-        return self._live is not None
+        return self._live is not None and not self._live.ended
 
     async def request(self, message: Request) -> Answer:
         """Waits for a link, then for the answer. Raises PeerError, Refused(UNREACHABLE). The caller sets a deadline."""
-        while self._live is None:
+        while self._live is None or self._live.ended:
             if self._bad is not None:
-                raise PeerError(f"{self._cell.name}: {self._bad.text}", self._bad.remedy)
+                raise PeerError(f"{self._cell}: {self._bad.text}", self._bad.remedy)
             await self._changed.wait()
         return await self._live.ask(message)
+
+    def note(self, message: CellNote) -> bool:
+        """See Outgoing.note. False where there is no link, too: what is said now is stale when there is one again."""
+        return self._live is not None and self._live.note(message)
 
     async def run(self) -> None:
         """Never ends by itself."""
         failures = 0
         for turn in count():
-            node = self._cell.nodes[turn % len(self._cell.nodes)]
+            node = self._nodes[turn % len(self._nodes)]
             lasted = 0.0
             try:
-                stream, machine = await dial(
-                    self._env, self._root, self._credentials, self._own, self._cell.name, node
-                )
+                stream, machine = await dial(self._env, self._party, self._cell, node, self._pace.handshake_s)
             except (LinkLost, PeerError) as error:
                 self._failed(node.name, error)
             else:
                 began = trio.current_time()
-                await self._serve(node.name, Outgoing(stream, machine))
+                await self._serve(node.name, Outgoing(stream, machine, self._pace))
                 lasted = trio.current_time() - began
-            failures = 0 if lasted >= LINK_BACKOFF_MAX_S else failures + 1
+            failures = 0 if lasted >= self._pace.backoff_max_s else failures + 1
             await trio.sleep(self._pause(failures))
 
     async def _serve(self, node: str, live: Outgoing) -> None:
         self._bad, self._said = None, ""
         self._switch(live)
-        log.info("link_up", cell=self._cell.name, node=node)
+        log.info("link_up", cell=self._cell, node=node)
         try:
             reason = await live.run()
         finally:
             self._switch(None)
-        log.warning("link_down", cell=self._cell.name, node=node, reason=str(reason))
+        log.warning("link_down", cell=self._cell, node=node, reason=str(reason))
 
     def _failed(self, node: str, error: LinkLost | PeerError) -> None:
         self._bad = error if isinstance(error, PeerError) else None
@@ -198,16 +233,16 @@ class CellLink:
         if str(error) != self._said:
             self._said = str(error)
             event = "link_peer_refused" if self._bad else "link_unreachable"
-            log.warning(event, cell=self._cell.name, node=node, reason=str(error))
+            log.warning(event, cell=self._cell, node=node, reason=str(error))
 
     def _switch(self, live: Outgoing | None) -> None:
         if (live is None) != (self._live is None):
-            self._on_change(self._cell.name, live is not None)
+            self._on_change(live is not None)
         self._live = live
         self._changed.set()
         self._changed = trio.Event()
 
     def _pause(self, failures: int) -> float:
         """Seconds: doubled each time, and spread so that cells which lost the same peer do not come back as one."""
-        full = min(LINK_BACKOFF_MAX_S, LINK_BACKOFF_S * 2.0 ** min(failures, 16))
+        full = min(self._pace.backoff_max_s, LINK_BACKOFF_S * 2.0 ** min(failures, 16))
         return full * (0.5 + 0.5 * self._env.random_float())

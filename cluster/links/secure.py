@@ -5,27 +5,56 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import trio
 
-from cluster.core.linkwire import (
-    FAREWELL, VERSION, Ended, Greeted, LinkEvent, LinkFault, LinkHello, LinkMachine, Peer, Role, encode_frame,
-    encode_message,
-)
-from cluster.pki import NodeCredentials, identify
+from cluster.core.linkmachine import Ended, Greeted, LinkEvent, LinkMachine, Role
+from cluster.core.linkwire import NO_REQUEST, VERSION, LinkFault, LinkHello, Peer, encode_frame, encode_message
+from cluster.pki import Claim, admit
 from relay.core.trust import Root, RootNode
 from relay.core.wire import Code
 from relay.errors import PeerError
 from relay.limits import LINK_HANDSHAKE_S
 from relay.ports import Env
 
-SecureStream = trio.SSLStream[trio.abc.Stream]
 _NETWORK: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)  # of ssl.SSLError: nobody's lie
 
 
 class LinkLost(Exception):
     """The network let go, or nobody is there: worth another try. The text has no address in it."""
+
+
+class Security(Protocol):
+    """What makes a channel of a transport and says who is at its other end: by TLS NodeCredentials; simulated in tests.
+
+    `vouched_by` in the claim is for the implementation to prove. Whether the claim may stand is asked of the root
+    afterwards, in one place (cluster.pki.admit). Both methods raise PeerError, and what `stream_errors` translates; the
+    caller sets a deadline, and closes the transport when they fail."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who this node proves to be."""
+
+    async def secure_client(self, transport: trio.abc.Stream, region: str) -> tuple[trio.abc.Stream, Claim]:
+        """The dialer's side; believes nobody but `region`'s authority."""
+
+    async def secure_server(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, Claim]:
+        """The listener's side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """This node as a party to links: whom it believes, what it proves, what it says first."""
+
+    root: Root
+    security: Security
+    hello: LinkHello
+
+    def is_near(self, cell: str) -> bool:
+        """Is `cell` this node's own?"""
+        return cell == self.hello.cell
 
 
 @contextmanager
@@ -65,7 +94,7 @@ def check_hello(hello: LinkHello, peer: Peer, own: LinkHello) -> None:
         raise PeerError(f"the peer says that it is {claimed}, its certificate says {peer.cell}/{peer.node}")
 
 
-async def receive(stream: SecureStream, machine: LinkMachine) -> list[LinkEvent]:
+async def receive(stream: trio.abc.Stream, machine: LinkMachine) -> list[LinkEvent]:
     """The next events, at least one. Raises LinkLost at the end of the stream, PeerError for a broken protocol."""
     while True:
         data = await stream.receive_some()
@@ -76,40 +105,34 @@ async def receive(stream: SecureStream, machine: LinkMachine) -> list[LinkEvent]
             return events
 
 
-async def farewell(stream: SecureStream, fault: LinkFault) -> None:
+async def farewell(stream: trio.abc.Stream, fault: LinkFault) -> None:
     """Say why the link ends, to a peer that is known. What goes wrong here no longer matters."""
     with trio.move_on_after(1.0):
         try:
-            await stream.send_all(encode_frame(FAREWELL, encode_message(fault)))
+            await stream.send_all(encode_frame(NO_REQUEST, encode_message(fault)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return
 
 
-def _certificate(stream: SecureStream) -> bytes:
-    certificate: bytes | None = stream.getpeercert(binary_form=True)
-    return certificate or b""
-
-
 async def dial(
-    env: Env, root: Root, credentials: NodeCredentials, own: LinkHello, cell: str, node: RootNode
-) -> tuple[SecureStream, LinkMachine]:
+    env: Env, party: Party, cell: str, node: RootNode, deadline_s: float
+) -> tuple[trio.abc.Stream, LinkMachine]:
     """An open link to one node of `cell`. Raises LinkLost, or PeerError where somebody else is there."""
     region = cell.partition("/")[0]
     host, port = split_address(node.link)
-    with stream_errors(), trio.fail_after(LINK_HANDSHAKE_S):
+    with stream_errors(), trio.fail_after(deadline_s):
         transport = await env.dial(host, port)
-        stream = trio.SSLStream(transport, credentials.links_client(region))
         try:
-            await stream.do_handshake()
-            peer = identify(_certificate(stream), root)
+            stream, claim = await party.security.secure_client(transport, region)
+            peer = admit(claim, party.root)
             if peer != Peer(region, cell, node.name):
                 raise PeerError(f"{peer.cell}/{peer.node} answers for {cell}/{node.name}", "Check its link address")
-            machine = LinkMachine(Role.DIALER)
-            await stream.send_all(encode_frame(FAREWELL, encode_message(own)))
+            machine = LinkMachine(Role.DIALER, inside=party.is_near(cell))
+            await stream.send_all(encode_frame(NO_REQUEST, encode_message(party.hello)))
             for event in await receive(stream, machine):
-                take_greeting(event, peer, own)
+                take_greeting(event, peer, party.hello)
         except BaseException:
-            await trio.aclose_forcefully(stream)
+            await trio.aclose_forcefully(transport)
             raise
         return stream, machine
 
@@ -130,20 +153,21 @@ def end_error(fault: LinkFault) -> None:
 
 
 async def accept(
-    transport: trio.abc.Stream, root: Root, credentials: NodeCredentials, own: LinkHello
-) -> tuple[SecureStream, LinkMachine, Peer, list[LinkEvent]]:
+    transport: trio.abc.Stream, party: Party
+) -> tuple[trio.abc.Stream, LinkMachine, Peer, list[LinkEvent]]:
     """An open link from a known node, and what it asked already. Raises LinkLost and PeerError."""
-    stream = trio.SSLStream(transport, credentials.links_server, server_side=True)
     with stream_errors(), trio.fail_after(LINK_HANDSHAKE_S):
-        await stream.do_handshake()
-        peer = identify(_certificate(stream), root)
-        machine = LinkMachine(Role.LISTENER)
+        stream, claim = await party.security.secure_server(transport)
+        peer = admit(claim, party.root)
+        machine = LinkMachine(Role.LISTENER, inside=party.is_near(peer.cell))
         try:
             first, *more = await receive(stream, machine)
             assert isinstance(first, Greeted)  # the table of states lets nothing else be first
-            check_hello(first.hello, peer, own)
+            check_hello(first.hello, peer, party.hello)
+            if peer == party.security.peer:
+                raise PeerError("the peer proves to be this very node", "Is a second process running with its files?")
         except PeerError as error:
             await farewell(stream, LinkFault(Code.NOT_PERMITTED, error.text, 0))
             raise
-        await stream.send_all(encode_frame(FAREWELL, encode_message(own)))
+        await stream.send_all(encode_frame(NO_REQUEST, encode_message(party.hello)))
         return stream, machine, peer, more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 from nacl.signing import SigningKey
@@ -15,8 +15,11 @@ from relay.core.shapes import Name
 from relay.errors import OperatorError
 
 
+FIRST: Final = "n1"  # the node of a region that makes its cell's log
+
+
 class Ports(msgspec.Struct, frozen=True):
-    """The loopback ports of one region's node."""
+    """The loopback ports of one node."""
 
     clients: int
     links: int
@@ -24,18 +27,19 @@ class Ports(msgspec.Struct, frozen=True):
 
 
 class BorderPort(msgspec.Struct, frozen=True):
-    """Where `source` dials `target` when borders stand between the regions."""
+    """Where the nodes of region `source` dial `node` of region `target` when borders stand between the regions."""
 
     source: Name
     target: Name
+    node: Name
     port: int
 
 
 class FederationFile(msgspec.Struct, frozen=True):
     """federation.json. Written last: a directory without it was not finished."""
 
-    format: Literal[1]
-    regions: dict[Name, Ports]
+    format: Literal[2]
+    regions: dict[Name, dict[Name, Ports]]
     borders: tuple[BorderPort, ...] = ()
 
 
@@ -52,6 +56,11 @@ class NodeLayout:
     admin_addr: Address
 
     @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"{self.region}-{self.name}"
+
+    @property
     def config_path(self) -> Path:
         return self.directory / "node.toml"
 
@@ -60,13 +69,17 @@ class NodeLayout:
         return self.directory / "data"
 
     @property
+    def control_path(self) -> Path:
+        return self.directory / "control"
+
+    @property
     def log_path(self) -> Path:
         return self.directory / "log"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A federation on disk: root.bin, federation.json, targets.json, nodes/<region>-n1/, and what a Home has."""
+    """A federation on disk: root.bin, federation.json, targets.json, nodes/<region>-<node>/, and what a Home has."""
 
     home: Home
     file: FederationFile
@@ -100,16 +113,31 @@ class Layout:
     def nodes_dir(self) -> Path:
         return self.directory / "nodes"
 
-    def node(self, region: str) -> NodeLayout:
-        """Raises OperatorError for a region that is not here."""
-        ports = self.file.regions.get(region)
-        if ports is None:
+    def nodes(self, region: str) -> tuple[NodeLayout, ...]:
+        """The nodes of a region's cell; the first one makes its log. Raises OperatorError for a region that is not
+        here."""
+        nodes = self.file.regions.get(region)
+        if nodes is None:
             raise OperatorError(f"no region {region!r} in {self.directory}", f"There are: {', '.join(self.regions)}")
+        return tuple(self._node(region, name, ports) for name, ports in nodes.items())
+
+    def every_node(self) -> tuple[NodeLayout, ...]:
+        """The nodes of all regions."""
+        return tuple(node for region in self.regions for node in self.nodes(region))
+
+    def node(self, region: str, name: str = FIRST) -> NodeLayout:
+        """Raises OperatorError for a node that is not here."""
+        nodes = {node.name: node for node in self.nodes(region)}
+        if name not in nodes:
+            raise OperatorError(f"region {region} has no node {name!r}", f"There are: {', '.join(nodes)}")
+        return nodes[name]
+
+    def _node(self, region: str, name: str, ports: Ports) -> NodeLayout:
         return NodeLayout(
             region=region,
             cell=f"{region}/1",
-            name="n1",
-            directory=self.nodes_dir / f"{region}-n1",
+            name=name,
+            directory=self.nodes_dir / f"{region}-{name}",
             clients_addr=Address("127.0.0.1", ports.clients),
             links_addr=Address("127.0.0.1", ports.links),
             admin_addr=Address("127.0.0.1", ports.admin),

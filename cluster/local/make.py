@@ -11,50 +11,40 @@ import msgspec
 from nacl.signing import SigningKey
 
 from cluster.config_keys import Address
+from cluster.env import socket_fits
 from cluster.local.home import Home
-from cluster.local.layout import BorderPort, FederationFile, Layout, Ports
+from cluster.local.layout import BorderPort, FederationFile, Layout, NodeLayout, Ports
 from cluster.provision import (
-    Place, RegionKeys, new_region_keys, new_root, region_entry, write_node, write_public, write_secret,
-)
+    Place, check_size, make_data, new_region_keys, new_root, node_names, region_entry, write_node, write_public,
+    write_secret,
+)  # fmt: skip
 from relay.core.shapes import Name
+from relay.core.trust import RootRegion
 from relay.errors import OperatorError
 from relay.journal.seal import StorageRing
 from relay.ports import Env
 
-MAX_REGIONS = 16  # processes on one machine; each takes about 60 MB
+MAX_REGIONS = 16
+MAX_NODES = 24  # processes on one machine; each takes about 60 MB
 _PORTS = range(20_000, 32_000)  # below the ports that systems hand out for outgoing connections (32768 on, Linux)
 
 
 def make_federation(
-    directory: Path, regions: Sequence[str], env: Env, *, tls: bool = True, borders: bool = False
+    directory: Path, regions: Sequence[str], env: Env, *, nodes: int = 1, tls: bool = True, borders: bool = False
 ) -> Layout:
-    """Make a federation of `regions`, one cell of one node each, in a new or empty directory.
+    """Make a federation of `regions`, one cell of `nodes` (1, 3 or 5) nodes each, in a new or empty directory.
 
     `tls`: clients come by wss, or by plain ws. `borders`: the regions dial each other through ports that
     LocalFederation forwards and can cut. Nothing is started. Raises OperatorError."""
     directory = directory.absolute()
-    _check(directory, regions)
+    _check(directory, regions, nodes)
     now_ms = env.clock.wall_ms()
-    file = _choose_ports(regions, env, borders)
+    file = _choose_ports(regions, nodes, env, borders)
     home = Home(directory)
-    keys: dict[str, RegionKeys] = {}
-    for region in regions:
-        keys[region] = new_region_keys(region, home.secrets, now_ms)
-        StorageRing.generate(home.secrets / f"{region}.storage.key")
     layout = Layout(home, file)
-    places = {region: _place(layout, region, tls) for region in regions}
-    for region, place in places.items():
-        paths = {"root": "../../root.bin", "storage_key": f"../../secrets/{region}.storage.key"}
-        routes = {
-            f"{border.target}/1/n1": Address("127.0.0.1", border.port)
-            for border in file.borders
-            if border.source == region
-        }
-        write_node(place, keys[region], layout.node(region).directory, now_ms, paths, routes)
-        layout.node(region).data_dir.mkdir(mode=0o700)
+    entries = [_make_region(layout, region, tls, now_ms) for region in regions]
     root_key = SigningKey.generate()
     write_secret(home.secrets / "root.key", bytes(root_key).hex().encode() + b"\n")
-    entries = [region_entry(places[region], keys[region]) for region in regions]
     write_public(home.root_path, new_root("local", entries, root_key, now_ms))
     home.clients.mkdir(mode=0o700)
     write_public(directory / "targets.json", _scrape_targets(layout))
@@ -62,9 +52,32 @@ def make_federation(
     return layout
 
 
-def _check(directory: Path, regions: Sequence[str]) -> None:
+def _make_region(layout: Layout, region: str, tls: bool, now_ms: int) -> RootRegion:
+    """Keys of a region, and each node's files; returns what the root says of it."""
+    secrets = layout.home.secrets
+    keys = new_region_keys(region, secrets, now_ms)
+    StorageRing.generate(secrets / f"{region}.storage.key")
+    paths = {"root": "../../root.bin", "storage_key": f"../../secrets/{region}.storage.key"}
+    routes = {
+        f"{border.target}/1/{border.node}": Address("127.0.0.1", border.port)
+        for border in layout.file.borders
+        if border.source == region
+    }
+    nodes = layout.nodes(region)
+    places = [_place(node, tls) for node in nodes]
+    for node, place in zip(nodes, places, strict=True):
+        write_node(place, keys, node.directory, now_ms, paths, routes)
+        make_data(node.data_dir, founds=node is nodes[0] and len(nodes) > 1)
+    return region_entry(places, keys)
+
+
+def _check(directory: Path, regions: Sequence[str], nodes: int) -> None:
+    check_size(nodes)
     if not 1 <= len(regions) <= MAX_REGIONS:
         raise OperatorError(f"{len(regions)} regions on one machine", f"Name 1 to {MAX_REGIONS}")
+    if len(regions) * nodes > MAX_NODES:
+        what = f"{len(regions)} regions of {nodes} nodes are {len(regions) * nodes} processes on one machine"
+        raise OperatorError(what, f"At most {MAX_NODES}: take fewer regions, or --nodes 1")
     if twice := [region for place, region in enumerate(regions) if region in regions[:place]]:
         raise OperatorError(f"region {twice[0]!r} is named twice", "Give each a name of its own")
     for region in regions:
@@ -82,24 +95,29 @@ def _check(directory: Path, regions: Sequence[str]) -> None:
 
 def _scrape_targets(layout: Layout) -> bytes:
     """Where Prometheus finds the nodes (its file_sd format)."""
-    nodes = [layout.node(region) for region in layout.regions]
     targets = [
         {"targets": [str(node.admin_addr)], "labels": {"region": node.region, "cell": node.cell, "node": node.name}}
-        for node in nodes
+        for node in layout.every_node()
     ]
     return msgspec.json.format(msgspec.json.encode(targets)) + b"\n"
 
 
-def _place(layout: Layout, region: str, tls: bool) -> Place:
-    node = layout.node(region)
-    return Place(region, links=node.links_addr, clients=node.clients_addr, admin=node.admin_addr, tls=tls)
+def _place(node: NodeLayout, tls: bool) -> Place:
+    return Place(
+        node.region, links=node.links_addr, clients=node.clients_addr, admin=node.admin_addr, tls=tls, node=node.name,
+        control=node.control_path.name if socket_fits(node.control_path) else "",
+    )  # fmt: skip
 
 
-def _choose_ports(regions: Sequence[str], env: Env, borders: bool) -> FederationFile:
-    ports = _free_ports(env)
-    nodes = {region: Ports(clients=next(ports), links=next(ports), admin=next(ports)) for region in regions}
+def _choose_ports(regions: Sequence[str], nodes: int, env: Env, borders: bool) -> FederationFile:
+    ports, names = _free_ports(env), node_names(nodes)
+    chosen = {
+        region: {name: Ports(clients=next(ports), links=next(ports), admin=next(ports)) for name in names}
+        for region in regions
+    }
     pairs = permutations(regions, 2) if borders else ()
-    return FederationFile(1, nodes, tuple(BorderPort(source, target, next(ports)) for source, target in pairs))
+    crossings = (BorderPort(source, target, name, next(ports)) for source, target in pairs for name in names)
+    return FederationFile(2, chosen, tuple(crossings))
 
 
 def _free_ports(env: Env) -> Iterator[int]:

@@ -2,14 +2,17 @@
 
 Each node runs in a session of its own, so that Ctrl-C in the terminal reaches only this process, which then stops them.
 Its standard input is a pipe from here: should this process die without a word, the node sees the end of it and stops.
+A node is named by its region and its own name; without one, the region's first is meant.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,10 +22,11 @@ from typing import Final, Self
 
 import trio
 
-from cluster.local.border import Border, Crossing
-from cluster.local.layout import Layout, NodeLayout
-from cluster.local.make import port_is_free
 from cluster.config_keys import Address
+from cluster.local.border import Border, Crossing
+from cluster.local.layout import FIRST, Layout, NodeLayout
+from cluster.local.make import port_is_free
+from cluster.provision import make_data
 from relay.errors import OperatorError
 from relay.limits import DRAIN_S
 
@@ -34,6 +38,7 @@ _LAST_LINES: Final = 12  # of a log, in an error
 
 @dataclass
 class _Running:
+    node: NodeLayout
     process: trio.Process
     exited: trio.Event = field(default_factory=trio.Event)
     stopping: bool = False
@@ -44,13 +49,13 @@ class LocalFederation:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._running: dict[str, _Running] = {}
+        self._running: dict[tuple[str, str], _Running] = {}
         self._died = trio.Event()
-        self._dead: list[str] = []
+        self._dead: deque[_Running] = deque()
         self._stack = AsyncExitStack()
         self._crossings = {
-            (border.source, border.target): Crossing(
-                Address("127.0.0.1", border.port), layout.node(border.target).links_addr
+            (border.source, border.target, border.node): Crossing(
+                Address("127.0.0.1", border.port), layout.node(border.target, border.node).links_addr
             )
             for border in layout.file.borders
         }
@@ -69,40 +74,49 @@ class LocalFederation:
     ) -> bool | None:
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
-                for region in self._running:
-                    nursery.start_soon(self.stop, region)
+                for region, name in self._running:
+                    nursery.start_soon(self.stop, region, name)
         self._nursery.cancel_scope.cancel()
         if isinstance(error, Exception):  # goes on as it is, not in the nursery's group
             await self._stack.aclose()
             return False
         return await self._stack.__aexit__(kind, error, trace)
 
-    async def start(self, region: str) -> None:
-        """Start the region's node and wait until it is ready. Raises OperatorError, with the node's last words."""
-        node = self.layout.node(region)
-        if (before := self._running.get(region)) is not None:
+    async def start(self, region: str, name: str = FIRST) -> None:
+        """Start a node and wait until it is ready. Raises OperatorError, with the node's last words."""
+        await self.launch(region, name)
+        await self.ready(region, name)
+
+    async def launch(self, region: str, name: str = FIRST) -> None:
+        """Start a node and do not wait: one of a cell is ready only when most of the cell run. Raises OperatorError."""
+        node = self.layout.node(region, name)
+        if (before := self._running.get((region, name))) is not None:
             if not before.stopping:
-                raise OperatorError(f"{region} runs already", "Stop it first")
+                raise OperatorError(f"{node.label} runs already", "Stop it first")
             await before.exited.wait()
         for what, address in (("clients", node.clients_addr), ("links", node.links_addr), ("admin", node.admin_addr)):
             if not port_is_free(address):
                 remedy = f"Stop what listens there, or change listen.{what} in {node.config_path} and the root document"
-                raise OperatorError(f"{region}: port {address.port} ({what}) is in use", remedy)
-        process = await _spawn(node)
-        self._running[region] = _Running(process)
-        self._nursery.start_soon(self._watch, region, self._running[region])
-        await self.ready(region)
+                raise OperatorError(f"{node.label}: port {address.port} ({what}) is in use", remedy)
+        self._running[region, name] = running = _Running(node, await _spawn(node))
+        self._nursery.start_soon(self._watch, running)
+
+    async def start_region(self, region: str) -> None:
+        """Start all nodes of a region at once, and wait until they are ready."""
+        async with trio.open_nursery() as nursery:
+            for node in self.layout.nodes(region):
+                nursery.start_soon(self.start, region, node.name)
 
     async def start_all(self) -> None:
-        """Start every region at once."""
+        """Start every node at once, and wait until they are ready."""
         async with trio.open_nursery() as nursery:
             for region in self.layout.regions:
-                nursery.start_soon(self.start, region)
+                nursery.start_soon(self.start_region, region)
 
-    async def ready(self, region: str, deadline_s: float = READY_S) -> None:
+    async def ready(self, region: str, name: str = FIRST, deadline_s: float = READY_S) -> None:
         """Wait for /readyz. Raises OperatorError with the reason when the process ends, or the deadline passes."""
-        node = self.layout.node(region)
-        running = self._running[region]
+        running = self._running[region, name]
+        node = running.node
         reason = "it has not answered yet"
         with trio.move_on_after(deadline_s):
             while not running.exited.is_set():
@@ -111,20 +125,20 @@ class LocalFederation:
                     return
                 await trio.sleep(_POLL_S)
         if running.exited.is_set():
-            what = f"the node of {region} ended with status {running.process.returncode}"
+            what = f"node {node.label} ended with status {running.process.returncode}"
         else:
-            what = f"the node of {region} was not ready after {deadline_s:.0f} s: {reason}"
+            what = f"node {node.label} was not ready after {deadline_s:.0f} s: {reason}"
         raise OperatorError(what, f"Its log, {node.log_path}, ends with:\n{_last_lines(node.log_path)}")
 
-    def kill(self, region: str) -> None:
+    def kill(self, region: str, name: str = FIRST) -> None:
         """SIGKILL: the node gets no chance to say or write anything."""
-        running = self._running[region]
+        running = self._running[region, name]
         running.stopping = True
         running.process.kill()
 
-    async def stop(self, region: str) -> int:
+    async def stop(self, region: str, name: str = FIRST) -> int:
         """SIGTERM, and SIGKILL where that is not enough. Returns the exit status (negative: the signal)."""
-        running = self._running[region]
+        running = self._running[region, name]
         running.stopping = True
         with suppress(ProcessLookupError):
             running.process.terminate()
@@ -135,28 +149,60 @@ class LocalFederation:
             await running.exited.wait()
         return running.process.returncode or 0
 
+    async def stop_all(self) -> None:
+        """Stop every node that runs, all at once."""
+        async with trio.open_nursery() as nursery:
+            for node in self.running():
+                nursery.start_soon(self.stop, node.region, node.name)
+
+    def running(self, region: str | None = None) -> list[NodeLayout]:
+        """The nodes that run (of a region): started, and neither killed nor stopped."""
+        nodes = self.layout.every_node() if region is None else self.layout.nodes(region)
+        known = ((node, self._running.get((node.region, node.name))) for node in nodes)
+        return [node for node, running in known if running is not None and not running.stopping]
+
+    async def wipe(self, region: str, name: str = FIRST) -> None:
+        """Take everything away that a killed or stopped node had on its disk. Its next start finds an empty directory,
+        and no sign that it ever made the log of its cell."""
+        node = self.layout.node(region, name)
+        if (before := self._running.get((region, name))) is not None:
+            if not before.stopping:
+                raise OperatorError(f"{node.label} runs", "Kill or stop it first")
+            await before.exited.wait()
+        await trio.to_thread.run_sync(shutil.rmtree, node.data_dir)
+        make_data(node.data_dir, founds=False)
+
     async def died(self) -> None:
         """Wait until a node ends that nobody stopped; then raise OperatorError with its last words."""
-        await self._died.wait()
-        region = self._dead[0]
-        node, status = self.layout.node(region), self._running[region].process.returncode
-        raise OperatorError(
-            f"the node of {region} ended with status {status}",
-            f"Its log, {node.log_path}, ends with:\n{_last_lines(node.log_path)}",
-        )
+        _, error = await self.next_death()
+        raise error
 
-    def pid(self, region: str) -> int:
-        """The process id of the region's node, for those who measure it."""
-        return self._running[region].process.pid
+    async def next_death(self) -> tuple[NodeLayout, OperatorError]:
+        """The next node that ends and that nobody stopped, and its last words."""
+        while not self._dead:
+            await self._died.wait()
+        dead = self._dead.popleft()
+        log = dead.node.log_path
+        what = f"node {dead.node.label} ended with status {dead.process.returncode}"
+        return dead.node, OperatorError(what, f"Its log, {log}, ends with:\n{_last_lines(log)}")
+
+    def carries_on(self, region: str) -> bool:
+        """Whether more than half of the region's nodes run."""
+        return 2 * len(self.running(region)) > len(self.layout.nodes(region))
+
+    def pid(self, region: str, name: str = FIRST) -> int:
+        """The process id of a node, for those who measure it."""
+        return self._running[region, name].process.pid
 
     def border(self, region: str) -> Border:
-        """The region's border, where the layout was made with borders. Raises OperatorError."""
-        crossings = [crossing for pair, crossing in self._crossings.items() if region in pair]
+        """The region's border, where the layout was made with borders: what stands between its nodes and those of other
+        regions, not between its own. Raises OperatorError."""
+        crossings = [crossing for ends, crossing in self._crossings.items() if region in ends[:2]]
         if not crossings:
             raise OperatorError(f"{region} has no border that could be cut", "Make the federation with borders")
         return Border(region, crossings)
 
-    async def _watch(self, region: str, running: _Running) -> None:
+    async def _watch(self, running: _Running) -> None:
         with trio.CancelScope(shield=True):  # a process is waited for, whatever happens: no zombies, no strays
             try:
                 await running.process.wait()
@@ -166,8 +212,9 @@ class LocalFederation:
                 running.exited.set()
         if not running.stopping:
             running.stopping = True
-            self._dead.append(region)
+            self._dead.append(running)
             self._died.set()
+            self._died = trio.Event()
 
 
 def node_command(node: NodeLayout) -> list[str]:

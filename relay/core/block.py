@@ -62,8 +62,3 @@ def check_follows(block: Block, prev: Block | None) -> None:
 def position(index: int, slot: int) -> int:
     """(index, slot) as one 64-bit integer that sorts like the pair."""
     return index << SLOT_BITS | slot
-
-
-def position_index(pos: int) -> int:
-    """The block index of a position."""
-    return pos >> SLOT_BITS

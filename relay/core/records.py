@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Union
 
 from relay.core.codec import Decoder, Struct, encode
-from relay.core.shapes import CellName, EnvelopeBytes, Key, LogId, Name, Nonce, Position, UInt
+from relay.core.shapes import CellName, EnvelopeBytes, Key, LogId, Name, Nonce, Position, StoreId, UInt
 from relay.limits import MAX_BLOCK
 
 
@@ -108,7 +108,17 @@ class Tick(Struct, frozen=True, tag=10):
     """Nothing but a block's time: a due expiry must be applied even when nobody writes (rule 14)."""
 
 
-Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick]
+MemberStore = tuple[StoreId, Name]  # a store of the cell, and the node that it belongs to
+
+
+class Members(Struct, frozen=True, tag=11):
+    """The stores of the cell from this block on (rule 4); alone in its block. It says nothing to the fold."""
+
+    voters: tuple[MemberStore, ...]
+    learners: tuple[MemberStore, ...]
+
+
+Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick, Members]
 
 HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED, HANDIN_NOBODY = range(5)
 

@@ -13,6 +13,7 @@ Key = Annotated[bytes, Meta(min_length=32, max_length=32)]  # Ed25519 or X25519 
 MaybeHash = Annotated[bytes, Meta(max_length=32)]  # empty where there is none yet
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]  # Ed25519 (RFC 8032)
 Nonce = Annotated[bytes, Meta(min_length=16, max_length=32)]
+StoreId = Annotated[bytes, Meta(min_length=16, max_length=16)]  # the UUID of a node's disk
 LogId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 MaybeLogId = Annotated[bytes, Meta(max_length=16)]
 Text = Annotated[str, Meta(max_length=MAX_STRING)]

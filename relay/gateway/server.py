@@ -54,7 +54,7 @@ class Gateway:
         self._around = Surroundings(office, env, metrics, bounds or Bounds())
         self._max_connections = max_connections
         self._drain_s = drain_s
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # in the order in which they came
         self._refusing = 0
         self._accepting = trio.CancelScope()
         self._changed = trio.Event()  # replaced whenever a connection ends
@@ -92,7 +92,7 @@ class Gateway:
                     continue
                 if len(self._connections) < self._max_connections:
                     connection = Connection(stream, self._around, serving, entrance.context)
-                    self._connections.add(connection)
+                    self._connections[connection] = None
                     serving.start_soon(self._serve, connection, name="client")
                 elif self._refusing < MAX_REFUSALS:
                     self._refusing += 1
@@ -106,7 +106,7 @@ class Gateway:
         except Exception as error:  # noqa: BLE001  one connection's trouble is nobody else's
             _log.error("connection_crashed", error=type(error).__name__)
         finally:
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
             self._changed.set()
             self._changed = trio.Event()
 

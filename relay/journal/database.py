@@ -1,7 +1,8 @@
 """One database file of a node, through aiosqlite in the portal: made, opened, used, failed and let go.
 
 One connection, WAL, synchronous=FULL, locking_mode=EXCLUSIVE, no mmap (rule 9). The first I/O error fails it for good
-(rule 7). What is in it is its owner's: the log's store, and the directory's memory.
+(rule 7). What is in it is its owner's: the log's store, and the directory's memory. What its owner does with it are
+functions that take the connection; each is one call of the connection's thread, however many statements it executes.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import aiosqlite
 import structlog
 import trio
 
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign, StoreLocked
+from relay.journal.files import sync_names
 from relay.journal.portal import Portal
 from relay.limits import WAL_BYTES
 
 _log = structlog.get_logger("relay.journal")
+Connection = sqlite3.Connection
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
+P = ParamSpec("P")
 Statement = tuple[str, Sequence[tuple[Any, ...]]]  # and the rows that it is executed for
 
 DAMAGED = "Keep the directory, look at the disk, and restore nothing old over it"  # what to do about StoreDamaged
@@ -81,11 +85,38 @@ def found_in(file: Path) -> Iterator[None]:
         raise type(error)(f"{file}: {error.text}", error.remedy or DAMAGED) from error
 
 
+def fetch(connection: Connection, query: str, values: Sequence[Any] = ()) -> list[Any]:
+    """All rows of a query."""
+    return connection.execute(query, values).fetchall()
+
+
+def execute(connection: Connection, statements: Sequence[Statement]) -> None:
+    """Execute statements, in order."""
+    for statement, rows in statements:
+        connection.executemany(statement, rows)
+
+
+def transact(connection: Connection, *statements: Statement) -> None:
+    """Execute statements in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    execute(connection, statements)
+    connection.execute("COMMIT")
+
+
+class _Connection(aiosqlite.Connection):
+    """One whose thread takes whole functions, as it takes aiosqlite's own."""
+
+    async def call(self, function: Callable[[Connection], T]) -> T:
+        """Call `function` in the connection's thread."""
+        execute: Callable[..., Awaitable[T]] = self._execute  # what all of aiosqlite's own methods are made of
+        return await execute(function, self._conn)
+
+
 class Database:
     """An open file. Methods raise StoreDamaged where SQLite finds damage, DiskFailed from the first I/O error on, and
     trio.ClosedResourceError after `close`."""
 
-    def __init__(self, portal: Portal, connection: aiosqlite.Connection, file: Path) -> None:
+    def __init__(self, portal: Portal, connection: _Connection, file: Path) -> None:
         self.file = file
         self.on_failure: Callable[[DiskFailed], None] = lambda error: None
         self._portal = portal
@@ -98,27 +129,35 @@ class Database:
         if self._ended is not None:
             raise self._ended.with_traceback(None)
 
-    async def run(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """Await `function(*args)`, which may `fetch`, in the portal."""
+    async def run(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **named: P.kwargs
+    ) -> T:
+        """Call `function(connection, …)` in the connection's thread."""
         self.check()
         try:
-            return await self._portal.run(function, *args)
+            return await self._portal.run(self._connection.call, lambda handle: function(handle, *args, **named))
         except sqlite3.Error as error:
             ours = translate(error, self.file)
             if isinstance(ours, DiskFailed):
                 self._fail(ours)
             raise ours from error
+        except OSError as error:
+            failed = DiskFailed(f"{error.filename or self.file}: {error.strerror}", "Check the disk and its free space")
+            self._fail(failed)
+            raise failed from error
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             hung = DiskFailed(f"{self.file}: {error}", "Check the disk, then start the node again")
             self._fail(hung)
             raise hung from error
 
-    async def write(self, size: int, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    async def write(
+        self, size: int, function: Callable[Concatenate[Connection, P], T], *args: P.args, **named: P.kwargs
+    ) -> T:
         """`run` for what writes about `size` bytes. A write that fails in any way leaves the connection in doubt:
         nothing is acknowledged after it. (A transaction left open would swallow the commits of all later ones.)"""
         self._wal += size + _PAGES
         try:
-            return await self.run(function, *args)
+            return await self.run(function, *args, **named)
         except (StoreDamaged, StoreLocked) as error:
             self._fail(DiskFailed(error.text, error.remedy))
             raise
@@ -129,29 +168,15 @@ class Database:
             self._fail(failed)
             raise failed from error
 
-    async def insert(self, size: int, statement: str, values: Sequence[Any]) -> None:
-        """Execute one statement: it is a transaction of its own."""
-        await self.write(size, self._connection.execute_insert, statement, values)
-
     async def commit(self, size: int, *statements: Statement) -> None:
         """Execute statements in one transaction."""
-        await self.write(size, self._transaction, statements)
-
-    async def _transaction(self, statements: tuple[Statement, ...]) -> None:
-        await self._connection.execute_fetchall("BEGIN IMMEDIATE")
-        for statement, values in statements:
-            await self._connection.executemany(statement, values)
-        await self._connection.execute_fetchall("COMMIT")
-
-    async def fetch(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """All rows. In the portal only, within `run` or `write`."""
-        return list(await self._connection.execute_fetchall(query, values))
+        await self.write(size, transact, *statements)
 
     async def fold_wal(self) -> None:
         """Copy the write-ahead log into the database file when it has grown to WAL_BYTES; the next write then starts it
         anew. Its I/O errors count (rule 7)."""
         if self._wal >= WAL_BYTES:
-            await self.write(0, self.fetch, "PRAGMA wal_checkpoint(PASSIVE)")
+            await self.write(0, fetch, "PRAGMA wal_checkpoint(PASSIVE)")
             self._wal = 0
 
     async def close(self) -> None:
@@ -175,9 +200,9 @@ class Database:
 
 
 async def open_database(
-    portal: Portal, file: Path, kind: Kind, *, tables: Sequence[str], first: tuple[str, Sequence[Any]], whose: str
+    portal: Portal, file: Path, kind: Kind, *, tables: Sequence[str], first: Sequence[Statement], whose: str
 ) -> tuple[Database, list[Any]]:
-    """Open a file of `kind`, or make it: mode 0600, `tables`, and the row that the statement `first` inserts. With it,
+    """Open a file of `kind`, or make it: mode 0600, `tables`, and the rows that the statements `first` insert. With it,
     the rows of the query `whose`, looked at in the same transaction.
 
     Raises StoreLocked, StoreForeign (another kind or format), StoreDamaged, DiskFailed."""
@@ -187,8 +212,13 @@ async def open_database(
         pass
     except OSError as error:
         raise DiskFailed(f"{file}: {error.strerror}", "Check the directory and its permissions") from error
+    prepare = partial(_prepare, file=file, kind=kind, tables=tables, first=first, whose=whose)
     try:
-        connection, rows = await portal.run(_connect, file, kind, tables, first, whose)
+        await trio.to_thread.run_sync(sync_names, file.parent)
+    except OSError as error:
+        raise DiskFailed(f"{file.parent}: {error.strerror}", "Check the disk, then start the node again") from error
+    try:
+        connection, rows = await portal.run(_connect, file, prepare)
     except sqlite3.Error as error:
         raise translate(error, file) from error
     except trio.BrokenResourceError as error:
@@ -196,41 +226,39 @@ async def open_database(
     return Database(portal, connection, file), rows
 
 
-async def _connect(
-    file: Path, kind: Kind, tables: Sequence[str], first: tuple[str, Sequence[Any]], whose: str
-) -> tuple[aiosqlite.Connection, list[Any]]:
-    connection = await aiosqlite.connect(file, isolation_level=None, timeout=0)
+async def _connect(file: Path, prepare: Callable[[Connection], T]) -> tuple[_Connection, T]:
+    connection = _Connection(partial(sqlite3.connect, file, isolation_level=None, timeout=0), iter_chunk_size=64)
+    await connection
     try:
-        return connection, await _prepare(connection, file, kind, tables, first, whose)
+        return connection, await connection.call(prepare)
     except BaseException:
         await connection.close()
         raise
 
 
-async def _prepare(
-    connection: aiosqlite.Connection, file: Path, kind: Kind, tables: Sequence[str], first: tuple[str, Sequence[Any]],
+def _prepare(
+    connection: Connection, file: Path, kind: Kind, tables: Sequence[str], first: Sequence[Statement],
     whose: str,
 ) -> list[Any]:  # fmt: skip
     """Take the lock, look what it is before anything is changed, make the tables of a new one."""
 
-    async def value(query: str) -> Any:
-        (row,) = await connection.execute_fetchall(query)
-        return row[0]
+    def value(query: str) -> Any:
+        return connection.execute(query).fetchone()[0]
 
-    await value("PRAGMA locking_mode = EXCLUSIVE")
-    is_new = not await value("SELECT count(*) FROM sqlite_master") and not await value("PRAGMA application_id")
+    value("PRAGMA locking_mode = EXCLUSIVE")
+    is_new = not value("SELECT count(*) FROM sqlite_master") and not value("PRAGMA application_id")
     if not is_new:
-        kind.check(await value("PRAGMA application_id"), await value("PRAGMA user_version"), file)
-    if await value("PRAGMA journal_mode = WAL") != "wal":
+        kind.check(value("PRAGMA application_id"), value("PRAGMA user_version"), file)
+    if value("PRAGMA journal_mode = WAL") != "wal":
         raise StoreForeign(f"{file}: this file system cannot hold a write-ahead log", "Use a local disk")
     for pragma in _PRAGMAS:
-        await connection.execute_fetchall(pragma)
-    await connection.execute_fetchall("BEGIN IMMEDIATE")  # from here on the lock is held until the file is closed
+        connection.execute(pragma)
+    connection.execute("BEGIN IMMEDIATE")  # from here on the lock is held until the file is closed
     if is_new:
         numbers = (f"PRAGMA application_id = {kind.application_id}", f"PRAGMA user_version = {kind.format}")
         for statement in (*tables, *numbers):
-            await connection.execute_fetchall(statement)
-        await connection.execute_fetchall(*first)
-    rows = list(await connection.execute_fetchall(whose))
-    await connection.execute_fetchall("COMMIT")
+            connection.execute(statement)
+        execute(connection, first)
+    rows = fetch(connection, whose)
+    connection.execute("COMMIT")
     return rows

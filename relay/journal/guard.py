@@ -23,7 +23,7 @@ from relay.core.trust import (
 from relay.errors import ProtocolError, ResidencyError, TrustError
 from relay.limits import MIB
 
-_HARMLESS = frozenset({1, 3, 5, 8, 10})  # tags of records that hold no envelope and name nobody who is not known
+_HARMLESS = frozenset({1, 3, 5, 8, 10, 11})  # tags of records that hold no envelope and name nobody who is not known
 _REMEDY = "Nothing of this batch was written"
 
 
@@ -65,6 +65,16 @@ class _Known:
         self.devices.update(dict.fromkeys(devices, home.user))
         self.facts[digest(home.user, b"posthouse.user")] = encode(_UserFact(home.signed, devices))
 
+    def take(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take in facts that a layer like this one taught."""
+        for _, value in facts:
+            fact = _fact(value)
+            if isinstance(fact, _UserFact):
+                self.add_user(read_home(fact.signed), fact.devices)
+            else:
+                self.add_group(fact)
+        self.facts.clear()
+
     def add_group(self, fact: _GroupFact) -> None:
         self.groups[fact.group] = fact
         self.facts[digest(fact.group, b"posthouse.group")] = encode(fact)
@@ -82,17 +92,17 @@ class ResidencyGuard:
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
         """Take in facts that `check` once gave, in their order. Raises ProtocolError for bytes that are none."""
-        for _, value in facts:
-            fact = _fact(value)
-            if isinstance(fact, _UserFact):
-                self._known.add_user(read_home(fact.signed), fact.devices)
-            else:
-                self._known.add_group(fact)
-        self._known.facts.clear()
+        self._known.take(facts)
 
-    def check(self, records: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> list[tuple[bytes, bytes]]:
         """The facts that the records teach. Raises ResidencyError; the guard itself changes only by `learn`."""
-        known = _Known(self._known)
+        below = self._known
+        if above:
+            below = _Known(below)
+            below.take(above)
+        known = _Known(below)
         for ordinal, record in enumerate(records):
             try:
                 self._check(record, known)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from relay.core.block import Block
-from relay.errors import OperatorError, StoreDamaged
-from relay.journal.database import DAMAGED, found_in, translate
-from relay.journal.rows import (
-    BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, KIND, META, STORE_FILE, BlockRow, CheckpointHead, Meta, Sealer, check_link,
-    check_rows, verify_checkpoint,
-)
+from relay.errors import OperatorError
+from relay.journal.api import BlockRow, CheckpointHead, Meta
+from relay.journal.database import found_in, translate
+from relay.journal.files import STORE_FILE
+from relay.journal.queries import BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, KIND, META, read_meta
+from relay.journal.rows import Sealer, check_link, check_rows, verify_checkpoint
 from relay.journal.seal import StorageRing
 
 
@@ -85,10 +85,7 @@ def open_stopped(path: Path, ring: StorageRing) -> Iterator[StoppedStore]:
         (version,) = _rows(connection, "PRAGMA user_version", file)[0]
         KIND.check(application_id, version, file)
         _rows(connection, "BEGIN", file)  # one view, and a shared lock that keeps a node out
-        metas = _rows(connection, META, file)
-        if not metas:
-            raise StoreDamaged(f"{file}: its meta row is missing", DAMAGED)
-        meta = Meta(*metas[0])
+        meta = read_meta(_rows(connection, META, file), file)
         sealer = Sealer(ring, meta.log_id, _no_randomness)
         sealer.check_key(meta.key_check, file)
         yield StoppedStore(connection, file, meta, sealer)

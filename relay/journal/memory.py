@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 import trio
 
 from relay.core.block import Block
-from relay.journal.tail import Follower, Tail, check_checkpoint, check_release
-from relay.ports import Env, Residency
+from relay.journal.tail import Follower, Tail, check_checkpoint, check_release, each_row
+from relay.ports import Env, Residency, Rows
 
 
 class MemoryJournal:
@@ -32,6 +32,14 @@ class MemoryJournal:
     def tip(self) -> int:
         return self._tail.tip
 
+    @property
+    def leads(self) -> bool:
+        return True
+
+    async def leadership(self, leads: bool) -> None:
+        if not leads:
+            await trio.sleep_forever()
+
     def time_ms(self) -> int:
         return self._tail.time_ms()
 
@@ -45,7 +53,7 @@ class MemoryJournal:
     def follow(self, after: int) -> AsyncIterator[Block]:
         return Follower(self._tail, self._load, after)
 
-    async def _load(self, index: int) -> Sequence[Block]:
+    async def _load(self, index: int, prev: bytes | None) -> Sequence[Block]:
         return [await self.read(index)]
 
     async def read(self, index: int) -> Block:
@@ -61,10 +69,10 @@ class MemoryJournal:
         if below > self._tail.first:
             self._tail.released(below)
 
-    async def save_checkpoint(self, index: int, rows: Sequence[bytes]) -> None:
+    async def save_checkpoint(self, index: int, rows: Rows) -> None:
         await trio.lowlevel.checkpoint()
-        check_checkpoint(index, rows, self._checkpoint[0] if self._checkpoint else 0, self._tail.tip)
-        self._checkpoint = (index, list(rows))
+        check_checkpoint(index, self._checkpoint[0] if self._checkpoint else 0, self._tail.tip)
+        self._checkpoint = (index, [row async for row in each_row(rows)])
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
         await trio.lowlevel.checkpoint()

@@ -1,63 +1,18 @@
-"""What the rows of a store mean: the queries and the sealing that the running store and the inspector share."""
+"""What the rows of a store mean: the sealing and the checks that every journal and the inspector share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from relay.core.block import Block, check_follows
 from relay.core.codec import digest, pack
 from relay.errors import StoreDamaged
-from relay.journal.database import DAMAGED, Kind
+from relay.journal.api import BlockRow, CheckpointHead
+from relay.journal.database import DAMAGED
 from relay.journal.seal import StorageRing, context
 
-STORE_FILE = "log.sqlite"  # in the store's directory
-KIND = Kind("store", 0x506F7374, 2)  # "Post"
-
-META = "SELECT federation, cell, log_id, key_check, first, prev, time FROM meta"
-SIZES = "SELECT idx, length(sealed) FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT 256"
-BLOCKS = "SELECT idx, prev, time, hash, sealed FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx"
-CHECKPOINT = "SELECT generation, idx, count, checksum FROM checkpoint"
-_CHECKPOINT_ROW = "FROM checkpoint_row WHERE generation = ? AND ordinal"
-CHECKPOINT_SIZES = f"SELECT ordinal, length(sealed) {_CHECKPOINT_ROW} >= ? ORDER BY ordinal LIMIT 256"
-CHECKPOINT_ROWS = f"SELECT sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY ordinal"
-
 _KEY_CHECK = b"posthouse storage key"
-
-
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """Whose log it is, and the end of what was released: `prev` and `time` (Unix ms) are those of block first - 1."""
-
-    federation: bytes
-    cell: str
-    log_id: bytes
-    key_check: bytes
-    first: int
-    prev: bytes
-    time: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRow:
-    """A block as it rests: its records sealed."""
-
-    index: int
-    prev: bytes
-    time: int
-    hash: bytes
-    sealed: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointHead:
-    """The current checkpoint: taken after block `index`, `count` rows, a checksum over them."""
-
-    generation: int
-    index: int
-    count: int
-    checksum: bytes
 
 
 class Sealer:
@@ -74,13 +29,16 @@ class Sealer:
     def _open(self, purpose: bytes, place: Sequence[int], sealed: bytes, what: str) -> tuple[bytes, ...]:
         return self._ring.open(context(purpose, self._log_id, *place), sealed, what)
 
-    def block_row(self, block: Block) -> BlockRow:
-        """The row of a block."""
-        return BlockRow(block.index, block.prev, block.time, block.hash, self._seal(b"B", [block.index], block.records))
+    def block_row(self, block: Block, term: int) -> BlockRow:
+        """The row of a block that was made in `term` (0 in a cell of one)."""
+        sealed = self._seal(b"B", [block.index, term], block.records)
+        return BlockRow(block.index, term, block.prev, block.time, block.hash, sealed)
 
     def block(self, row: BlockRow) -> Block:
-        """The block of a row, its hash verified. Raises StoreDamaged, StoreForeign (a key that is not in the ring)."""
-        records = self._open(b"B", [row.index], row.sealed, f"block {row.index}")
+        """The block of a row, its hash and its term verified. Raises StoreDamaged, StoreForeign (a key that is not in
+        the ring)."""
+        check_kinds((row.term, row.prev, row.time, row.hash), (int, bytes, int, bytes), f"block {row.index}")
+        records = self._open(b"B", [row.index, row.term], row.sealed, f"block {row.index}")
         block = Block(self._log_id, row.index, row.prev, row.time, records, row.hash)
         check_follows(block, None)
         return block
@@ -115,15 +73,28 @@ class Sealer:
             raise StoreDamaged(f"{file}: its key check does not open: {error.text}", DAMAGED) from None
 
 
-def checkpoint_checksum(log_id: bytes, index: int, rows: Sequence[bytes]) -> bytes:
-    """Over the plaintext rows of a checkpoint, their order and their place."""
-    return digest(pack([log_id, index, [digest(row) for row in rows]]), b"posthouse.check")
+def checkpoint_checksum(log_id: bytes, index: int, digests: Sequence[bytes]) -> bytes:
+    """Over the plaintext rows of a checkpoint (their `codec.digest`s), their order and their place."""
+    return digest(pack([log_id, index, list(digests)]), b"posthouse.check")
 
 
 def verify_checkpoint(head: CheckpointHead, log_id: bytes, rows: Sequence[bytes]) -> None:
     """Raises StoreDamaged unless these are the rows that the head stands for."""
-    if len(rows) != head.count or checkpoint_checksum(log_id, head.index, rows) != head.checksum:
+    verify_digests(head, log_id, [digest(row) for row in rows])
+
+
+def verify_digests(head: CheckpointHead, log_id: bytes, digests: Sequence[bytes]) -> None:
+    """The same by the digests of the rows."""
+    if len(digests) != head.count or checkpoint_checksum(log_id, head.index, digests) != head.checksum:
         raise StoreDamaged(f"the checkpoint after block {head.index} does not match its checksum")
+
+
+def check_kinds(values: Sequence[object], kinds: Sequence[type], what: str) -> None:
+    """Raises StoreDamaged unless these are the kinds of values that we write: SQLite would keep text in a column of
+    numbers, and a flipped bit makes the one of the other. Our numbers are never below 0."""
+    for value, kind in zip(values, kinds, strict=True):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
+            raise StoreDamaged(f"{what}: a value of another kind than we write")
 
 
 def check_link(block: Block, prev: Block) -> None:

@@ -1,23 +1,48 @@
--- A log's store, format 2. One connection, WAL, synchronous=FULL, locking_mode=EXCLUSIVE (DESIGN.md, rule 9).
--- `sealed` columns are sealed values (relay/journal/seal.py); hashes are over the plaintext.
+-- A log's store, format 3. One connection, WAL, synchronous=FULL, locking_mode=EXCLUSIVE (DESIGN.md, rule 9).
+-- `sealed` columns are sealed values (relay/journal/seal.py); hashes are over the plaintext. A `checksum` at the end of
+-- a row is over the rest of it (relay/journal/queries.py). Beside it lies the mark (relay/journal/mark.py).
 
 CREATE TABLE meta (
     only       INTEGER PRIMARY KEY CHECK (only = 1),
     federation BLOB NOT NULL,
     cell       TEXT NOT NULL,
     log_id     BLOB NOT NULL,
+    store      BLOB NOT NULL,     -- this very store's id
     key_check  BLOB NOT NULL,     -- a sealed value that opens only with a key of this store's ring
     first      INTEGER NOT NULL,  -- index of the oldest block that is kept
     prev       BLOB NOT NULL,     -- hash of block first - 1
-    time       INTEGER NOT NULL   -- time of block first - 1, Unix ms
+    prev_term  INTEGER NOT NULL,  -- its term
+    time       INTEGER NOT NULL,  -- its time, Unix ms
+    members    BLOB NOT NULL,     -- the cell's members as of it, or later; empty in a cell of one
+    checksum   BLOB NOT NULL
+);
+
+CREATE TABLE state (              -- changes with every write of the log
+    only      INTEGER PRIMARY KEY CHECK (only = 1),
+    seq       INTEGER NOT NULL,   -- writes so far: the mark has the same number
+    term      INTEGER NOT NULL,
+    vote      BLOB NOT NULL,      -- the store voted for in this term, or empty
+    committed INTEGER NOT NULL,   -- a block that is known to be committed
+    known     BLOB NOT NULL,      -- [store, highest index it was seen to acknowledge] of every store, packed
+    checksum  BLOB NOT NULL
 );
 
 CREATE TABLE block (
     idx    INTEGER PRIMARY KEY,
+    term   INTEGER NOT NULL,
     prev   BLOB NOT NULL,
     time   INTEGER NOT NULL,      -- Unix ms
     hash   BLOB NOT NULL,
     sealed BLOB NOT NULL          -- all records of the block: one row, one commit
+);
+
+CREATE TABLE staged_block (       -- blocks of a snapshot that is being fetched
+    idx    INTEGER PRIMARY KEY,
+    term   INTEGER NOT NULL,
+    prev   BLOB NOT NULL,
+    time   INTEGER NOT NULL,
+    hash   BLOB NOT NULL,
+    sealed BLOB NOT NULL
 );
 
 CREATE TABLE checkpoint (         -- the current checkpoint; none before the first
@@ -35,7 +60,11 @@ CREATE TABLE checkpoint_row (     -- rows of another generation are an unfinishe
     PRIMARY KEY (generation, ordinal)
 );
 
-CREATE TABLE fact (               -- what the residency check knows (relay.ports.Residency)
-    key    BLOB PRIMARY KEY,
-    sealed BLOB NOT NULL
+CREATE TABLE fact (               -- what the residency check knows (relay.ports.Residency): of each key the newest
+    key    BLOB NOT NULL,         -- version, and older ones as long as the block of a newer one is kept
+    idx    INTEGER NOT NULL,      -- the block that taught it
+    sealed BLOB NOT NULL,
+    PRIMARY KEY (key, idx)
 );
+
+CREATE INDEX fact_by_block ON fact (idx);

@@ -105,12 +105,16 @@ class StorageRing:
         """Open what was sealed for `place`; `what` names it in errors.
 
         Raises StoreForeign where its key is not in the ring, StoreDamaged where it does not verify."""
+        if not isinstance(sealed, bytes):  # the disk may say anything
+            raise StoreDamaged(f"{what}: no sealed value")
         try:
             value = _sealed(sealed)
         except ProtocolError as error:
             raise StoreDamaged(f"{what}: {error.text}") from None
         key = self._keys.get(value.key_id)
         if key is None:
+            if any(_opens(value.items, place, other) for other in self._keys.values()):
+                raise StoreDamaged(f"{what}: it names another key than the one it was sealed with")
             raise StoreForeign(
                 f"{what} is sealed with the storage key {value.key_id.hex()}, which is not in the key file",
                 "Put that key's line back below the active one",
@@ -124,3 +128,14 @@ class StorageRing:
             except CryptoError:
                 raise StoreDamaged(f"{what}: record {ordinal} does not open: its bytes were changed") from None
         return tuple(records)
+
+
+def _opens(items: Sequence[bytes], place: bytes, key: bytes) -> bool:
+    """Does this key open a sealed value, by its first record?"""
+    bound = place + (0).to_bytes(8, "big")
+    try:
+        for item in items[:1]:
+            crypto_aead_xchacha20poly1305_ietf_decrypt(item[NONCE_BYTES:], bound, item[:NONCE_BYTES], key)
+    except CryptoError:
+        return False
+    return bool(items)

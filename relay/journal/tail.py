@@ -4,7 +4,7 @@ memory, and wakes who follows."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 
 import structlog
 import trio
@@ -13,7 +13,7 @@ from relay.core.block import GENESIS, Block, make_block
 from relay.errors import StoreDamaged
 from relay.journal.stamp import Stamp
 from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_CHECKPOINT_ROW, MINUTE
-from relay.ports import Clock
+from relay.ports import Clock, Rows
 
 _log = structlog.get_logger("relay.journal")
 
@@ -44,10 +44,23 @@ class Tail:
         """Take up a log whose blocks below `first` were released; the kept ones are then taken in by `commit`."""
         self.first, self.tip, self._prev, self._time = first, first - 1, prev, time
 
+    def skip_to(self, block: Block) -> None:
+        """`block` was verified before: the ones up to it are kept, and need not be taken in."""
+        self.tip, self._prev, self._time = block.index, block.hash, block.time
+
+    @property
+    def ended(self) -> bool:
+        """Does the journal serve no longer?"""
+        return self._ended is not None
+
+    @property
+    def newest(self) -> tuple[int, bytes, int]:
+        """Index, hash and time of the newest committed block."""
+        return self.tip, self._prev, self._time
+
     def next_block(self, records: Sequence[bytes]) -> Block:
         """The block that a commit would add now. Raises ValueError beyond the bounds of a block."""
-        if not 0 < len(records) <= MAX_BLOCK_RECORDS or sum(map(len, records)) > MAX_BLOCK:
-            raise ValueError(f"a block has 1 to {MAX_BLOCK_RECORDS} records and at most {MAX_BLOCK} bytes of them")
+        check_batch(records)
         return make_block(self.log_id, self.tip + 1, self._prev, self.time_ms(), records)
 
     def time_ms(self) -> int:
@@ -88,11 +101,15 @@ class Tail:
         """Block `index`, if memory holds it."""
         return self._recent.get(index)
 
+    def check(self) -> None:
+        """Raises what the journal ended with, if it has."""
+        if self._ended is not None:
+            raise self._ended.with_traceback(None)
+
     async def reached(self, index: int) -> None:
         """Wait until block `index` is committed. Raises what the journal ended with."""
         while True:
-            if self._ended is not None:
-                raise self._ended.with_traceback(None)
+            self.check()
             if self.tip >= index:
                 return
             await self._waiting.park()
@@ -104,12 +121,13 @@ class Tail:
         self._waiting.unpark_all()
 
 
-Load = Callable[[int], Awaitable[Sequence[Block]]]
+Load = Callable[[int, bytes | None], Awaitable[Sequence[Block]]]
 
 
 class Follower:
     """Committed blocks after index `after`, in order, then each new one as it commits; an async iterator that holds
-    nothing to be closed. `load` brings blocks from an index on that memory no longer holds, at least one.
+    nothing to be closed. `load` brings blocks from an index on that memory no longer holds, at least one; it gets the
+    hash of the block before, if that is known.
 
     Raises LookupError where `after` lies beyond the tip, or the next block was released."""
 
@@ -134,7 +152,7 @@ class Follower:
             self._loaded.clear()
         else:
             if not self._loaded:
-                self._loaded.extend(await self._load(self._next))
+                self._loaded.extend(await self._load(self._next, self._last))
             block = self._loaded.popleft()
         if self._last is not None and block.prev != self._last:
             raise StoreDamaged(f"block {block.index} does not follow block {block.index - 1}")
@@ -142,12 +160,32 @@ class Follower:
         return block
 
 
-def check_checkpoint(index: int, rows: Sequence[bytes], before: int, tip: int) -> None:
-    """Raises ValueError for a checkpoint that goes back, lies beyond the tip, or has a row above its bound."""
+def check_batch(records: Sequence[bytes]) -> None:
+    """Raises ValueError beyond the bounds of a block."""
+    if not 0 < len(records) <= MAX_BLOCK_RECORDS or sum(map(len, records)) > MAX_BLOCK:
+        raise ValueError(f"a block has 1 to {MAX_BLOCK_RECORDS} records and at most {MAX_BLOCK} bytes of them")
+
+
+def check_checkpoint(index: int, before: int, tip: int) -> None:
+    """Raises ValueError for a checkpoint that goes back, or lies beyond the tip."""
     if not before <= index <= tip:
         raise ValueError(f"a checkpoint after block {index}; the last was after {before}, the tip is {tip}")
-    if any(len(row) > MAX_CHECKPOINT_ROW for row in rows):
+
+
+async def each_row(rows: Rows) -> AsyncIterator[bytes]:
+    """The rows of a checkpoint, however they come. Raises ValueError for one above its bound."""
+    if isinstance(rows, AsyncIterable):
+        async for row in rows:
+            yield _fitting(row)
+    else:
+        for row in rows:
+            yield _fitting(row)
+
+
+def _fitting(row: bytes) -> bytes:
+    if len(row) > MAX_CHECKPOINT_ROW:
         raise ValueError(f"a checkpoint row has at most {MAX_CHECKPOINT_ROW} bytes")
+    return row
 
 
 def check_release(below: int, checkpoint: int) -> None:

@@ -1,12 +1,13 @@
 """The admin face of a node: /metrics, /healthz and /readyz over HTTP/1.1 (RFC 9112), on a loopback port.
 
-It answers GET and HEAD, one request a connection, to few at once and within a deadline; nothing it says is secret, and
-nothing that arrives can do more than cost a little time.
+It answers one request a connection, to few at once and within a deadline; nothing it says is secret, and nothing that
+arrives can do more than cost a little time. Who composes a node may add pages, on a Unix socket also such that take
+orders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -22,8 +23,8 @@ LINGER_S: Final = 1.0  # seconds for the other side to hear the answer before th
 MAX_HEAD: Final = 8 * KIB  # bytes of request line and headers
 MAX_AT_ONCE: Final = 32  # connections; a scraper and a few curious operators
 
+MAX_BODY: Final = 8 * KIB  # bytes of a POST; an order takes a few dozen
 _TEXT: Final = "text/plain; charset=utf-8"
-_PATHS: Final = ("/metrics", "/healthz", "/readyz")
 _log = structlog.get_logger("relay.observe.admin")
 
 
@@ -34,50 +35,79 @@ class Answer(NamedTuple):
     body: bytes
     content_type: str = _TEXT
     head: bool = False
+    allow: str = ""
+
+
+class Page(NamedTuple):
+    """A page beside the node's own: what GET (and HEAD) answers, and what POST does with the body that came."""
+
+    get: Callable[[], Answer] | None = None
+    post: Callable[[bytes], Answer] | None = None
+
+    @property
+    def methods(self) -> str:
+        """For Allow (RFC 9110 section 10.2.1)."""
+        return ", ".join([*(("GET", "HEAD") if self.get else ()), *(("POST",) if self.post else ())])
+
+
+Pages = Mapping[str, Page]
 
 
 async def serve_admin(
     listeners: Sequence[trio.abc.Listener[trio.abc.Stream]],
     metrics: Metrics,
     ready: Callable[[], str | None],
+    pages: Pages | None = None,
     *,
     task_status: trio.TaskStatus[list[trio.abc.Listener[trio.abc.Stream]]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. `ready` returns None, or in a few words why the node is not ready."""
+    """Serve until cancelled. `ready` returns None, or in a few words why the node is not ready. `pages`: by path."""
     limiter = trio.CapacityLimiter(MAX_AT_ONCE)
+    all_pages = {**node_pages(metrics, ready), **(pages or {})}
 
     async def handle(stream: trio.abc.Stream) -> None:
         async with stream:
             if limiter.available_tokens < 1:
                 return
             async with limiter:
-                await _serve_one(stream, metrics, ready)
+                await _serve_one(stream, all_pages)
 
     await trio.serve_listeners(handle, list(listeners), task_status=task_status)
 
 
-def answer(method: str, target: str, metrics: Metrics, ready: Callable[[], str | None]) -> Answer:
+def node_pages(metrics: Metrics, ready: Callable[[], str | None]) -> Pages:
+    """The pages that every node has."""
+
+    def show_ready() -> Answer:
+        reason = ready()
+        if reason is None:
+            return Answer(HTTPStatus.OK, b"ready\n")
+        return Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n".encode())
+
+    return {
+        "/metrics": Page(lambda: Answer(HTTPStatus.OK, metrics.render(), CONTENT_TYPE)),
+        "/healthz": Page(lambda: Answer(HTTPStatus.OK, b"ok\n")),
+        "/readyz": Page(show_ready),
+    }
+
+
+def answer(method: str, target: str, body: bytes, pages: Pages) -> Answer:
     """What a request gets. Queries are ignored."""
-    path = target.partition("?")[0]
-    if path not in _PATHS:
-        return Answer(HTTPStatus.NOT_FOUND, f"No such page. There are: {', '.join(_PATHS)}\n".encode())
-    if method not in ("GET", "HEAD"):
-        return Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET and HEAD\n")
-    if path == "/metrics":
-        return Answer(HTTPStatus.OK, metrics.render(), CONTENT_TYPE)
-    if path == "/healthz":
-        return Answer(HTTPStatus.OK, b"ok\n")
-    reason = ready()
-    if reason is None:
-        return Answer(HTTPStatus.OK, b"ready\n")
-    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n".encode())
+    page = pages.get(target.partition("?")[0])
+    if page is None:
+        return Answer(HTTPStatus.NOT_FOUND, f"No such page. There are: {', '.join(pages)}\n".encode())
+    if method in ("GET", "HEAD") and page.get is not None:
+        return page.get()
+    if method == "POST" and page.post is not None:
+        return page.post(body)
+    return Answer(HTTPStatus.METHOD_NOT_ALLOWED, f"Only {page.methods}\n".encode(), allow=page.methods)
 
 
-async def _serve_one(stream: trio.abc.Stream, metrics: Metrics, ready: Callable[[], str | None]) -> None:
+async def _serve_one(stream: trio.abc.Stream, pages: Pages) -> None:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     try:
         with trio.move_on_after(REQUEST_S) as deadline:
-            reply = await _reply(connection, stream, metrics, ready)
+            reply = await _reply(connection, stream, pages)
         if deadline.cancelled_caught:
             reply = Answer(HTTPStatus.REQUEST_TIMEOUT, b"The request did not arrive in time\n")
         if reply is not None:
@@ -88,19 +118,25 @@ async def _serve_one(stream: trio.abc.Stream, metrics: Metrics, ready: Callable[
         pass  # whoever asked has gone
 
 
-async def _reply(
-    connection: h11.Connection, stream: trio.abc.Stream, metrics: Metrics, ready: Callable[[], str | None]
-) -> Answer | None:
+async def _reply(connection: h11.Connection, stream: trio.abc.Stream, pages: Pages) -> Answer | None:
     """Read one request. None when the other side closed without one."""
+    request: h11.Request | None = None
+    body = b""
     try:
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
                 connection.receive_data(bytes(await stream.receive_some(MAX_HEAD)))
             elif isinstance(event, h11.Request):
-                method = event.method.decode("ascii")
-                reply = answer(method, event.target.decode("ascii", "replace"), metrics, ready)
-                return reply._replace(head=method == "HEAD")
+                request = event
+                if event.method in (b"GET", b"HEAD"):
+                    return _answer_to(event, b"", pages)
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > MAX_BODY:
+                    return Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"More than any order takes\n")
+            elif isinstance(event, h11.EndOfMessage) and request is not None:
+                return _answer_to(request, body, pages)
             else:
                 return None
     except h11.RemoteProtocolError as error:
@@ -112,10 +148,16 @@ async def _reply(
         return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"The node could not answer; its log says why\n")
 
 
+def _answer_to(request: h11.Request, body: bytes, pages: Pages) -> Answer:
+    method = request.method.decode("ascii")
+    reply = answer(method, request.target.decode("ascii", "replace"), body, pages)
+    return reply._replace(head=method == "HEAD")
+
+
 async def _send(connection: h11.Connection, stream: trio.abc.Stream, reply: Answer) -> None:
     headers = [("Content-Type", reply.content_type), ("Content-Length", str(len(reply.body))), ("Connection", "close")]
-    if reply.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers.append(("Allow", "GET, HEAD"))
+    if reply.allow:
+        headers.append(("Allow", reply.allow))
     response = h11.Response(status_code=reply.status, headers=headers, reason=reply.status.phrase)
     data = connection.send(response) or b""
     if not reply.head:

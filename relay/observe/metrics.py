@@ -37,6 +37,7 @@ class Metrics:
         self.connections = self._gauge("connections", "Open client connections, authenticated or not")
         self.sessions = self._gauge("sessions", "Device sessions that are delivered to")
         self.links_up = self._gauge("links_up", "1 while this node has a working link to the cell", "cell")
+        self.peers_up = self._gauge("peers_up", "1 while this node has a working link to the node of its cell", "node")
         # what waits
         self.queue_depth = self._gauge("queue_depth", "Records that wait for the journal's next block")
         self.waiting = self._gauge("waiting", "Records in the log that somebody still has to get")
@@ -44,6 +45,9 @@ class Metrics:
         # the journal
         self.journal_blocks = self._gauge("journal_blocks", "Blocks that the journal keeps")
         self.journal_bytes = self._counter("journal_bytes", "Bytes of records committed since the start")
+        self.scrubbed = self._counter("scrubbed_bytes", "Bytes at rest that were read again and verified")
+        self.repaired = self._counter("repaired", "Blocks that were damaged at rest and put back as they were")
+        self.damaged = self._gauge("damaged", "Blocks and checkpoints that the last pass found damaged and not mended")
         # how long
         self.commit_seconds = self._histogram("commit_seconds", "From append to durable", _COMMIT_BUCKETS)
         self.delivery_seconds = self._histogram(

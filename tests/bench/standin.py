@@ -52,8 +52,8 @@ class StandIn:
 
     def __init__(self, frames: Callable[[int, list[bytes]], Frames] = truly, turn_away: bool = False) -> None:
         self.home = Home("norden", "norden/1", SigningKey(bytes(32)))
-        self.pid = os.getpid()
-        self.endpoint = Endpoint("127.0.0.1", 0)
+        self.pids = {"n1": os.getpid()}
+        self.endpoints = [Endpoint("127.0.0.1", 0)]
         self.log_id = b"l" * 16
         self.log: list[bytes] = []
         self.known: dict[bytes, int] = {}
@@ -72,8 +72,8 @@ class StandIn:
 
     async def _listen(self) -> None:
         assert self._nursery is not None
-        listeners = await trio.open_tcp_listeners(self.endpoint.port, host="127.0.0.1")
-        self.endpoint = Endpoint("127.0.0.1", listeners[0].socket.getsockname()[1])
+        listeners = await trio.open_tcp_listeners(self.endpoints[0].port, host="127.0.0.1")
+        self.endpoints = [Endpoint("127.0.0.1", listeners[0].socket.getsockname()[1])]
         self._serving = trio.CancelScope()
         self._nursery.start_soon(self._run, self._serving, listeners)
 
@@ -81,10 +81,15 @@ class StandIn:
         with scope:
             await trio.serve_listeners(self._connection, listeners)
 
-    def kill(self) -> None:
+    async def choose(self, which: str) -> tuple[str, bool]:
+        await trio.lowlevel.checkpoint()
+        return "n1", which == "leader"
+
+    def kill(self, node: str) -> None:
+        assert node == "n1"
         self._serving.cancel()
 
-    async def restart(self) -> None:
+    async def restart(self, node: str) -> None:
         await trio.sleep(0.2)
         await self._listen()
 

@@ -18,7 +18,11 @@ GOOD: dict[str, Any] = {
     "offered_per_s": 50.0, "achieved_per_s": 50.0, "recipients": 3, "latency_ms": {"p50": 1.0, "max": 2.0},
     "last_recipient_ms": {}, "ack_ms": {}, "lost": 0, "duplicated": 0, "reordered": 0, "cpu_us_per_delivery": 1.5,
     "rss_mib_max": 60.0, "deliveries": 3000, "unanswered": 0, "refused": {}, "resubmitted": 4, "wire_duplicates": 1,
-    "damaged": 0, "kills": [{"down_s": 1.2}], "canary": None, "seed": 1,
+    "damaged": 0, "nodes": 3, "kills": [{
+        "node": "n2", "led": True, "down_s": 1.2, "failover_ms": 812.5, "silence_ms": 700.0, "normal_ms": 50.0,
+        "phases": [{"phase": "before", "messages": 9, "ack_ms": {"p99": 3.5}},
+                   {"phase": "failover", "messages": 0, "ack_ms": {}}],
+    }], "canary": None, "seed": 1,
     "generator": {"parse_us_per_delivery": 1.0, "receiver_us_per_delivery": {"user": 1.0, "system": 2.0},
                   "sender_us_per_message": {"user": 1.0, "system": 2.0}, "sender_late_ms_max": 0.1},
     "elsewhere": 0.3, "machine": {"cores": 2, "cpu": "cpu", "kernel": "kernel", "disk": "ext4"},
@@ -42,7 +46,10 @@ def test_a_good_run_passes_and_its_result_is_written(monkeypatch: pytest.MonkeyP
     args = ("--recipients", "3", "--rate", "7", "--kill-at", "2", "--smoke", "--seed", "9", "--tls", "--json", str(out))
     result, scenario = run(monkeypatch, GOOD, "fanout", *args)
     assert result.exit_code == 0
-    assert "killed 1 time(s), back after 1.2 s; 4 submitted again" in result.output
+    said = " ".join(result.output.split())
+    assert "killed n2 (leading), back after 1.2 s: receipts as before after 812.5 ms (none for 700.0 ms" in said
+    assert "p99 ms: before 3.5, failover –)" in said and "4 submitted again after 1 kill(s)" in said
+    assert "1 → 3 at 50/s, 3 nodes" in said
     assert "30% of the machine went to other programs" in result.output
     assert json.loads(out.read_text())["achieved_per_s"] == 50.0
     assert (scenario.recipients, scenario.rate, scenario.kill_at, scenario.seed, scenario.tls) == (3, 7.0, 2.0, 9, True)

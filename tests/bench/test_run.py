@@ -14,7 +14,7 @@ from bench.scenario import Scenario
 from relay.errors import PosthouseError
 from tests.bench.standin import Frames, StandIn, truly
 
-SMALL = {"name": "small", "recipients": 8, "rate": 100.0, "seconds": 1.0, "warm_up": 0.2, "generators": 2}
+SMALL = {"name": "small", "nodes": 1, "recipients": 8, "rate": 100.0, "seconds": 1.0, "warm_up": 0.2, "generators": 2}
 
 
 async def run(target: StandIn, logs: Path, quiet_s: float = 10.0, **changes: Any) -> Raw:
@@ -51,7 +51,11 @@ async def test_a_kill_in_mid_run_loses_nothing(tmp_path: Path) -> None:
     report = summarize(raw, None, tmp_path)
     assert wrongs(report) == []
     assert len(report["kills"]) == 1
-    assert report["kills"][0]["down_s"] >= 0.2
+    (kill,) = report["kills"]
+    assert kill["down_s"] >= 0.2 and (kill["node"], kill["led"]) == ("n1", True)
+    assert [phase["phase"] for phase in kill["phases"]] == ["before", "failover", "after"]
+    assert sum(phase["messages"] for phase in kill["phases"]) == 100 and kill["silence_ms"] >= 150
+    assert report["failover_ms"] == kill["failover_ms"] is None, "the run ends less than a second later"
     assert report["resubmitted"] > 0
     assert report["reconnects"] == 8
     # the schedule went on while nobody answered, and latencies count from it

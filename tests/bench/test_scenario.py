@@ -13,10 +13,16 @@ from relay.errors import ConfigError
 
 
 def test_the_shipped_scenario_is_what_the_issue_asks_for() -> None:
-    assert known_scenarios() == ["fanout", "smoke"]
+    assert known_scenarios() == ["backlog", "fanout", "replication", "smoke"]
     scenario = load_scenario("fanout")
     assert (scenario.recipients, scenario.rate, scenario.seconds, scenario.size) == (300, 50.0, 20.0, 256)
-    assert scenario.kill_at is None
+    assert scenario.kill_at is None and scenario.nodes == 3
+
+
+def test_the_scenarios_of_a_cell() -> None:
+    replication, backlog = load_scenario("replication"), load_scenario("backlog")
+    assert (replication.versus, replication.nodes, replication.rate, replication.rounds) == (True, 3, 200.0, 4)
+    assert (backlog.backlog, backlog.nodes) == (1_000_000, 3)
 
 
 def test_it_is_found_by_path_as_well_and_values_can_be_replaced() -> None:
@@ -43,17 +49,20 @@ def test_every_mistake_is_reported_at_once_with_a_remedy(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("overrides", "where"),
-    [({"kill_at": 20.0}, "kill_at"), ({"generators": 4, "recipients": 3}, "generators"),
+    [({"kill_at": 20.0}, "kill_at"), ({"nodes": 2}, "nodes"), ({"kill_at": 1.0, "kill": "n4"}, "kill"),
+     ({"nodes": 1, "kill_at": 1.0, "restart": False}, "restart"), ({"versus": True, "nodes": 1}, "nodes"),
+     ({"versus": True, "kill_at": 1.0}, "kill_at"), ({"backlog": 5, "kill_at": 1.0}, "kill_at"),
+     ({"nodes": 1, "kill_at": 1.0, "kill": "follower"}, "kill"), ({"generators": 4, "recipients": 3}, "generators"),
      ({"rate": 0.01, "seconds": 1.0, "warm_up": 0.0}, "rate")],
 )  # fmt: skip
-def test_values_must_fit_together(overrides: dict[str, float], where: str) -> None:
+def test_values_must_fit_together(overrides: dict[str, object], where: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_scenario("fanout", overrides)
     assert [finding[0] for finding in caught.value.findings] == [where]
 
 
 def test_a_missing_file_and_a_broken_one_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one of: fanout"):
+    with pytest.raises(ConfigError, match="one of: backlog, fanout"):
         load_scenario(str(tmp_path / "nowhere.toml"))
     (tmp_path / "broken.toml").write_text("rate = = 3")
     with pytest.raises(ConfigError, match="not TOML"):

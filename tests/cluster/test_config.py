@@ -16,7 +16,7 @@ from cluster.config_keys import SECTIONS, Address
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
 from cluster.provision import load_signing_key, new_root
-from relay.core.trust import verify_root
+from relay.core.trust import RootNode, verify_root
 from relay.errors import ConfigError
 from relay.limits import DAY
 
@@ -121,6 +121,14 @@ MISTAKES: dict[str, tuple[Spoil, str, str, str]] = {
         lambda t: t.address("links_addr", "127.0.0.1:9"),
         "listen.links", "dial", "links_advertised",
     ),
+    "address of another": (
+        lambda t: t.address("admin_addr", str(t.layout.node("sauda").links_addr)),
+        "listen.admin", "address of node sauda/1/n1", "another port",
+    ),
+    "route of two": (
+        lambda t: t.add(f'"norden/1/n1" = "127.0.0.1:{t.layout.file.borders[0].port}"'),
+        "routes", "address of sauda/1/n1 and of norden/1/n1", "its own",
+    ),
     "route to nobody": (
         lambda t: t.edit('"sauda/1/n1"', '"sauda/1/n2"'), "routes.'sauda/1/n2'", "root", "'sauda/1/n1'",
     ),
@@ -213,16 +221,33 @@ def test_expired(town: Town) -> None:
 
 
 def test_plain_urls_with_tls(town: Town) -> None:
+    plain = ("ws://127.0.0.1:1",)
+    sign_again(town, lambda nodes: tuple(msgspec.structs.replace(node, clients=plain) for node in nodes))
+    assert "without TLS" in town.findings()["listen.tls"][0]
+
+
+def test_a_root_that_names_one_node_twice(town: Town) -> None:
+    sign_again(town, lambda nodes: nodes * 2)
+    what, remedy = town.findings()["paths.root"]
+    assert "node norden/1/n1 stands in the root document 2 times" in what and "signed again" in remedy
+
+
+def test_a_root_that_gives_two_nodes_one_address(town: Town) -> None:
+    sign_again(town, lambda nodes: (*nodes, msgspec.structs.replace(nodes[0], name="n2")))
+    town.edit("[routes]\n", "[routes]\n#")
+    links = town.layout.node("norden").links_addr
+    assert f"{links} is the address of norden/1/n2 and of norden/1/n1" in town.findings()["paths.root"][0]
+
+
+def sign_again(town: Town, change: Callable[[tuple[RootNode, ...]], tuple[RootNode, ...]]) -> None:
+    """A root document whose cells have other nodes."""
     home, now_ms = town.layout.home, RealEnv().clock.wall_ms()
     replace = msgspec.structs.replace
     regions = [
-        replace(region, cells=tuple(
-            replace(cell, nodes=tuple(replace(node, clients=("ws://127.0.0.1:1",)) for node in cell.nodes))
-            for cell in region.cells
-        )) for region in home.root(now_ms).payload.regions
-    ]  # fmt: skip
+        replace(region, cells=tuple(replace(cell, nodes=change(cell.nodes)) for cell in region.cells))
+        for region in home.root(now_ms).payload.regions
+    ]
     home.root_path.write_bytes(new_root("local", regions, load_signing_key(home.secrets / "root.key"), now_ms))
-    assert "without TLS" in town.findings()["listen.tls"][0]
 
 
 @pytest.mark.parametrize(

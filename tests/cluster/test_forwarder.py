@@ -28,6 +28,7 @@ class Destination:
         self.says: int | None = None
         self.at_most = 1_000
         self.lose = 0
+        self.carries = 1 << 30  # bytes that get through the line before the link gives up
         self.before = None
 
     async def request(self, cell, message, deadline_s):
@@ -35,6 +36,8 @@ class Destination:
         self.requests.append((message.first, len(message.items)))
         if self.before is not None:
             await self.before()
+        if sum(len(item.item) for item in message.items) > self.carries:
+            raise Refused(Code.UNREACHABLE, "not a byte for 12 s")
         outcomes = []
         for number, item in enumerate(message.items[: self.at_most], message.first):
             if number == self.vector + 1:
@@ -72,8 +75,8 @@ class World:
         self.nursery.cancel_scope.cancel()
         return await self._manager.__aexit__(*error)
 
-    async def send(self, *numbers):
-        sealed = [seal(self.cell, self.carol, body=bytes([n])) for n in numbers]
+    async def send(self, *numbers, size=1):
+        sealed = [seal(self.cell, self.carol, body=bytes([n]) * size) for n in numbers]
         await self.cell.office.submit(self.line, [wire.SubmitItem("sauda", one) for one in sealed])
         return sealed
 
@@ -97,6 +100,19 @@ async def test_partial_and_lost_answers_are_harmless(autojump_clock):
         await trio.sleep(30)
         assert world.there.taken == sent
         assert world.notices() == [Code.STORED] * 10
+
+
+async def test_what_a_slow_line_does_not_carry_at_once_it_carries_in_parts(autojump_clock):
+    async with World() as world:
+        world.there.carries = 45_000
+        sent = await world.send(*range(40), size=20_000)
+        await trio.sleep(60)
+        assert world.there.taken == sent
+        assert world.notices() == [Code.STORED] * 40
+        world.there.carries, world.there.requests[:] = 1 << 30, []
+        await world.send(*range(40, 80), size=20_000)
+        await trio.sleep(10)
+        assert max(count for _, count in world.there.requests) > 2  # and a good one takes more again
 
 
 async def test_an_answer_that_is_recorded_late_does_not_shift_the_numbers(autojump_clock):

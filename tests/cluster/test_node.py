@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,15 +20,21 @@ import trio
 from msgspec import structs
 
 from cluster import node
-from cluster.config import load_config
-from cluster.directory.seen import Seen, Sighting
+from cluster.config import NodeConfig, load_config
+from cluster.core.linkwire import federation_id
+from cluster.directory.seen import Seen, SeenFile, Sighting
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
 from relay.core import wire
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.records import FoldVersion, encode_record
 from relay.errors import DiskFailed, OperatorError, StoreDamaged
+from relay.delivery import Delivery
+from relay.journal.guard import ResidencyGuard
 from relay.journal.portal import open_portal
+from relay.journal.seal import StorageRing
+from relay.journal.solo import open_solo
+from relay.ports import Journal
 from tests.e2e.raw import Person, open_raw
 
 
@@ -34,19 +42,17 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
-@asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[tuple[node.Node, Layout]]:
-    layout = make_federation(folder / "f", ["norden"], RealEnv())
-    config = load_config(layout.node("norden").config_path)
-    async with open_portal() as portal, node.open_node(config, RealEnv(), portal) as one:
-        yield one, layout
+def make(folder: Path) -> tuple[NodeConfig, Layout]:
+    layout = make_federation(folder / "f", ["norden"], RealEnv(), nodes=1)
+    return load_config(layout.node("norden").config_path), layout
 
 
 async def test_a_second_signal_ends_the_draining_and_the_checkpoint_is_saved(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(node, "_AGAIN_S", 0.0)
+    config, layout = make(tmp_path)
     with trio.fail_after(8), structlog.testing.capture_logs() as logs:  # draining takes 10 s for a client that stays
-        async with opened(tmp_path) as (one, layout), trio.open_nursery() as nursery:
-            await nursery.start(one.run)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run_node, config)
             async with open_raw(layout, "norden", now()) as raw:
                 await raw.sign_in(Person(layout, "norden", now()))
                 signal.raise_signal(signal.SIGTERM)
@@ -54,81 +60,67 @@ async def test_a_second_signal_ends_the_draining_and_the_checkpoint_is_saved(tmp
                 signal.raise_signal(signal.SIGTERM)
                 with pytest.raises(Exception, match="closed"):
                     await raw.hear_a(wire.Error)
-        saved = await _checkpoint(layout)
-    assert saved > 0
+    async with _journal(config) as journal:
+        saved = await journal.load_checkpoint()
+    assert saved is not None and saved[0] > 0
     assert any(entry["event"] == "stopped" for entry in logs)
 
 
 @pytest.mark.parametrize("key", ["clients", "links", "admin", "unix"])
-async def test_a_listener_that_cannot_be_names_its_key(tmp_path: Path, monkeypatch: Any, key: str) -> None:
-    async with opened(tmp_path) as (one, _):
-        listen = one._config.listen
-        taken: Any = tmp_path / "clients.sock" if key == "unix" else getattr(listen, key)
-        monkeypatch.setattr(one, "_config", replace(one._config, listen=structs.replace(listen, **{key: taken})))
-        if key == "unix":
-            taken.write_text("no socket")
-        async with trio.open_nursery() as nursery:
-            if key != "unix":
-                await nursery.start(partial(trio.serve_tcp, trio.aclose_forcefully, taken.port, host=taken.host))
-            with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(5):
-                await one.run()
-            nursery.cancel_scope.cancel()
-        (error,) = _leaves(caught.value)
-        assert isinstance(error, OperatorError) and error.text.startswith(f"listen.{key}: ") and error.remedy
-        assert str(taken) in error.text
-
-
-async def test_a_disk_that_fails_under_the_directory_ends_the_node(tmp_path: Path, monkeypatch: Any) -> None:
-    """Rule 7: what cannot be remembered of others' home records is not used, and the process ends."""
-    layout = make_federation(tmp_path / "f", ["norden"], RealEnv())
-    real, opened_one, ended = node.open_seen, list[Seen](), list[BaseException]()
-
-    @asynccontextmanager
-    async def open_seen(*args: Any) -> AsyncIterator[Seen]:
-        async with real(*args) as seen:
-            opened_one.append(seen)
-            yield seen
-
-    async def run() -> None:
-        try:
-            await node.run_node(load_config(layout.node("norden").config_path))
-        except DiskFailed as error:
-            ended.append(error)
-
-    async def fails(*_: object) -> None:
-        error = sqlite3.OperationalError("disk I/O error")
-        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
-        raise error
-
-    monkeypatch.setattr(node, "open_seen", open_seen)
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run)
-            await _connectable(layout)
-            (seen,) = opened_one
-            monkeypatch.setattr(seen._db._connection, "execute_fetchall", fails)
-            with pytest.raises(DiskFailed):
-                await seen.raise_to(b"u" * 32, Sighting(1, b"m" * 32))
-    file = layout.node("norden").data_dir / node.DIRECTORY_FILE
-    assert str(file) in str(ended[0]) and "Check the disk" in str(ended[0])
-
-
-async def _connectable(layout: Layout) -> None:
-    """Wait until the node takes clients."""
-    address = layout.node("norden").clients_addr
-    while True:
-        with suppress(OSError):
-            async with await trio.open_tcp_stream(address.host, address.port):
-                return
-        await trio.sleep(0.02)
+async def test_a_listener_that_cannot_be_names_its_key(tmp_path: Path, key: str) -> None:
+    config, _ = make(tmp_path)
+    taken: Any = tmp_path / "clients.sock" if key == "unix" else getattr(config.listen, key)
+    config = replace(config, listen=structs.replace(config.listen, **{key: taken}))
+    if key == "unix":
+        taken.write_text("no socket")
+    async with trio.open_nursery() as nursery:
+        if key != "unix":
+            await nursery.start(partial(trio.serve_tcp, trio.aclose_forcefully, taken.port, host=taken.host))
+        with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(5):
+            await node.run_node(config)
+        nursery.cancel_scope.cancel()
+    (error,) = _leaves(caught.value)
+    assert isinstance(error, OperatorError) and error.text.startswith(f"listen.{key}: ") and error.remedy
+    assert str(taken) in error.text
 
 
 async def test_a_checkpoint_that_means_nothing_names_its_file(tmp_path: Path) -> None:
-    async with opened(tmp_path) as (one, layout):
-        await one._journal.append([encode_record(FoldVersion(FOLD_VERSION))])
-        await one._journal.save_checkpoint(1, [b"sealed well, and no mailroom"])
-    with pytest.raises(StoreDamaged, match=r"log\.sqlite: the checkpoint cannot be read.*restore nothing old"):
-        await _checkpoint(layout)
+    config, _ = make(tmp_path)
+    async with _journal(config) as journal:
+        await journal.append([encode_record(FoldVersion(FOLD_VERSION))])
+        await journal.save_checkpoint(1, [b"sealed well, and no mailroom"])
+    with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(5):
+        await node.run_node(config)
+    (error,) = _leaves(caught.value)
+    assert isinstance(error, StoreDamaged)
+    assert re.search(r"log\.sqlite: the checkpoint cannot be read.*restore nothing old", str(error))
+
+
+async def test_a_signal_while_starting_ends_the_start(tmp_path: Path, monkeypatch: Any) -> None:
+    config, _ = make(tmp_path)
+    replaying = trio.Event()
+
+    async def replay(*_: Any) -> None:
+        replaying.set()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Delivery, "wait_for", replay)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.run_node, config)
+            await replaying.wait()
+            signal.raise_signal(signal.SIGTERM)
+
+
+@asynccontextmanager
+async def _journal(config: NodeConfig) -> AsyncIterator[Journal]:
+    """The log of a node that does not run."""
+    own, root = config.node, config.root
+    async with open_portal() as portal, open_solo(
+        config.paths.data, env=RealEnv(portal), ring=StorageRing.load(config.paths.storage_key),
+        residency=ResidencyGuard(own.region, own.cell, root), cell=own.cell, federation=federation_id(root),
+    ) as journal:
+        yield journal
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
@@ -137,24 +129,83 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-async def _checkpoint(layout: Layout) -> int:
-    config = load_config(layout.node("norden").config_path)
-    async with open_portal() as portal, node.open_node(config, RealEnv(), portal) as one:
-        saved = await one._journal.load_checkpoint()
-    return saved[0] if saved else 0
+async def test_a_disk_that_fails_under_the_directory_ends_the_node(tmp_path: Path, monkeypatch: Any) -> None:
+    """Rule 7: what cannot be remembered of others' home records is not used, and the process ends."""
+    config, layout = make(tmp_path)
+    real, opened, ended = RealEnv.open_seen, list[SeenFile](), list[BaseException]()
+
+    @asynccontextmanager
+    async def open_seen(env: RealEnv, file: Path) -> AsyncIterator[Seen]:
+        async with real(env, file) as seen:
+            assert isinstance(seen, SeenFile)
+            opened.append(seen)
+            yield seen
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await node.run_node(config, task_status)
+        except* DiskFailed as group:
+            ended.extend(_leaves(group))
+
+    def fails(*_: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    monkeypatch.setattr(RealEnv, "open_seen", open_seen)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run)
+            (seen,) = opened
+            monkeypatch.setattr("cluster.directory.seen._raise", fails)
+            with pytest.raises(DiskFailed):
+                await seen.raise_to(b"u" * 32, Sighting(1, b"m" * 32))
+    file = layout.node("norden").data_dir / node.DIRECTORY_FILE
+    assert str(file) in str(ended[0]) and "Check the disk" in str(ended[0])
 
 
-async def test_a_signal_while_starting_ends_the_start(tmp_path: Path, monkeypatch: Any) -> None:
-    async with opened(tmp_path) as (one, _):
-        replaying = trio.Event()
+async def test_a_node_that_rejoins_lives_again_and_can_still_be_stopped(tmp_path: Path, monkeypatch: Any) -> None:
+    config, _ = make(tmp_path)
+    meet, listen, lives, listeners = node.Node._meet_the_cell, RealEnv.listen, list[int](), list[Any]()
 
-        async def replay(_true: Any) -> None:
-            replaying.set()
-            await trio.sleep_forever()
+    async def meet_the_cell(self: node.Node) -> None:
+        lives.append(1)
+        if len(lives) == 1:
+            raise node.Rejoin("another store")
+        await meet(self)
 
-        monkeypatch.setattr(one._delivery, "wait_for", replay)
-        with trio.fail_after(5):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(one.run)
-                await replaying.wait()
-                signal.raise_signal(signal.SIGTERM)
+    async def listen_and_keep(self: RealEnv, host: str, port: int) -> Any:
+        made = await listen(self, host, port)
+        listeners.extend(made)  # nobody's garbage
+        return made
+
+    monkeypatch.setattr(node.Node, "_meet_the_cell", meet_the_cell)
+    monkeypatch.setattr(RealEnv, "listen", listen_and_keep)
+    monkeypatch.setattr(node, "_LIVES_S", 0.0)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run_node, config)
+            signal.raise_signal(signal.SIGTERM)
+    assert len(lives) == 2
+
+
+async def test_a_node_whose_stores_are_set_aside_one_after_the_other_stops(
+    tmp_path: Path, monkeypatch: Any, autojump_clock: Any
+) -> None:
+    """In a row: one that served in between is no crash loop."""
+    config, _ = make(tmp_path)
+    lives = ["damaged", "damaged", "snapshot", "served", "damaged", "snapshot", "damaged", "damaged", "never"]
+    lived: list[str] = []
+
+    async def live(_config: Any, _kit: Any, _stop: Any, ready: Any) -> None:
+        lived.append(lives[len(lived)])
+        if lived[-1] == "served":
+            ready()
+        kind = node.Rejoin if lived[-1] == "snapshot" else node.StoreSetAside
+        raise BaseExceptionGroup("", [kind("block 7 rotted")])
+
+    monkeypatch.setattr(node, "_live", live)
+    kit: Any = SimpleNamespace(env=RealEnv())
+    with pytest.raises(OperatorError, match=r"3 stores in a row.*block 7 rotted") as caught:
+        await node.serve_node(config, kit, node.Stop())
+    assert "disk" in caught.value.remedy and lived == lives[:7]

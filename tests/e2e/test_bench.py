@@ -16,9 +16,9 @@ KEYS = [
 ]  # fmt: skip
 
 
-def bench(tmp_path: Path, *args: str) -> dict[str, Any]:
+def bench(tmp_path: Path, *args: str, scenario: str = "smoke") -> dict[str, Any]:
     out = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "cluster.cli", "bench", "run", "smoke", "--json", str(out), *args]
+    command = [sys.executable, "-m", "cluster.cli", "bench", "run", scenario, "--json", str(out), *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     report: dict[str, Any] = json.loads(out.read_text())
@@ -27,8 +27,12 @@ def bench(tmp_path: Path, *args: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("seconds", "kills", "args"),
-    [(3, 0, ()), (6, 1, ("--tls", "--kill-at", "1", "--seconds", "6"))],
-    ids=["plain", "wss and a kill"],
+    [
+        (3, 0, ("--nodes", "1")),
+        (6, 1, ("--nodes", "1", "--tls", "--kill-at", "1", "--seconds", "6")),
+        (8, 1, ("--kill-at", "1", "--no-restart", "--seconds", "8")),
+    ],
+    ids=["plain", "wss and a kill", "a leader of three dies"],
 )
 def test_a_small_run_loses_nothing(seconds: int, kills: int, args: tuple[str, ...], tmp_path: Path) -> None:
     report = bench(tmp_path, *args)
@@ -37,5 +41,22 @@ def test_a_small_run_loses_nothing(seconds: int, kills: int, args: tuple[str, ..
     assert (report["recipients"], report["deliveries"], report["accepted"]) == (20, 400 * seconds, 20 * seconds + 20)
     assert report["canary"]["received"] == report["canary"]["sent"] > 0
     assert len(report["kills"]) == kills
+    if report["nodes"] == 3:
+        (kill,) = report["kills"]
+        assert kill["led"] and kill["down_s"] is None and 0 < kill["failover_ms"] == report["failover_ms"]
+        assert sum(phase["messages"] for phase in kill["phases"]) == 20 * seconds
     assert report["cpu_us_per_delivery"] > 0
     assert report["rss_mib_max"] > 10
+
+
+def test_what_replication_costs_is_measured_side_by_side(tmp_path: Path) -> None:
+    args = ("--rounds", "1", "--seconds", "2", "--rate", "20", "--recipients", "5")
+    report = bench(tmp_path, *args, scenario="replication")
+    assert report["solo"]["ack_ms"]["p50"] > 0 and report["cell"]["ack_ms"]["p50"] > 0
+    assert report["ratio"]["p50"] > 0 and report["ratio"]["p99"] > 0 and report["lost"] == 0
+
+
+def test_a_backlog_survives_every_restart(tmp_path: Path) -> None:
+    report = bench(tmp_path, "--backlog", "500", "--rate", "400", "--recipients", "3", scenario="backlog")
+    assert report["queued"] == 500 and len(report["restarts"]) == 6
+    assert 0 < report["restart_s_max"] < 30 and report["rss_mib_max"] > 10

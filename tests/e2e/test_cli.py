@@ -190,7 +190,7 @@ def test_what_is_wrong_is_said(town: Town) -> None:
 # --- up ------------------------------------------------------------------------------------------
 def test_stop_and_resume_lose_nothing(tmp_path: Path) -> None:
     town = Town(tmp_path / "town")
-    with up(town.directory, "--regions", "amber,birch") as first:
+    with up(town.directory, "--regions", "amber,birch", "--nodes", "1") as first:
         layout = Layout.load(town.directory)
         running = nodes_of(town.directory)
         town.run("send", "--as", "alice", "--to", "carol", "--wait", "stored", stdin=TEXT.encode())
@@ -212,7 +212,7 @@ def test_stop_and_resume_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_port_in_use_and_a_dead_parent(tmp_path: Path) -> None:
     town = Town(tmp_path / "town")
-    with up(town.directory, "--regions", "amber", "--plain") as process:
+    with up(town.directory, "--regions", "amber", "--plain", "--nodes", "1") as process:
         process.kill()
         process.wait(PATIENCE_S)
         patience = time.monotonic() + 20
@@ -222,13 +222,13 @@ def test_a_port_in_use_and_a_dead_parent(tmp_path: Path) -> None:
     address = Layout.load(town.directory).node("amber").clients_addr
     with socket.create_server(address):
         said = town.run("up", status=3).decode()
-    assert f"amber: port {address.port} (clients) is in use" in said and "node.toml" in said
+    assert f"amber-n1: port {address.port} (clients) is in use" in said and "node.toml" in said
 
 
 def test_no_client_address_anywhere(tmp_path: Path) -> None:
     """A raw client from 127.0.0.77 that says nothing sensible, and one that says nothing."""
     town = Town(tmp_path / "town")
-    with up(town.directory, "--regions", "amber", "--plain"):
+    with up(town.directory, "--regions", "amber", "--plain", "--nodes", "1"):
         node = Layout.load(town.directory).node("amber")
         for said in (b"", b"\xff" * 64, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
             for address in (node.clients_addr, node.links_addr, node.admin_addr):

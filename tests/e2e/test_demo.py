@@ -31,9 +31,11 @@ from relay.journal.solo import open_solo
 REGIONS = ("amber", "birch", "cedar")
 
 
-def test_the_demo_is_clean(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_the_demo_is_clean(tmp_path: Path, nodes: int) -> None:
     kept, report = tmp_path / "kept", tmp_path / "out.json"
     command = [sys.executable, "-m", "cluster.cli", "demo", "--dir", str(kept), "--json", str(report)]
+    command += ["--nodes", str(nodes)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     counted = json.loads(report.read_text())
@@ -42,7 +44,7 @@ def test_the_demo_is_clean(tmp_path: Path) -> None:
     assert set(found.values()) == {0}, found
     assert counted["sent"] >= 2_000 and counted["delivered"] > counted["sent"] and counted["nodes_killed"] >= 1
     assert set(counted) == {"sent", "delivered", "wire_duplicates", "nodes_killed", "seconds"}
-    assert len(list(kept.glob("clients/*/store.sqlite"))) >= 30 and len(list(kept.glob("nodes/*/data"))) == 3
+    assert len(list(kept.glob("clients/*/store.sqlite"))) >= 30 and len(list(kept.glob("nodes/*/data"))) == 3 * nodes
     assert {path.stat().st_mode & 0o777 for path in (kept / "secrets").iterdir()} == {0o600}
 
 
@@ -58,13 +60,15 @@ async def _play(directory: Path, before: Sequence[Chapter], after: Sequence[Chap
         *before, Chapter("arrive", story.arrive), Chapter("chat", _chat), Chapter("drain", story.drain), *after,
         Chapter("look", story.look_at_the_disks),
     )  # fmt: skip
-    return await cli.run_demo(directory / "kept", REGIONS, Console(quiet=True), short)
+    return await cli.run_demo(directory / "kept", REGIONS, Console(quiet=True), story=short)
 
 
 class AnythingGoes:
     """The disk writer's residency check, switched off."""
 
-    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Sequence[tuple[bytes, bytes]]:
         return ()
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
@@ -80,8 +84,8 @@ async def _plant_foreign(stage: Stage) -> str:
     stage.book.post(envelope, "birch", 5)
     record = records.HandIn("birch/1", bytes(16), 1, 0, records.HANDIN_ENVELOPE, envelope, b"")
     async with open_portal() as portal, open_solo(
-        node.data_dir, env=RealEnv(), ring=StorageRing.load(home.secrets / "amber.storage.key"),
-        residency=AnythingGoes(), cell=node.cell, federation=federation_id(root), portal=portal,
+        node.data_dir, env=RealEnv(portal), ring=StorageRing.load(home.secrets / "amber.storage.key"),
+        residency=AnythingGoes(), cell=node.cell, federation=federation_id(root),
     ) as journal:  # fmt: skip
         await journal.append([records.encode_record(record)])
     return "planted"

@@ -252,7 +252,8 @@ async def test_an_expiry_makes_a_block_in_an_idle_log(open_cell, autojump_clock)
 
 
 async def test_carry_and_release_keep_what_waits(open_cell, autojump_clock, monkeypatch):
-    monkeypatch.setattr("relay.steward.CHECKPOINT_BYTES", 20_000)
+    monkeypatch.setattr("relay.core.mailroom.fold.CHECKPOINT_BYTES", 20_000)
+    monkeypatch.setattr("relay.core.mailroom.checkpoint.CHECKPOINT_BYTES", 20_000)
     monkeypatch.setattr("relay.steward.CARRY_STRETCH", 20_000)
     alice, bob = people()
     async with open_cell() as (cell, nursery):
@@ -313,7 +314,8 @@ async def test_cancelling_a_session_that_waits_leaves_nothing_behind(open_cell, 
 
 
 async def test_checkpoints_are_saved_and_the_log_released_when_everybody_acks(open_cell, autojump_clock, monkeypatch):
-    monkeypatch.setattr("relay.steward.CHECKPOINT_BYTES", 20_000)
+    monkeypatch.setattr("relay.core.mailroom.fold.CHECKPOINT_BYTES", 20_000)
+    monkeypatch.setattr("relay.core.mailroom.checkpoint.CHECKPOINT_BYTES", 20_000)
     alice, bob = people()
     async with open_cell() as (cell, nursery):
         a1, b1 = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")

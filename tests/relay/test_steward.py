@@ -1,4 +1,5 @@
-"""The steward: a carry that did not work is put off, tried again, and loses nothing meanwhile."""
+"""The steward: checkpoints are of the blocks at which they were due, and hold nobody up; the log follows what waits; a
+carry that did not work is put off, tried again, and loses nothing meanwhile."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import trio
 
 from relay import steward
 from relay.core import wire
+from relay.core.mailroom import Mailroom
+from relay.core.mailroom.effects import CheckpointDue
 from relay.core.records import Carry, decode_record
 from relay.errors import Overloaded, ResidencyError, StoreDamaged
 from tests.relay.test_office import people, seal, submit
@@ -55,9 +58,80 @@ class Trouble:
         monkeypatch.setattr(what, name, way)
 
 
+def checkpoints_every(size, monkeypatch):
+    monkeypatch.setattr("relay.core.mailroom.fold.CHECKPOINT_BYTES", size)
+    monkeypatch.setattr("relay.core.mailroom.checkpoint.CHECKPOINT_BYTES", size)
+
+
+async def test_a_checkpoint_is_of_the_very_block_at_which_it_was_due(open_cell, autojump_clock, monkeypatch):
+    """However many blocks come meanwhile; and whoever else wants to run does, between any two rows."""
+    checkpoints_every(8_000, monkeypatch)
+    monkeypatch.setattr("relay.core.mailroom.checkpoint.ROW_BYTES", 100)
+    saved, blocks, passes = {}, [], [0]
+    alice, bob = people()
+
+    async def turn_round():
+        while True:
+            passes[0] += 1
+            await trio.lowlevel.checkpoint()
+
+    async with open_cell() as (cell, nursery):
+        keep = cell.journal.save_checkpoint
+
+        async def slowly(index, rows):
+            before = passes[0]
+            kept = [row async for row in rows]
+            saved[index] = (kept, passes[0] - before)
+            await trio.sleep(0.3)  # the log goes on
+            await keep(index, kept)
+
+        monkeypatch.setattr(cell.journal, "save_checkpoint", slowly)
+        apply = cell.delivery.apply
+        monkeypatch.setattr(cell.delivery, "apply", lambda block: (blocks.append(block), apply(block)))
+        a1, _ = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        async with trio.open_nursery() as round_about:
+            round_about.start_soon(turn_round)
+            for n in range(60):
+                await cell.office.submit(a1, [wire.SubmitItem("", seal(cell, bob.id, body=n.to_bytes(2) * 200))])
+                for _ in range(20):
+                    await trio.lowlevel.checkpoint()
+            round_about.cancel_scope.cancel()
+        await trio.sleep(3)
+    room, due = Mailroom(cell.journal.cell, cell.journal.log_id), {}
+    for block in blocks:
+        if CheckpointDue() in room.apply(block):
+            due[block.index] = list(room.checkpoint())
+    assert {index: rows for index, (rows, _) in saved.items()} == due and len(due) >= 2
+    rows, turns = next(iter(saved.values()))
+    assert turns >= len(rows) - 2
+
+
+async def test_the_log_follows_what_waits_not_what_has_passed(open_cell, autojump_clock, monkeypatch):
+    """Also where its oldest stretch is full of what nobody collects."""
+    checkpoints_every(20_000, monkeypatch)
+    monkeypatch.setattr(steward, "CARRY_STRETCH", 20_000)
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        a1, _ = await cell.join(nursery, alice, "a1"), await cell.join(nursery, bob, "b1")
+        waiting = [seal(cell, bob.id, body=n.to_bytes(2) * 300) for n in range(40)]
+        for one in waiting:
+            await submit(cell, a1, one)
+        kept = []
+        for n in range(600):
+            await submit(cell, a1, seal(cell, alice.id, body=n.to_bytes(2) * 300))
+            cell.office.ack(a1, a1.of(wire.Deliver)[-1].position)
+            await trio.sleep(0.05)
+            kept.append(cell.state.blocks.bytes)
+        assert cell.state.log_bytes > 450_000 and max(kept) < 40 * 800 * 4 + 4 * 20_000
+        assert cell.metrics.carried._value.get() >= 40
+        again = await cell.join(nursery, bob, "b2")
+        await trio.sleep(1)
+        assert [deliver.envelope for deliver in again.of(wire.Deliver)] == waiting
+
+
 @pytest.mark.parametrize("kind", ["damaged", "refused", "full", "not applied in time"])
 async def test_a_carry_that_failed_is_tried_again(open_cell, autojump_clock, monkeypatch, kind):
-    monkeypatch.setattr(steward, "CHECKPOINT_BYTES", 20_000)
+    checkpoints_every(20_000, monkeypatch)
     monkeypatch.setattr(steward, "CARRY_STRETCH", 20_000)
     alice, bob = people()
     async with open_cell() as (cell, nursery):
@@ -84,3 +158,15 @@ async def test_a_carry_that_failed_is_tried_again(open_cell, autojump_clock, mon
         again = await cell.join(nursery, bob, "b2")
         await trio.sleep(1)
         assert [deliver.envelope for deliver in again.of(wire.Deliver)] == [waiting]
+
+
+async def test_a_checkpoint_that_rotted_is_saved_anew_even_when_nobody_writes(open_cell, autojump_clock):
+    async with open_cell() as (cell, _):
+        await cell.steward.save()
+        before = await cell.journal.load_checkpoint()
+        cell.steward.renew()
+        await trio.sleep(10)
+        saved = await cell.journal.load_checkpoint()
+        assert saved[0] == (before[0] if before else 0) + 1  # of a block that is sure to be there
+        await trio.sleep(10)
+        assert await cell.journal.load_checkpoint() == saved

@@ -8,7 +8,7 @@ from relay.core.mailroom import outboxes, rosters
 from relay.core.mailroom.effects import Filed
 from relay.core.mailroom.settle import devices_of
 from relay.core.mailroom.state import Entry, Source
-from relay.core.mailroom.turn import EXPIRE_MAILBOX, Turn
+from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code, ReceiptItem
 from relay.errors import ProtocolError
 from relay.limits import ADMISSION_WINDOW, MAX_CLOCK_AHEAD, MAX_LIFETIME, MAX_MAILBOX, MAX_UNCONFIRMED
@@ -113,9 +113,9 @@ def _to_mailbox(turn: Turn, header: Header, own: bytes, source: Source, pos: int
     if user.box.bytes + source.size > MAX_MAILBOX:
         return turn.receipt(own, Code.MAILBOX_FULL, newest)
     if any(device.since <= header.to_version for device in devices_of(turn.state, user)):
-        entry = Entry(pos, turn.state.hold(source), own, header.to_version, header.expires)
-        user.box.add(entry)
-        turn.expire_later(header.expires, EXPIRE_MAILBOX, header.to, pos)
+        entry = Entry(pos, turn.state.hold(source), header.to_version, header.expires)
+        turn.state.file(user.box, entry, source.size)
+        turn.expire_in_box(user.box, False, header.to, entry)
         turn.effects.append(Filed(False, header.to, entry))
     return turn.receipt(own, Code.STORED, newest, pos)
 

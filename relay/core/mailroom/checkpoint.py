@@ -1,32 +1,46 @@
 """The mailroom's state as rows of bytes and back (rule 11). Canonical: the same state gives the same rows.
 
-A row is the msgpack of [section, items…]; derived tables (expiries, sources, memberships) are rebuilt while loading.
+A row is the msgpack of [section, items…]; derived tables (expiries, memberships) are rebuilt while loading. What there
+may be a million of is packed in the state, and goes into the rows as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any
+from itertools import groupby
+from struct import Struct, error as StructError
+from typing import Any, Final
 
 import msgpack
 
 from relay.core.codec import pack
 from relay.core.mailroom.expiry import rebuild
 from relay.core.mailroom.state import (
-    BlockUse, DeviceState, Entry, Interval, Notice, Origin, Outbox, OutItem, Parked, Pending, RosterState, Source,
-    State, UserState, Waiting,
+    DeviceState, Interval, Notice, Origin, Outbox, OutItem, Parked, Pending, RosterState, State, UserState, Waiting,
 )
 from relay.core.trust import read_home, verify_roster
 from relay.core.wire import ReceiptItem
-from relay.errors import StoreDamaged
+from relay.errors import StoreDamaged, StoreForeign
+from relay.limits import CHECKPOINT_BYTES, CHECKPOINT_SHARE
 
-ROW_BYTES = 256 * 1024  # a row is closed when it passes this; far below the journal's 1 MiB
+FORMAT: Final = 2  # of the rows; nodes compare digests of one format only
+ROW_BYTES: Final = 256 * 1024  # a row is closed when it passes this; far below the journal's 1 MiB
+_PART: Final = 64 * 1024  # bytes of packed rows in one item
+_OUTCOME: Final = Struct("<32sqqq")  # id, code, position, newest
+_OUTCOMES: Final = 1_024  # in one item
 
 
-def dump(state: State) -> list[bytes]:
-    """All of the state, as rows."""
-    rows: list[bytes] = []
+def plan(state: State) -> None:
+    """When the next checkpoint is taken: a checkpoint costs what it is large, so the log grows by a share of that."""
+    size = 24 * len(state.blocks) + 64 * (len(state.sources) + len(state.outcomes)) + 1024 * len(state.users)
+    size += 128 * (len(state.devices) + len(state.pending) + sum(len(box.items) for box in state.outboxes.values()))
+    size += 512 * len(state.rosters) + 96 * len(state.memberships)
+    state.checkpoint_due = state.log_bytes + max(CHECKPOINT_BYTES, size // CHECKPOINT_SHARE)
+
+
+def dump(state: State) -> Iterator[bytes]:
+    """All of the state, as rows; each takes some ms at most. The state must not change meanwhile."""
     for section, items in _sections(state):
         chunk: list[bytes] = []
         size = 0
@@ -35,27 +49,34 @@ def dump(state: State) -> list[bytes]:
             chunk.append(packed)
             size += len(packed)
             if size > ROW_BYTES:
-                rows.append(pack([section, chunk]))
+                yield pack([section, chunk])
                 chunk, size = [], 0
         if chunk:
-            rows.append(pack([section, chunk]))
-    return rows
+            yield pack([section, chunk])
+
+
+def state_hash() -> blake2b:
+    """To be fed with all rows: its digest is compared between nodes (rule 10)."""
+    return blake2b(digest_size=32, person=b"posthouse.state")
 
 
 def state_digest(state: State) -> bytes:
-    """A digest of the state, to be compared between nodes (rule 10)."""
-    total = blake2b(digest_size=32, person=b"posthouse.state")
+    """The digest of the state's rows."""
+    total = state_hash()
     for row in dump(state):
         total.update(row)
     return total.digest()
 
 
 def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
-    yield "meta", [[state.cell, state.log_id, state.index, state.time, state.fold_version]]
-    yield "blocks", ([index, use.size] for index, use in state.blocks.items())
-    yield "sources", ([s.key, s.index, s.ordinal, s.size] for _, s in sorted(state.sources.items()))
+    place = [state.index, state.time, state.fold_version, state.log_bytes, state.checkpoint_due]
+    yield "meta", [[FORMAT, state.cell, state.log_id, *place]]
+    yield "blocks", state.blocks.dump(_PART)
+    yield "sources", state.sources.dump(_PART)
     yield "homes", (signed for _, user in sorted(state.users.items()) for signed in user.chain)
-    yield "mail", (_entry(key, e) for key, user in sorted(state.users.items()) for e in user.box.after(-1))
+    yield "mail", (
+        [key, user.box.bytes, part] for key, user in sorted(state.users.items()) for part in user.box.dump(_PART)
+    )
     yield "devices", ([d.id, d.user, d.since, d.cursor, d.session] for _, d in sorted(state.devices.items()))
     yield "notices", (
         [key, n.position, n.id, n.code, n.newest, n.cell, n.expires]
@@ -72,18 +93,22 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for user, stays in sorted(roster.members.items())
         for s in stays
     )
-    yield "group mail", (_entry(key, e) for key, roster in sorted(state.rosters.items()) for e in roster.box.after(-1))
+    yield "group mail", (
+        [key, roster.box.bytes, part]
+        for key, roster in sorted(state.rosters.items())
+        for part in roster.box.dump(_PART)
+    )
     yield "waiting", (
-        [key, w.source.key, w.id, w.device, w.version, w.expires, w.position]
+        [key, w.source, w.size, w.id, w.device, w.version, w.expires, w.position]
         for key, roster in sorted(state.rosters.items())
         for w in roster.waiting
     )
-    yield "pending", ([key, p.device, p.remaining, p.newest, p.refused] for key, p in sorted(state.pending.items()))
+    yield "pending", ([key, p.device, p.remaining, p.newest, p.refused] for key, p in state.pending.items())
     yield "outboxes", ([cell, box.done, box.last] for cell, box in sorted(state.outboxes.items()))
     yield "outbound", (
-        [cell, number, item.what, item.source.key if item.source else 0, item.id, item.expires, item.group, item.waits]
+        [cell, number, item.what, item.source, item.size, item.id, item.expires, item.group, item.waits]
         for cell, box in sorted(state.outboxes.items())
-        for number, item in sorted(box.items.items())
+        for number, item in box.items.items()
     )
     yield "origins", ([cell, log, o.vector, o.confirmed] for (cell, log), o in state.origins.items())
     yield "outcomes of origins", (
@@ -97,20 +122,21 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for group, parked in sorted(box.parked.items())
     )
     yield "parked items", (
-        [cell, group, item.what, key, item.id, item.expires]
+        [cell, group, item.what, key, item.size, item.id, item.expires]
         for cell, box in sorted(state.outboxes.items())
         for group, parked in sorted(box.parked.items())
         for key, item in sorted(parked.items.items())
     )
-    yield "outcomes", (
-        [minute, r.id, r.code, r.position, r.newest, r.cell]
-        for minute, ids in sorted(state.outcome_minutes.items())
-        for r in (state.outcomes[own] for own in ids)
-    )
+    yield "outcomes", _outcomes(state)
 
 
-def _entry(address: bytes, e: Entry) -> list[Any]:
-    return [address, e.position, e.source.key, e.id, e.version, e.expires]
+def _outcomes(state: State) -> Iterator[list[Any]]:
+    """[minute, cell, packed outcomes], in the order in which they came."""
+    for minute, ids in sorted(state.outcome_minutes.items()):
+        for start in range(0, len(ids), _OUTCOMES):
+            known = (state.outcomes[own] for own in ids[start : start + _OUTCOMES])
+            for cell, some in groupby(known, lambda r: r.cell):
+                yield [minute, cell, b"".join(_OUTCOME.pack(r.id, r.code, r.position, r.newest) for r in some)]
 
 
 def load(rows: Sequence[bytes]) -> State:
@@ -125,7 +151,7 @@ def load(rows: Sequence[bytes]) -> State:
                 take(loader, *(item if isinstance(item, list) else (item,)))
         rebuild(loader.state)
         return loader.state
-    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, StructError, msgpack.UnpackException) as error:
         raise StoreDamaged(f"the checkpoint cannot be read: {type(error).__name__}: {error}") from None
 
 
@@ -134,22 +160,18 @@ class _Loader:
 
     state: State
 
-    def meta(self, cell: str, log_id: bytes, index: int, time: int, fold_version: int) -> None:
-        self.state = State(cell, log_id, index, time, fold_version)
+    def meta(self, form: int, cell: str, log_id: bytes, *place: int) -> None:
+        if form != FORMAT:
+            what = f"the checkpoint's rows are of format {form}, this release knows {FORMAT}"
+            raise StoreForeign(what, "Run the release that wrote it, or a newer one")
+        index, time, fold_version, log_bytes, due = place
+        self.state = State(cell, log_id, index, time, fold_version, log_bytes=log_bytes, checkpoint_due=due)
 
-    def block(self, index: int, size: int) -> None:
-        self.state.blocks[index] = BlockUse(size)
+    def block(self, first: int, part: bytes) -> None:
+        self.state.blocks.load(first, part)
 
-    def source(self, key: int, index: int, ordinal: int, size: int) -> None:
-        self.state.sources[key] = Source(key, index, ordinal, size)
-        use = self.state.blocks[index]
-        use.live += 1
-        use.live_bytes += size
-
-    def _hold(self, key: int) -> Source:
-        source = self.state.sources[key]
-        source.refs += 1
-        return source
+    def source(self, part: bytes) -> None:
+        self.state.sources.load(part)
 
     def home(self, signed: bytes) -> None:
         record = read_home(signed)
@@ -157,8 +179,10 @@ class _Loader:
         user.record = record
         user.chain.append(signed)
 
-    def mail(self, address: bytes, pos: int, key: int, *rest: Any) -> None:
-        self.state.users[address].box.add(Entry(pos, self._hold(key), *rest))
+    def mail(self, address: bytes, size: int, part: bytes) -> None:
+        box = self.state.users[address].box
+        box.load(part)
+        box.bytes = size
 
     def device(self, key: bytes, *rest: Any) -> None:
         self.state.devices[key] = DeviceState(key, *rest)
@@ -174,34 +198,36 @@ class _Loader:
         self.state.rosters[group].members.setdefault(user, []).append(Interval(*stay))
         self.state.memberships.setdefault(user, set()).add(group)
 
-    def group_mail(self, group: bytes, pos: int, key: int, *rest: Any) -> None:
-        self.state.rosters[group].box.add(Entry(pos, self._hold(key), *rest))
+    def group_mail(self, group: bytes, size: int, part: bytes) -> None:
+        box = self.state.rosters[group].box
+        box.load(part)
+        box.bytes = size
 
-    def waiting(self, group: bytes, key: int, *rest: Any) -> None:
-        entry = Waiting(self._hold(key), *rest)
+    def waiting(self, group: bytes, *rest: Any) -> None:
+        entry = Waiting(*rest)
         self.state.rosters[group].waiting.append(entry)
-        self.state.waits(entry.source, entry.device, 1)
+        self.state.waits(entry.size, entry.device, 1)
 
     def outbox(self, cell: str, done: int, last: int) -> None:
         self.state.outboxes[cell] = Outbox(done, last)
 
-    def outbound(self, cell: str, number: int, what: int, key: int, *rest: Any) -> None:
+    def outbound(self, cell: str, number: int, *rest: Any) -> None:
         box = self.state.outboxes[cell]
-        item = box.items[number] = OutItem(what, self._hold(key) if key else None, *rest)
+        item = box.items[number] = OutItem(*rest)
         box.bytes += item.size
         self._wait(item)
 
     def _wait(self, item: OutItem) -> None:
-        if item.waits and item.source:
-            self.state.waits(item.source, self.state.pending[item.id].device, 1)
+        if item.waits:
+            self.state.waits(item.size, self.state.pending[item.id].device, 1)
 
     def parked(self, cell: str, group: bytes, due: int, tries: int) -> None:
         self.state.outboxes[cell].parked[group] = Parked(due, tries)
 
-    def parked_item(self, cell: str, group: bytes, what: int, key: int, own: bytes, expires: int) -> None:
+    def parked_item(self, cell: str, group: bytes, what: int, key: int, size: int, own: bytes, expires: int) -> None:
         box = self.state.outboxes[cell]
-        item = box.parked[group].items[key] = OutItem(what, self._hold(key), own, expires, group, True)
-        box.bytes += item.size
+        item = box.parked[group].items[key] = OutItem(what, key, size, own, expires, group, True)
+        box.bytes += size
         self._wait(item)
 
     def origin(self, cell: str, log: bytes, vector: int, confirmed: int) -> None:
@@ -213,10 +239,11 @@ class _Loader:
     def pending(self, key: bytes, *rest: Any) -> None:
         self.state.pending[key] = Pending(*rest)
 
-    def outcome(self, minute: int, *rest: Any) -> None:
-        item = ReceiptItem(*rest)
-        self.state.outcomes[item.id] = item
-        self.state.outcome_minutes.setdefault(minute, []).append(item.id)
+    def outcome(self, minute: int, cell: str, part: bytes) -> None:
+        rows = _OUTCOME.iter_unpack(part)
+        items = [ReceiptItem(own, code, place, newest, cell) for own, code, place, newest in rows]
+        self.state.outcomes.update((item.id, item) for item in items)
+        self.state.outcome_minutes.setdefault(minute, []).extend(item.id for item in items)
 
 
 _TAKE: dict[str, Callable[..., None]] = {

@@ -64,4 +64,9 @@ class OutboxGrew:
     cell: str
 
 
-Effect = Answered | Filed | Noticed | SessionStarted | DeviceGone | MembershipChanged | OutboxGrew
+@dataclass(frozen=True, slots=True)
+class CheckpointDue:
+    """A checkpoint is to be taken now, after this block: at the same one on every node (rule 10)."""
+
+
+Effect = CheckpointDue | Answered | Filed | Noticed | SessionStarted | DeviceGone | MembershipChanged | OutboxGrew

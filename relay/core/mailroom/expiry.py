@@ -1,5 +1,9 @@
 """What runs out, and when: a heap over everything in the state that has an expiry (rule 14).
 
+Boxes are large, and most of what waits in one is collected long before it expires. So a box has one entry in the heap,
+for what expires in it first. When that is due, the box is swept: what expires within that minute gets an entry of its
+own. However the expiries lie, a box is looked through once a minute at most.
+
 The heap is derived: what it names may have been settled long ago. Only what is really dropped counts against the bound
 of a block, so that a heap rebuilt from a checkpoint gives the same.
 """
@@ -10,10 +14,12 @@ from collections.abc import Iterator
 from heapq import heapify, heappop
 
 from relay.core.mailroom import outboxes, parking, rosters
-from relay.core.mailroom.state import Box, Expiry, State
+from relay.core.mailroom.state import Box, Entry, Expiry, State
 from relay.core.mailroom.turn import (
-    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_PARKED, EXPIRE_ROSTER, EXPIRE_WAITING, TRY_PARKED, Turn,
+    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_PARKED, EXPIRE_ROSTER, EXPIRE_WAITING, SWEEP_MAILBOX,
+    SWEEP_ROSTER, TRY_PARKED, Turn,
 )
+from relay.limits import MINUTE
 
 MAX_EXPIRIES = 65_536  # dropped in one block; the rest comes with the next one
 SLACK = 1_024  # settled entries that the heap may hold beyond as many as there are live ones
@@ -29,10 +35,12 @@ def expire_due(turn: Turn) -> None:
 def _expire(turn: Turn, kind: int, address: bytes, number: int) -> bool:
     """True if there still was something to drop."""
     state = turn.state
-    if kind == EXPIRE_MAILBOX:
-        return address in state.users and _drop(state, state.users[address].box, number)
-    if kind == EXPIRE_ROSTER:
-        return address in state.rosters and _drop(state, state.rosters[address].box, number)
+    if kind in (SWEEP_MAILBOX, EXPIRE_MAILBOX):
+        user = state.users.get(address)
+        return user is not None and _expire_in_box(turn, user.box, kind, address, number)
+    if kind in (SWEEP_ROSTER, EXPIRE_ROSTER):
+        roster = state.rosters.get(address)
+        return roster is not None and _expire_in_box(turn, roster.box, kind, address, number)
     if kind == EXPIRE_OUTBOX:
         return outboxes.expire(turn, address.decode(), number)
     if kind == EXPIRE_WAITING:
@@ -45,12 +53,20 @@ def _expire(turn: Turn, kind: int, address: bytes, number: int) -> bool:
     return device is not None and device.notices.pop(number, None) is not None
 
 
-def _drop(state: State, box: Box, pos: int) -> bool:
-    entry = box.remove(pos)
-    if entry is None:
-        return False
-    state.drop(entry.source)
-    return True
+def _expire_in_box(turn: Turn, box: Box, kind: int, address: bytes, number: int) -> bool:
+    if kind in (EXPIRE_MAILBOX, EXPIRE_ROSTER):
+        return turn.state.settle(box, number)
+    if number == box.due:  # not one that an earlier expiry has replaced
+        box.swept, box.due = (box.due // MINUTE + 1) * MINUTE, 0
+        later: Entry | None = None
+        for entry in box.after(-1):
+            if entry.expires < box.swept:
+                turn.expire_in_box(box, kind == SWEEP_ROSTER, address, entry)
+            elif later is None or entry.expires < later.expires:
+                later = entry
+        if later is not None:
+            turn.expire_in_box(box, kind == SWEEP_ROSTER, address, later)
+    return False
 
 
 def rebuild_if_stale(state: State) -> None:
@@ -68,9 +84,9 @@ def rebuild(state: State) -> None:
 
 def _all(state: State) -> Iterator[Expiry]:
     for key, user in state.users.items():
-        yield from ((e.expires, EXPIRE_MAILBOX, key, e.position) for e in user.box.after(-1))
+        yield from _first_of(user.box, SWEEP_MAILBOX, key)
     for key, roster in state.rosters.items():
-        yield from ((e.expires, EXPIRE_ROSTER, key, e.position) for e in roster.box.after(-1))
+        yield from _first_of(roster.box, SWEEP_ROSTER, key)
         yield from ((w.expires, EXPIRE_WAITING, key, w.position) for w in roster.waiting)
     for cell, outbox in state.outboxes.items():
         items = outbox.items.items()
@@ -81,3 +97,9 @@ def _all(state: State) -> Iterator[Expiry]:
             yield from ((item.expires, EXPIRE_PARKED, where, key) for key, item in parked.items.items())
     for key, device in state.devices.items():
         yield from ((n.expires, EXPIRE_NOTICE, key, n.position) for n in device.notices.values())
+
+
+def _first_of(box: Box, kind: int, address: bytes) -> Iterator[Expiry]:
+    box.swept, box.due = 0, min((entry.expires for entry in box.after(-1)), default=0)
+    if box.due:
+        yield box.due, kind, address, box.due

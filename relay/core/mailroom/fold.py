@@ -6,22 +6,23 @@ every node, whatever the clock says there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from relay.core import records
 from relay.core.block import Block
 from relay.core.mailroom import admission, answers, checkpoint, expiry, residents, rosters, settle
-from relay.core.mailroom.effects import Effect
-from relay.core.mailroom.state import FOLD_VERSION, BlockUse, State
+from relay.core.mailroom.effects import CheckpointDue, Effect
+from relay.core.mailroom.state import FOLD_VERSION, State
 from relay.core.mailroom.turn import Turn
 from relay.errors import StoreDamaged, StoreForeign
+from relay.limits import CHECKPOINT_BYTES
 
 
 class Mailroom:
     """Owns the state. Readers use relay.core.mailroom.reading on `state`; nobody else changes it."""
 
     def __init__(self, cell: str, log_id: bytes) -> None:
-        self.state = State(cell, log_id)
+        self.state = State(cell, log_id, checkpoint_due=CHECKPOINT_BYTES)
         self.admitted = 0  # envelopes taken since the start: for the metrics, not part of the state
 
     @classmethod
@@ -32,8 +33,8 @@ class Mailroom:
         room.admitted = 0
         return room
 
-    def checkpoint(self) -> list[bytes]:
-        """The state as rows, to be saved with `state.index`."""
+    def checkpoint(self) -> Iterator[bytes]:
+        """The state as rows, to be saved with `state.index`. It must not change before the last one is made."""
         return checkpoint.dump(self.state)
 
     def digest(self) -> bytes:
@@ -45,7 +46,7 @@ class Mailroom:
         if block.log_id != state.log_id or block.index != state.index + 1 or block.time < state.time:
             raise StoreDamaged(f"block {block.index} is not the one after {state.index} of this log")
         state.index, state.time = block.index, block.time
-        state.blocks[block.index] = BlockUse(block.size)
+        state.blocks.add(block.size)
         turn = Turn(state, block.index, block.time)
         expiry.expire_due(turn)
         settle.forget_outcomes(turn)
@@ -55,8 +56,12 @@ class Mailroom:
         if block.index % settle.SETTLE_EVERY == 0:
             settle.settle_rosters(state)
             expiry.rebuild_if_stale(state)
-            self._forget_blocks()
+            state.blocks.forget(min(state.floor(), block.index))
         self.admitted += turn.admitted
+        state.log_bytes += block.size
+        if state.log_bytes >= state.checkpoint_due:
+            checkpoint.plan(state)
+            turn.effects.append(CheckpointDue())
         return turn.effects
 
     def _apply_record(self, turn: Turn, record: records.Record, size: int) -> None:
@@ -79,13 +84,8 @@ class Mailroom:
                 settle.carry(turn, record)
             case records.FoldVersion():
                 _fold_version(turn, record)
-            case records.Tick():
+            case records.Tick() | records.Members():
                 pass
-
-    def _forget_blocks(self) -> None:
-        floor = self.state.floor()
-        for index in [index for index in self.state.blocks if index < floor and index < self.state.index]:
-            del self.state.blocks[index]
 
 
 def _fold_version(turn: Turn, record: records.FoldVersion) -> None:

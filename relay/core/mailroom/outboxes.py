@@ -18,7 +18,7 @@ def put(turn: Turn, cell: str, what: int, source: Source, own: bytes, expires: i
     """Give the record being applied the next number of the outbox of `cell`."""
     outbox = turn.state.outboxes.setdefault(cell, Outbox())
     outbox.bytes += source.size
-    number(turn, cell, OutItem(what, turn.state.hold(source), own, expires, group))
+    number(turn, cell, OutItem(what, turn.state.hold(source), source.size, own, expires, group))
 
 
 def number(turn: Turn, cell: str, item: OutItem) -> None:
@@ -51,7 +51,7 @@ def expire(turn: Turn, cell: str, number: int) -> bool:
     item = outbox.items.get(number) if outbox else None
     if outbox is None or item is None or item.what == records.HANDIN_VOID:
         return False
-    outbox.items[number] = OutItem(records.HANDIN_VOID, None, item.id, 0)
+    outbox.items[number] = OutItem(records.HANDIN_VOID, None, 0, item.id, 0)
     end(turn, outbox, item, Code.EXPIRED, 0, turn.state.cell)
     return True
 
@@ -59,8 +59,8 @@ def expire(turn: Turn, cell: str, number: int) -> bool:
 def end(turn: Turn, outbox: Outbox, item: OutItem, code: int, newest: int, cell: str) -> None:
     """An item has run out, or its last answer is here: let go of it, and tell the sender."""
     outbox.bytes -= item.size
-    if item.waits and item.source:
-        turn.state.waits(item.source, turn.state.pending[item.id].device, -1)
+    if item.waits:
+        turn.state.waits(item.size, turn.state.pending[item.id].device, -1)
     turn.state.drop(item.source)
     answered(turn, item.id, code, newest, cell)
 

@@ -25,15 +25,15 @@ def forward(turn: Turn, cell: str, group: bytes, source: Source, own: bytes, exp
         outboxes.put(turn, cell, records.HANDIN_ENVELOPE, source, own, expires, group)
         return
     outbox.bytes += source.size
-    item = OutItem(records.HANDIN_ENVELOPE, turn.state.hold(source), own, expires, group)
-    _wait(turn, item, source)
-    _park(turn, cell, outbox.parked[group], item, source)
+    item = OutItem(records.HANDIN_ENVELOPE, turn.state.hold(source), source.size, own, expires, group)
+    _wait(turn, item)
+    _park(turn, cell, outbox.parked[group], item, source.key)
 
 
 def has_room(state: State, cells: Sequence[str], group: bytes, source: Source, device: bytes) -> bool:
     """May one more envelope of `device` be parked, where it would have to be?"""
     boxes = [state.outboxes[cell] for cell in cells if cell in state.outboxes]
-    return not any(group in box.parked for box in boxes) or state.may_wait(source, device)
+    return not any(group in box.parked for box in boxes) or state.may_wait(source.size, device)
 
 
 def take(turn: Turn, cell: str, item: OutItem, code: int) -> bool:
@@ -46,9 +46,9 @@ def take(turn: Turn, cell: str, item: OutItem, code: int) -> bool:
         return False
     assert source is not None
     if not item.waits:
-        if not turn.state.may_wait(source, turn.state.pending[item.id].device):
+        if not turn.state.may_wait(item.size, turn.state.pending[item.id].device):
             return False
-        _wait(turn, item, source)
+        _wait(turn, item)
     if item.group not in outbox.parked:
         outbox.parked[item.group] = Parked(0)
         _plan(turn, cell, item.group, outbox.parked[item.group])
@@ -56,15 +56,15 @@ def take(turn: Turn, cell: str, item: OutItem, code: int) -> bool:
     return True
 
 
-def _wait(turn: Turn, item: OutItem, source: Source) -> None:
+def _wait(turn: Turn, item: OutItem) -> None:
     """It counts as waiting to its end, also while it is tried: nothing else takes its room meanwhile."""
     item.waits = True
-    turn.state.waits(source, turn.state.pending[item.id].device, 1)
+    turn.state.waits(item.size, turn.state.pending[item.id].device, 1)
 
 
-def _park(turn: Turn, cell: str, parked: Parked, item: OutItem, source: Source) -> None:
-    parked.items[source.key] = item
-    turn.expire_later(item.expires, EXPIRE_PARKED, address(item.group, cell), source.key)
+def _park(turn: Turn, cell: str, parked: Parked, item: OutItem, key: int) -> None:
+    parked.items[key] = item
+    turn.expire_later(item.expires, EXPIRE_PARKED, address(item.group, cell), key)
 
 
 def _plan(turn: Turn, cell: str, group: bytes, parked: Parked) -> None:

@@ -11,7 +11,6 @@ from relay.core.block import Block
 from relay.core.mailroom import rosters
 from relay.core.mailroom.state import Entry, Notice, Outbox, OutItem, Source, State, source_key
 from relay.errors import StoreDamaged
-from relay.limits import SLOT_BITS
 
 
 def _position(item: Entry | Notice) -> int:
@@ -79,11 +78,6 @@ def envelope_of(record: records.Record) -> bytes:
     raise StoreDamaged("an entry points to a record that carries no envelope")
 
 
-def split_key(key: int) -> tuple[int, int]:
-    """(index, ordinal) of a source key."""
-    return key >> SLOT_BITS, key & (1 << SLOT_BITS) - 1
-
-
 def to_carry(state: State, below: int) -> list[Source]:
     """The live sources that lie below block index `below`, oldest first."""
-    return sorted((source for source in state.sources.values() if source.index < below), key=lambda s: s.key)
+    return state.sources.below(below)

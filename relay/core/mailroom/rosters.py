@@ -8,7 +8,7 @@ from relay.core.envelope import Header
 from relay.core.mailroom import outboxes, parking
 from relay.core.mailroom.effects import Filed, MembershipChanged
 from relay.core.mailroom.state import Entry, Interval, RosterState, Source, State, Waiting
-from relay.core.mailroom.turn import EXPIRE_ROSTER, EXPIRE_WAITING, Turn
+from relay.core.mailroom.turn import EXPIRE_WAITING, Turn
 from relay.core.trust import Member, RosterPart, VerifiedHead, verify_part, verify_roster
 from relay.core.wire import Code, ReceiptItem
 from relay.errors import ProtocolError, TrustError
@@ -117,10 +117,12 @@ def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> bool:
 
 
 def _place_waiting(turn: Turn, group: bytes, roster: RosterState, entry: Waiting) -> None:
-    turn.state.waits(entry.source, entry.device, -1)
+    turn.state.waits(entry.size, entry.device, -1)
+    source = turn.state.sources.find(entry.source)
+    assert source is not None, "what waits holds its source"
     if _is_member(turn.state, roster, entry.device, entry.version):
-        _file(turn, group, roster, entry.source, entry.id, entry.version, entry.expires, turn.next_position())
-        if not _forward(turn, group, roster, entry.source, entry.id, entry.expires, entry.device):
+        _file(turn, group, roster, source, entry.version, entry.expires, turn.next_position())
+        if not _forward(turn, group, roster, source, entry.id, entry.expires, entry.device):
             turn.notice(entry.device, entry.id, Code.STORED, roster.version, turn.state.cell)
     else:
         turn.notice(entry.device, entry.id, Code.NOT_MEMBER, roster.version, turn.state.cell)
@@ -140,7 +142,7 @@ def admit(turn: Turn, header: Header, own: bytes, source: Source, device: bytes,
         turn.state, elsewhere, group, source, device
     ):
         return turn.receipt(own, Code.OUTBOX_FULL, roster.version)
-    _file(turn, group, roster, source, own, version, header.expires, pos)
+    _file(turn, group, roster, source, version, header.expires, pos)
     forwarded = _forward(turn, group, roster, source, own, header.expires, device)
     return turn.receipt(own, Code.ACCEPTED if forwarded else Code.STORED, roster.version, pos)
 
@@ -153,7 +155,7 @@ def admit_handed(turn: Turn, header: Header, own: bytes, source: Source, origin:
     roster = turn.state.rosters[header.to]
     if origin not in roster.cells:
         return turn.receipt(own, Code.NOT_MEMBER, roster.version)
-    _file(turn, header.to, roster, source, own, header.to_version, header.expires, pos)
+    _file(turn, header.to, roster, source, header.to_version, header.expires, pos)
     return turn.receipt(own, Code.STORED, roster.version, pos)
 
 
@@ -169,11 +171,12 @@ def refusal(state: State, group: bytes, version: int) -> Code | None:
 
 
 def _wait(turn: Turn, header: Header, own: bytes, source: Source, device: bytes, pos: int) -> ReceiptItem:
-    if not turn.state.may_wait(source, device):
+    if not turn.state.may_wait(source.size, device):
         return turn.receipt(own, Code.UNKNOWN_ROSTER)
     roster = turn.state.rosters.setdefault(header.to, RosterState())
-    turn.state.waits(source, device, 1)
-    roster.waiting.append(Waiting(turn.state.hold(source), own, device, header.to_version, header.expires, pos))
+    turn.state.waits(source.size, device, 1)
+    key = turn.state.hold(source)
+    roster.waiting.append(Waiting(key, source.size, own, device, header.to_version, header.expires, pos))
     turn.expire_later(header.expires, EXPIRE_WAITING, header.to, pos)
     return turn.receipt(own, Code.ACCEPTED, roster.version, pos)
 
@@ -194,14 +197,14 @@ def _in(stay: Interval, version: int) -> bool:
 
 
 def _file(
-    turn: Turn, group: bytes, roster: RosterState, source: Source, own: bytes, version: int, expires: int, pos: int
+    turn: Turn, group: bytes, roster: RosterState, source: Source, version: int, expires: int, pos: int
 ) -> None:
     """File for the members of this cell."""
     if turn.state.cell in roster.cells or roster.members:
-        entry = Entry(pos, turn.state.hold(source), own, version, expires)
-        roster.box.add(entry)
+        entry = Entry(pos, turn.state.hold(source), version, expires)
+        turn.state.file(roster.box, entry, source.size)
         roster.dirty = True
-        turn.expire_later(expires, EXPIRE_ROSTER, group, pos)
+        turn.expire_in_box(roster.box, True, group, entry)
         turn.effects.append(Filed(True, group, entry))
 
 
@@ -224,7 +227,7 @@ def expire_waiting(turn: Turn, group: bytes, pos: int) -> bool:
     if roster is None or place is None:
         return False
     entry = roster.waiting.pop(place)
-    turn.state.waits(entry.source, entry.device, -1)
+    turn.state.waits(entry.size, entry.device, -1)
     turn.state.drop(entry.source)
     turn.notice(entry.device, entry.id, Code.EXPIRED, roster.version, turn.state.cell)
     if roster.head is None and not roster.waiting:

@@ -38,8 +38,7 @@ def settle_mailbox(state: State, user: UserState) -> None:
             break
         done.append(entry.position)
     for pos in done:
-        entry_gone = user.box.remove(pos)
-        state.drop(entry_gone.source if entry_gone else None)
+        state.settle(user.box, pos)
 
 
 def settle_rosters(state: State) -> None:
@@ -63,8 +62,7 @@ def _settle_roster(state: State, roster: RosterState) -> None:
             break
         done.append(entry.position)
     for pos in done:
-        gone = roster.box.remove(pos)
-        state.drop(gone.source if gone else None)
+        state.settle(roster.box, pos)
     _forget_stays(state, roster)
 
 

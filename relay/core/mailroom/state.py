@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import starmap
+from struct import Struct
+from typing import Final, NamedTuple
 
 from relay.core.block import position
+from relay.core.mailroom.packed import Blocks, Table
 from relay.core.trust import HomeRecord, VerifiedHead
 from relay.core.wire import ReceiptItem
-from relay.limits import MAX_WAITING, MAX_WAITING_EACH
+from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_BITS
 
 FOLD_VERSION = 1
 GroupId = bytes
+_ENTRY: Final = Struct("<qqqq")
 WAITING_OVERHEAD = 512  # bytes counted for what the state keeps of a waiting envelope beside its record
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where the record behind some entries lies now. `key` is (index, ordinal) where it was first written, packed."""
 
@@ -24,18 +28,86 @@ class Source:
     index: int
     ordinal: int
     size: int
-    refs: int = 0
 
 
-@dataclass(slots=True)
-class Entry:
-    """An envelope at an address. `version` is the home or roster version that it was sealed for."""
+class Sources(Table):
+    """The sources of records that somebody still needs, and by how many entries each is held."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        super().__init__(Struct("<qqii"))  # key, where it lies now as (index, ordinal) packed, size, refs
+        self._last = -1
+
+    def find(self, key: int) -> Source | None:
+        """The source with this key, if it is still needed."""
+        row = self.get(key)
+        return Source(key, *split_key(row[1]), row[2]) if row else None
+
+    def hold(self, source: Source) -> bool:
+        """One more entry needs it. True for the first one."""
+        if source.key > self._last:
+            self._last = source.key
+            self.add(source.key, source_key(source.index, source.ordinal), source.size, 1)
+            return True
+        row = self.get(source.key)
+        assert row is not None, "a record that nobody needed any more is needed again"
+        self.put(*row[:3], row[3] + 1)
+        return False
+
+    def drop(self, key: int) -> Source | None:
+        """One entry less needs it. Its source, when that was the last one."""
+        row = self.get(key)
+        assert row is not None, "it was held"
+        if row[3] > 1:
+            self.put(*row[:3], row[3] - 1)
+            return None
+        self.pop(key)
+        return Source(key, *split_key(row[1]), row[2])
+
+    def move(self, key: int, index: int, ordinal: int) -> Source | None:
+        """The record lies elsewhere from now on. Its source as it was, if it is still needed."""
+        row = self.get(key)
+        if row is None:
+            return None
+        self.put(key, source_key(index, ordinal), *row[2:])
+        return Source(key, *split_key(row[1]), row[2])
+
+    def below(self, index: int) -> list[Source]:
+        """Those that lie below block `index` now, by rising key."""
+        bound = source_key(index, 0)
+        return [Source(key, *split_key(lies), size) for key, lies, size, _ in self.since(-1) if lies < bound]
+
+    def load(self, part: bytes) -> None:
+        super().load(part)
+        self._last = max((row[0] for row in self.since(self._firsts[-1])), default=-1)
+
+
+class Entry(NamedTuple):
+    """An envelope at an address; `source` is its source's key. `version` is the home or roster version that it was
+    sealed for."""
 
     position: int
-    source: Source
-    id: bytes
+    source: int
     version: int
     expires: int
+
+
+class Box(Table):
+    """What waits at one address, by rising position: the rows are entries. `bytes` is their records' size. `due` and
+    `swept` are relay.core.mailroom.expiry's."""
+
+    __slots__ = ("bytes", "due", "swept")
+
+    def __init__(self) -> None:
+        super().__init__(_ENTRY)
+        self.bytes = 0
+        self.due = 0
+        self.swept = 0
+
+    def after(self, pos: int) -> Iterator[Entry]:
+        """Entries past `pos`, in order. The box must not change while the iterator is used."""
+        return starmap(Entry, self.since(pos + 1))
 
 
 @dataclass(slots=True)
@@ -48,35 +120,6 @@ class Notice:
     newest: int
     cell: str
     expires: int
-
-
-@dataclass(slots=True)
-class Box:
-    """What waits at one address, by rising position."""
-
-    entries: dict[int, Entry] = field(default_factory=dict)
-    order: list[int] = field(default_factory=list)
-    bytes: int = 0
-
-    def add(self, entry: Entry) -> None:
-        self.entries[entry.position] = entry
-        self.order.append(entry.position)
-        self.bytes += entry.source.size
-
-    def remove(self, pos: int) -> Entry | None:
-        entry = self.entries.pop(pos, None)
-        if entry is not None:
-            self.bytes -= entry.source.size
-            if len(self.order) > 2 * len(self.entries) + 16:
-                self.order = list(self.entries)
-        return entry
-
-    def after(self, pos: int) -> Iterator[Entry]:
-        """Entries past `pos`, in order. The box must not change while the iterator is used."""
-        for place in range(bisect_right(self.order, pos), len(self.order)):
-            entry = self.entries.get(self.order[place])
-            if entry is not None:
-                yield entry
 
 
 @dataclass(slots=True)
@@ -114,7 +157,8 @@ class Interval:
 class Waiting:
     """A roster envelope from a `device` of this cell whose roster version has not arrived."""
 
-    source: Source
+    source: int  # its key
+    size: int
     id: bytes
     device: bytes
     version: int
@@ -149,15 +193,12 @@ class OutItem:
     `waits`: it is parked, or was before: it counts in State.waiting_bytes."""
 
     what: int
-    source: Source | None
+    source: int | None  # its key
+    size: int
     id: bytes
     expires: int
     group: bytes = b""
     waits: bool = False
-
-    @property
-    def size(self) -> int:
-        return self.source.size if self.source else 0
 
 
 @dataclass(slots=True)
@@ -201,15 +242,6 @@ class Pending:
     refused: bool = False
 
 
-@dataclass(slots=True)
-class BlockUse:
-    """A block's bytes of records, and how many live sources still lie in it."""
-
-    size: int
-    live: int = 0
-    live_bytes: int = 0
-
-
 Expiry = tuple[int, int, bytes, int]  # (when, kind, address, position or number): relay.core.mailroom.expiry
 
 
@@ -232,59 +264,68 @@ class State:
     outcomes: dict[bytes, ReceiptItem] = field(default_factory=dict)
     outcome_minutes: dict[int, list[bytes]] = field(default_factory=dict)
     waiting_bytes: dict[bytes, int] = field(default_factory=dict)  # by sending device: waiting here, or parked
-    sources: dict[int, Source] = field(default_factory=dict)
-    blocks: dict[int, BlockUse] = field(default_factory=dict)
+    sources: Sources = field(default_factory=Sources)
+    blocks: Blocks = field(default_factory=Blocks)
     expiries: list[Expiry] = field(default_factory=list)  # a heap; what it names may be settled already
     expiries_live: int = 0  # how many of them named something when the heap was last made anew
+    log_bytes: int = 0  # of records, in all blocks so far
+    checkpoint_due: int = CHECKPOINT_BYTES  # so many of them, at which the next checkpoint is taken
 
     # --- sources -----------------------------------------------------------------------------------
-    def hold(self, source: Source) -> Source:
-        """One more entry needs this source's record."""
-        if source.refs == 0:
-            self.sources[source.key] = source
-            use = self.blocks[source.index]
-            use.live += 1
-            use.live_bytes += source.size
-        source.refs += 1
-        return source
+    def hold(self, source: Source) -> int:
+        """One more entry needs this source's record. Its key."""
+        if self.sources.hold(source):
+            self.blocks.lies(source.index, 1, source.size)
+        return source.key
 
-    def drop(self, source: Source | None) -> None:
+    def drop(self, key: int | None) -> None:
         """One entry less needs it."""
-        if source is None:
-            return
-        source.refs -= 1
-        if source.refs == 0:
-            del self.sources[source.key]
-            use = self.blocks[source.index]
-            use.live -= 1
-            use.live_bytes -= source.size
+        gone = self.sources.drop(key) if key is not None else None
+        if gone is not None:
+            self.blocks.lies(gone.index, -1, gone.size)
 
     def relocate(self, key: int, index: int, ordinal: int) -> None:
         """A carry wrote the record of source `key` again, at (index, ordinal)."""
-        source = self.sources.get(key)
-        if source is None:
-            return
-        old, new = self.blocks[source.index], self.blocks[index]
-        old.live, old.live_bytes = old.live - 1, old.live_bytes - source.size
-        new.live, new.live_bytes = new.live + 1, new.live_bytes + source.size
-        source.index, source.ordinal = index, ordinal
+        before = self.sources.move(key, index, ordinal)
+        if before is not None:
+            self.blocks.lies(before.index, -1, before.size)
+            self.blocks.lies(index, 1, before.size)
 
-    def waits(self, source: Source, device: bytes, sign: int) -> None:
+    # --- boxes -------------------------------------------------------------------------------------
+    def file(self, box: Box, entry: Entry, size: int) -> None:
+        """An entry, whose source is held, waits in a box from now on."""
+        box.add(*entry)
+        box.bytes += size
+
+    def settle(self, box: Box, pos: int) -> bool:
+        """Nobody waits for the entry at `pos` any more. False where there is none."""
+        row = box.pop(pos)
+        if row is None:
+            return False
+        key = row[1]
+        source = self.sources.find(key)
+        assert source is not None, "an entry holds its source"
+        box.bytes -= source.size
+        self.drop(key)
+        return True
+
+    # --- waiting for a roster version --------------------------------------------------------------
+    def waits(self, size: int, device: bytes, sign: int) -> None:
         """A roster envelope of `device` begins (+1) or ends (-1) to wait for its version."""
-        left = self.waiting_bytes.get(device, 0) + sign * (source.size + WAITING_OVERHEAD)
+        left = self.waiting_bytes.get(device, 0) + sign * (size + WAITING_OVERHEAD)
         if left:
             self.waiting_bytes[device] = left
         else:
             del self.waiting_bytes[device]
 
-    def may_wait(self, source: Source, device: bytes) -> bool:
+    def may_wait(self, size: int, device: bytes) -> bool:
         """Is there room for one more that waits for its version?"""
-        size, waiting = source.size + WAITING_OVERHEAD, self.waiting_bytes
+        size, waiting = size + WAITING_OVERHEAD, self.waiting_bytes
         return waiting.get(device, 0) + size <= MAX_WAITING_EACH and sum(waiting.values()) + size <= MAX_WAITING
 
     def floor(self) -> int:
         """The lowest block index that somebody still needs; index + 1 when nobody does."""
-        for index, use in self.blocks.items():
+        for index, use in self.blocks:
             if use.live:
                 return index
         return self.index + 1
@@ -293,3 +334,8 @@ class State:
 def source_key(index: int, ordinal: int) -> int:
     """(index, ordinal) of a record as one integer."""
     return position(index, ordinal)
+
+
+def split_key(key: int) -> tuple[int, int]:
+    """(index, ordinal) of a source key."""
+    return key >> SLOT_BITS, key & (1 << SLOT_BITS) - 1

@@ -7,12 +7,15 @@ from heapq import heappush
 
 from relay.core.block import position
 from relay.core.mailroom.effects import Answered, Effect, Noticed
-from relay.core.mailroom.state import Notice, Source, State, source_key
+from relay.core.mailroom.state import Box, Entry, Notice, Source, State, source_key
 from relay.core.wire import Code, ReceiptItem
 from relay.limits import ADMISSION_WINDOW, MAX_LIFETIME, MINUTE, SLOT_BITS
 
-# What an expiry entry refers to.
-EXPIRE_MAILBOX, EXPIRE_ROSTER, EXPIRE_OUTBOX, EXPIRE_WAITING, EXPIRE_NOTICE, EXPIRE_PARKED, TRY_PARKED = range(7)
+# What an expiry entry refers to. Of what is due at one time the sweeps come first: what they find counts as well.
+(
+    SWEEP_MAILBOX, SWEEP_ROSTER, EXPIRE_MAILBOX, EXPIRE_ROSTER, EXPIRE_OUTBOX, EXPIRE_WAITING, EXPIRE_NOTICE,
+    EXPIRE_PARKED, TRY_PARKED,
+) = range(9)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -37,12 +40,20 @@ class Turn:
         return pos
 
     def source(self, size: int) -> Source:
-        """The source for the record being applied (one object for all that refer to it)."""
-        key = source_key(self.index, self.ordinal)
-        return self.state.sources.get(key) or Source(key, self.index, self.ordinal, size)
+        """The source of the record being applied."""
+        return Source(source_key(self.index, self.ordinal), self.index, self.ordinal, size)
 
     def expire_later(self, expires: int, kind: int, address: bytes, number: int) -> None:
         heappush(self.state.expiries, (expires, kind, address, number))
+
+    def expire_in_box(self, box: Box, roster: bool, address: bytes, entry: Entry) -> None:
+        """A box has one entry in the heap, for what expires in it first; those of a minute that has begun have their
+        own (relay.core.mailroom.expiry)."""
+        if entry.expires < box.swept:
+            self.expire_later(entry.expires, EXPIRE_ROSTER if roster else EXPIRE_MAILBOX, address, entry.position)
+        elif not box.due or entry.expires < box.due:
+            box.due = entry.expires
+            self.expire_later(entry.expires, SWEEP_ROSTER if roster else SWEEP_MAILBOX, address, box.due)
 
     def answer(self, device: bytes, item: ReceiptItem, created: int | None) -> None:
         """Tell `device` and, with `created`, remember the outcome for as long as the id may come again (rule 15)."""

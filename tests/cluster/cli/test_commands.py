@@ -82,6 +82,8 @@ def test_users_devices_and_cards(posthouse: Posthouse, layout: Layout) -> None:
         (["config", "check", "nothing.toml"], Exit.OPERATOR, "no such file"),
         (["node", "run", "nothing.toml"], Exit.OPERATOR, "no such file"),
         (["up", "--regions", "norden"], Exit.OPERATOR, "holds the regions norden,sauda,taiga"),
+        (["up", "--nodes", "3"], Exit.OPERATOR, "holds regions of 1 node"),
+        (["up", "--nodes", "2", "--dir", "new"], Exit.OPERATOR, "1 (development), 3 or 5"),
         (["up", "--regions", "A,B", "--dir", "new"], Exit.OPERATOR, "cannot be a region"),
         (["up", "--regions", "a,b,a", "--dir", "new"], Exit.OPERATOR, "'a' is named twice"),
         (["up", "--regions", "", "--dir", "new"], Exit.OPERATOR, "cannot be a region"),
@@ -148,8 +150,8 @@ def test_config_check_shows_everything_at_once(posthouse: Posthouse, layout: Lay
 
 # --- real regions --------------------------------------------------------------------------------
 def make_two_regions(posthouse: Posthouse) -> None:
-    for region, links in (("norden", "9101"), ("sauda", "9102")):
-        args = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--clients", "9001", "--links", links, "--dir", region]
+    for region, links, clients in (("norden", "9101", "9001"), ("sauda", "9102", "9002")):
+        args = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--clients", clients, "--links", links, "--dir", region]
         posthouse("init", "region", region, *args)
     posthouse("init", "root", "norden/norden.region", "sauda/sauda.region", "--dir", "keeper")
 
@@ -168,6 +170,76 @@ def test_two_operators_and_a_roots_keeper(posthouse: Posthouse, tmp_path: Path) 
     card = posthouse("user", "create", "alice", "--region", "norden", "--dir", "norden").stdout
     assert card.startswith("posthouse:norden:")
     posthouse("user", "create", "bob", "--region", "sauda", "--dir", "norden", status=Exit.OPERATOR)
+
+
+def test_a_region_of_three_machines(posthouse: Posthouse, tmp_path: Path) -> None:
+    hosts = [f"{name}.norden.example" for name in "abc"]
+    posthouse("init", "region", "norden", *(word for host in hosts for word in ("--host", host)), "--dir", "norden")
+    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    said = posthouse("init", "join", "keeper/root.bin", "--dir", "norden").stdout
+    servers = [tmp_path / "norden" / f"server-n{number}" for number in (1, 2, 3)]
+    for server, host in zip(servers, hosts, strict=True):
+        config = load_config(server / "node.toml")
+        assert f"posthouse node run {server.name}/node.toml" in said
+        assert str(config.listen.links_advertised) == f"{host}:9101" and config.listen.control == server / "control"
+        assert [node.name for node in config.root.region("norden").cells[0].nodes] == ["n1", "n2", "n3"]
+        assert (server / "data/bootstrap").exists() is (server.name == "server-n1")
+    keys = {server: (server / "secrets/storage.key") for server in servers}
+    assert len({key.read_bytes() for key in keys.values()}) == 1, "a region has one storage key"
+    assert {stat.S_IMODE(key.stat().st_mode) for key in keys.values()} == {0o600}
+
+
+def test_a_region_of_three_on_one_machine_counts_its_ports_up(posthouse: Posthouse) -> None:
+    posthouse("init", "region", "norden", "--host", "[::1]", "--nodes", "3", "--dir", "norden")
+    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
+    shown = posthouse("directory", "show", "--dir", "norden").stdout
+    assert "norden/1/n1  links [::1]:9101  clients wss://[::1]:443" in shown
+    assert "norden/1/n3  links [::1]:9103  clients wss://[::1]:445" in shown
+
+
+def test_a_node_comes_later_and_another_goes(posthouse: Posthouse, tmp_path: Path) -> None:
+    make_two_regions(posthouse)
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
+    args = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--clients", "9003", "--links", "9103", "--dir", "norden"]
+    said = posthouse("init", "node", "n2", *args).stdout
+    assert "norden/1 has the nodes n1, n2" in said
+    behind = posthouse("init", "join", "keeper/root.bin", "--dir", "norden", status=Exit.OPERATOR).stderr
+    assert "does not have the region norden as it was made here" in behind
+    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
+    for name in ("server", "server-n2"):
+        config = load_config(tmp_path / "norden" / name / "node.toml")
+        assert [node.name for node in config.root.region("norden").cells[0].nodes] == ["n1", "n2"]
+    assert not (tmp_path / "norden/server-n2/data").exists(), "it asks to join"
+    posthouse("init", "drop-node", "n1", "--dir", "norden")
+    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
+    assert (tmp_path / "norden/dropped-n1/node.toml").exists() and not (tmp_path / "norden/server").exists()
+    shown = posthouse("directory", "show", "--dir", "keeper").stdout
+    assert "norden/1/n2" in shown and "norden/1/n1" not in shown
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["region", "taiga", "--host", "a", "--host", "b"], "cell of 2 nodes"),
+        (["region", "taiga", "--host", "a", "--host", "b", "--nodes", "3"], "2 hosts for 3 nodes"),
+        (["region", "taiga", "--host", "a", "--nodes", "4"], "1 (development), 3 or 5"),
+        (["node", "n1", "--host", "a"], "has a node 'n1' already"),
+        (["node", "N2", "--host", "a"], "cannot be a node's name"),
+        (["drop-node", "n2"], "cannot do without 'n2'"),
+        (["drop-node", "n1"], "cannot do without 'n1'"),
+    ],
+)
+def test_mistakes_about_nodes(posthouse: Posthouse, args: list[str], what: str) -> None:
+    make_two_regions(posthouse)
+    assert what in posthouse("init", *args, "--dir", "norden", status=Exit.OPERATOR).stderr
+    (Path("norden/server/secrets/storage.key")).unlink()
+    lacks = posthouse("init", "node", "n9", "--host", "a", "--dir", "norden", status=Exit.OPERATOR).stderr
+    assert "lacks the keys" in lacks and not Path("norden/server-n9").exists()
+    nowhere = posthouse("init", "node", "n2", "--host", "a", "--dir", "nowhere", status=Exit.OPERATOR).stderr
+    assert "holds 0 regions" in nowhere
 
 
 def test_a_host_may_be_an_ipv6_address(posthouse: Posthouse) -> None:

@@ -25,7 +25,9 @@ PLAINTEXT = b"a sentence that no relay may ever see"
 class AnythingGoes:
     """The disk writer's residency check, switched off."""
 
-    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Sequence[tuple[bytes, bytes]]:
         return ()
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
@@ -52,13 +54,14 @@ def hand_in(letter: bytes) -> bytes:
     return records.encode_record(records.HandIn("there/1", LOG, 1, 0, records.HANDIN_ENVELOPE, letter, b""))
 
 
-async def keep(node: Path, *batches: list[bytes], rows: Sequence[bytes] = ()) -> StorageRing:
+async def keep(
+    node: Path, *batches: list[bytes], rows: Sequence[bytes] = (), ring: StorageRing | None = None
+) -> StorageRing:
     """A stopped node's store with one block a batch."""
     node.mkdir()
-    ring = StorageRing.generate(node.parent / "storage.key")
+    ring = ring or StorageRing.generate(node.parent / "storage.key")
     async with open_portal() as portal, open_solo(
-        node / "data", env=RealEnv(), ring=ring, residency=AnythingGoes(), cell="here/1", federation=bytes(32),
-        portal=portal,
+        node / "data", env=RealEnv(portal), ring=ring, residency=AnythingGoes(), cell="here/1", federation=bytes(32),
     ) as journal:  # fmt: skip
         for batch in batches:
             await journal.append(batch)
@@ -98,6 +101,21 @@ async def test_a_planted_foreign_envelope_is_found(tmp_path: Path) -> None:
     shelf = look(own, tmp_path / "node", await keep(tmp_path / "node", [hand_in(foreign)]))
     assert shelf.foreign_bytes >= len(foreign) and "foreign envelope" in shelf.findings[0]
     assert shelf.in_the_open == 0  # it is sealed at rest, like all others
+
+
+async def test_a_store_that_was_set_aside_is_looked_into(tmp_path: Path) -> None:
+    own = book()
+    mine, foreign = envelope(ANNA, 1), envelope(CHIARA, 2)
+    own.post(mine, "here", 0)
+    own.post(foreign, "there", 0)
+    ring = await keep(tmp_path / "old", [hand_in(foreign)])
+    node = tmp_path / "node"
+    await keep(node, [submit(mine)], ring=ring)
+    (node / "data/quarantine").mkdir()
+    assert look(own, node, ring).clean
+    (tmp_path / "old/data").rename(node / "data/quarantine/20261122T000000Z-00")
+    shelf = audit("here", node, node / "data", ring, own, own.scanner([]), "n2")
+    assert shelf.node == "n2" and shelf.home == {"anna": 1} and shelf.foreign_bytes >= len(foreign)
 
 
 async def test_an_envelope_that_nobody_sent_is_found(tmp_path: Path) -> None:

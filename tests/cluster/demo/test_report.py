@@ -47,6 +47,15 @@ def test_anything_wrong_is_not_clean(bad: Result) -> None:
     assert GOOD.clean and not bad.clean
 
 
+def test_whose_it_is_is_said_once_for_all_nodes_of_a_region() -> None:
+    shelves = [replace(CLEAN, node="n1"), replace(CLEAN, node="n2"), Shelf("there", "n1", home=Counter(ben=2))]
+    console = Console(record=True, width=100, force_terminal=False)
+    show(console, replace(GOOD, audits=[Audit("at the end", shelves)]))
+    text = console.export_text()
+    assert text.count("here: anna 7, for there 2") == 1 and text.count("there: ben 2") == 1
+    assert "here-n1" in text and "here-n2" in text and "there-n1" in text
+
+
 def test_people_see_what_was_found() -> None:
     console = Console(record=True, width=160, force_terminal=False)
     show(console, replace(GOOD, audits=audit(Shelf("here", in_the_open=30, findings=["plaintext (raw) in log"] * 30))))
@@ -54,4 +63,5 @@ def test_people_see_what_was_found() -> None:
     assert "here: plaintext (raw) in log" in text and "10 more" in text and "went wrong" in text
     show(console, GOOD)
     text = console.export_text()
+    assert "nodes of each region" in text and "stores wiped" in text
     assert "Nothing lost" in text and "anna 7" in text and "for there 2" in text

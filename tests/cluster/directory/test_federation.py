@@ -266,12 +266,12 @@ async def test_what_cannot_be_remembered_is_not_used(world: Any, monkeypatch: An
     world.cells.serve(bob)
     async with world.open() as directory:
 
-        async def fails(*args: object) -> None:
+        def fails(*args: object) -> None:
             error = sqlite3.OperationalError("disk I/O error")
             error.sqlite_errorcode = sqlite3.SQLITE_IOERR
             raise error
 
-        monkeypatch.setattr(directory._seen, "_raise", fails)
+        monkeypatch.setattr("cluster.directory.seen._raise", fails)
         for _ in range(2):
             with pytest.raises(DiskFailed):
                 await directory.lookup(bob.id, "sueden")

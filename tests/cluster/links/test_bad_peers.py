@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from cluster.core.linkwire import (
-    FAREWELL, VERSION, Done, LinkFault, LinkHello, LinkMessage, LookUp, Ping, Records, encode_frame, encode_message,
+    NO_REQUEST, VERSION, Done, LinkFault, LinkHello, LinkMessage, LookUp, Ping, Records, encode_frame, encode_message,
     federation_id,
 )
 from cluster.pki import issue_node, make_authority
@@ -31,7 +31,7 @@ def frame(request: int, message: LinkMessage) -> bytes:
 
 
 def hello(fed: Any, cell: str = "norden/1", node: str = "n1", version: int = VERSION, name: str = "test") -> bytes:
-    return frame(FAREWELL, LinkHello(version, federation_id(fed.make_root(name)), cell, node))
+    return frame(NO_REQUEST, LinkHello(version, federation_id(fed.make_root(name)), cell, node))
 
 
 async def talk(fed: Any, context: ssl.SSLContext | None, *pieces: bytes) -> bytes:
@@ -217,14 +217,15 @@ async def test_strangers_who_only_hold_connections_open_keep_nobody_out(
 async def test_a_dialer_that_does_not_read_its_answers_may_not_go_on_asking(fed: Any) -> None:
     sueden = fed.nodes["sueden"]
 
-    async def handle(peer: Any, message: Any) -> Records:
+    async def answer(peer: Any, message: Any) -> Records:
         sueden.asked.append((peer, message))
         return Records(Code.STORED, (bytes(MAX_LINK_FRAME // 2),))
 
+    sueden.answer = answer
     context = fed.lying_client(*fed.files("norden", "norden"))
     with trio.fail_after(10), structlog.testing.capture_logs() as logs:
         async with trio.open_nursery() as nursery:
-            await nursery.start(sueden.links.run, sueden.listeners, handle)
+            await nursery.start(sueden.links.run, sueden.listeners, sueden)
             stream = trio.SSLStream(await fed.env.dial("127.0.0.1", fed.ports["sueden"]), context)
             await stream.send_all(hello(fed))
             await stream.receive_some()
@@ -302,8 +303,8 @@ async def test_a_dialer_believes_only_the_listed_node(fed: Any) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        frame(FAREWELL, LinkHello(VERSION, bytes(32), "sueden/1", "n1")),
-        frame(FAREWELL, LinkFault(Code.NOT_PERMITTED, "go away", 0)),
+        frame(NO_REQUEST, LinkHello(VERSION, bytes(32), "sueden/1", "n1")),
+        frame(NO_REQUEST, LinkFault(Code.NOT_PERMITTED, "go away", 0)),
         frame(1, Done()),
         b"\xff\xff\xff\xff",
     ],
@@ -316,7 +317,7 @@ async def test_a_listener_that_says_something_else(fed: Any, said: bytes) -> Non
 
 async def test_a_listener_without_room_is_tried_again(fed: Any) -> None:
     context = lying_server(*fed.files("sueden", "sueden"))
-    said = frame(FAREWELL, LinkFault(Code.OVERLOADED, "no room", 1000))
+    said = frame(NO_REQUEST, LinkFault(Code.OVERLOADED, "no room", 1000))
     error, _ = await asked_of_a_liar(fed, context, said)
     assert isinstance(error, Refused) and error.code == Code.UNREACHABLE
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
 import pytest
 
 from cluster.config import load_config
-from cluster.env import RealEnv
+from cluster.env import RealEnv, socket_fits
 from cluster.local import Layout, make_federation
 from cluster.local.home import check_name
 from relay.core.trust import verify_root
 from relay.errors import OperatorError
+from relay.journal.files import bootstrap
 
 REGIONS = ["norden", "sauda", "taiga"]
 
@@ -28,7 +30,8 @@ def test_made_loaded_and_good(tmp_path: Path) -> None:
         assert (config.listen.links, config.listen.admin) == (node.links_addr, node.admin_addr)
         assert root.region(region).cells[0].nodes[0].clients == (f"ws://{node.clients_addr}",)
         assert bytes(layout.registrar(region).verify_key) == root.region(region).registrar_key
-    ports = [port for entry in layout.file.regions.values() for port in (entry.clients, entry.links, entry.admin)]
+    every = [ports for nodes in layout.file.regions.values() for ports in nodes.values()]
+    ports = [port for entry in every for port in (entry.clients, entry.links, entry.admin)]
     assert len(set(ports)) == 3 * len(REGIONS)
     assert all(20_000 <= port < 32_768 for port in ports), "not where systems take ports for outgoing connections from"
 
@@ -53,6 +56,64 @@ def test_borders_stand_between_every_pair(tmp_path: Path) -> None:
     for border in layout.file.borders:
         root = load_config(layout.node(border.source).config_path).root
         assert root.region(border.target).cells[0].nodes[0].link == f"127.0.0.1:{border.port}"
+
+
+@pytest.mark.parametrize("nodes", [3, 5])
+def test_a_cell_of_several_nodes(tmp_path: Path, nodes: int) -> None:
+    layout = make_federation(tmp_path / "fed", ["norden", "sauda"], RealEnv(), nodes=nodes, borders=True)
+    assert Layout.load(tmp_path / "fed") == layout
+    names = [f"n{number}" for number in range(1, nodes + 1)]
+    configs = {node.label: load_config(node.config_path) for node in layout.every_node()}
+    assert list(configs) == [f"{region}-{name}" for region in ("norden", "sauda") for name in names]
+    for region in ("norden", "sauda"):
+        listed = layout.home.root(RealEnv().clock.wall_ms()).region(region).cells[0].nodes
+        assert [entry.name for entry in listed] == names
+        for node, entry in zip(layout.nodes(region), listed, strict=True):
+            config = configs[node.label]
+            assert (config.node.cell, config.node.name) == (f"{region}/1", node.name)
+            assert entry.link == str(config.listen.links) == str(node.links_addr)
+            assert entry.clients == (f"wss://{node.clients_addr}",)
+            assert config.paths.data == node.data_dir
+            assert config.listen.control == (node.control_path if socket_fits(node.control_path) else None)
+            assert bootstrap(node.data_dir) is (node.name == "n1")
+    assert len({config.listen.admin for config in configs.values()}) == 2 * nodes
+    assert len({config.paths.certificate.read_bytes() for config in configs.values()}) == 2 * nodes
+    targets = json.loads((tmp_path / "fed/targets.json").read_text())
+    assert [target["labels"]["node"] for target in targets] == names * 2
+
+
+def test_borders_do_not_stand_between_the_nodes_of_a_region(tmp_path: Path) -> None:
+    layout = make_federation(tmp_path / "fed", REGIONS, RealEnv(), nodes=3, borders=True)
+    assert len({border.port for border in layout.file.borders}) == len(layout.file.borders) == 6 * 3
+    ports = {(border.source, border.target, border.node): border.port for border in layout.file.borders}
+    for node in layout.every_node():
+        root = load_config(node.config_path).root
+        for region in REGIONS:
+            for other in layout.nodes(region):
+                at = other.links_addr.port if region == node.region else ports[node.region, region, other.name]
+                entry = next(e for e in root.region(region).cells[0].nodes if e.name == other.name)
+                assert entry.link == f"127.0.0.1:{at}"
+
+
+def test_a_cell_of_one_has_nothing_to_bootstrap(tmp_path: Path) -> None:
+    assert not list(make_federation(tmp_path / "fed", ["norden"], RealEnv()).node("norden").data_dir.iterdir())
+
+
+@pytest.mark.parametrize(("nodes", "what"), [(0, "cell of 0"), (2, "cell of 2"), (4, "1 .development., 3 or 5")])
+def test_cells_of_other_sizes(tmp_path: Path, nodes: int, what: str) -> None:
+    with pytest.raises(OperatorError, match=what):
+        make_federation(tmp_path / "fed", REGIONS, RealEnv(), nodes=nodes)
+    assert not (tmp_path / "fed").exists()
+
+
+def test_too_many_processes_for_one_machine(tmp_path: Path) -> None:
+    with pytest.raises(OperatorError, match="27 processes"):
+        make_federation(tmp_path / "fed", [f"r{number}" for number in range(9)], RealEnv(), nodes=3)
+
+
+def test_a_directory_too_deep_for_a_socket_does_without(tmp_path: Path) -> None:
+    layout = make_federation(tmp_path / ("x" * 100), ["norden"], RealEnv())
+    assert load_config(layout.node("norden").config_path).listen.control is None
 
 
 @pytest.mark.parametrize(
@@ -83,11 +144,14 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_load_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match="posthouse up"):
         Layout.load(tmp_path)
-    (tmp_path / "federation.json").write_text('{"format": 2, "regions": {}}')
+    (tmp_path / "federation.json").write_text('{"format": 1, "regions": {}}')
     with pytest.raises(OperatorError, match="not understood"):
         Layout.load(tmp_path)
     with pytest.raises(OperatorError, match="no region 'mars'"):
         make_federation(tmp_path / "fed", ["norden"], RealEnv()).node("mars")
+    with pytest.raises(OperatorError, match="no node 'n2'") as caught:
+        Layout.load(tmp_path / "fed").node("norden", "n2")
+    assert caught.value.remedy == "There are: n1"
 
 
 @pytest.mark.parametrize("name", ["alice", "Łukasz", "Иван", "지우", "x" * 64, "a.b-c_d 2"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from cluster.config import load_config
 from cluster.config_keys import Address
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, NodeLayout, make_federation, processes
@@ -125,7 +126,7 @@ async def test_a_node_that_is_never_ready_says_why(
     stand_in("never ready")
     async with LocalFederation(layout) as fed:
         with pytest.raises(OperatorError, match="not ready after 1 s: not ready: replaying") as caught:
-            monkeypatch.setattr(fed, "ready", lambda region: LocalFederation.ready(fed, region, 1.0))
+            monkeypatch.setattr(fed, "ready", lambda region, name: LocalFederation.ready(fed, region, name, 1.0))
             await fed.start("norden")
     assert "my last words" in caught.value.remedy
 
@@ -135,8 +136,20 @@ async def test_an_unexpected_death_is_noticed(layout: Layout) -> None:
     async with LocalFederation(layout) as fed:
         await fed.start("norden")
         os.kill(fed.pid("norden"), signal.SIGKILL)
-        with trio.fail_after(5), pytest.raises(OperatorError, match="norden ended with status -9"):
+        with trio.fail_after(5), pytest.raises(OperatorError, match="norden-n1 ended with status -9"):
             await fed.died()
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_one_of_three_may_end_and_two_may_not(tmp_path: Path) -> None:
+    async with LocalFederation(make_federation(tmp_path / "fed", ["norden"], RealEnv(), nodes=3)) as fed:
+        await fed.start_all()
+        for name, carries_on in (("n2", True), ("n1", False)):
+            os.kill(fed.pid("norden", name), signal.SIGKILL)
+            with trio.fail_after(5):
+                node, error = await fed.next_death()
+            assert node.name == name and f"norden-{name} ended with status -9" in error.text
+            assert fed.carries_on("norden") is carries_on
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -144,7 +157,7 @@ async def test_a_port_in_use_is_named(layout: Layout) -> None:
     port = layout.node("sauda").clients_addr.port
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
     async with LocalFederation(layout) as fed, listeners[0]:
-        with pytest.raises(OperatorError, match=rf"sauda: port {port} \(clients\) is in use"):
+        with pytest.raises(OperatorError, match=rf"sauda-n1: port {port} \(clients\) is in use"):
             await fed.start("sauda")
 
 
@@ -162,12 +175,53 @@ async def test_a_directory_is_used_by_one(layout: Layout) -> None:
 async def test_nodes_notice_that_their_parent_is_gone(layout: Layout) -> None:
     async with LocalFederation(layout) as fed:
         await fed.start("norden")
-        running = fed._running["norden"]
+        running = fed._running["norden", "n1"]
         assert running.process.stdin is not None
         await running.process.stdin.aclose()
         with trio.fail_after(5):
             await running.exited.wait()
         assert running.process.returncode == 3
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_each_node_of_a_region_is_started_killed_and_wiped_by_itself(tmp_path: Path) -> None:
+    layout = make_federation(tmp_path / "fed", ["norden", "sauda"], RealEnv(), nodes=3, borders=True)
+    async with LocalFederation(layout) as fed:
+        await fed.start_region("norden")
+        assert [node.name for node in fed.running()] == ["n1", "n2", "n3"] and not fed.running("sauda")
+        pids = {name: fed.pid("norden", name) for name in ("n1", "n2", "n3")}
+        assert len(set(pids.values())) == 3
+        node = layout.node("norden", "n2")
+        (node.data_dir / "log.sqlite").write_bytes(b"x")
+        (node.data_dir / "quarantine").mkdir()
+        with pytest.raises(OperatorError, match="norden-n2 runs"):
+            await fed.wipe("norden", "n2")
+        fed.kill("norden", "n2")
+        assert [node.name for node in fed.running("norden")] == ["n1", "n3"]
+        await fed.wipe("norden", "n2")
+        assert not list(node.data_dir.iterdir()) and node.data_dir.stat().st_mode & 0o777 == 0o700
+        fed.kill("norden")
+        await fed.wipe("norden")
+        assert not list(layout.node("norden").data_dir.iterdir()), "a wiped founder does not found again"
+        await fed.start("norden", "n2")
+        assert fed.pid("norden", "n2") != pids["n2"] and fed.pid("norden", "n3") == pids["n3"]
+        assert {node.name for node in fed.running("norden")} == {"n2", "n3"}
+        await fed.stop_all()
+        assert not fed.running() and not any(map(alive, pids.values()))
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_a_border_cuts_a_region_off_and_not_its_nodes_from_each_other(tmp_path: Path) -> None:
+    layout = make_federation(tmp_path / "fed", ["norden", "sauda"], RealEnv(), nodes=3, borders=True)
+    async with LocalFederation(layout) as fed:
+        fed.border("sauda").cut()
+        for border in layout.file.borders:
+            with pytest.raises(OSError):
+                await trio.open_tcp_stream("127.0.0.1", border.port)
+        for node in layout.nodes("sauda"):
+            config = load_config(node.config_path)
+            own = {entry.link for entry in config.root.region("sauda").cells[0].nodes}
+            assert own == {str(other.links_addr) for other in layout.nodes("sauda")}, "dialled without a crossing"
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -158,6 +158,19 @@ async def test_a_message_in_crumbs_is_an_error() -> None:
         assert (error.code, "fragments" in error.text) == (Fault.PROTOCOL, True)
 
 
+async def test_a_large_message_that_arrives_in_small_segments_is_one() -> None:
+    async with memory_call(HonestOffice()) as (socket, _):
+        caller = Caller(socket)
+        await caller.enter()
+        await caller.hear()
+        await socket._stream.send_all(b"\x82\xff" + (800_000).to_bytes(8, "big") + bytes(4))  # one frame, no mask
+        for _part in range(1_600):  # a slow line with a small MTU
+            await socket._stream.send_all(bytes(500))
+            await trio.testing.wait_all_tasks_blocked()
+        error, _code = await caller.farewell()
+        assert "fragments" not in error.text and "client message" in error.text  # zeros say nothing
+
+
 async def test_newcomers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.gateway.connection.UNPROVEN_BYTES", 100_000)
     async with memory_call(HonestOffice()) as (socket, connection):

@@ -6,14 +6,18 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from relay.journal import files
+from relay.journal.api import LogStore, Meta
 from relay.journal.memory import MemoryJournal
 from relay.journal.portal import Portal, open_portal
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
+from relay.journal.store import open_store
 from relay.ports import Journal, Residency
 
 START = 1_800_000_000_000
@@ -39,7 +43,9 @@ class FakeClock:
 
 
 class FakeEnv:
-    """Clock, randomness and directories; no network."""
+    """Clock, randomness and disk; no network."""
+
+    portal: Portal  # set by whoever opens stores
 
     def __init__(self, seed: int = 1) -> None:
         self.clock = FakeClock()
@@ -64,11 +70,34 @@ class FakeEnv:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
+    async def open_store(self, directory: Path, fresh: Meta) -> LogStore:
+        return await open_store(self.portal, self.data_dir(directory) / files.STORE_FILE, fresh)
+
+    def store_exists(self, directory: Path) -> bool:
+        return files.store_exists(directory)
+
+    def set_aside(self, directory: Path, store: bytes) -> None:
+        files.set_aside(directory, store, self.clock.wall_ms())
+
+    def bootstrap(self, directory: Path) -> bool:
+        return files.bootstrap(directory)
+
+    def was_removed(self, directory: Path) -> bool:
+        return files.was_removed(directory)
+
+    def keep_out(self, directory: Path) -> None:
+        files.keep_out(directory)
+
+    def bootstrapped(self, directory: Path) -> None:
+        files.bootstrapped(directory)
+
 
 class Anything:
     """A residency check that lets everything pass and learns nothing."""
 
-    def check(self, records: Sequence[bytes]) -> Sequence[tuple[bytes, bytes]]:
+    def check(
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Sequence[tuple[bytes, bytes]]:
         return ()
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
@@ -90,24 +119,25 @@ async def solo(
     portal: Portal | None = None,
 ) -> AsyncIterator[Journal]:
     """open_solo with defaults, in a portal of its own."""
-    async with open_portal() as own, open_solo(
-        path,
-        env=env or FakeEnv(),
-        ring=ring,
-        residency=residency or Anything(),
-        cell=cell,
-        federation=federation,
-        portal=portal or own,
-    ) as journal:
-        yield journal
+    env = env or FakeEnv()
+    async with open_portal() as own:
+        env.portal = portal or own
+        async with open_solo(
+            path, env=env, ring=ring, residency=residency or Anything(), cell=cell, federation=federation
+        ) as journal:
+            yield journal
 
 
 Opener = Callable[..., AbstractAsyncContextManager[Journal]]
 
 
 @pytest.fixture
-def env() -> FakeEnv:
-    return FakeEnv()
+def env(request: pytest.FixtureRequest) -> FakeEnv:
+    """What the journal of a test runs in; a replicated one needs a clock that goes on."""
+    made = FakeEnv()
+    if "open_journal" in request.fixturenames and request.getfixturevalue("kind").startswith("raft"):
+        made.clock = virtual().FlowingClock()
+    return made
 
 
 @pytest.fixture(name="solo")
@@ -115,9 +145,32 @@ def _solo() -> Opener:
     return solo
 
 
-@pytest.fixture(params=["memory", "solo"])
-def open_journal(request: pytest.FixtureRequest, tmp_path: Path, env: FakeEnv) -> Opener:
-    """An opener of an empty journal, for each implementation."""
+def virtual() -> Any:
+    """The replicated journal's tests, which build on this file."""
+    from tests.cluster.journal import virtual
+
+    return virtual
+
+
+def _virtually(*arguments: Any, **named: Any) -> Any:
+    return virtual().run_virtually(*arguments, **named)
+
+
+_VIRTUAL = pytest.mark.trio(run=_virtually)
+_REPLICATED = [pytest.param(f"raft of {count}", marks=_VIRTUAL) for count in ("one", "three")]
+
+
+@pytest.fixture(params=["memory", "solo", *_REPLICATED])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of journal."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def open_journal(kind: str, tmp_path: Path, env: FakeEnv) -> Opener:
+    """An opener of a new journal, for each implementation. A replicated one begins with blocks of its own; what is
+    opened of a cell of three is one that follows."""
 
     @asynccontextmanager
     async def memory(residency: Residency | None = None) -> AsyncIterator[Journal]:
@@ -128,4 +181,16 @@ def open_journal(request: pytest.FixtureRequest, tmp_path: Path, env: FakeEnv) -
         async with solo(tmp_path, env=env, residency=residency) as journal:
             yield journal
 
-    return memory if request.param == "memory" else on_disk
+    @asynccontextmanager
+    async def replicated(residency: Residency | None = None) -> AsyncIterator[Journal]:
+        nodes = ("n1",) if kind == "raft of one" else ("n1", "n2", "n3")
+
+        def guard(name: str) -> Residency:
+            if residency is None:
+                return Anything()
+            return residency if name == nodes[-1] else type(residency)()
+
+        async with virtual().virtual_cell(tmp_path, nodes, env.clock, guard) as world:
+            yield world.running[nodes[-1]].journal
+
+    return {"memory": memory, "solo": on_disk}.get(kind, replicated)

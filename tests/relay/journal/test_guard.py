@@ -211,6 +211,20 @@ def test_a_refused_batch_teaches_nothing(desk: Desk) -> None:
     assert not desk.kept
 
 
+def test_what_is_written_and_not_committed_counts_above_what_is_known(desk: Desk, anna: Person) -> None:
+    bo, batch = Person("bo"), encode_record
+    first = desk.guard.check([batch(bo.home("bo's phone"))])
+    desk.refuses(submit("bo's phone", bo.id), text="not at home")
+    assert not desk.guard.check([batch(submit("bo's phone", bo.id)), batch(submit("anna's phone", anna.id))], first)
+    second = desk.guard.check([batch(bo.home("bo's phone", "pad"))], first)
+    assert [fact for fact, _ in second] == [fact for fact, _ in first]
+    above = [*first, *second]
+    assert not desk.guard.check([batch(submit("pad", bo.id))], above)
+    third = desk.guard.check([batch(Group("pad").publish({HERE: [bo]}))], above)
+    assert len(third) == 1 and third[0] not in above  # nothing is taught twice
+    desk.refuses(submit("bo's phone", bo.id), text="not at home")  # the blocks were truncated
+
+
 def test_a_check_alone_teaches_nothing(desk: Desk) -> None:
     bo = Person("bo")
     assert desk.guard.check([encode_record(bo.home("bo's phone"))])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from relay.errors import DiskFailed
 from relay.journal.portal import open_portal
-from relay.journal.rows import STORE_FILE
+from relay.journal.files import STORE_FILE
 
 
 async def test_a_directory_that_cannot_be_written(tmp_path: Path, solo) -> None:
@@ -25,7 +26,7 @@ async def test_a_hanging_disk_has_failed(tmp_path: Path, solo, monkeypatch) -> N
     async with open_portal(deadline_s=0.3) as portal, solo(tmp_path, portal=portal) as journal:
         await journal.append([b"x"])
         follower = journal.follow(1)
-        monkeypatch.setattr(journal._store.db._connection, "execute_insert", lambda *_: asyncio.sleep(3600))
+        monkeypatch.setattr(journal._disk.store._db._connection, "call", lambda *_: asyncio.sleep(3600))
         for call in (lambda: journal.append([b"y"]), lambda: journal.append([b"z"]), lambda: anext(follower)):
             with pytest.raises(DiskFailed, match="did not end within"):
                 await call()
@@ -45,7 +46,7 @@ async def test_a_write_that_fails_in_any_way_ends_the_journal(tmp_path: Path, so
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(journal._store.db._connection, "executemany", no_memory)
+            patch.setattr(journal._disk.store._db._connection, "call", no_memory)
             with pytest.raises(DiskFailed, match="MemoryError"):
                 await journal.save_checkpoint(1, [b"state"])
         with pytest.raises(DiskFailed):
@@ -59,10 +60,10 @@ async def test_a_block_that_is_released_while_it_is_read_is_not_damaged(tmp_path
         for number in range(5):
             await journal.append([b"record %d" % number])
         await journal.save_checkpoint(5, [b"state"])
-        release, deleted, go = journal._store.release, trio.Event(), trio.Event()
+        release, deleted, go = journal._disk.store.release, trio.Event(), trio.Event()
 
-        async def slow_release(first: int, below: int) -> int:
-            floor = await release(first, below)
+        async def slow_release(*step: Any) -> int:
+            floor: int = await release(*step)
             deleted.set()
             await go.wait()
             return floor
@@ -71,7 +72,7 @@ async def test_a_block_that_is_released_while_it_is_read_is_not_damaged(tmp_path
             with pytest.raises(LookupError):
                 await journal.read(index)
 
-        monkeypatch.setattr(journal._store, "release", slow_release)
+        monkeypatch.setattr(journal._disk.store, "release", slow_release)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(journal.release, 5)
             await deleted.wait()

@@ -12,7 +12,7 @@ import trio
 
 from relay.errors import DiskFailed, OperatorError, StoreDamaged, StoreError, StoreForeign
 from relay.journal.inspect import open_stopped
-from relay.journal.rows import STORE_FILE
+from relay.journal.files import STORE_FILE
 from relay.journal.seal import StorageRing
 
 OLD, NEW, OTHER = b"k" * 32, b"n" * 32, b"o" * 32
@@ -25,7 +25,7 @@ class Facts:
     def __init__(self) -> None:
         self.known: dict[bytes, bytes] = {}
 
-    def check(self, records):
+    def check(self, records, above=()):
         return [(record.ljust(32, b"."), record) for record in records if record.startswith(b"fact")]
 
     def learn(self, facts) -> None:
@@ -166,9 +166,9 @@ async def test_a_foreign_store_is_refused_and_left_alone(tmp_path: Path, solo, o
 
 async def test_a_newer_format_is_refused(tmp_path: Path, solo) -> None:
     await fill(solo, tmp_path)
-    change(tmp_path, "PRAGMA user_version = 3")
+    change(tmp_path, "PRAGMA user_version = 4")
     for opened in (solo(tmp_path), _stopped(tmp_path)):
-        with pytest.raises(StoreForeign, match=r"format 3; this release reads format 2\. Run"):
+        with pytest.raises(StoreForeign, match=r"format 4; this release reads format 3\. Run"):
             async with opened:
                 pass
 
@@ -220,7 +220,7 @@ async def test_nothing_can_be_read_in_the_files(tmp_path: Path, solo) -> None:
         await journal.save_checkpoint(1, [b"canary-row"])
         await journal.append([b"canary-record"])
         files = sorted(tmp_path.iterdir())
-        assert [file.name for file in files] == [STORE_FILE, STORE_FILE + "-wal"]
+        assert [file.name for file in files] == [STORE_FILE, STORE_FILE + "-wal", STORE_FILE + ".mark"]
         for file in files:
             data = file.read_bytes()
             assert b"canary" not in data.replace(b"fact-canary".ljust(32, b"."), b"")  # the key is the check's own
@@ -287,7 +287,7 @@ async def test_a_lost_end_below_the_checkpoint_is_found(tmp_path: Path, solo) ->
     async with solo(tmp_path) as journal:
         await journal.save_checkpoint(4, [b"s"])
     change(tmp_path, "DELETE FROM block WHERE idx > 3")
-    with damage(tmp_path, "the checkpoint is after block 4"):
+    with damage(tmp_path, "its mark says write 5 with term 0 and blocks to 5, and it has .* blocks to 3"):
         await fill(solo, tmp_path)
 
 

@@ -2,11 +2,13 @@
 
     python writer_child.py DIRECTORY [FILE-SIZE-LIMIT]     (PYTHONPATH: this directory and the root)
 
+The variable JOURNAL_SYNCHRONOUS=OFF takes the syncs away, for tests that are to find out.
 Prints `acked N` after the commit of block N, and `failed …` where the disk failed and stays failed.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import trio
 from conftest import FakeEnv, solo
 
 from relay.errors import DiskFailed
+from relay.journal import database
 
 RECORDS = [bytes([number]) * 2_000 for number in range(5)]
 
@@ -53,6 +56,9 @@ async def main(directory: Path) -> None:
         print("failed", len(failed), len(set(failed)), failed[0], flush=True)
 
 
+if value := os.environ.get("JOURNAL_SYNCHRONOUS"):
+    off = [pragma.replace("synchronous = FULL", f"synchronous = {value}") for pragma in database._PRAGMAS]
+    database._PRAGMAS = tuple(off)
 if len(sys.argv) > 2:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 trio.run(main, Path(sys.argv[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 
 import pytest
 import structlog.testing
@@ -17,10 +18,12 @@ from relay.observe.metrics import CONTENT_TYPE, Metrics
 
 
 @asynccontextmanager
-async def serving(ready: Callable[[], str | None] = lambda: None, metrics: Metrics | None = None) -> AsyncIterator[int]:
+async def serving(
+    ready: Callable[[], str | None] = lambda: None, metrics: Metrics | None = None, pages: admin.Pages | None = None
+) -> AsyncIterator[int]:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(admin.serve_admin, listeners, metrics or Metrics(), ready))
+        await nursery.start(partial(admin.serve_admin, listeners, metrics or Metrics(), ready, pages))
         yield listeners[0].socket.getsockname()[1]
         nursery.cancel_scope.cancel()
 
@@ -106,6 +109,37 @@ async def test_a_broken_ready_is_500_and_logged(capsys: pytest.CaptureFixture[st
     assert "admin_request_failed" in captured.out + captured.err
 
 
+async def test_pages_that_were_added_show_and_take_orders() -> None:
+    bodies: list[bytes] = []
+
+    def take(body: bytes) -> admin.Answer:
+        bodies.append(body)
+        return admin.Answer(HTTPStatus.ACCEPTED, b"done\n")
+
+    pages = {
+        "/cell": admin.Page(get=lambda: admin.Answer(HTTPStatus.OK, b"{}\n", "application/json")),
+        "/cell/remove": admin.Page(post=take),
+    }
+
+    def post(path: str, body: bytes, head: bytes = b"") -> bytes:
+        length = b"" if head else f"Content-Length: {len(body)}\r\n".encode()
+        return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + length + head + b"\r\n" + body
+
+    async with serving(pages=pages) as port:
+        status, headers, body = await ask(port, get("/cell?x"))
+        assert (status, headers["content-type"], body) == (200, "application/json", b"{}\n")
+        assert (await ask(port, post("/cell/remove", b'{"node":"n1"}')))[0] == 202
+        chunked = b"Transfer-Encoding: chunked\r\n"
+        assert (await ask(port, post("/cell/remove", b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", chunked)))[0] == 202
+        assert bodies == [b'{"node":"n1"}', b"abcde"]
+        status, headers, _ = await ask(port, get("/cell/remove"))
+        assert (status, headers["allow"]) == (405, "POST")
+        status, headers, _ = await ask(port, post("/cell", b"x"))
+        assert (status, headers["allow"]) == (405, "GET, HEAD")
+        assert (await ask(port, post("/cell/remove", bytes(2 * admin.MAX_BODY))))[0] == 413
+        assert (await ask(port, get("/healthz")))[0] == 200 and len(bodies) == 2
+
+
 async def test_a_silent_client_is_told_and_let_go(autojump_clock: trio.testing.MockClock) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
@@ -167,5 +201,5 @@ async def test_whoever_breaks_off_is_no_trouble_of_ours() -> None:
             return
 
     with structlog.testing.capture_logs() as logs:
-        await admin._serve_one(Reset(), Metrics(), lambda: None)
+        await admin._serve_one(Reset(), {})
     assert not logs

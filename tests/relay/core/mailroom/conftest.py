@@ -87,7 +87,8 @@ class Log:
             if isinstance(item, Notice):
                 found.append(bytes([min(item.code, 255)]) + item.id)
                 continue
-            record = reading.record_of(self.blocks[item.source.index - 1], item.source)
+            source = state.sources.find(item.source)
+            record = reading.record_of(self.blocks[source.index - 1], source)
             found.append(envelope.envelope_id(reading.envelope_of(record)))
         return found
 

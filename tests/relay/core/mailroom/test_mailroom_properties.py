@@ -11,7 +11,7 @@ from nacl.signing import SigningKey
 from relay.core import records
 from relay.core.codec import digest
 from relay.core.mailroom import Mailroom, reading
-from relay.core.mailroom.state import WAITING_OVERHEAD
+from relay.core.mailroom.state import WAITING_OVERHEAD, split_key
 from relay.core.wire import Code
 from relay.limits import MAX_BATCH, MINUTE, PARKED_RETRY_MAX
 
@@ -145,7 +145,7 @@ class Story:
         carried = []
         for source in reading.to_carry(state, state.index + 1)[:5]:
             record = reading.record_of(self.log.blocks[source.index - 1], source)
-            carried.append(records.Carried(*reading.split_key(source.key), records.encode_record(record)))
+            carried.append(records.Carried(*split_key(source.key), records.encode_record(record)))
         return records.Carry(tuple(carried)) if carried else None
 
     def time(self, span):
@@ -182,27 +182,29 @@ def check_books(state):
     """What the sources say is exactly what refers to them."""
     refs, waiting = Counter(), Counter()
     for user in state.users.values():
-        refs.update(entry.source.key for entry in user.box.after(-1))
-        assert user.box.bytes == sum(entry.source.size for entry in user.box.after(-1))
+        refs.update(entry.source for entry in user.box.after(-1))
+        assert user.box.bytes == sum(state.sources.find(entry.source).size for entry in user.box.after(-1))
     for roster in state.rosters.values():
-        refs.update(entry.source.key for entry in roster.box.after(-1))
-        refs.update(entry.source.key for entry in roster.waiting)
+        refs.update(entry.source for entry in roster.box.after(-1))
+        refs.update(entry.source for entry in roster.waiting)
         for entry in roster.waiting:
-            waiting[entry.device] += entry.source.size + WAITING_OVERHEAD
+            waiting[entry.device] += entry.size + WAITING_OVERHEAD
     for outbox in state.outboxes.values():
-        refs.update(item.source.key for item in outbox.items.values() if item.source)
+        refs.update(item.source for item in outbox.items.values() if item.source)
         assert list(outbox.items) == list(range(outbox.done + 1, outbox.last + 1))
         parked = [item for group in outbox.parked.values() for item in group.items.values()]
         assert outbox.bytes == sum(item.size for item in [*outbox.items.values(), *parked])
-        refs.update(item.source.key for item in parked)
+        refs.update(item.source for item in parked)
         assert all(item.waits for item in parked)
         for item in [*outbox.items.values(), *parked]:
             if item.waits:
-                waiting[state.pending[item.id].device] += item.source.size + WAITING_OVERHEAD
+                waiting[state.pending[item.id].device] += item.size + WAITING_OVERHEAD
     assert waiting == state.waiting_bytes
-    assert refs == {key: source.refs for key, source in state.sources.items()}
-    live = Counter(source.index for source in state.sources.values())
-    assert live == {index: use.live for index, use in state.blocks.items() if use.live}
+    assert refs == {key: refs for key, _, _, refs in state.sources.since(0)}
+    live = state.sources.below(state.index + 1)
+    assert Counter(source.index for source in live) == {index: use.live for index, use in state.blocks if use.live}
+    assert state.blocks.live_bytes == sum(source.size for source in live)
+    assert state.blocks.bytes == sum(use.size for _, use in state.blocks)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])  # they are classes
@@ -228,7 +230,7 @@ def test_replay_and_checkpoints_give_the_same(played, data, make_log, make_user,
     from_checkpoint = None
     for number, block in enumerate(story.log.blocks):
         if number == at:
-            from_checkpoint = Mailroom.from_checkpoint(again.checkpoint())
+            from_checkpoint = Mailroom.from_checkpoint(list(again.checkpoint()))
             assert from_checkpoint.digest() == again.digest()
         effects = repr(again.apply(block))
         if number >= enrolled:

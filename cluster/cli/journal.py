@@ -1,0 +1,210 @@
+"""`posthouse journal …`: look into the store of a stopped node, and start over after damage."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+import trio
+
+from cluster.cli.exits import Exit
+from cluster.cli.options import Decorator
+from cluster.config import NodeConfig, load_config
+from cluster.stopped import Examination, examine, known_store
+from relay.errors import OperatorError, PosthouseError, StoreDamaged, StoreLocked
+from relay.journal.files import REMOVED, store_exists
+from relay.journal.inspect import open_stopped
+from relay.journal.seal import StorageRing
+
+_MIB: Final = 1024 * 1024
+_directory_argument: Decorator = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+_key_option: Decorator = click.option(
+    "--storage-key", "key", type=click.Path(path_type=Path), metavar="FILE",
+    help="The region's storage key.  [default: as the node.toml beside DIR says]",
+)  # fmt: skip
+
+
+@click.group()
+def journal() -> None:
+    """The store of a stopped node: is it whole, what is in it, and what to do when it is damaged.
+
+    DIR is the node's data directory, or the directory with its node.toml. No node may run on it.
+    """
+
+
+@journal.command()
+@_key_option
+@_directory_argument
+def verify(directory: Path, key: Path | None) -> None:
+    """Check everything in the store in DIR: each block and its place in the chain, the checkpoint, what the blocks
+    after it do to it, and whether the log reaches as far as the mark beside it says.
+
+    Says in words what is wrong, and exits with status 1 then. Nothing is changed.
+    """
+    seen = _examine(directory, key)
+    click.echo(f"{seen.directory}: {seen.cell}, log {seen.log[:8]}, blocks {seen.first} to {seen.tip}")
+    for finding in seen.findings:
+        click.echo(f"BAD   {finding}")
+    if seen.findings:
+        click.echo("Keep the directory, and look at the disk. Then: posthouse journal repair", err=True)
+        click.get_current_context().exit(Exit.FAILED)
+    checkpoint = f", and the checkpoint after block {seen.checkpoint}" if seen.checkpoint else ""
+    click.echo(f"good  {sum(seen.records.values())} records in a whole chain{checkpoint}")
+
+
+@journal.command("inspect")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_key_option
+@_directory_argument
+def inspect_(directory: Path, key: Path | None, as_json: bool) -> None:
+    """Show what is in the store in DIR: whose it is, how far its log goes, how much of what, who its cell is."""
+    seen = _examine(directory, key)
+    if as_json:
+        plain = {**asdict(seen), "directory": str(seen.directory), "records": dict(seen.records)}
+        click.echo(msgspec.json.format(msgspec.json.encode(plain)))
+    else:
+        click.echo("\n".join(f"{name:<12} {text}" for name, text in _lines(seen)))
+    if seen.findings:
+        click.get_current_context().exit(Exit.FAILED)
+
+
+@journal.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_directory_argument
+def repair(directory: Path, yes: bool) -> None:
+    """Start over from what can be trusted, after the store in DIR was damaged, lost or restored from a copy.
+
+    A node of a cell of several: its store is set aside in DIR/quarantine. When it is started it joins its cell as a new
+    store, and takes everything from the others. Do this while most of the others run, and one node at a time.
+
+    A cell of one node: what holds of its log goes on under a new log id, in a new store; the old one is set aside. What
+    came after the first damage is lost. Devices start again from where the log knows them to be.
+    """
+    config = _config_of(directory)
+    data, cell = config.paths.data, config.root.cell(config.node.cell)
+    nodes = [node.name for node in cell.nodes] if cell else []
+    _check_stopped(data, config)
+    if len(nodes) > 1:
+        others = ", ".join(name for name in nodes if name != config.node.name)
+        _ask(yes, f"{config.node.name} will take everything from {others}. Do most nodes of the cell run, and have it?")
+        _set_aside(data)
+    else:
+        _ask(yes, "What came after the first damage will be lost, and devices are told so. Is there no better copy?")
+        _renew(config)
+
+
+# --- what they do --------------------------------------------------------------------------------
+def _examine(directory: Path, key: Path | None) -> Examination:
+    data, beside = _find(directory, key)
+    return examine(data, StorageRing.load(key or beside))
+
+
+def _find(directory: Path, key: Path | None) -> tuple[Path, Path]:
+    """The data directory, and the storage key that the node.toml beside it names. Raises OperatorError."""
+    config = _config_path(directory)
+    if config is None:
+        if key is not None:
+            return directory, key
+        raise OperatorError(f"no node.toml in {directory} or above it", "Give --storage-key FILE")
+    try:
+        paths = tomllib.loads(config.read_text("utf-8"))["paths"]
+        base = config.absolute().parent
+        return base / Path(paths["data"]).expanduser(), base / Path(paths["storage_key"]).expanduser()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        remedy = "`posthouse config check` says more"
+        raise OperatorError(f"{config} does not say where data and storage_key are ({error!r})", remedy) from None
+
+
+def _config_path(directory: Path) -> Path | None:
+    places = (directory, directory / "node.toml", directory.absolute().parent / "node.toml")
+    return next((path for path in places if path.is_file()), None)
+
+
+def _config_of(directory: Path) -> NodeConfig:
+    path = _config_path(directory)
+    if path is None:
+        remedy = "Name the data directory beside a node's config, or the config's directory"
+        raise OperatorError(f"no node.toml in {directory} or above it: whose store is it?", remedy)
+    return load_config(path)
+
+
+def _check_stopped(data: Path, config: NodeConfig) -> None:
+    """No node may run on the store; whether it can be read is another matter. Raises StoreLocked, OperatorError."""
+    if not (store_exists(data) or any(data.glob("log.sqlite*")) or (data / REMOVED).exists()):
+        raise OperatorError(f"{data} has no store", "There is nothing to repair: start the node")
+    try:
+        with open_stopped(data, StorageRing.load(config.paths.storage_key)):
+            return
+    except StoreLocked:
+        raise
+    except PosthouseError:
+        return
+
+
+def _ask(yes: bool, question: str) -> None:
+    if not yes:
+        click.confirm(question, abort=True)
+
+
+def _set_aside(data: Path) -> None:
+    from cluster.env import RealEnv
+
+    store = known_store(data)
+    RealEnv().set_aside(data, store)
+    (data / REMOVED).unlink(missing_ok=True)  # who repairs a node that its cell removed lets it in again
+    click.echo(f"Store {store.hex()[:8]} is in {data / 'quarantine'}.")
+    click.echo("Start the node: it joins its cell as a new store.")
+
+
+def _renew(config: NodeConfig) -> None:
+    trio.run(_renew_in_portal, config)
+
+
+async def _renew_in_portal(config: NodeConfig) -> None:
+    from cluster.core.linkwire import federation_id
+    from cluster.env import RealEnv
+    from cluster.repair import renew_log
+    from relay.journal.portal import open_portal
+
+    async with open_portal() as portal:
+        try:
+            done = await renew_log(
+                config.paths.data, RealEnv(portal), StorageRing.load(config.paths.storage_key),
+                cell=config.node.cell, federation=federation_id(config.root),
+            )  # fmt: skip
+        except StoreDamaged as error:
+            click.echo(f"posthouse: nothing was changed: {error}", err=True)
+            raise SystemExit(Exit.OPERATOR) from None
+    click.echo(f"The log goes on as {done.log.hex()[:8]}, with blocks {done.first} to {done.tip}.")
+    if done.lost:
+        click.echo(f"What came after is lost: {done.lost}")
+    click.echo(f"The old store is in {config.paths.data / 'quarantine'}. Start the node.")
+
+
+# --- showing -------------------------------------------------------------------------------------
+def _lines(seen: Examination) -> list[tuple[str, str]]:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in seen.records.most_common())
+    lines = [
+        ("cell", f"{seen.cell}, federation {seen.federation[:16]}"),
+        ("log", seen.log),
+        ("store", seen.store or "unknown: its mark cannot be read"),
+        ("blocks", f"{seen.first} to {seen.tip}, {seen.bytes / _MIB:.1f} MiB of records"),
+        ("time", f"{_time(seen.from_ms)} to {_time(seen.to_ms)}" if seen.to_ms else "no block is kept"),
+        ("records", kinds or "none"),
+        ("checkpoint", f"after block {seen.checkpoint}, {seen.checkpoint_rows} rows" if seen.checkpoint else "none"),
+        ("fold", f"{seen.users} users, {seen.waiting} records that somebody still has to get"),
+    ]
+    lines += [("voter", text) for text in seen.voters] + [("learner", text) for text in seen.learners]
+    lines += [("set aside", name) for name in seen.quarantine]
+    if seen.founds:
+        lines.append(("bootstrap", "its next start makes the log of its cell"))
+    return lines + [("BAD", text) for text in seen.findings]
+
+
+def _time(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"

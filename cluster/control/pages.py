@@ -1,0 +1,138 @@
+"""A cell over HTTP: GET /cell shows it as JSON; on a control socket POST /cell/transfer and /cell/remove take orders.
+
+Whoever may open the control socket (mode 0600) may give orders; the admin port asks nobody who they are,
+and only shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import h11
+import msgspec
+import trio
+
+from cluster.config_keys import Address
+from cluster.control.api import CellControl, CellView, NotLeading
+from relay.errors import OperatorError, Overloaded, PosthouseError
+from relay.limits import KIB
+from relay.observe.admin import Answer, Page
+
+ASK_S = 5.0  # seconds for an answer; a node gives it at once
+MAX_ANSWER = 64 * KIB  # bytes; a view takes about 1 KiB
+_JSON = "application/json"
+
+
+class _Order(msgspec.Struct, frozen=True):
+    """The body of a POST."""
+
+    node: str
+
+
+def cell_pages(control: Callable[[], CellControl | None], *, orders: bool) -> dict[str, Page]:
+    """Pages for `serve_admin`; with `orders`, for a control socket. `control` gives None while there is no journal."""
+
+    def show() -> Answer:
+        cell = control()
+        if cell is None:
+            return _refusal("the log is not open yet", "Try again soon; /readyz says what is waited for")
+        return Answer(HTTPStatus.OK, msgspec.json.encode(cell.view()) + b"\n", _JSON)
+
+    def taking(act: Callable[[CellControl, str], None]) -> Callable[[bytes], Answer]:
+        return lambda body: _obey(control(), body, act)
+
+    pages = {"/cell": Page(get=show)}
+    if orders:
+        pages["/cell/transfer"] = Page(post=taking(lambda cell, node: cell.transfer(node)))
+        pages["/cell/remove"] = Page(post=taking(lambda cell, node: cell.remove(node)))
+    return pages
+
+
+def _obey(cell: CellControl | None, body: bytes, act: Callable[[CellControl, str], None]) -> Answer:
+    try:
+        order = msgspec.json.decode(body, type=_Order)
+    except msgspec.DecodeError as error:
+        return Answer(HTTPStatus.BAD_REQUEST, f"Not an order: {error}\n".encode())
+    if cell is None:
+        return _refusal("the log is not open yet", "Try again soon")
+    try:
+        act(cell, order.node)
+    except PosthouseError as error:
+        leader = error.leader if isinstance(error, NotLeading) else ""
+        return _refusal(error.text, error.remedy, leader, waits=isinstance(error, Overloaded))
+    return Answer(HTTPStatus.ACCEPTED, b"{}\n", _JSON)
+
+
+def _refusal(text: str, remedy: str, leader: str = "", waits: bool = True) -> Answer:
+    status = HTTPStatus.SERVICE_UNAVAILABLE if waits and not leader else HTTPStatus.CONFLICT
+    return Answer(status, json.dumps({"error": text, "remedy": remedy, "leader": leader}).encode() + b"\n", _JSON)
+
+
+# --- asking --------------------------------------------------------------------------------------
+async def ask_view(where: Address | Path) -> CellView:
+    """The cell as the node that listens there sees it. Raises Unanswered, OperatorError."""
+    return msgspec.json.decode(await _ask(where, "GET", "/cell"), type=CellView)
+
+
+async def give_order(where: Address | Path, order: str, node: str) -> None:
+    """`order` ("transfer", "remove") about `node`, to the node whose control socket this is. Raises NotLeading,
+    Unanswered, OperatorError with the node's own words."""
+    await _ask(where, "POST", f"/cell/{order}", json.dumps({"node": node}).encode())
+
+
+class Unanswered(PosthouseError):
+    """Nobody listens there, or not yet, or no longer: ask another node, or again."""
+
+
+async def _ask(where: Address | Path, method: str, target: str, body: bytes = b"") -> bytes:
+    """Raises Unanswered, NotLeading, OperatorError."""
+    try:
+        with trio.fail_after(ASK_S):
+            status, answer = await _exchange(where, method, target, body)
+    except (OSError, trio.BrokenResourceError, trio.TooSlowError, h11.RemoteProtocolError):
+        raise Unanswered(f"no node answers at {where}", "Does it run? Its log says why not") from None
+    if status in (HTTPStatus.OK, HTTPStatus.ACCEPTED):
+        return answer
+    said: dict[str, Any] = {}
+    try:
+        said = json.loads(answer)
+    except ValueError:
+        said["error"] = f"{where} answered {status}: {answer[:200].decode('utf-8', 'replace').strip()}"
+    if said.get("leader"):
+        raise NotLeading(said["leader"])
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        raise Unanswered(str(said["error"]), str(said.get("remedy", "")))
+    raise OperatorError(str(said["error"]), str(said.get("remedy", "")))
+
+
+async def _exchange(where: Address | Path, method: str, target: str, body: bytes) -> tuple[int, bytes]:
+    """One request and its answer. Raises OSError, h11.RemoteProtocolError, trio.BrokenResourceError."""
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER)
+    headers = [("Host", "localhost"), ("Content-Length", str(len(body))), ("Connection", "close")]
+    data = connection.send(h11.Request(method=method, target=target, headers=headers)) or b""
+    data += (connection.send(h11.Data(data=body)) or b"") + (connection.send(h11.EndOfMessage()) or b"")
+    status, answer = 0, b""
+    async with await _dial(where) as stream:
+        await stream.send_all(data)
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                connection.receive_data(bytes(await stream.receive_some(16 * KIB)))
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                answer += event.data
+                if len(answer) > MAX_ANSWER:
+                    raise h11.RemoteProtocolError("an answer without an end")
+            elif isinstance(event, h11.EndOfMessage):
+                return status, answer
+
+
+async def _dial(where: Address | Path) -> trio.SocketStream:
+    if isinstance(where, Path):
+        return await trio.open_unix_socket(where)
+    return await trio.open_tcp_stream(*where)

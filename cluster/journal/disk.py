@@ -1,0 +1,261 @@
+"""What a store of a replicated cell does beside a solo one's: entries with terms, Raft's own state, snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from cluster.core import linkwire
+from cluster.core.raft import Entry, Figure, Members, Point
+from cluster.core.raft import Write as CoreWrite
+from cluster.journal.chain import Chain
+from cluster.journal.shapes import from_members
+from relay.core.block import Block, check_follows
+from relay.core.codec import Decoder, Struct, encode
+from relay.core.mailroom.checkpoint import state_hash
+from relay.core.shapes import Hash, UInt
+from relay.errors import StoreDamaged
+from relay.journal.api import CheckpointHead, FactRow, Hard, LogStore, Write
+from relay.journal.disk import LogDisk
+from relay.journal.rows import Sealer, checkpoint_checksum
+from relay.journal.tail import Tail, each_row
+from relay.limits import MAX_CHECKPOINT_ROW, READ_BATCH
+from relay.ports import Residency, Rows
+
+_INDEX_BITS = 40  # a figure in the store: term and index as one integer that sorts like the pair
+
+
+class Head(Struct):
+    """The first row of a checkpoint: the place that it was taken at, and the cell's members there (records.Members)."""
+
+    term: UInt
+    hash: Hash
+    time: UInt
+    members: bytes
+
+
+read_head: Decoder[Head] = Decoder(Head, "head of a checkpoint", MAX_CHECKPOINT_ROW)
+
+
+def pack_figures(figures: Sequence[Figure]) -> dict[bytes, int]:
+    """Figures as the store keeps them."""
+    return {figure.store: figure.upto.term << _INDEX_BITS | figure.upto.index for figure in figures}
+
+
+def unpack_figures(known: dict[bytes, int]) -> tuple[Figure, ...]:
+    """The reverse of `pack_figures`."""
+    mask = (1 << _INDEX_BITS) - 1
+    return tuple(Figure(store, Point(both >> _INDEX_BITS, both & mask)) for store, both in sorted(known.items()))
+
+
+@dataclass(slots=True)
+class Stage:
+    """A snapshot that is being fetched. `head` comes with its first row."""
+
+    index: int
+    generation: int
+    disk: RaftDisk
+    first: bytes = b""  # row
+    digests: list[bytes] = field(default_factory=list)  # of the rows
+    facts: list[FactRow] = field(default_factory=list)
+    oldest: linkwire.BlockBody | None = None  # of the blocks, and the newest one so far
+    newest: Block | None = None
+
+    async def add(self, rows: Sequence[bytes]) -> None:
+        """The next rows came."""
+        self.first = self.first or (rows[0] if rows else b"")
+        self.digests += await self.disk.stage_rows(self.generation, self.index, len(self.digests), rows)
+
+    def learn(self, facts: Sequence[linkwire.Fact]) -> None:
+        """Facts of the residency check came; what blocks after the snapshot taught comes with them."""
+        sealer = self.disk.sealer
+        self.facts += [(one.key, min(one.index, self.index), sealer.fact(one.key, one.value)) for one in facts]
+
+    async def take(self, bodies: Sequence[linkwire.BlockBody]) -> None:
+        """The next blocks came: what is not settled waits in them. Raises StoreDamaged where they do not follow."""
+        rows = []
+        for body in bodies:
+            block = Block(self.disk.tail.log_id, body.index, body.prev, body.time, body.records, body.hash)
+            check_follows(block, self.newest)
+            self.oldest, self.newest = self.oldest or body, block
+            rows.append(self.disk.sealer.block_row(block, body.term))
+        async with self.disk.writing:
+            await self.disk.store.stage_blocks(rows)
+            await self.disk.store.fold_wal()
+
+    def check(self, first: int) -> None:
+        """Raises StoreDamaged unless the blocks reach from `first` to the checkpoint, and lead to its head."""
+        found = (self.oldest.index, self.newest.index, self.newest.hash) if self.oldest and self.newest else None
+        if found != ((first, self.index, self.head.hash) if first <= self.index else None):
+            raise StoreDamaged(f"the blocks before the checkpoint after block {self.index} do not lead to it")
+
+    @property
+    def head(self) -> Head:
+        """Raises ProtocolError, StoreDamaged where the first row is none."""
+        if not self.first:
+            raise StoreDamaged("a checkpoint without a head")
+        return read_head(self.first)
+
+
+class RaftDisk(LogDisk):
+    """The store of one node of a replicated cell."""
+
+    def __init__(self, store: LogStore, sealer: Sealer, residency: Residency, tail: Tail) -> None:
+        super().__init__(store, sealer, residency, tail)
+        self.staged: Stage | None = None
+        self.removed = False  # the cell has removed this store, and with it its node
+        self.doomed = ""  # why this store must not be used again, once that is known
+        self.mender: Callable[[int, StoreDamaged], Awaitable[Block]] | None = None  # once other nodes can be asked
+        self.state_known: Callable[[int, bytes], None] = lambda index, digest: None  # of a checkpoint, saved or loaded
+        self._pins: list[int] = []
+
+    async def mend(self, index: int, error: StoreDamaged) -> Block:
+        """See LogDisk.mend; from other nodes of the cell."""
+        if self.mender is None:
+            raise error
+        return await self.mender(index, error)
+
+    # --- the log ---------------------------------------------------------------------------------
+    async def put(self, write: CoreWrite, chain: Chain) -> None:
+        """Make what the core wants written durable, all at once. Raises DiskFailed."""
+        rows, facts = [], list[FactRow]()
+        for entry in write.append:
+            block: Block = entry.payload
+            rows.append(self.sealer.block_row(block, entry.term))
+            facts += [(key, block.index, self.sealer.fact(key, value)) for key, value in chain.facts(block.index)]
+        hard = Hard(write.hard.term, write.hard.vote or b"") if write.hard else None
+        known = pack_figures(write.known)
+        async with self.writing:
+            if write.reset is not None:
+                await self._install(write, known)
+            await self.store.write(Write(rows, write.truncate_from, hard, known, facts, self.tail.tip))
+
+    async def _install(self, write: CoreWrite, known: dict[bytes, int]) -> None:
+        """Put the staged snapshot in the place of everything."""
+        stage = self.staged
+        assert stage is not None and write.reset is not None and stage.index == write.reset.end.index
+        head, now = stage.head, self.store.meta
+        checksum = checkpoint_checksum(now.log_id, stage.index, stage.digests)
+        meta = replace(
+            now, first=stage.index + 1, prev=head.hash, prev_term=head.term, time=head.time, members=head.members
+        )
+        if (oldest := stage.oldest) is not None:
+            meta = replace(meta, first=oldest.index, prev=oldest.prev, prev_term=oldest.term, time=oldest.time)
+        checkpoint = CheckpointHead(stage.generation, stage.index, len(stage.digests), checksum)
+        await self.store.install(meta, checkpoint, stage.facts, known, stage.index)
+
+    @property
+    def checkpoint_index(self) -> int:
+        """The block after which the newest checkpoint was taken; 0 where there is none."""
+        return self.head.index if self.head else 0
+
+    async def load_entries(self, entries: Sequence[Entry]) -> list[Block]:
+        """The blocks of entries that the core no longer holds. Raises LookupError where the log has changed since: the
+        same index may stand for another entry now."""
+        first, last = entries[0].index, entries[-1].index
+        blocks: list[Block] = []
+        try:
+            while len(blocks) < len(entries):
+                blocks += await self.load(first + len(blocks), last)
+        except StoreDamaged:
+            await self._stored(entries)  # what was cut off meanwhile is not damaged
+            raise
+        if await self._stored(entries) != [block.hash for block in blocks]:
+            raise LookupError(f"blocks {first} to {last} are others now")
+        return blocks
+
+    async def _stored(self, entries: Sequence[Entry]) -> list[bytes]:
+        """The hashes of entries, as their rows have them. Raises LookupError where other entries are there, or none."""
+        first, last = entries[0].index, entries[-1].index
+        stored: list[tuple[int, bytes]] = []
+        while len(stored) < len(entries):
+            batch = await self.store.terms(first + len(stored), last)
+            if not batch:
+                raise LookupError(f"block {first + len(stored)} is gone")
+            stored += [(term, hash_) for _, term, hash_ in batch]
+        if [term for term, _ in stored] != [entry.term for entry in entries]:
+            raise LookupError(f"blocks {first} to {last} are of other terms now")
+        return [hash_ for _, hash_ in stored]
+
+    # --- checkpoints -----------------------------------------------------------------------------
+    async def save(self, index: int, rows: Rows, block: Block, term: int, members: Members) -> None:
+        """Save the checkpoint taken after `block`, with its head in front."""
+        head = encode(Head(term, block.hash, block.time, from_members(members)))
+        total = state_hash()
+
+        async def with_head() -> AsyncIterator[bytes]:
+            yield head
+            async for row in each_row(rows):
+                total.update(row)
+                yield row
+
+        await self.save_checkpoint(index, with_head())
+        self.state_known(index, total.digest())
+
+    async def load_saved(self) -> tuple[int, list[bytes]] | None:
+        """The last checkpoint without its head."""
+        saved = await self.load_checkpoint()
+        if saved is None:
+            return None
+        (index, (_, *rows)), total = saved, state_hash()
+        for row in rows:
+            total.update(row)
+            await trio.lowlevel.checkpoint()
+        self.state_known(index, total.digest())
+        return index, rows
+
+    # --- snapshots -------------------------------------------------------------------------------
+    @contextmanager
+    def pinned(self, index: int) -> Iterator[None]:
+        """Blocks after `index` stay as long as somebody takes a snapshot of it (rule 12)."""
+        self._pins.append(index)
+        try:
+            yield
+        finally:
+            self._pins.remove(index)
+
+    def may_release(self, below: int) -> int:
+        """`below`, or less where a pin holds."""
+        return min([below, *(index + 1 for index in self._pins)])
+
+    async def checkpoint_part(self, index: int, row: int) -> tuple[list[bytes], int]:
+        """Rows of the checkpoint after block `index`, from `row` on, and how many there are; none where it is not, or
+        no longer, the newest. Raises StoreDamaged where it does not verify: another is saved then."""
+        head = self.head
+        if head is None or head.index != index:
+            return [], 0
+        sealed = await self.store.checkpoint_rows(head.generation, row)
+        if self.head is not head:
+            return [], 0
+        try:
+            return [self.sealer.open_checkpoint_row(index, row + n, one) for n, one in enumerate(sealed)], head.count
+        except StoreDamaged:
+            self.renew_checkpoint()
+            raise
+
+    async def facts_part(self, after: bytes) -> list[linkwire.Fact]:
+        """Facts of the residency check with keys above `after`, in order: as many as one answer should bring."""
+        found: list[linkwire.Fact] = []
+        size = 0
+        for key, index, sealed in await self.store.facts(after, self.tail.tip):
+            value = self.sealer.open_fact(key, sealed)
+            size += len(value)
+            if found and size > READ_BATCH:
+                break
+            found.append(linkwire.Fact(key, index, value))
+        return found
+
+    @asynccontextmanager
+    async def staging(self, index: int) -> AsyncIterator[Stage]:
+        """Room for a snapshot after block `index` beside what is there. What is not installed is cleared later."""
+        async with self.checkpointing:
+            generation = self.head.generation if self.head else 0
+            async with self.writing:
+                await self.store.clear_unfinished(generation)
+            self.staged = Stage(index, generation + 1, self)
+            yield self.staged
+
+

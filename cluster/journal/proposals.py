@@ -1,0 +1,93 @@
+"""What waits at the leader to be put into a block."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from cluster.journal.shapes import is_members
+from relay.errors import Overloaded, PosthouseError
+from relay.journal.tail import check_batch
+from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The block that took a proposal in: not committed yet, and perhaps never."""
+
+    index: int
+    hash: bytes
+    term: int
+
+
+@dataclass(slots=True, eq=False)
+class Proposal:
+    """Records that stay together, in order. `outcome` is set once `done` is."""
+
+    records: tuple[bytes, ...]
+    size: int
+    done: trio.Event = field(default_factory=trio.Event)
+    outcome: Placed | PosthouseError | None = None
+
+    def settle(self, outcome: Placed | PosthouseError) -> None:
+        self.outcome = outcome
+        self.done.set()
+
+
+class Proposals:
+    """First come, first placed; at most MAX_INTAKE bytes of each node wait, of which its intake sees to."""
+
+    def __init__(self, nodes: int) -> None:
+        self._queue: deque[Proposal] = deque()
+        self._bytes = 0
+        self._most = MAX_INTAKE * nodes
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    def add(self, records: Sequence[bytes]) -> Proposal:
+        """Raises Overloaded, ValueError."""
+        check_proposal(records)
+        size = sum(map(len, records))
+        if self._bytes + size > self._most:
+            raise Overloaded("the cell has more to write than its disks take")
+        proposal = Proposal(tuple(records), size)
+        self._queue.append(proposal)
+        self._bytes += size
+        return proposal
+
+    def take(self) -> list[Proposal]:
+        """As many as fit into one block."""
+        taken: list[Proposal] = []
+        size = count = 0
+        while self._queue:
+            proposal = self._queue[0]
+            full = size + proposal.size > MAX_BLOCK or count + len(proposal.records) > MAX_BLOCK_RECORDS
+            if taken and full:
+                break
+            taken.append(self._queue.popleft())
+            size += proposal.size
+            count += len(proposal.records)
+        self._bytes -= size
+        return taken
+
+    def put_back(self, taken: Sequence[Proposal]) -> None:
+        """They could not be placed now."""
+        self._queue.extendleft(reversed(taken))
+        self._bytes += sum(proposal.size for proposal in taken)
+
+    def fail(self, error: PosthouseError) -> None:
+        """Nobody here will place what waits."""
+        while self._queue:
+            self._queue.popleft().settle(error)
+        self._bytes = 0
+
+
+def check_proposal(records: Sequence[bytes]) -> None:
+    """Raises ValueError beyond the bounds of a block, and for a change of members: those are not for the asking."""
+    check_batch(records)
+    if any(map(is_members, records)):
+        raise ValueError("a change of the cell's members is no record of a batch")

@@ -1,0 +1,171 @@
+"""Starting over after damage: `posthouse journal repair` on the store of a stopped node.
+
+A member of a cell of several nodes has its store set aside, and comes back as a new one that takes everything from the
+others (rule 4). A cell of one has nobody to take it from: what holds of its log goes on under a new log id, so that
+devices and other cells know that something may be missing (rules 5 and 13).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.core.block import GENESIS, Block, make_block
+from relay.core.codec import digest
+from relay.core.mailroom import Mailroom
+from relay.core.mailroom.state import State
+from relay.errors import DiskFailed, OperatorError, StoreDamaged
+from relay.journal.api import CheckpointHead, LogStore, Meta, StoreEnv, Write
+from relay.journal.database import found_in
+from relay.journal.files import STORE_FILE, mark_file, sync_directory
+from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint
+from relay.journal.seal import StorageRing
+
+_FRESH = "repaired"  # in the data directory, while the new store is being made
+_KEEP = "Keep the directory: this command cannot save what waits in it"
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """A log under a new id, `log`, with the blocks `first` to `tip`. `lost`: why it ends there, where more is known to
+    have been; or empty. `aside`: the store that it was made of."""
+
+    log: bytes
+    first: int
+    tip: int
+    lost: str
+    aside: bytes
+
+
+async def renew_log(directory: Path, env: StoreEnv, ring: StorageRing, *, cell: str, federation: bytes) -> Renewed:
+    """Make a new store of what holds in the store of a cell of one, and put it in its place; the old one is set aside.
+
+    Raises StoreLocked, StoreForeign, DiskFailed; StoreDamaged where the fold cannot be had without what is damaged."""
+    fresh = directory / _FRESH
+    if not env.store_exists(directory):
+        what = f"{directory} was left in the midst of a repair" if fresh.exists() else f"{directory} has no store"
+        raise OperatorError(what, f"The old store is in {directory / 'quarantine'}, what was made of it in {fresh}")
+    shutil.rmtree(fresh, ignore_errors=True)  # of a repair that did not come to its end
+    log, own = env.random_bytes(16), env.random_bytes(16)
+    sealer = Sealer(ring, log, env.random_bytes)
+    store = await env.open_store(
+        directory, Meta(federation, cell, log, own, sealer.key_check(), 1, GENESIS, 0, 0, b"")
+    )  # fmt: skip
+    try:
+        old = _Old(store, Sealer(ring, store.meta.log_id, env.random_bytes))
+        meta, aside = store.meta, store.meta.store
+        room = await old.fold()
+        new = await env.open_store(
+            fresh, Meta(federation, cell, log, own, sealer.key_check(), meta.first, meta.prev, 0, meta.time, b"")
+        )  # fmt: skip
+        try:
+            await _copy(old, new, sealer, log, room)
+        finally:
+            await new.close()
+        lost = old.lost or store.behind or ""
+    finally:
+        await store.close()
+    env.set_aside(directory, aside)
+    _put_in_place(fresh, directory)
+    return Renewed(log, meta.first, room.state.index, lost, aside)
+
+
+class _Old:
+    """The store that is to be replaced. `lost`: what the first block that does not hold says."""
+
+    def __init__(self, store: LogStore, sealer: Sealer) -> None:
+        sealer.check_key(store.meta.key_check, store.file)
+        if store.meta.members:
+            raise OperatorError(f"{store.file} is of a cell of several nodes", "Check the root document of its config")
+        self.store = store
+        self.sealer = sealer
+        self.lost = ""
+
+    async def blocks(self) -> AsyncIterator[Block]:
+        """From the oldest on, as far as they hold."""
+        meta, ends = self.store.meta, await self.store.ends()
+        last = Block(meta.log_id, meta.first - 1, b"", meta.time, (), meta.prev)
+        while ends is not None and last.index < ends[1]:
+            try:
+                rows = await self.store.blocks(last.index + 1, ends[1])
+                check_rows(rows, last.index + 1)
+                for row in rows:
+                    block = self.sealer.block(row)
+                    check_link(block, last)
+                    yield block
+                    last = block
+            except StoreDamaged as error:
+                self.lost = error.text
+                return
+
+    async def fold(self) -> Mailroom:
+        """The fold after the last block that holds. Raises StoreDamaged where it cannot be had."""
+        room, last = await self._checkpoint(), self.store.meta.first - 1
+        async for block in self.blocks():
+            last = block.index
+            if last > room.state.index:
+                room.apply(block)
+        if last < room.state.index:
+            what = f"{self.store.file}: {self.lost or f'the log ends at block {last}'}"
+            raise StoreDamaged(f"{what}; the checkpoint after block {room.state.index} needs what is missing", _KEEP)
+        return room
+
+    async def _checkpoint(self) -> Mailroom:
+        meta, head = self.store.meta, await self.store.checkpoint()
+        if head is None:
+            if meta.first > 1:
+                raise StoreDamaged(f"{self.store.file}: no checkpoint of the blocks that were let go", _KEEP)
+            return Mailroom(meta.cell, meta.log_id)
+        rows: list[bytes] = []
+        with found_in(self.store.file):
+            while batch := await self.store.checkpoint_rows(head.generation, len(rows)):
+                at = len(rows)
+                rows += [self.sealer.open_checkpoint_row(head.index, at + n, row) for n, row in enumerate(batch)]
+            verify_checkpoint(head, meta.log_id, rows)
+            return Mailroom.from_checkpoint(rows)
+
+
+async def _copy(old: _Old, new: LogStore, sealer: Sealer, log: bytes, room: Mailroom) -> None:
+    """The blocks, chained anew under the new log id; then the fold after them, as their checkpoint; then the facts."""
+    prev = new.meta.prev
+    async for block in old.blocks():
+        if block.index > room.state.index:
+            return
+        made = make_block(log, block.index, prev, block.time, block.records)
+        await new.write(Write(rows=[sealer.block_row(made, 0)]))
+        prev = made.hash
+    tip = room.state.index
+    _renumber(room.state, log)
+    rows = list(room.checkpoint())
+    for ordinal, row in enumerate(rows):
+        await new.add_checkpoint_rows(1, ordinal, [sealer.checkpoint_row(tip, ordinal, row)])
+    if tip:
+        checksum = checkpoint_checksum(log, tip, [digest(row) for row in rows])
+        await new.finish_checkpoint(CheckpointHead(1, tip, len(rows), checksum))
+    key = b""
+    while facts := await old.store.facts(key, tip):
+        again = [(one, index, sealer.fact(one, old.sealer.open_fact(one, sealed))) for one, index, sealed in facts]
+        await new.write(Write(facts=again, commit=tip))
+        key = facts[-1][0]
+
+
+def _renumber(state: State, log: bytes) -> None:
+    """A new log id is a new beginning for other cells, too: what still waits for them is numbered from 1 (rule 16)."""
+    state.log_id = log
+    for outbox in state.outboxes.values():
+        outbox.items = dict(enumerate((item for _, item in sorted(outbox.items.items())), 1))
+        outbox.done, outbox.last = 0, len(outbox.items)
+
+
+def _put_in_place(fresh: Path, directory: Path) -> None:
+    """The mark last: until then what is there is a store without one, which nobody trusts. Raises DiskFailed."""
+    mark = mark_file(fresh / STORE_FILE).name
+    try:
+        for path in sorted(fresh.iterdir(), key=lambda path: path.name == mark):
+            path.rename(directory / path.name)
+            sync_directory(directory)
+        fresh.rmdir()
+    except OSError as error:
+        raise DiskFailed(f"{directory}: {error.strerror}", f"The new store is in {fresh}") from error

@@ -1,0 +1,39 @@
+"""Who answers what comes over the links: the cell's own business, or what other cells ask. Links are up before the node
+serves, since a node may need its cell to start."""
+
+from __future__ import annotations
+
+from cluster.core import linkwire
+from cluster.core.linkwire import CellNote, Peer
+from cluster.handover import Reception
+from cluster.journal.cell import Cell
+from relay.errors import Overloaded
+from relay.office import Office
+
+_SOON_MS = 500  # when to ask a starting node again
+
+
+class Switchboard:
+    """The handler behind the links. What is not there yet is answered with Overloaded."""
+
+    def __init__(self) -> None:
+        self.cell: Cell | None = None
+        self.office: Office | None = None
+        self.reception: Reception | None = None
+
+    async def answer(self, peer: Peer, message: linkwire.Request) -> linkwire.Answer:
+        """Answer one request. Raises PosthouseError, which the link turns into a LinkFault."""
+        if isinstance(message, linkwire.CellEphemeral) and self.office is not None:
+            self.office.deliver_ephemeral(message.user, message.from_user, message.from_device, message.payload)
+            return linkwire.Done()
+        if isinstance(message, linkwire.CELL_REQUESTS):
+            if self.cell is not None:
+                return await self.cell.answer(peer, message)
+        elif self.reception is not None:
+            return await self.reception(peer, message)
+        raise Overloaded("this node is starting", _SOON_MS)
+
+    def note(self, peer: Peer, note: CellNote) -> None:
+        """A one-way message of a node of this cell. Raises PeerError for bytes that are none."""
+        if self.cell is not None:
+            self.cell.journal.on_note(peer, note)

@@ -1,0 +1,222 @@
+"""What every journal on a disk does with its store: blocks read and verified, the prefix let go, checkpoints. How a
+block gets in is the journal's own business."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from relay.core.block import Block
+from relay.core.codec import digest
+from relay.errors import DiskFailed, StoreDamaged, StoreForeign
+from relay.journal.api import CheckpointHead, LogStore
+from relay.journal.database import DAMAGED, found_in
+from relay.journal.rows import (
+    Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint, verify_digests,
+)  # fmt: skip
+from relay.journal.tail import Tail, check_checkpoint, check_release, each_row
+from relay.limits import READ_BATCH
+from relay.ports import Residency, Rows
+
+_log = structlog.get_logger("relay.journal")
+
+
+class Kept(NamedTuple):
+    """A block and the term of its row."""
+
+    block: Block
+    term: int
+
+
+class LogDisk:
+    """Owns an open store. `writing`: one transaction at a time, `checkpointing`: one checkpoint. `head`: of the current
+    checkpoint. Told are `on_repair`, when a block was put back, and `renew_checkpoint`, when a new one is due."""
+
+    def __init__(self, store: LogStore, sealer: Sealer, residency: Residency, tail: Tail) -> None:
+        self.store = store
+        self.sealer = sealer
+        self.residency = residency
+        self.tail = tail
+        self.head: CheckpointHead | None = None
+        self.writing = trio.Lock()
+        self.checkpointing = trio.Lock()
+        self.on_repair: Callable[[], None] = lambda: None
+        self.renew_checkpoint: Callable[[], None] = lambda: None
+        store.on_failure = self._failed
+
+    def _failed(self, error: DiskFailed) -> None:
+        self.tail.end(error)
+
+    # --- blocks ----------------------------------------------------------------------------------
+    async def look(self, first: int, last: int) -> tuple[list[Kept], StoreDamaged | StoreForeign | None]:
+        """Blocks as they lie on the disk, with their terms, from `first` to `last` or as many as one read brings; up to
+        the first that does not verify, and what is wrong with that one."""
+        good: list[Kept] = []
+        rows = await self.store.blocks(first, last)
+        try:
+            with found_in(self.store.file):
+                check_rows(rows[:1], first)
+                for row in rows:
+                    check_rows([row], first + len(good))
+                    block = self.sealer.block(row)
+                    if good:
+                        check_link(block, good[-1].block)
+                    good.append(Kept(block, row.term))
+                    await trio.lowlevel.checkpoint()
+        except (StoreDamaged, StoreForeign) as error:
+            return good, error
+        return good, None
+
+    async def load(self, index: int, last: int | None = None, prev: bytes | None = None) -> list[Block]:
+        """Blocks from `index` on, each verified, all in one chain; `prev`, where given, is the hash of the one before.
+        What is damaged is mended first.
+
+        Raises LookupError, StoreForeign; StoreDamaged where it cannot be mended."""
+        last = self.tail.tip if last is None else last
+        tried = set[int]()
+        while True:
+            good, error = await self.look(index, last)
+            before = good[-1].block.hash if good else None
+            if good and prev is not None and good[0].block.prev != prev:
+                good, before, error = [], None, self.unlinked(index)
+            if error is None:
+                return [kept.block for kept in good]
+            bad = index + len(good)
+            async with self.writing:  # a release that is under way tells the tail when it is done
+                if bad < self.tail.first:
+                    self.tail.check_kept(index)
+            if isinstance(error, StoreForeign) or bad > self.tail.tip or bad in tried:
+                raise error
+            tried.add(bad)
+            await self.mend_after(before, bad, error)
+
+    def unlinked(self, index: int) -> StoreDamaged:
+        """What to say of a block that is good by itself, and does not follow the one before."""
+        return StoreDamaged(f"{self.store.file}: block {index} does not follow the one before", DAMAGED)
+
+    async def mend_after(self, before: bytes | None, index: int, error: StoreDamaged) -> Block:
+        """`mend`; and the block before, whose hash is `before`, if it is that one that does not fit."""
+        block = await self.mend(index, error)
+        if before is not None and block.prev != before and index > self.tail.first:
+            await self.mend(index - 1, error)
+        return block
+
+    async def follow(self, index: int, prev: bytes | None) -> list[Block]:
+        """`load` for a Follower."""
+        return await self.load(index, prev=prev)
+
+    async def mend(self, index: int, error: StoreDamaged) -> Block:
+        """The committed block `index`, of which the disk has not what was written: there again (rule 6). Raises
+        `error` where it cannot be had, LookupError where it was released meanwhile."""
+        block = self.tail.recent(index)
+        if block is None:
+            raise error
+        await self.put_back(Kept(block, 0))
+        return block
+
+    async def put_back(self, kept: Kept) -> None:
+        """Write a block that is proved to be the one, over what lies there. Raises LookupError, DiskFailed."""
+        async with self.writing:
+            self.tail.check_kept(kept.block.index)
+            await self.store.repair(self.sealer.block_row(*kept))
+        _log.warning("block_repaired", index=kept.block.index)
+        self.on_repair()
+
+    async def read(self, index: int) -> Block:
+        """See relay.ports.Journal."""
+        await trio.lowlevel.checkpoint()
+        self.store.check()
+        self.tail.check_kept(index)
+        recent = self.tail.recent(index)
+        return recent or (await self.load(index, index))[0]
+
+    async def release(self, below: int, members: bytes | None = None) -> None:
+        """See relay.ports.Journal. `members`: those in force at block below - 1, encoded."""
+        await trio.lowlevel.checkpoint()
+        self.store.check()
+        check_release(below, self.head.index if self.head else 0)
+        while self.tail.first < below:
+            async with self.writing:
+                if self.tail.first < below:
+                    self.tail.released(await self.store.release(self.tail.first, below, members))
+                await self.store.fold_wal()
+
+    async def save_checkpoint(self, index: int, rows: Rows) -> None:
+        """See relay.ports.Journal."""
+        async with self.checkpointing:
+            self.store.check()
+            check_checkpoint(index, self.head.index if self.head else 0, self.tail.tip)
+            generation = self.head.generation if self.head else 0
+            async with self.writing:
+                await self.store.clear_unfinished(generation)  # a crash may have left some
+            digests = await self.stage_rows(generation + 1, index, 0, rows)
+            checksum = checkpoint_checksum(self.tail.log_id, index, digests)
+            head = CheckpointHead(generation + 1, index, len(digests), checksum)
+            async with self.writing:
+                await self.store.finish_checkpoint(head)
+                self.head = head
+                await self.store.fold_wal()
+
+    async def stage_rows(self, generation: int, index: int, start: int, rows: Rows) -> list[bytes]:
+        """Write rows of a checkpoint, from ordinal `start` on: some a transaction, so that appends get in between.
+        Their digests. Raises ValueError for a row above its bound."""
+        digests: list[bytes] = []
+        batch: list[bytes] = []
+        size = 0
+        async for row in each_row(rows):
+            batch.append(self.sealer.checkpoint_row(index, start + len(digests), row))
+            digests.append(digest(row))
+            size += len(row)
+            if size >= READ_BATCH:
+                await self._stage(generation, start + len(digests) - len(batch), batch)
+                batch, size = [], 0
+        if batch:
+            await self._stage(generation, start + len(digests) - len(batch), batch)
+        return digests
+
+    async def _stage(self, generation: int, start: int, batch: Sequence[bytes]) -> None:
+        async with self.writing:
+            await self.store.add_checkpoint_rows(generation, start, batch)
+            await self.store.fold_wal()
+
+    async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
+        """See relay.ports.Journal."""
+        async with self.checkpointing:
+            self.store.check()
+            head = self.head
+            if head is None:
+                return None
+            rows: list[bytes] = []
+            with found_in(self.store.file):
+                while batch := await self.store.checkpoint_rows(head.generation, len(rows)):
+                    start = len(rows)
+                    rows += [self.sealer.open_checkpoint_row(head.index, start + n, row) for n, row in enumerate(batch)]
+                verify_checkpoint(head, self.tail.log_id, rows)
+            return head.index, rows
+
+    async def check_checkpoint(self, pace: Callable[[int], Awaitable[None]]) -> None:
+        """Read the checkpoint as `load_checkpoint` does, and keep nothing; `pace` is awaited after each read, told its
+        bytes. It ends early when another takes its place. Raises StoreDamaged, StoreForeign."""
+        head, digests = self.head, list[bytes]()
+        if head is None:
+            return
+        with found_in(self.store.file):
+            while batch := await self.store.checkpoint_rows(head.generation, len(digests)):
+                if self.head is not head:
+                    return
+                for row in batch:
+                    digests.append(digest(self.sealer.open_checkpoint_row(head.index, len(digests), row)))
+                await pace(sum(map(len, batch)))
+            if self.head is head:
+                verify_digests(head, self.tail.log_id, digests)
+
+    async def learn_facts(self) -> None:
+        """Give the residency check everything that the store keeps for it."""
+        key = b""
+        while facts := await self.store.facts(key, self.tail.tip):
+            self.residency.learn([(key, self.sealer.open_fact(key, sealed)) for key, _, sealed in facts])
+            key = facts[-1][0]
+            await trio.lowlevel.checkpoint()

@@ -1,0 +1,43 @@
+"""The parts of the story that can be wrong without a node: which chapters there are, when a store is renewed."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.control import CellView, StoreView
+from cluster.demo.story import _not_renewed, chapters
+
+OLD, NEW = "a" * 32, "b" * 32
+
+
+def view(voters: dict[str, int | None], learners: tuple[str, ...] = ()) -> CellView:
+    return CellView(
+        cell="a/1", node="n1", store="", log="", leader="n1", term=1, tip=9, commit=9, behind=0, nodes=("n1", "n2"),
+        voters=tuple(StoreView(node="n2", store=store, behind=behind) for store, behind in voters.items()),
+        learners=tuple(StoreView(node="n2", store=store) for store in learners),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seen", "missing"),
+    [
+        (view({OLD: 0}), "is still a member"),
+        (view({OLD: 0, NEW: 0}), "is still a member"),
+        (view({}, (NEW,)), "n2 does not vote"),
+        (view({NEW: None}), "n2 is None blocks behind"),
+        (view({NEW: 1000}), "n2 is 1000 blocks behind"),
+    ],
+)
+def test_a_wiped_node_is_not_renewed_before_its_new_store_votes(seen: CellView, missing: str) -> None:
+    assert missing in _not_renewed(seen, "n2", OLD)
+
+
+def test_a_wiped_node_is_renewed() -> None:
+    assert _not_renewed(view({NEW: 1}), "n2", OLD) == ""
+
+
+def test_a_cell_of_several_is_hurt_more() -> None:
+    one, three = ([chapter.title for chapter in chapters(nodes)] for nodes in (1, 3))
+    assert set(one) - set(three) == {"A node is killed in the middle of it"}
+    assert set(three) - set(one) == {"A node loses its disk, and comes back", "In every region a node dies for good"}
+    assert three == [chapter.title for chapter in chapters(5)]

@@ -1,0 +1,101 @@
+"""What waits at the leader: first come, first placed, whole, bounded, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.core.raft import Members, NotLeader
+from cluster.journal.proposals import Placed, Proposals
+from cluster.journal.shapes import from_members
+from relay.errors import Overloaded
+from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
+
+PLACED = Placed(7, b"h" * 32, 2)
+
+
+def test_it_is_first_come_first_placed() -> None:
+    waiting = Proposals(1)
+    assert not waiting and waiting.take() == []
+    made = [waiting.add([b"%d" % number]) for number in range(5)]
+    assert waiting
+    assert waiting.take() == made and not waiting
+
+
+def test_a_proposal_stays_whole_and_a_block_has_bounds() -> None:
+    waiting = Proposals(1)
+    half = waiting.add([b"x" * (MAX_BLOCK // 2)])
+    rest = waiting.add([b"x" * (MAX_BLOCK // 2), b"y"])
+    many, more = waiting.add([b""] * (MAX_BLOCK_RECORDS - 1)), waiting.add([b""] * 2)
+    assert [waiting.take() for _ in range(4)] == [[half], [rest], [many], [more]]
+
+
+@pytest.mark.parametrize("records", [[], [b""] * (MAX_BLOCK_RECORDS + 1), [b"x" * MAX_BLOCK, b"y"]])
+def test_what_fits_into_no_block_is_refused(records: list[bytes]) -> None:
+    waiting = Proposals(1)
+    with pytest.raises(ValueError, match="records"):
+        waiting.add(records)
+    assert not waiting
+
+
+def test_a_change_of_members_is_not_for_the_asking() -> None:
+    """Alone in a block it would be one (Members is what the core calls it; the log's record looks like this)."""
+    with pytest.raises(ValueError, match="members"):
+        Proposals(1).add([b"x", from_members(Members())])
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_what_waits_is_bounded_in_bytes(nodes: int) -> None:
+    waiting = Proposals(nodes)
+    for _ in range(nodes * MAX_INTAKE // MAX_BLOCK):
+        waiting.add([b"x" * MAX_BLOCK])
+    with pytest.raises(Overloaded):
+        waiting.add([b"x"])
+    taken = waiting.take()
+    waiting.add([b"x"])
+    with pytest.raises(Overloaded):
+        waiting.add([b"x" * MAX_BLOCK])
+    waiting.put_back(taken)
+    with pytest.raises(Overloaded):
+        waiting.add([b"x"])
+
+
+def test_what_is_put_back_comes_first_again() -> None:
+    waiting = Proposals(1)
+    first, second = waiting.add([b"1"]), waiting.add([b"2"])
+    taken = waiting.take()
+    third = waiting.add([b"3"])
+    waiting.put_back(taken)
+    assert waiting.take() == [first, second, third]
+
+
+def test_a_leader_that_is_none_any_more_says_so_to_all_who_wait() -> None:
+    waiting = Proposals(1)
+    made = [waiting.add([b"x" * MAX_BLOCK]) for _ in range(3)]
+    (taken,) = waiting.take()
+    taken.settle(PLACED)
+    waiting.fail(error := NotLeader(None))
+    assert [one.outcome for one in made] == [PLACED, error, error] and all(one.done.is_set() for one in made)
+    assert not waiting
+    for _ in range(MAX_INTAKE // MAX_BLOCK):  # and there is room again
+        waiting.add([b"x" * MAX_BLOCK])
+
+
+@given(st.lists(st.one_of(st.integers(1, MAX_BLOCK // 3), st.just(0), st.just(-1)), max_size=60))
+def test_bytes_are_counted_right_whatever_happens(steps: list[int]) -> None:
+    """Above 0: a proposal of so many bytes; 0: a block is taken and placed; -1: one is taken and put back."""
+    waiting, sizes = Proposals(1), list[int]()
+    for step in steps:
+        if step > 0:
+            try:
+                waiting.add([bytes(step)])
+            except Overloaded:
+                assert sum(sizes) + step > MAX_INTAKE
+                continue
+            sizes.append(step)
+        elif step:
+            waiting.put_back(waiting.take())
+        else:
+            del sizes[: len(waiting.take())]
+        assert waiting._bytes == sum(sizes)

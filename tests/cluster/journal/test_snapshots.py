@@ -1,0 +1,74 @@
+"""What a store gets when it comes by snapshot: all that somebody may still read, not only what is said about it."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import trio
+
+from cluster.env import RealEnv
+from relay.journal.portal import open_portal
+from tests.cluster.journal.conftest import a_cell
+
+
+@pytest.fixture
+async def portal():
+    async with open_portal() as opened:
+        yield opened
+
+
+@pytest.fixture
+def make_env(portal):
+    return lambda name: RealEnv(portal)
+
+
+async def wiped_after_a_checkpoint(world, *, below: int):
+    """A node lost its disk, and the cell has a checkpoint since, and blocks from `below` on. The node that leads, and
+    the one that came back."""
+    leader = await world.whole()
+    victim = next(node for node in world.running.values() if node is not leader)
+    old, journal = victim.journal.own.store, leader.journal
+    for number in range(12):
+        await journal.append([b"letter %d" % number + bytes(300_000)])
+    world.kill(victim.name)
+    await trio.sleep(0.2)
+    shutil.rmtree(world.path(victim.name))
+    index = journal.tip - 2
+    for node in world.running.values():  # whoever leads then
+        await world.until(lambda each=node.journal: each.tip >= index + 2)
+        await node.journal.save_checkpoint(index, [b"row"])
+        await node.journal.release(below or index)
+        node.journal.raft.compacted(index)  # as after a restart: the core knows what follows the checkpoint
+    world.start(victim.name)
+    await world.until(lambda: old not in journal.raft.members.voter_ids and len(journal.raft.members.voters) == 3)
+    back = world.running[victim.name]
+    await world.until(lambda: back.journal is not None and back.journal.tip >= 15)
+    return journal, back
+
+
+async def same_blocks(one, other):
+    upto = min(one.tip, other.tip)  # changes of the members may still come
+    logs = [[await each.read(index) for index in range(each.first, upto + 1)] for each in (one, other)]
+    return logs[0] == logs[1] and logs[0]
+
+
+async def test_a_snapshot_brings_the_blocks_that_it_refers_to(tmp_path, make_env):
+    """Mail that waits lies in blocks before the checkpoint. A store without them would keep nobody's mail, and a cell
+    whose stores are replaced one by one would lose it."""
+    async with a_cell(tmp_path, make_env) as world:
+        journal, back = await wiped_after_a_checkpoint(world, below=5)
+        assert (await back.journal.load_checkpoint())[0] > 10 > back.journal.first == 5
+        assert await same_blocks(back.journal, journal)
+        world.kill(back.name)
+        await trio.sleep(0.2)
+        world.start(back.name)  # and they are there after a start
+        back = world.running[back.name]
+        await world.until(lambda: back.journal is not None and back.journal.tip >= 15)
+        assert await same_blocks(back.journal, journal)
+
+
+async def test_a_snapshot_of_a_log_whose_mail_was_all_collected(tmp_path, make_env):
+    async with a_cell(tmp_path, make_env) as world:
+        journal, back = await wiped_after_a_checkpoint(world, below=0)
+        assert await same_blocks(back.journal, journal)

@@ -1,0 +1,86 @@
+"""The time of a replicated log: at most the median of the voters' clocks, and a leader with a wild clock is told so."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.journal.stamp import CellClock
+from relay.limits import MAX_CLOCK_APART
+from tests.relay.journal.conftest import FakeClock
+
+HOUR = 3_600_000
+
+
+def clock_of(ahead: list[int]) -> tuple[CellClock, FakeClock, list[bytes]]:
+    """The clock of a leader whose other voters are that much ahead of it (ms)."""
+    clock = FakeClock()
+    cell, voters = CellClock(clock), [b"%d" % number for number in range(len(ahead))]
+    for voter, offset in zip(voters, ahead, strict=True):
+        cell.heard(voter, clock.wall_ms() + offset)
+    return cell, clock, voters
+
+
+@pytest.mark.parametrize(
+    ("ahead", "stamp", "apart"),
+    [
+        ([], 0, 0),
+        ([0, 0], 0, 0),
+        ([5, 7], 0, 0),  # never later than the own clock
+        ([-5, 7], 0, 0),
+        ([-5, -7], -5, 0),
+        ([-5], -5, 0),  # of two the lower
+        ([HOUR, -3], 0, 0),  # one wild clock of three moves nothing
+        ([-HOUR, 3], 0, 0),
+        ([-HOUR, -HOUR], -HOUR, -HOUR),  # the own one is wild: an hour ahead
+        ([HOUR, HOUR + 5], 0, HOUR),  # an hour behind
+        ([HOUR, HOUR, -3, -3], 0, 0),
+        ([-HOUR, -HOUR, -5, 3], -5, 0),
+    ],
+)
+def test_the_median(ahead: list[int], stamp: int, apart: int) -> None:
+    cell, clock, voters = clock_of(ahead)
+    assert cell.stamp(voters) - clock.wall_ms() == stamp
+    assert cell.apart(voters) == apart
+
+
+@pytest.mark.parametrize(("ahead", "apart"), [(MAX_CLOCK_APART, 0), (MAX_CLOCK_APART + 1, MAX_CLOCK_APART + 1)])
+def test_what_is_tolerated(ahead: int, apart: int) -> None:
+    cell, _, voters = clock_of([ahead, ahead])
+    assert cell.apart(voters) == apart
+
+
+@given(st.lists(st.integers(-(10**12), 10**12), max_size=8))
+def test_a_stamp_is_never_later_than_most_voters_clocks(ahead: list[int]) -> None:
+    cell, clock, voters = clock_of(ahead)
+    stamp = cell.stamp(voters)
+    behind = sum(clock.wall_ms() + offset >= stamp for offset in [0, *ahead])
+    assert behind > len(ahead) // 2
+
+
+def test_the_newest_word_counts_and_who_left_does_not() -> None:
+    cell, clock, voters = clock_of([-HOUR, -HOUR])
+    cell.heard(voters[0], clock.wall_ms())
+    assert cell.apart(voters) == 0
+    cell.heard(voters[0], clock.wall_ms() - HOUR)
+    assert cell.apart([]) == 0 == cell.apart([b"not heard", b"neither"])
+    cell.keep(voters[:1])
+    assert cell.apart(voters) == -HOUR  # of two
+    cell.keep([])
+    assert cell.apart(voters) == 0
+
+
+def test_a_jump_of_the_own_clock_is_not_followed() -> None:
+    cell, clock, voters = clock_of([0, 0])
+    clock.pass_ms(10)
+    clock.wall += HOUR
+    assert cell.stamp(voters) == clock.wall_ms() - HOUR
+
+
+def test_strangers_take_no_room() -> None:
+    """Any node of the cell may speak for stores that nobody knows yet."""
+    cell, clock, _ = clock_of([])
+    for number in range(10_000):
+        cell.heard(b"%16d" % number, clock.wall_ms())
+    assert len(cell._offsets) <= 128

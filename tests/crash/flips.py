@@ -1,0 +1,161 @@
+"""Bits that flip on a disk. Each must be noticed by a node that takes up the store, or touch nothing that it holds.
+
+A flip is judged on a copy, by what a node does when it starts and when it reads: the store is opened, what follows the
+checkpoint is verified, then everything. What nobody noticed must leave every row, and SQLite's own structure, alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from cluster.env import RealEnv
+from cluster.journal.disk import RaftDisk
+from cluster.local import Layout
+from relay.core.block import GENESIS
+from cluster.core.linkwire import federation_id
+from relay.errors import PosthouseError, StoreDamaged
+from relay.journal.api import Meta
+from relay.journal.files import STORE_FILE
+from relay.journal.portal import Portal, open_portal
+from relay.journal.rows import Sealer
+from relay.journal.seal import StorageRing
+from relay.journal.store import Store, open_store
+from relay.journal.tail import Tail
+from tests.crash.cell import REGION
+
+_FILES = {STORE_FILE: 0.45, f"{STORE_FILE}-wal": 0.45, f"{STORE_FILE}.mark": 0.1}  # and how often each is hit
+Fact = tuple[bytes, bytes]
+UNNOTICED = "unnoticed"
+_PAGE = 4096
+_TABLES = ("meta", "state", "block", "checkpoint", "checkpoint_row", "fact")
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    file: str
+    offset: int
+    bit: int
+
+    def apply(self, directory: Path) -> None:
+        with (directory / self.file).open("r+b", buffering=0) as file:
+            byte = os.pread(file.fileno(), 1, self.offset)[0]
+            os.pwrite(file.fileno(), bytes([byte ^ 1 << self.bit]), self.offset)
+
+    def __str__(self) -> str:
+        return f"bit {self.bit} of byte {self.offset} of {self.file}"
+
+
+def choose(data: Path, rng: Random) -> Flip:
+    """Any bit of the files of a store; of a file's first page more often than chance has it, since so much hangs on
+    it."""
+    sizes = {name: (data / name).stat().st_size for name in _FILES if (data / name).exists()}
+    names = [name for name, size in sizes.items() if size]
+    (name,) = rng.choices(names, [_FILES[name] for name in names])
+    size = min(sizes[name], _PAGE) if rng.random() < 0.1 else sizes[name]
+    return Flip(name, rng.randrange(size), rng.randrange(8))
+
+
+async def judge(data: Path, layout: Layout, flips: Sequence[Flip]) -> Counter[str]:
+    """What becomes of each flip, counted. UNNOTICED must not be among it: those are printed, and kept."""
+    tally: Counter[str] = Counter()
+    ring = StorageRing.load(layout.home.secrets / f"{REGION}.storage.key")
+    root = layout.home.root(RealEnv().clock.wall_ms())
+    fresh = Meta(federation_id(root), f"{REGION}/1", bytes(16), bytes(16), b"", 1, GENESIS, 0, 0, b"")
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as place:
+        async with open_portal() as portal:
+            copy = Path(place) / "copy"
+            before = await _look(portal, _copied(data, copy), fresh, ring)
+            if isinstance(before, str):
+                raise AssertionError(f"damaged before any bit was flipped: {before}")
+            for flip in flips:
+                flip.apply(_copied(data, copy))
+                after = await _look(portal, copy, fresh, ring)
+                fate = after if isinstance(after, str) else "on no live page" if after == before else UNNOTICED
+                tally[fate] += 1
+                if fate == UNNOTICED:
+                    flip.apply(_copied(data, copy))
+                    kept = shutil.copytree(copy, tempfile.mkdtemp(prefix="unnoticed-"), dirs_exist_ok=True)
+                    print(f"unnoticed: {flip}; the store as it was then is in {kept}", flush=True)
+    return tally
+
+
+def _copied(data: Path, copy: Path) -> Path:
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for name in _FILES:
+        if (data / name).exists():
+            shutil.copyfile(data / name, copy / name)
+    return copy
+
+
+async def _look(portal: Portal, directory: Path, fresh: Meta, ring: StorageRing) -> bytes | str:
+    """The digest of everything that the store holds; or when a node notices the damage."""
+    file = directory / STORE_FILE
+    noticed = "noticed at start"
+    try:
+        store = await open_store(portal, file, fresh)
+        try:
+            if store.behind is not None:
+                return noticed
+            Sealer(ring, store.meta.log_id, os.urandom).check_key(store.meta.key_check, file)
+            disk = await _take_up(store, ring)
+            noticed = "noticed when read"
+            await _verify(disk, disk.tail.first, disk.tail.tip)
+        finally:
+            await store.close()
+        return _content(file)
+    except (PosthouseError, LookupError):
+        return noticed
+
+
+async def _take_up(store: Store, ring: StorageRing) -> RaftDisk:
+    """What a node looks at when it starts (cluster.journal.opening). Raises PosthouseError."""
+    meta, tail = store.meta, Tail(store.meta.log_id, RealEnv().clock, keep=0)
+    disk = RaftDisk(store, Sealer(ring, meta.log_id, os.urandom), _Anything(), tail)
+    disk.head = await store.checkpoint()
+    first, last = await store.ends() or (meta.first, meta.first - 1)
+    if first != meta.first:
+        raise StoreDamaged("the oldest block is missing")
+    tail.start_at(first, meta.prev, meta.time)
+    tail.tip = last
+    await disk.load_checkpoint()
+    await disk.learn_facts()
+    await _verify(disk, max(first, disk.checkpoint_index), last)
+    return disk
+
+
+async def _verify(disk: RaftDisk, first: int, last: int) -> None:
+    """Read blocks, from index `first` to `last`. Raises PosthouseError."""
+    while first <= last:
+        first = (await disk.load(first, last))[-1].index + 1
+
+
+def _content(file: Path) -> bytes:
+    """Of every row; or of what SQLite says about its pages, which is never the same. Raises StoreDamaged."""
+    with closing(sqlite3.connect(file)) as db:
+        try:
+            rows = [db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in _TABLES]
+            whole = db.execute("PRAGMA integrity_check").fetchall()
+        except sqlite3.Error as error:
+            return repr(error).encode()
+    return hashlib.sha256(repr((rows, whole)).encode()).digest()
+
+
+class _Anything:
+    """A residency check that learns whatever there is."""
+
+    def check(self, records: Sequence[bytes], above: Sequence[Fact] = ()) -> Sequence[Fact]:
+        return ()
+
+    def learn(self, facts: Sequence[Fact]) -> None:
+        return

@@ -1,0 +1,154 @@
+"""`posthouse journal …` on the stores of real nodes: whole, damaged, an older copy; and what goes on after a repair."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+from click.testing import CliRunner
+
+from cluster.cli import app
+from cluster.cli.exits import Exit
+from cluster.env import RealEnv
+from cluster.local import Layout, LocalFederation, make_federation
+from cluster.local.people import create_user, find_card
+from relay.client import open_client
+
+PATIENCE_S = 60
+
+
+async def post(*words: str, status: int = 0) -> str:
+    done = await trio.to_thread.run_sync(lambda: CliRunner().invoke(app, ["journal", *words]))
+    assert done.exit_code == status, done.output
+    return done.output
+
+
+async def send(layout: Layout, to: str, *texts: str, wait: str = "stored") -> None:
+    with trio.fail_after(PATIENCE_S):
+        async with open_client(layout.home.store("alice"), receive=False) as alice:
+            for text in texts:
+                await alice.send(find_card(layout.home, to), text.encode(), wait=wait)
+
+
+async def collect(layout: Layout, name: str, count: int) -> list[str]:
+    got: list[str] = []
+    async with open_client(layout.home.store(name)) as client:
+        with trio.move_on_after(PATIENCE_S) as scope:
+            async for message in client.messages():
+                got.append(message.content.decode())
+                if len(got) == count:
+                    scope.deadline = trio.current_time() + 0.3  # what is more than that would come now
+    return got
+
+
+def flip(data: Path, which: str = "max") -> int:
+    """One byte of a sealed block (the newest, or the oldest) changes."""
+    with closing(sqlite3.connect(data / "log.sqlite")) as database, database:
+        (index,) = database.execute(f"SELECT {which}(idx) FROM block").fetchone()
+        (sealed,) = database.execute("SELECT sealed FROM block WHERE idx = ?", (index,)).fetchone()
+        sealed = sealed[:-1] + bytes([sealed[-1] ^ 1])
+        database.execute("UPDATE block SET sealed = ? WHERE idx = ?", (sealed, index))
+    return int(index)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made = make_federation(tmp_path / "f", ["amber", "birch"], RealEnv())
+    for name, region in (("alice", "amber"), ("bob", "amber"), ("carol", "birch")):
+        create_user(made.home, name, region, RealEnv().clock.wall_ms())
+    return made
+
+
+async def test_a_damaged_log_of_a_cell_of_one_goes_on_under_a_new_id(layout: Layout) -> None:
+    data, node = layout.node("amber").data_dir, str(layout.node("amber").directory)
+    async with LocalFederation(layout) as fed:
+        await fed.start_all()
+        for name in ("bob", "carol"):
+            async with open_client(layout.home.store(name)) as client:
+                await client.caught_up()
+        await send(layout, "bob", "one", "two")
+        await send(layout, "carol", "three")
+        assert await collect(layout, "carol", 1) == ["three"]
+        await fed.stop("birch")
+        await send(layout, "carol", "four", "five", wait="accepted")
+        fed.kill("amber")
+        await trio.sleep(0.2)
+
+        assert "good  " in await post("verify", str(data)) and "good  " in await post("verify", node)
+        before = json.loads(await post("inspect", "--json", node))
+        assert before["cell"] == "amber/1" and before["users"] == 2 and before["records"]["Submit"] == 5
+        assert before["waiting"] >= 4 and not before["findings"] and len(before["store"]) == 32
+        assert f"blocks       1 to {before['tip']}" in await post("inspect", str(data))
+
+        index = flip(data)
+        assert index == before["tip"] and f"block {index}" in await post("verify", node, status=Exit.FAILED)
+        assert "BAD" in await post("inspect", node, status=Exit.FAILED)
+        said = await post("repair", "--yes", node)
+        assert f"with blocks 1 to {index - 1}" in said and "What came after is lost: block" in said
+        assert "good  " in await post("verify", node)
+        after = json.loads(await post("inspect", "--json", node))
+        assert after["log"] != before["log"] and after["store"] != before["store"] and after["users"] == 2
+        assert after["checkpoint"] == after["tip"] == index - 1 and before["store"] in after["quarantine"][0]
+
+        await fed.start("amber")
+        await fed.start("birch")
+        assert await collect(layout, "bob", 2) == ["one", "two"]
+        await send(layout, "bob", "six")
+        assert await collect(layout, "bob", 1) == ["six"]
+        await send(layout, "carol", "seven")
+        got = await collect(layout, "carol", 2 + ("Submit" in _kinds_of(before, after)))
+        assert got[0] == "four" and got[-1] == "seven"
+
+
+def _kinds_of(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -> set[str]:
+    """Kinds of records of which nothing was lost."""
+    return {kind for kind, count in before["records"].items() if after["records"].get(kind) == count}
+
+
+async def test_an_older_copy_is_known_by_its_mark(layout: Layout) -> None:
+    data, node = layout.node("amber").data_dir, str(layout.node("amber").directory)
+    async with LocalFederation(layout) as fed:
+        await fed.start("amber")
+        await fed.stop("amber")
+        shutil.copytree(data, data.with_name("old"))
+        await fed.start("amber")
+        async with open_client(layout.home.store("bob")) as client:
+            await client.caught_up()
+        assert "StoreLocked" not in await post("verify", node, status=Exit.OPERATOR)
+        assert "another process holds this store" in await post("repair", "--yes", node, status=Exit.OPERATOR)
+        await fed.stop("amber")
+        (data / "log.sqlite-wal").unlink(missing_ok=True)
+        for file in data.with_name("old").glob("log.sqlite*"):
+            if file.suffix != ".mark":
+                shutil.copy(file, data)
+        assert "its mark says that it came to block" in await post("verify", node, status=Exit.FAILED)
+        said = await post("repair", "--yes", node)
+        assert "What came after is lost: it came to write" in said
+        await fed.start("amber")
+        async with open_client(layout.home.store("bob")) as client:
+            await client.caught_up()  # the log that is left has never heard of bob
+        await send(layout, "bob", "hello")
+
+
+async def test_what_cannot_be_repaired_is_left_alone(layout: Layout, tmp_path: Path) -> None:
+    data, node = layout.node("amber").data_dir, str(layout.node("amber").directory)
+    assert "there is nothing to repair" in (await post("repair", node, status=Exit.OPERATOR)).lower()
+    async with LocalFederation(layout) as fed:
+        await fed.start("amber")
+        async with open_client(layout.home.store("bob")) as client:
+            await client.caught_up()
+        await send(layout, "bob", "one", wait="accepted")
+        await fed.stop("amber")  # its last checkpoint is of its last block
+    flip(data, "min")
+    files = {path: path.read_bytes() for path in data.iterdir() if path.suffix != ".shm"}
+    said = await post("repair", "--yes", node, status=Exit.OPERATOR)
+    assert "nothing was changed" in said and "needs what is missing" in said
+    assert all((data / path.name).exists() for path in files) and not (data / "quarantine").exists()
+    await post("repair", node, status=Exit.INTERRUPTED)  # nobody says yes
+    assert "no node.toml" in await post("verify", str(tmp_path), status=Exit.OPERATOR)
+    assert "no store here" in await post("verify", str(layout.node("birch").directory), status=Exit.OPERATOR)

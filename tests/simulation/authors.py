@@ -1,0 +1,162 @@
+"""Who writes what to whom: letters inside and across regions, groups and their changes, new devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+import trio
+
+from tests.simulation.devices import SimDevice
+from tests.simulation.ledger import CANARY, Ledger, Letter
+from tests.simulation.network import Network
+from tests.simulation.options import Options
+from tests.simulation.people import REGIONS, Group, Person
+from tests.simulation.world import World
+
+LIFE_MS: Final = 86_400_000  # of a letter that must arrive
+
+
+class Authors:
+    """All people, devices and groups of a world."""
+
+    def __init__(self, world: World, net: Network, ledger: Ledger, options: Options) -> None:
+        self.world, self.net, self.ledger, self.options = world, net, ledger, options
+        self.random: Random = world.random("authors")
+        self.people: list[Person] = []
+        self.devices: list[SimDevice] = []
+        self.groups: list[Group] = []
+        self.start: Callable[[SimDevice], None] = lambda device: None
+        self._counters: dict[tuple[str, bytes], int] = {}
+        for region in REGIONS[: options.regions]:
+            for number in range(options.people):
+                person = Person(f"{region[:2]}{number + 1}", region)
+                self.people.append(person)
+                self._add(person, self.random.randint(1, options.devices))
+
+    def _add(self, person: Person, count: int) -> list[SimDevice]:
+        """New devices of a person, in one new version of the home record."""
+        names = [f"{person.name}/{len(person.devices) + number + 1}" for number in range(count)]
+        person.enrol(*names)
+        fresh = [
+            SimDevice(name, person, self.options.nodes, self.net, self.ledger, self.world.random(f"device {name}"))
+            for name in names
+        ]
+        self.devices += fresh
+        return fresh
+
+    def of(self, person: Person) -> list[SimDevice]:
+        return [device for device in self.devices if device.person is person]
+
+    def device(self, name: str) -> SimDevice:
+        return next(device for device in self.devices if device.name == name)
+
+    # --- tasks -------------------------------------------------------------------------------------
+    async def found_groups(self) -> None:
+        """Once everybody is at home, owners publish the first versions."""
+        while not all(person.known for person in self.people):
+            await trio.sleep(0.5)
+        for number in range(self.options.groups if len(self.people) > 1 else 0):
+            owner = self.random.choice(self.devices)
+            group = Group(f"group{number + 1}", owner.name)
+            others = [person for person in self.people if person is not owner.person]
+            members = [owner.person, *self.random.sample(others, self.random.randint(1, len(others)))]
+            self.groups.append(group)
+            await self._publish(group, owner, members)
+
+    async def _publish(self, group: Group, owner: SimDevice, members: list[Person]) -> None:
+        """Bring out a version and wait until the owner's home has answered."""
+        before = group.members.get(group.version, [])
+        gone = {device.name for person in before if person not in members for device in self.of(person)}
+        roster = group.publish(members)
+        self.world.trace("roster", group.name, group.version, len(members), len(gone))
+        for letter in self.ledger.letters:
+            if letter.target == group.id and letter.stored is None:
+                letter.required -= gone  # who has gone before it is admitted does not get it
+        own = owner.publish(roster)
+        while own in owner.out:
+            await trio.sleep(0.2)
+        group.usable = group.version
+
+    async def write(self) -> None:
+        """Letters at the given rate, until cancelled."""
+        while True:
+            await trio.sleep(self.random.expovariate(self.options.rate))
+            for _ in range(self.random.randint(1, self.options.burst) if self.random.random() < 0.2 else 1):
+                self._write_one()
+
+    def _write_one(self) -> None:
+        groups = [group for group in self.groups if group.usable]
+        if groups and self.random.random() < self.options.group_share:
+            self._to_group(self.random.choice(groups))
+            return
+        sender = self.random.choice(self.devices)
+        others = [person for person in self.people if person is not sender.person and person.known]
+        if not others or not sender.confirmed:
+            return
+        person = self.random.choice(others)
+        version = person.known
+        required = {name for name, since in person.devices.items() if since <= version}
+        regions = frozenset((sender.person.region, person.region))
+        self._say(sender, person.id, person.region, version, regions, required, frozenset(required))
+        if self.random.random() < self.options.lookups and sender.session is not None and sender.ready:
+            self.world.agenda.after(0.0, self.look_up, sender, person)
+
+    def look_up(self, sender: SimDevice, person: Person) -> None:
+        if sender.session is not None:
+            sender.session.wanted.append((person, self.random.choice([0, 0, person.known])))
+            sender.wake.unpark_all()
+
+    def _to_group(self, group: Group) -> None:
+        members = group.members[group.usable]
+        senders = [device for person in members for device in self.of(person) if device.confirmed]
+        if not senders:
+            return
+        sender = self.random.choice(senders)
+        staying = [person for person in members if person in group.members[group.version]]
+        required = {device.name for person in staying for device in self.of(person) if device.confirmed}
+        regions = frozenset(person.region for person in [sender.person, *members])
+        allowed = frozenset(person.name for person in members)
+        self._say(sender, group.id, "", group.usable, regions, required, allowed, group.regions)
+
+    def _say(
+        self, sender: SimDevice, target: bytes, hint: str, version: int, regions: frozenset[str], required: set[str],
+        allowed: frozenset[str], later: set[str] | None = None,
+    ) -> None:  # fmt: skip
+        short = self.random.random() < self.options.short_lived
+        place = (sender.name, target)
+        self._counters[place] = self._counters.get(place, 0) + 1
+        sender.say(
+            Letter(
+                len(self.ledger.letters), sender.name, self.random.randbytes(CANARY), target, not hint, hint, version,
+                self._counters[place], regions, required, allowed, self.random.randint(500, 30_000) if short else LIFE_MS, not short,
+                self.random.randint(40, self.options.size), trio.current_time(), later=set() if later is None else later,
+            )
+        )  # fmt: skip
+
+    # --- changes -----------------------------------------------------------------------------------
+    def enrol(self) -> None:
+        """Somebody gets a new device."""
+        person = self.random.choice(self.people)
+        if len(person.devices) < 8:
+            (device,) = self._add(person, 1)
+            self.world.trace("enrolled", device.name)
+            self.start(device)
+
+    async def regroup(self) -> None:
+        """A group's owner adds or removes somebody."""
+        ready = [group for group in self.groups if group.usable == group.version > 0]
+        if not ready:
+            return
+        group = self.random.choice(ready)
+        owner = self.device(group.owner)
+        members = list(group.members[group.version])
+        ever = {person for version in group.members.values() for person in version}
+        new = [person for person in self.people if person not in ever]
+        leaving = [person for person in members if person is not owner.person]
+        if new and (not leaving or self.random.random() < 0.5):
+            members.append(self.random.choice(new))
+        elif leaving:
+            members.remove(self.random.choice(leaving))
+        await self._publish(group, owner, members)

@@ -1,0 +1,142 @@
+"""The history that everybody writes into: what was said, what the relay answered, what reached whom, and when.
+
+A letter is what a user means to say once. It may go out as several envelopes (sealed anew after STALE), all with the
+same canary: random bytes that say, wherever they are found, whose letter lies there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from relay.core.wire import Code
+from tests.simulation.world import Trace, Violation
+
+MARK: Final = b"\xf0\x9f\x90\xa4"  # before every canary; four bytes that nothing else in a world contains
+CANARY: Final = 12  # bytes of a canary, its mark excluded
+_FIND: Final = re.compile(re.escape(MARK) + b"(.{%d})" % CANARY, re.DOTALL)
+
+
+@dataclass(eq=False, slots=True)
+class Letter:
+    """One thing that one device says. `required` devices must get it, `allowed` ones may (for a group: all devices of
+    the people that it names). A device is called person/number."""
+
+    number: int
+    sender: str
+    canary: bytes
+    target: bytes  # user or group
+    group: bool
+    hint: str  # region of the recipient; empty for a group
+    version: int
+    counter: int
+    regions: frozenset[str]  # where it may rest
+    required: set[str]
+    allowed: frozenset[str]
+    lifetime_ms: int
+    lasts: bool  # it lives long enough that it has to arrive
+    size: int
+    written: float  # virtual time
+    envelopes: list[bytes] = field(default_factory=list)  # ids, oldest first
+    expires_ms: int = 0  # of the newest envelope
+    accepted: float | None = None  # when ACCEPTED or STORED came first
+    stored: float | None = None
+    refused: int = 0  # the final refusal
+    later: set[str] = field(default_factory=set)  # regions that are ever in its group; shared by its letters
+    delivered: dict[str, float] = field(default_factory=dict)  # device name → when first
+
+    @property
+    def body(self) -> bytes:
+        head = MARK + self.canary + self.number.to_bytes(4, "big")
+        return head + bytes(max(0, self.size - len(head)))
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more is to be expected by its sender."""
+        return self.stored is not None or self.refused != 0
+
+
+class Ledger:
+    """All letters, by what they are found by."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.letters: list[Letter] = []
+        self._by_canary: dict[bytes, Letter] = {}
+        self._by_id: dict[bytes, Letter] = {}
+
+    def write(self, letter: Letter) -> None:
+        self.letters.append(letter)
+        self._by_canary[letter.canary] = letter
+        kind = "group letter" if letter.group else "letter"
+        self.trace(kind, letter.number, letter.sender, len(letter.required), letter.size)
+
+    def sealed(self, letter: Letter, envelope_id: bytes, expires_ms: int) -> None:
+        """The letter goes out as this envelope from now on."""
+        if letter.envelopes:
+            self.trace("sealed anew", letter.number)
+        letter.envelopes.append(envelope_id)
+        letter.expires_ms = expires_ms
+        self._by_id[envelope_id] = letter
+
+    def of(self, envelope_id: bytes) -> Letter | None:
+        return self._by_id.get(envelope_id)
+
+    def found_in(self, data: bytes) -> Iterator[Letter]:
+        """The letters whose canaries lie in `data`."""
+        if MARK in data:
+            for canary in _FIND.findall(data):
+                letter = self._by_canary.get(canary)
+                if letter is not None:
+                    yield letter
+
+    # --- what the relay answers ----------------------------------------------------------------------
+    def answered(self, device: str, letter: Letter, code: int, cell: str) -> None:
+        """An outcome reached the sender, as a receipt or as a notice."""
+        name = Code(code).name.lower()
+        self.trace(name, letter.number, device, cell)
+        if code == Code.EXPIRED and letter.lasts:
+            raise Violation(f"letter {letter.number} of {letter.sender} is said to have expired, and lives for a day")
+        now = trio.current_time()
+        if code in (Code.ACCEPTED, Code.STORED):
+            letter.accepted = letter.accepted if letter.accepted is not None else now
+            if code == Code.STORED and letter.stored is None:
+                letter.stored = now
+        elif Code(code).final and code != Code.STALE and not letter.refused:
+            letter.refused = code
+
+    def delivered(self, device: str, letter: Letter) -> bool:
+        """An envelope reached a device. False for a repetition, which the SDK drops."""
+        if device not in letter.allowed and device.partition("/")[0] not in letter.allowed:
+            raise Violation(f"letter {letter.number} of {letter.sender} was delivered to {device}, who is no recipient")
+        if device in letter.delivered:
+            self.trace("wire duplicate", letter.number, device)
+            return False
+        letter.delivered[device] = trio.current_time()
+        self.trace("delivered", letter.number, device)
+        return True
+
+    # --- the reckoning -------------------------------------------------------------------------------
+    def missing(self) -> list[tuple[Letter, str]]:
+        """What was acknowledged, not refused, has not expired, and is not with one of its recipients."""
+        return [
+            (letter, device)
+            for letter in self.letters
+            if letter.lasts and letter.accepted is not None and not letter.refused
+            for device in sorted(letter.required - letter.delivered.keys())
+        ]
+
+    def missing_at(self, device: str, before: float) -> Iterator[Letter]:
+        """What was stored before that time and has not reached `device`, newest first."""
+        for letter in reversed(self.letters):
+            stored = letter.lasts and not letter.refused and letter.stored is not None and letter.stored < before
+            if stored and device in letter.required and device not in letter.delivered:
+                yield letter
+
+    def open(self) -> list[Letter]:
+        """Letters whose sender still waits for an outcome."""
+        return [letter for letter in self.letters if not letter.settled]

@@ -1,0 +1,99 @@
+"""Who lives in a simulated federation: its root, its users with their signed home records, and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from relay.core.codec import digest, encode
+from relay.core.trust import (
+    Device, HomePayload, Member, Root, RootCell, RootNode, RootPayload, RootRegion, RosterCell, RosterHead, group_id,
+    make_part, sign_home, sign_root, sign_roster, verify_root,
+)
+from relay.core.wire import Roster
+from relay.limits import DAY
+from tests.simulation.keys import key, public
+from tests.simulation.world import START_MS
+
+REGIONS = ("norden", "sauda", "quito")
+LINKS_PORT, CLIENTS_PORT, ADMIN_PORT = 7000, 8000, 9000
+FAR = START_MS + 3650 * DAY
+
+
+def host_of(region: str, node: str) -> str:
+    """The network name of a node."""
+    return f"{node}.{region}"
+
+
+@lru_cache(maxsize=32)
+def make_root(nodes: int, regions: Sequence[str] = REGIONS) -> Root:
+    """A root document of regions with one cell of `nodes` nodes each."""
+    entries = []
+    for region in regions:
+        names = [f"n{number + 1}" for number in range(nodes)]
+        listed = tuple(
+            RootNode(name, f"{host_of(region, name)}:{LINKS_PORT}", (f"ws://{host_of(region, name)}:{CLIENTS_PORT}",))
+            for name in names
+        )
+        entries.append(RootRegion(region, b"", public(f"{region}/registrar"), (RootCell(f"{region}/1", listed),)))
+    payload = RootPayload(1, "simulated", 1, b"", FAR, (public("root"),), 1, tuple(entries))
+    return verify_root(sign_root(payload, [key("root")]), START_MS)
+
+
+class Person:
+    """A user: a home, devices, and the chain of signed home records."""
+
+    def __init__(self, name: str, region: str) -> None:
+        self.name, self.region, self.cell = name, region, f"{region}/1"
+        self.id = b""
+        self.devices: dict[str, int] = {}  # device name → version that enrolled it
+        self.chain: list[bytes] = []
+        self.known = 0  # the version that its home has said to have
+        self._last = b""
+
+    @property
+    def version(self) -> int:
+        return len(self.chain)
+
+    def enrol(self, *names: str) -> None:
+        """The next version of the home record, with these devices besides those that are there."""
+        for name in names:
+            self.devices[name] = self.version + 1
+        listed = tuple(Device(public(name), bytes(32), since) for name, since in self.devices.items())
+        payload = HomePayload(
+            1, self.id, self.version + 1, self._last, self.region, self.cell, public(self.name), listed, 0,
+            START_MS - DAY, FAR,
+        )  # fmt: skip
+        self._last = digest(encode(payload))
+        self.id = self.id or self._last
+        self.chain.append(sign_home(payload, key(self.name), key(f"{self.region}/registrar")))
+
+
+class Group:
+    """A group whose owner, a device, signs versions of its roster."""
+
+    def __init__(self, name: str, owner: str) -> None:
+        self.name, self.owner = name, owner
+        self.seed = digest(name.encode())
+        self.id = group_id(public(owner), self.seed)
+        self.version = 0
+        self.usable = 0  # the newest version that the owner's home has taken
+        self.members: dict[int, list[Person]] = {}  # by version
+        self.regions: set[str] = set()  # where members ever lived
+        self.since: dict[bytes, int] = {}
+        self._last = b""
+
+    def publish(self, members: Sequence[Person]) -> Roster:
+        """The next version, to be sent by the owner."""
+        self.version += 1
+        self.members[self.version] = list(members)
+        self.regions |= {person.region for person in members}
+        self.since = {person.id: self.since.get(person.id, self.version) for person in members}
+        parts = {}
+        for cell in sorted({person.cell for person in members}):
+            here = [Member(person.id, self.since[person.id]) for person in members if person.cell == cell]
+            parts[cell] = (len(here), make_part(self.version, here))
+        cells = tuple(RosterCell(cell, count, digest(part)) for cell, (count, part) in parts.items())
+        head = RosterHead(1, self.seed, self.version, self._last, public(self.owner), cells)
+        self._last = digest(encode(head))
+        return Roster(sign_roster(head, key(self.owner)), tuple((cell, part) for cell, (_, part) in parts.items()))

@@ -1,0 +1,214 @@
+"""One seed: a world with faults, its healing, and the reckoning."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+import trio
+
+from relay.errors import DiskFailed
+from tests.simulation.authors import Authors
+from tests.simulation.devices import SimDevice
+from tests.simulation.faults import Faults
+from tests.simulation.invariants import Checks, watching
+from tests.simulation.keys import signatures_once
+from tests.simulation.ledger import Ledger
+from tests.simulation.network import Network
+from tests.simulation.nodes import SimNode
+from tests.simulation.options import Options, bounds, derive
+from tests.simulation.people import REGIONS, make_root
+from tests.simulation.store import SimDisk
+from tests.simulation.world import Trace, Violation, World, simulate
+
+OUR_MISTAKES = ("connection_crashed", "link_handler_failed")  # what code logs when it did not expect an exception
+LOOK_S = 1.0  # seconds between two looks at everything
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a seed."""
+
+    seed: int
+    options: Options
+    digest: str  # of the trace
+    events: int
+    crashes: int
+    seconds: float  # virtual
+    took: float  # seconds of a processor
+    counts: Counter[str]
+    violation: str | None
+    newest: tuple[str, ...]  # the last lines of the trace, where there is a violation
+
+
+class Federation:
+    """Everything in one world."""
+
+    def __init__(self, world: World, options: Options) -> None:
+        self.world, self.options = world, options
+        self.net = Network(world, replace(options.weather))
+        self.ledger = Ledger(world.trace)
+        self.checks = Checks(self.ledger, world.trace)
+        self.net.watch = self.checks.sent
+        regions = REGIONS[: options.regions]
+        root = make_root(options.nodes, regions)
+        self.nodes = [
+            SimNode(world, self.net, root, region, f"n{number + 1}", self._disk(f"{region} {number}"), self.checks.written)
+            for region in regions
+            for number in range(options.nodes)
+        ]
+        self.checks.nodes = self.nodes
+        for node in self.nodes:
+            node.disk.flag = node.name == "n1"
+        self.authors = Authors(world, self.net, self.ledger, options)
+        self.faults = Faults(world, self.net, self.nodes, self.authors, options)
+
+    def _disk(self, name: str) -> Any:
+        random, options = self.world.random(f"disk {name}"), self.options
+
+        def delay() -> float:
+            seconds = options.disk * random.uniform(0.5, 1.5)
+            return seconds * 100 if random.random() < options.slow_disk else seconds
+
+        return SimDisk(random, delay)
+
+    async def run(self) -> None:
+        """Safety with faults, healing, liveness. Raises Violation."""
+        async with trio.open_nursery() as nursery:
+            for node in self.nodes:
+                node.start()
+                nursery.start_soon(node.run)
+            self.authors.start = lambda device: nursery.start_soon(device.run)
+            for device in list(self.authors.devices):
+                nursery.start_soon(device.run)
+            nursery.start_soon(self._look)
+            await self._safety()
+            self.faults.heal()
+            await self._liveness()
+            self._end()
+            nursery.cancel_scope.cancel()
+
+    async def _safety(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.authors.found_groups)
+            nursery.start_soon(self.authors.write)
+            nursery.start_soon(self.faults.run)
+            await trio.sleep(self.options.safety)
+            nursery.cancel_scope.cancel()
+
+    async def _liveness(self) -> None:
+        """Until everything has arrived; not longer than `heal`. Raises Violation."""
+        began = trio.current_time()
+        while not (self._served() and not self.ledger.open() and not self.ledger.missing()):
+            await trio.sleep(LOOK_S)
+            if trio.current_time() - began > self.options.heal:
+                break
+        self.world.trace("healed", round(trio.current_time() - began, 3))
+        self.checks.lost()
+        if not self._served():
+            away = [device.name for device in self.authors.devices if not device.ready]
+            raise Violation(f"{self.options.heal:.0f} s after healing not served: {', '.join(away)}")
+        if self.ledger.open():
+            letter = self.ledger.open()[0]
+            raise Violation(
+                f"{self.options.heal:.0f} s after healing letter {letter.number} of {letter.sender} (group:"
+                f" {letter.group}), accepted at {letter.accepted}, still has no final outcome"
+            )
+
+    def _served(self) -> bool:
+        return all(device.ready for device in self.authors.devices)
+
+    async def _look(self) -> None:
+        while True:
+            await trio.sleep(LOOK_S)
+            self.checks.bounded(self.nodes)
+            if self.options.nodes > 1:
+                self.checks.amnesia(self.nodes)
+            for node in self.nodes:
+                if node.ended is not None and not isinstance(node.ended, DiskFailed):
+                    raise Violation(f"{node} ended by itself: {node.ended}")
+
+    def _end(self) -> None:
+        self.checks.scan(self.nodes)
+        self.checks.at_rest(self.nodes)
+        for node in self.nodes:
+            assert node.env is not None
+            node.env.dead = True
+
+
+def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any) -> Result:
+    """Run a seed. `fixed` options are as given, instead of derived; `echo` gets every event as it happens."""
+    options = derive(seed, **fixed)
+    began = time.process_time()
+    found: list[str] = []
+    worlds: list[World] = []
+
+    async def main(world: World) -> None:
+        worlds.append(world)
+        federation = Federation(world, options)
+        with watching(federation.checks):
+            await federation.run()
+
+    with bounds(options.limits), signatures_once(), quiet(worlds, echo):
+        try:
+            simulate(seed, main, echo)
+        except BaseExceptionGroup as group:
+            found.append(reason(group))
+    world = worlds[0]
+    newest = tuple(world.trace.lines()) if found else ()
+    crashes = world.counts.pop("crash", 0)
+    return Result(
+        seed, options, world.trace.digest(), world.trace.events, crashes, world.ended, time.process_time() - began,
+        Counter(world.counts), found[0] if found else None, newest,
+    )  # fmt: skip
+
+
+def reason(group: BaseExceptionGroup[BaseException]) -> str:
+    """The violation in a group; or, where code raised what nobody expected, that with its traceback."""
+    leaves = list(_leaves(group))
+    for leaf in leaves:
+        if isinstance(leaf, Violation):
+            return str(leaf)
+    return "".join(traceback.format_exception(leaves[0]))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error
+
+
+@contextmanager
+def quiet(worlds: list[World], echo: Callable[[str], None] | None) -> Iterator[None]:
+    """What nodes log goes into the trace, from warnings up (with `echo`: all); what they log as a mistake of their own is a
+    violation."""
+    level = logging.DEBUG if echo is not None else logging.WARNING
+
+    def into_trace(_logger: Any, method: str, event: Any) -> Any:
+        name = event.pop("event")
+        trace: Trace = worlds[0].trace
+        if method in ("warning", "error", "critical"):
+            trace(f"log {name}")
+        if echo is not None:
+            echo(f"{trio.current_time():12.6f}    {method} {name} {event}")
+        if name in OUR_MISTAKES:
+            raise Violation(f"{name}: {event}")
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(
+        processors=[into_trace], wrapper_class=structlog.make_filtering_bound_logger(level), cache_logger_on_first_use=False
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
