@@ -1,4 +1,4 @@
-"""Power cuts need a C compiler, which a machine for `make test` need not have; .ci/run installs one and insists on it."""
+"""Power cuts need a C compiler, which a machine for `make test` need not have; .ci/run sees to it."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ relay to its promises at every frame (rule 18). Signatures are real."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
@@ -19,6 +18,7 @@ from tests.simulation.clock import SimClock
 from tests.simulation.frames import PING, Gone, Socket
 from tests.simulation.keys import key, public
 from tests.simulation.ledger import Ledger, Letter
+from tests.simulation.memory import Log, Out
 from tests.simulation.network import Host, Network
 from tests.simulation.people import CLIENTS_PORT, Person, host_of
 from tests.simulation.world import Violation
@@ -28,30 +28,6 @@ PING_S: Final = 30.0  # seconds without a byte before a ping, and again before t
 RECEIPT_S: Final = 30.0  # seconds for a receipt before another connection is tried
 STALES: Final = 2  # STALE answers in a row that end a connection
 MOST: Final = 64  # envelopes in one batch
-
-
-@dataclass(slots=True)
-class Out:
-    """Something that has no final outcome yet: an envelope of a letter, or a roster version."""
-
-    letter: Letter | None
-    data: bytes = b""
-    roster: wire.Roster | None = None
-    sent_on: int = 0  # the connection it went out on
-    sent_at: float = 0.0
-    not_before: float = 0.0
-    tries: int = 0
-
-
-@dataclass(slots=True)
-class Log:
-    """What a device knows of one log."""
-
-    at: dict[int, bytes] = field(default_factory=dict)  # position → envelope id
-    where: dict[bytes, int] = field(default_factory=dict)  # envelope id → position
-    top: int = 0  # the highest position that was received
-    empty: int = 0  # everything up to here was received, said EMPTY
-    acked: int = 0
 
 
 class SimDevice:
@@ -371,7 +347,7 @@ class Connection:
 
     async def _watch(self) -> None:
         """Also while the writer waits for a node that does not read."""
-        while trio.current_time() < self.heard + 2 * PING_S:
+        while trio.current_time() < self.heard + 2 * PING_S:  # noqa: ASYNC110 - a deadline that moves
             await trio.sleep_until(self.heard + 2 * PING_S)
         raise Gone("not a byte")
 

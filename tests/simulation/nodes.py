@@ -1,4 +1,4 @@
-"""Simulated machines that run real node code (cluster.node.serve_node): started, crashed, powered off, stopped, again."""
+"""Simulated machines that run real node code (cluster.node.serve_node): started, crashed, stopped, started again."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ class SimNode:
     """A machine with a disk, a clock, and at most one process."""
 
     def __init__(
-        self, world: World, net: Network, root: Root, region: str, name: str, disk: Any, saw: Callable[[str, bytes], None]
+        self, world: World, net: Network, root: Root, region: str, name: str, disk: Any,
+        saw: Callable[[str, bytes], None],
     ) -> None:
         self.world, self.net, self.root, self.region, self.name, self.disk = world, net, root, region, name, disk
         self.cell = f"{region}/1"
@@ -139,7 +140,8 @@ class SimNode:
     @staticmethod
     def _only_death(group: BaseExceptionGroup[BaseException]) -> None:
         """What a dead process raises is no matter; but a mistake of the code is one, dead or not."""
-        rest = group.split((PosthouseError, OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.Cancelled))
+        ends = (PosthouseError, OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.Cancelled)
+        rest = group.split(ends)
         if rest[1] is not None:
             raise rest[1]
 
@@ -150,7 +152,8 @@ class SimNode:
     def _config(self) -> NodeConfig:
         host = self.host.name
         listen = ListenSection(
-            links=Address(host, LINKS_PORT), admin=Address(host, ADMIN_PORT), clients=Address(host, CLIENTS_PORT), tls=False
+            links=Address(host, LINKS_PORT), admin=Address(host, ADMIN_PORT),
+            clients=Address(host, CLIENTS_PORT), tls=False,
         )
         base = Path("/simulated") / host
         paths = PathsSection(base / "root", base / "data", base / "key", base / "cert", base / "private")

@@ -16,7 +16,6 @@ import trio
 
 from relay.errors import DiskFailed
 from tests.simulation.authors import Authors
-from tests.simulation.devices import SimDevice
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Checks, watching
 from tests.simulation.keys import signatures_once
@@ -60,7 +59,9 @@ class Federation:
         regions = REGIONS[: options.regions]
         root = make_root(options.nodes, regions)
         self.nodes = [
-            SimNode(world, self.net, root, region, f"n{number + 1}", self._disk(f"{region} {number}"), self.checks.written)
+            SimNode(
+                world, self.net, root, region, f"n{number + 1}", self._disk(f"{region} {number}"), self.checks.written
+            )
             for region in regions
             for number in range(options.nodes)
         ]
@@ -189,7 +190,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def quiet(worlds: list[World], echo: Callable[[str], None] | None) -> Iterator[None]:
-    """What nodes log goes into the trace, from warnings up (with `echo`: all); what they log as a mistake of their own is a
+    """What nodes log goes into the trace, from warnings up (with `echo`: all); what they log as their own mistake is a
     violation."""
     level = logging.DEBUG if echo is not None else logging.WARNING
 
@@ -206,7 +207,8 @@ def quiet(worlds: list[World], echo: Callable[[str], None] | None) -> Iterator[N
 
     before = structlog.get_config()
     structlog.configure(
-        processors=[into_trace], wrapper_class=structlog.make_filtering_bound_logger(level), cache_logger_on_first_use=False
+        processors=[into_trace], wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=False,
     )
     try:
         yield

@@ -1,4 +1,4 @@
-"""One simulated world: one trio run in virtual time, everything random drawn from one seed, and a trace of what happened.
+"""One simulated world: one trio run in virtual time, everything random drawn from one seed, and a trace.
 
 Two runs of the same seed, code and options give the same trace, whatever PYTHONHASHSEED says: trio's own scheduler is
 seeded (as pytest-trio does for Hypothesis), the clock only moves when everybody waits, and no thread takes part.
@@ -64,7 +64,7 @@ def line(now: float, kind: str, what: tuple[object, ...]) -> str:
 
 
 class Agenda:
-    """What happens at a given virtual time: callbacks that do not wait. The clock itself runs them, in order of time, when
+    """What happens at a given virtual time: callbacks that do not wait. The clock runs them, in order of time, when
     it jumps: no task is woken for what is only under way."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Agenda:
         self._error: BaseException | None = None
 
     def at(self, when: float, callback: Callable[..., None], *args: Any) -> None:
-        """Call `callback(*args)` at virtual time `when`, rounded up to GRAIN_S, so that the world does not stop for every
+        """Call `callback(*args)` at virtual time `when`, rounded up to GRAIN_S, so that it does not stop for every
         one of them; what is due at the same time runs in the order of the calls."""
         heappush(self._heap, (math.ceil(when / GRAIN_S) * GRAIN_S, next(self._numbers), callback, args))
 

@@ -15,9 +15,7 @@ from relay.errors import DiskFailed, StoreDamaged, StoreForeign, StoreLocked
 from relay.journal.api import BlockRow, CheckpointHead, FactRow, Hard, LogStore, Write
 from relay.journal.portal import open_portal
 from tests.relay.journal.rigs import FRESH, RealRig, Rig, SimRig, another, opened, row, rows
-
-A, B, C = b"a" * 32, b"b" * 32, b"c" * 32  # keys of facts
-VOTER = b"V" * 16
+from tests.relay.journal.store_model import A, B, C, VOTER, Model
 
 
 @pytest.fixture(params=["real", "simulated"])
@@ -350,36 +348,6 @@ async def test_an_error_of_the_mark_fails_the_store(rig: Rig, write: Write) -> N
         assert store.behind is None and store.hard == (write.hard or Hard(2))
         assert await all_blocks(store) == [*rows(1, 5)[: (write.truncate_from or 6) - 1], *write.rows]
         await store.write(Write(hard=Hard(8)))
-
-
-# --- everything at once --------------------------------------------------------------------------
-class Model:
-    """What a store should hold."""
-
-    def __init__(self) -> None:
-        self.blocks: dict[int, BlockRow] = {}
-        self.facts: list[FactRow] = []
-        self.first, self.hard, self.commit = 1, Hard(), 0
-
-    @property
-    def last(self) -> int:
-        return max(self.blocks, default=self.first - 1)
-
-    def random_write(self, random: Random, number: int) -> Write:
-        cut = random.randint(self.first, self.last + 1) if random.random() < 0.3 else None
-        start = self.last + 1 if cut is None else cut
-        new = rows(start, start + random.randint(0, 3) - 1, number, fork=str(number))
-        self.blocks = {index: one for index, one in self.blocks.items() if index < start}
-        self.facts = [fact for fact in self.facts if fact[1] < start]
-        facts = [(random.choice([A, B, C]), one.index, b"%d" % number) for one in new]
-        self.blocks |= {one.index: one for one in new}
-        self.facts += facts
-        self.hard, self.commit = Hard(number, random.choice([b"", VOTER])), random.randint(0, self.last)
-        return Write(new, cut, self.hard, None, facts, self.commit)
-
-    def newest(self, upto: int) -> list[FactRow]:
-        found = {fact[0]: fact for fact in sorted(self.facts, key=lambda fact: fact[1]) if fact[1] <= upto}
-        return sorted(found.values())
 
 
 @pytest.mark.parametrize("seed", range(4))
