@@ -11,7 +11,7 @@ from cluster.core.linkwire import Peer
 from cluster.journal import Rejoin, open_raft
 from relay.core import records
 from relay.core.wire import Code
-from relay.errors import OperatorError, PosthouseError, Refused
+from relay.errors import PosthouseError, Refused
 from relay.journal.seal import StorageRing
 
 NODES = ("n1", "n2", "n3")
@@ -103,7 +103,7 @@ class Node:
                     await self._live()
                 except* Rejoin:
                     await trio.sleep(0.2)
-                except* OperatorError as group:
+                except* PosthouseError as group:
                     if not self.may_end:
                         raise
                     self.ended, *_ = leaves(group)

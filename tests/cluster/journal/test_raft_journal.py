@@ -178,7 +178,7 @@ async def test_a_founder_that_dies_before_its_first_block_still_founds_the_cell(
 
 
 async def test_a_removed_node_stays_away_until_it_is_let_in_again(tmp_path, make_env):
-    async with a_cell(tmp_path, make_env) as world:
+    async with a_cell(tmp_path, make_env, nodes=(*NODES, "n4")) as world:  # of three nobody goes: two bear no loss
         leader = await world.whole()
         gone = others(world, leader)[0]
         gone.may_end = True
@@ -190,8 +190,8 @@ async def test_a_removed_node_stays_away_until_it_is_let_in_again(tmp_path, make
         with pytest.raises(OperatorError, match="was removed"):
             async with open_raft(
                 world.path(gone.name), env=make_env(gone.name), ring=RING, residency=Anything(), cell=CELL,
-                federation=bytes(range(32)), node=gone.name, nodes=NODES,
-                links=FakeLinks(world.wires, gone.name, NODES),
+                federation=bytes(range(32)), node=gone.name, nodes=world.nodes,
+                links=FakeLinks(world.wires, gone.name, world.nodes),
             ):  # fmt: skip
                 pass
         await leader.journal.append([b"without it"])

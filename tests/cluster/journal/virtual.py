@@ -9,6 +9,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -35,10 +36,10 @@ class FlowingClock(FakeClock):
 class VirtualEnv(FakeEnv):
     """The machine of one node; it outlives its processes. Several may have the same `clock`."""
 
-    def __init__(self, name: str, clock: FakeClock) -> None:
-        super().__init__(sum(name.encode()))
+    def __init__(self, name: str, clock: FakeClock, salt: str = "") -> None:
+        super().__init__(int.from_bytes((name + salt).encode()))
         self.clock = clock
-        self.disk = SimDisk(Random(name))
+        self.disk = SimDisk(Random(name + salt))
         self.process = SimpleNamespace(dead=False)
 
     async def open_store(self, directory: Path, fresh: Meta) -> LogStore:
@@ -57,6 +58,9 @@ def run_virtually(function: Callable[..., Any], *, clock: Any, instruments: Any)
     return trio.run(function, clock=MockClock(autojump_threshold=0), instruments=instruments)
 
 
+virtually = pytest.mark.trio(run=run_virtually)  # of each test: a module's mark comes after pytest-trio's own
+
+
 def anything(name: str) -> Residency:
     return Anything()
 
@@ -64,13 +68,14 @@ def anything(name: str) -> Residency:
 @asynccontextmanager
 async def virtual_cell(
     path: Path, nodes: tuple[str, ...] = NODES, clock: FakeClock | None = None,
-    residency: Callable[[str], Residency] = anything,
+    residency: Callable[[str], Residency] = anything, salt: str = "",
 ) -> AsyncIterator[Any]:  # fmt: skip
-    """A whole cell: all of `nodes` vote, and have the same blocks. `world.machines`: their environments."""
+    """A whole cell: all of `nodes` vote, and have the same blocks. `world.machines`: their environments; what is random
+    there is the same each time, but for another `salt`."""
     clock, machines = clock or FlowingClock(), dict[str, VirtualEnv]()
 
     def machine(name: str) -> VirtualEnv:
-        return machines.setdefault(name, VirtualEnv(name, clock))
+        return machines.setdefault(name, VirtualEnv(name, clock, salt))
 
     async with a_cell(path, machine, nodes, residency) as world:
         world.machines = machines
