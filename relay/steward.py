@@ -10,15 +10,17 @@ import trio
 
 from relay.core import records
 from relay.core.mailroom import reading
+from relay.core.mailroom.checkpoint import ROW_BYTES
 from relay.core.mailroom.state import Source, split_key
 from relay.delivery import Delivery
 from relay.errors import Overloaded, ResidencyError, StoreDamaged
 from relay.intake import Intake
-from relay.limits import CARRY_BATCH, CARRY_LIVE_SHARE, CARRY_STRETCH, CHECKPOINT_AHEAD, MAX_CHECKPOINT_ROW
+from relay.limits import CARRY_BATCH, CARRY_LIVE_SHARE, CARRY_STRETCH, CHECKPOINT_AHEAD
 from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
 _log = structlog.get_logger("relay.steward")
+_ROWS_AHEAD = CHECKPOINT_AHEAD // (2 * ROW_BYTES)  # a row is closed when it passes ROW_BYTES
 _LOOK_S = 1.0  # seconds between two looks: how late an expiry may be in an idle log
 _APPLY_S = 5.0  # seconds for a carry to be applied; checkpoints and ticks wait as long
 _PUT_OFF_S = 30.0  # seconds before a carry that did not work is tried again
@@ -67,13 +69,18 @@ class Steward:
             if index == self._saved:
                 task_status.started()
                 return
-            ahead, behind = trio.open_memory_channel[bytes](CHECKPOINT_AHEAD // MAX_CHECKPOINT_ROW)
+            ahead, behind = trio.open_memory_channel[bytes](_ROWS_AHEAD)
+            made = 0
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._journal.save_checkpoint, index, behind)
                 with self._delivery.still(), ahead:
                     for row in self._delivery.room.checkpoint():
+                        if made == _ROWS_AHEAD:  # not before: sealing and writing would only make the pause longer
+                            nursery.start_soon(self._journal.save_checkpoint, index, behind)
                         await ahead.send(row)
+                        made += 1
                 task_status.started()
+                if made <= _ROWS_AHEAD:
+                    nursery.start_soon(self._journal.save_checkpoint, index, behind)
             self._saved, self._renew = index, False
             await self._journal.release(min(floor, index + 1))
             _log.debug("checkpoint", index=index, floor=floor)
