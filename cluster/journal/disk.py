@@ -237,16 +237,26 @@ class RaftDisk(LogDisk):
             raise
 
     async def facts_part(self, after: bytes) -> list[linkwire.Fact]:
-        """Facts of the residency check with keys above `after`, in order: as many as one answer should bring."""
+        """Facts of the residency check with keys above `after`, in order: as many as one answer should bring. Raises
+        StoreDamaged; nobody else has these facts in this order, so that the store is given up."""
         found: list[linkwire.Fact] = []
         size = 0
-        for key, index, sealed in await self.store.facts(after, self.tail.tip):
-            value = self.sealer.open_fact(key, sealed)
-            size += len(value)
-            if found and size > READ_BATCH:
-                break
-            found.append(linkwire.Fact(key, index, value))
+        try:
+            for key, index, sealed in await self.store.facts(after, self.tail.tip):
+                value = self.sealer.open_fact(key, sealed)
+                size += len(value)
+                if found and size > READ_BATCH:
+                    break
+                found.append(linkwire.Fact(key, index, value))
+        except StoreDamaged as error:
+            self.give_up(error, error.text)
+            raise
         return found
+
+    def give_up(self, error: StoreDamaged, why: str) -> None:
+        """This store is no good any more: the journal ends, and so does this life of the node."""
+        self.doomed = why
+        self.tail.end(error)
 
     @asynccontextmanager
     async def staging(self, index: int) -> AsyncIterator[Stage]:

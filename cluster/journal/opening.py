@@ -21,7 +21,7 @@ from cluster.journal.shapes import from_members, members_in, to_members
 from cluster.journal.snapshots import Snapshots
 from cluster.links import Links
 from relay.core.block import GENESIS, Block
-from relay.errors import ProtocolError, StoreDamaged, StoreForeign
+from relay.errors import DiskFailed, ProtocolError, StoreDamaged, StoreForeign
 from relay.journal.api import LogStore, Meta, StoreEnv
 from relay.journal.database import found_in
 from relay.journal.rows import Sealer
@@ -108,6 +108,8 @@ def _damage_in(error: BaseException, file: Path) -> str:
     another one, is not about this store: its bytes are as they were written, and every node's are."""
     if isinstance(error, BaseExceptionGroup):
         return next(filter(None, (_damage_in(one, file) for one in error.exceptions)), "")
+    if isinstance(error, DiskFailed) and error.__cause__ is not None:  # of a write that found it
+        return _damage_in(error.__cause__, file)
     return error.text if isinstance(error, StoreDamaged) and str(file) in error.text else ""
 
 

@@ -79,8 +79,7 @@ class Repairs:
             if kept is not None:
                 return kept
             if without >= majority_of(self._journal.nodes):  # then they are a cell without this store, too
-                self._disk.doomed = f"{error.text}; and no other node has that block"
-                self._disk.tail.end(error)
+                self._disk.give_up(error, f"{error.text}; and no other node has that block")
                 raise error
             _log.warning("block_not_found", index=index, answered=without)
             await trio.sleep(_AGAIN_S)

@@ -159,7 +159,9 @@ class Database:
         try:
             return await self.run(function, *args, **named)
         except (StoreDamaged, StoreLocked) as error:
-            self._fail(DiskFailed(error.text, error.remedy))
+            failed = DiskFailed(error.text, error.remedy)
+            failed.__cause__ = error  # it is not the disk that fails: who hears of it must be able to tell
+            self._fail(failed)
             raise
         except (DiskFailed, trio.ClosedResourceError):
             raise

@@ -209,3 +209,36 @@ async def test_a_node_whose_stores_are_set_aside_one_after_the_other_stops(
     with pytest.raises(OperatorError, match=r"3 stores in a row.*block 7 rotted") as caught:
         await node.serve_node(config, kit, node.Stop())
     assert "disk" in caught.value.remedy and lived == lives[:7]
+
+
+async def test_a_node_scrubs_what_it_keeps_and_renews_a_checkpoint_that_rotted(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("relay.journal.scrub.SCRUB_FIRST_S", 0.01)
+    monkeypatch.setattr("relay.steward._LOOK_S", 0.01)
+    config, _ = make(tmp_path)
+    with trio.fail_after(8), structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run_node, config)
+            signal.raise_signal(signal.SIGTERM)
+    file, damage = config.paths.data / "log.sqlite", "UPDATE checkpoint_row SET sealed = zeroblob(60)"
+    checks = node.SoloJournal.load_checkpoint
+
+    async def load_and_damage(journal: Any) -> Any:
+        """After the start has read it, before the scrubber does."""
+        saved = await checks(journal)
+        await journal.disk.store._db.run(lambda connection: connection.execute(damage))
+        return saved
+
+    monkeypatch.setattr(node.SoloJournal, "load_checkpoint", load_and_damage)
+    with trio.fail_after(8), structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run_node, config)
+            while not any(entry["event"] == "checkpoint_damaged" for entry in logs):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            await trio.sleep(0.2)
+            signal.raise_signal(signal.SIGTERM)
+    assert any(str(file) in entry["text"] for entry in logs if entry["event"] == "checkpoint_damaged")
+    monkeypatch.setattr(node.SoloJournal, "load_checkpoint", checks)
+    async with _journal(config) as journal:
+        assert await journal.load_checkpoint() is not None

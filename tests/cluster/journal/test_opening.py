@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -258,6 +259,25 @@ async def test_a_database_that_turns_out_to_be_broken_while_it_is_written(opened
         async with opened() as cell, trio.open_nursery() as nursery:
             monkeypatch.setattr("relay.journal.store._change", corrupt)
             nursery.start_soon(cell.run)
+            await trio.sleep_forever()
+    assert aside(tmp_path) == [made.hex()]
+
+
+async def test_a_broken_database_is_found_whoever_wrote_to_it(opened, made, tmp_path, monkeypatch):
+    """Who takes a snapshot blames the other node for what does not verify; the store has failed all the same, and says
+    why: the node must not take that for a disk that may come back."""
+
+    def corrupt(*_):
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT"
+        raise error
+
+    with pytest.raises(StoreSetAside, match="malformed"), trio.fail_after(10):
+        async with opened() as cell, trio.open_nursery() as nursery:
+            nursery.start_soon(cell.run)
+            monkeypatch.setattr("relay.journal.database.transact", corrupt)
+            with suppress(StoreDamaged):
+                await cell.journal.disk.store.clear_unfinished(0)
             await trio.sleep_forever()
     assert aside(tmp_path) == [made.hex()]
 

@@ -265,3 +265,21 @@ async def test_a_checkpoint_that_rotted_is_not_given_as_a_snapshot(world):
     with pytest.raises(StoreDamaged):
         await leader.cell.answer(peer, linkwire.FetchCheckpoint(leader.journal.log_id, 8, 0))
     assert asked == [True] and leader.lives == 1
+
+
+async def test_a_leader_whose_facts_rotted_gives_up_its_store_and_leads_no_more(world):
+    """They are not in the log any more when its blocks are gone: they are not to be had block by block."""
+    node, peer = world.leader(), Peer("norden", CELL, "n9")
+    old, log_id = node.journal.own.store, node.journal.log_id
+    await node.journal.append([b"fact one"])
+    await change(node, "UPDATE fact SET sealed = zeroblob(60)")
+    with pytest.raises(StoreDamaged):
+        await node.cell.answer(peer, linkwire.FetchFacts(log_id, b""))
+    others = [one for one in world.running.values() if one is not node]
+
+    def replaced():
+        members = others[0].journal.raft.members
+        return old not in members.ids and len(members.voters) == 3
+
+    await world.until(replaced)
+    assert [one.name.split("-")[1] for one in (world.path(node.name) / "quarantine").iterdir()] == [old.hex()]
