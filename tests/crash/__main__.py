@@ -21,7 +21,7 @@ from tests.crash.checker import Verdict
 from tests.crash.flips import UNNOTICED
 from tests.crash.kinds import KINDS
 from tests.crash.lines import Lines, enter
-from tests.crash.site import RATE, Site, now_ms, open_site
+from tests.crash.site import BACK_S, RATE, Site, now_ms, open_site
 
 _LOAD_S = (3.0, 6.0)  # of load before something happens
 _AFTER_S = 1.0  # and after it
@@ -32,25 +32,27 @@ class Tool:
 
     def __init__(self, options: argparse.Namespace, lines: Lines | None) -> None:
         self._options, self._lines = options, lines
+        self._synced = options.sync == "all"
         self.rounds = 0
         self.counts: Counter[str] = Counter()
         self.totals = Verdict()
-        self.hangs = self.tracebacks = 0
+        self.hangs = self.tracebacks = self.early = 0
         self._rates: list[float] = []
         self._pauses: list[int] = []
 
     # --- rounds ----------------------------------------------------------------------------------
     async def run(self, directory: Path) -> None:
         """All rounds: on one cell, as long as it is well; where nodes do not sync, each on a new one."""
-        wanted, synced = self._options.rounds, self._options.sync == "all"
-        while self.rounds < wanted and not (synced and self.hangs):
+        wanted = self._options.rounds
+        while self.rounds < wanted and not (self._synced and self.hangs):
             place = directory / f"from-{self.rounds + 1}"
             place.mkdir()
-            await self._on_a_site(place, self._options.seed + self.rounds, wanted if synced else 1)
+            await self._on_a_site(place, self._options.seed + self.rounds, wanted if self._synced else 1)
 
     async def _on_a_site(self, place: Path, seed: int, rounds: int) -> None:
         options = self._options
         async with open_site(place, self._lines, seed, options.sync, options.rate) as site:
+            site.back_s = BACK_S if self._synced else BACK_S / 4  # what is lost does not come back
             for _ in range(rounds):
                 self.rounds += 1
                 name = options.kind[(self.rounds - 1) % len(options.kind)]
@@ -59,7 +61,7 @@ class Tool:
                     text = await self._round(site, name)
                 except Hang as hang:
                     self.hangs += 1
-                    text = f"HANG: {hang}"
+                    text = f"did not come back: {hang}"
                 site.checker.settle()
                 self._say(name, text, site)
                 if self.hangs > hangs:
@@ -69,13 +71,14 @@ class Tool:
     async def _round(self, site: Site, name: str) -> str:
         """Load, a strike, the way back, and everything that was acknowledged. Raises Hang."""
         rng = site.rng
-        away = rng.sample(range(site.devices), site.devices // 2)
+        away = rng.sample(range(1, site.devices), site.devices // 2)  # device 0 publishes the group's roster
         await site.order(f"away {' '.join(map(str, away))}")  # what waits for them is only in the cell
         await site.order("send")
         started = now_ms()
         await trio.sleep(rng.uniform(*_LOAD_S))
         struck = now_ms()
         rate = site.checker.rate(started, struck)
+        self._rates.append(rate)
         text, counts = await KINDS[name](site)
         self.counts += counts
         whole = await site.whole()
@@ -83,7 +86,6 @@ class Tool:
         pause = site.checker.pause(struck, now_ms())
         await trio.sleep(_AFTER_S)
         await site.drain()
-        self._rates.append(rate)
         self._pauses.append(pause)
         return f"{rate:.0f} acks/s; {text}; no ack for {pause} ms, whole {whole:.1f} s after"
 
@@ -102,10 +104,11 @@ class Tool:
     def _add(self, site: Site) -> None:
         for name in Verdict.__slots__:
             setattr(self.totals, name, getattr(self.totals, name) + getattr(site.checker.verdict, name))
-        for finding in site.checker.findings:
+        self.early += len(site.cell.early)
+        for finding in [*site.checker.findings[: 20 if self._synced else 3], *site.cell.early]:
             print(f"  {finding}", flush=True)
         for node in site.cell.nodes:
-            for words in node.ended[:5]:
+            for words in node.ended[: 5 if self._synced else 1]:
                 print(f"  {words}", flush=True)
         self.tracebacks += site.cell.tracebacks()
 
@@ -118,15 +121,16 @@ class Tool:
             f"crash: {self.rounds} rounds, seed {self._options.seed}, {total.acknowledged} acknowledged{rate}, "
             f"{total.delivered} delivered{counts}{pauses}, {total.reconnects} reconnects, {total.refused} refused, "
             f"{total.wire_duplicates} wire duplicates, {total.late} late after a retry, {self.tracebacks} tracebacks, "
+            f"{self.early} voted too early, "
             f"hangs {self.hangs}, wrong {total.wrong}, "
             f"lost {total.lost}, duplicated {total.duplicated}, reordered {total.reordered}"
         )
 
     @property
     def failed(self) -> bool:
-        if self._options.sync != "all":
+        if not self._synced:
             return not self.totals.lost
-        return not self.totals.clean or self.hangs > 0 or self.counts[UNNOTICED] > 0
+        return not self.totals.clean or self.hangs + self.early > 0 or self.counts[UNNOTICED] > 0
 
 
 def _options() -> argparse.Namespace:

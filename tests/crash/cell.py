@@ -18,6 +18,7 @@ from random import Random
 import trio
 
 from cluster.control import CellView
+from cluster.control.api import KEEPS_UP
 from cluster.control.pages import ask_view
 from cluster.env import RealEnv
 from cluster.local import Layout, NodeLayout, make_federation
@@ -64,8 +65,10 @@ class Node:
                 status = await self._process.wait()
             finally:
                 self._process.kill()
-                if self._process.stdin is not None:
-                    await self._process.stdin.aclose()
+                with trio.CancelScope(shield=True):
+                    await self._process.wait()
+                    if self._process.stdin is not None:
+                        await self._process.stdin.aclose()
             self._gone.set()
             if self._wanted.is_set():
                 self.ended.append(f"{self.layout.name} ended with {status}: {self._last_line()}")
@@ -104,6 +107,10 @@ class Node:
         if self._process is not None:
             await self._gone.wait()
 
+    def undo_size(self) -> int:
+        """Bytes of what it could take back: they change with every write."""
+        return sum(log.stat().st_size for log in self.undo.glob("log.*"))
+
     def forget(self) -> None:
         """What is on the disk now counts as durable: somebody else changed it."""
         shutil.rmtree(self.undo, ignore_errors=True)
@@ -128,6 +135,8 @@ class Cell:
     def __init__(self, directory: Path, lines: Lines | None, *, synced: str = "all") -> None:
         """`synced`: "all", or what tests.crash.unsynced takes: a way in which nodes do not sync."""
         self.lines = lines
+        self.early: list[str] = []  # stores that were given a vote before they had caught up, in words
+        self._voted: set[str] = set()
         self.layout: Layout = make_federation(directory, [REGION], RealEnv(), nodes=NODES, tls=False)
         layouts = self.layout.nodes(REGION)
         for number, node in enumerate(layouts):
@@ -170,10 +179,20 @@ class Cell:
         views: list[CellView | None] = []
         while time.monotonic() - started < deadline_s:
             views = [await node.view() for node in self.nodes]
+            self._watch([view for view in views if view and view.leader == view.node])
             if all(views) and self._agree([view for view in views if view]):
                 return time.monotonic() - started
             await trio.sleep(_POLL_S)
         raise Hang(f"the cell is not whole after {deadline_s:.0f} s: {'; '.join(map(_in_words, views))}")
+
+    def _watch(self, leading: Sequence[CellView]) -> None:
+        """A store that has a vote for the first time has about everything."""
+        for view in leading:
+            for one in view.voters:
+                fresh = self._voted and one.store not in self._voted
+                if fresh and (one.behind is None or one.behind > KEEPS_UP):
+                    self.early.append(f"{one.node}'s store {one.store} had a vote while {one.behind} blocks behind")
+                self._voted.add(one.store)
 
     @staticmethod
     def _agree(views: Sequence[CellView]) -> bool:

@@ -52,12 +52,23 @@ async def kill_all(site: Site) -> tuple[str, Tally]:
 async def power(site: Site) -> tuple[str, Tally]:
     """The power of all nodes at once."""
     nodes, strict = site.cell.nodes, site.rng.random() < 0.3
+    await _writing(site)
     await site.cell.kill(nodes)
     total = sum((node.cut(site.rng, strict) for node in nodes), Cut())
     site.cell.start()
     unsynced = total.dropped + total.torn + total.kept
     text = f"{unsynced} unsynced writes: {total.dropped} dropped, {total.torn} torn, {total.kept} kept"
     return text, Tally({"power cuts": 1, "kills": len(nodes), "unsynced writes": unsynced, "dropped": total.dropped})
+
+
+async def _writing(site: Site) -> None:
+    """Wait until some node is in the midst of a commit, which takes a small part of the time."""
+    node = site.rng.choice(site.cell.nodes)
+    before = node.undo_size()
+    with trio.move_on_after(1.0):
+        while node.undo_size() == before:  # noqa: ASYNC110 - it is another process
+            await trio.sleep(0.0002)
+    await trio.sleep(site.rng.uniform(0.0, 0.003))
 
 
 async def wiped(site: Site) -> tuple[str, Tally]:
@@ -67,6 +78,17 @@ async def wiped(site: Site) -> tuple[str, Tally]:
     _replace(node, None)
     node.start()
     return f"emptied {_names([node])}", Tally({"wiped": 1, "kills": 1})
+
+
+async def rolling(site: Site) -> tuple[str, Tally]:
+    """All disks are replaced by empty ones, one after the other, while mail waits: in the end no store is left that was
+    there when it came."""
+    for node in site.rng.sample(site.cell.nodes, len(site.cell.nodes)):
+        await node.killed()
+        _replace(node, None)
+        node.start()
+        await site.whole()
+    return "emptied one node after the other", Tally({"wiped": 3, "kills": 3})
 
 
 async def restored(site: Site) -> tuple[str, Tally]:
@@ -188,6 +210,6 @@ def _names(nodes: list[Node]) -> str:
 
 
 KINDS: dict[str, Kind] = {
-    "kill1": kill_one, "kill2": kill_two, "kill3": kill_all, "power": power, "wiped": wiped, "old": restored,
-    "flips": flipped, "full": full, "stop": stopped, "links": links,
+    "kill1": kill_one, "kill2": kill_two, "kill3": kill_all, "power": power, "wiped": wiped,
+    "rolling": rolling, "old": restored, "flips": flipped, "full": full, "stop": stopped, "links": links,
 }  # fmt: skip

@@ -22,7 +22,7 @@ from tests.crash.people import Orders, populate
 
 USERS = 12
 RATE = 800.0  # messages a second that the load offers
-_BACK_S = 90.0  # for a cell to be whole again, and for everything to arrive after that
+BACK_S = 90.0  # for a cell to be whole again, and for everything to arrive after that
 _LOOK_S = 0.05
 
 
@@ -31,6 +31,7 @@ class Site:
 
     def __init__(self, cell: Cell, checker: Checker, process: trio.Process, rng: Random) -> None:
         self.cell, self.checker, self.rng = cell, checker, rng
+        self.back_s = BACK_S
         self._process = process
         self.devices = sum(map(len, checker.devices))
 
@@ -67,15 +68,15 @@ class Site:
         await self._until(lambda: not checker.missing(), "every acknowledged envelope to come")
 
     async def _until(self, holds: Callable[[], bool], what: str) -> None:
-        with trio.move_on_after(_BACK_S):
+        with trio.move_on_after(self.back_s):
             while not holds():  # noqa: ASYNC110 - the history has no bell
                 await trio.sleep(_LOOK_S)
             return
-        raise Hang(f"waited {_BACK_S:.0f} s for {what}")
+        raise Hang(f"waited {self.back_s:.0f} s for {what}")
 
     async def whole(self) -> float:
         """Wait until the cell is whole; s. Raises Hang."""
-        return await self.cell.whole(_BACK_S)
+        return await self.cell.whole(self.back_s)
 
 
 def now_ms() -> int:
@@ -108,7 +109,7 @@ async def open_site(
             await site.connected(site.devices)
             yield site
         finally:
+            nursery.cancel_scope.cancel()
             process.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
-        nursery.cancel_scope.cancel()
