@@ -8,7 +8,7 @@ import sys
 
 _COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 _CAN_CUT = sys.platform == "linux" and _COMPILER
-_CUTS = ["test_powercut.py", "test_powercut_model.py"]
+_CUTS = ["test_crash.py", "test_powercut.py", "test_powercut_model.py"]
 collect_ignore = [] if _CAN_CUT or os.environ.get("CI") else _CUTS
 
 

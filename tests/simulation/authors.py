@@ -55,7 +55,7 @@ class Authors:
     # --- tasks -------------------------------------------------------------------------------------
     async def found_groups(self) -> None:
         """Once everybody is at home, owners publish the first versions."""
-        while not all(person.known for person in self.people):  # noqa: ASYNC110 - of many devices
+        while not all(person.known for person in self.people):  # noqa: ASYNC110 - of many at once
             await trio.sleep(0.5)
         for number in range(self.options.groups if len(self.people) > 1 else 0):
             owner = self.random.choice(self.devices)
@@ -75,7 +75,7 @@ class Authors:
             if letter.target == group.id and letter.stored is None:
                 letter.required -= gone  # who has gone before it is admitted does not get it
         own = owner.publish(roster)
-        while own in owner.out:  # noqa: ASYNC110 - its device says nothing of it
+        while own in owner.out:  # noqa: ASYNC110 - it is simple, and costs nothing
             await trio.sleep(0.2)
         group.usable = group.version
 
@@ -131,8 +131,7 @@ class Authors:
             Letter(
                 len(self.ledger.letters), sender.name, self.random.randbytes(CANARY), target, not hint, hint, version,
                 self._counters[place], regions, required, allowed,
-                self.random.randint(500, 30_000) if short else LIFE_MS,
-                not short,
+                self.random.randint(500, 30_000) if short else LIFE_MS, not short,
                 self.random.randint(40, self.options.size), trio.current_time(),
                 later=set() if later is None else later,
             )

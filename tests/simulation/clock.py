@@ -1,4 +1,4 @@
-"""The clocks of one machine: an offset that may jump, a drift that may change, and a clock that only drifts."""
+"""The clocks of one machine: a wall clock that may jump and drift, and a monotonic one that only drifts."""
 
 from __future__ import annotations
 

@@ -159,6 +159,10 @@ class Faults:
             if backup is None:
                 self._backups[node.cell] = node.disk.copy()
             elif backup.meta.store == node.disk.content.meta.store:
+                has, others = backup.has(), [one for one in self.nodes if one.cell == node.cell and one is not node]
+                known = [one.disk.content.state.known.get(has.store, 0) for one in others if one.disk.content]
+                if min(known) > has.term << 40 | has.index:  # whoever is asked knows better
+                    node.disk.rolled_back.add(has.store)
                 node.disk.restore(backup, mark=True)
                 self.trace("old copy restored", node.host.name)
             self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)

@@ -1,10 +1,10 @@
 """What must hold while a world runs, and at its end (DESIGN section 10). What is seen on one connection is checked by
-the device itself (tests.simulation.devices)."""
+the device itself (tests.simulation.session)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import trio
@@ -16,6 +16,7 @@ from relay.core.block import Block
 from relay.core.envelope import To, read_header
 from relay.core.trust import verify_roster
 from relay.delivery import Delivery
+from relay.errors import ProtocolError
 from relay.gateway.connection import Connection
 from relay.limits import MAX_MAILBOX, MAX_OUTBOX
 from tests.simulation.ledger import Ledger
@@ -73,10 +74,11 @@ class Checks:
             raise Violation(f"{node}: block {block.index} is stamped {ahead / 1000:.1f} s ahead of the time")
 
     # --- residency -----------------------------------------------------------------------------------
-    def written(self, region: str, data: bytes) -> None:
-        """A disk of `region` gets these bytes."""
-        if len(data) > 1 and data[0] >> 4 == 9 and data[1] in _TELLING:
-            self._told_of_group(region, records.decode_record(data))
+    def written(self, region: str, data: bytes, is_record: bool = False) -> None:
+        """A disk of `region` gets these bytes: a record of a block, or something else."""
+        if is_record and len(data) > 1 and data[0] >> 4 == 9 and data[1] in _TELLING:
+            with suppress(ProtocolError):  # the head of a checkpoint may begin like that, too
+                self._told_of_group(region, records.decode_record(data))
         for letter in self.ledger.found_in(data):
             self.trace.counts["canary at rest"] += 1
             if region in letter.later - letter.regions:

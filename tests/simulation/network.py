@@ -111,7 +111,7 @@ class Network:
         return base * (1 + weather.jitter * self.random.random())
 
     def repeated(self) -> float:
-        """Seconds that a segment is late because it was lost, perhaps often; inf when that ends the connection."""
+        """Seconds that a segment is late because it was lost, some times in a row; inf where that ends it."""
         loss = self.weather.loss
         if loss == 0.0:
             return 0.0

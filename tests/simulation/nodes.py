@@ -1,4 +1,4 @@
-"""Simulated machines that run real node code (cluster.node.serve_node): started, crashed, stopped, started again."""
+"""Simulated machines that run real node code (cluster.node.serve_node): started, crashed, stopped, and again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SimNode:
 
     def __init__(
         self, world: World, net: Network, root: Root, region: str, name: str, disk: Any,
-        saw: Callable[[str, bytes], None],
+        saw: Callable[[str, bytes, bool], None],
     ) -> None:
         self.world, self.net, self.root, self.region, self.name, self.disk = world, net, root, region, name, disk
         self.cell = f"{region}/1"
@@ -62,7 +62,7 @@ class SimNode:
         self.random: Random = world.random(f"node {self.host.name}")
         self.clock = SimClock(boot_ms=self.random.randrange(1_000_000))
         self.clock.node = self  # type: ignore[attr-defined]  # by which the checks know whose Delivery they look at
-        self.ring = OpenRing(lambda data: saw(region, data))
+        self.ring = OpenRing(lambda data, is_record: saw(region, data, is_record))
         self.env: SimEnv | None = None
         self.delivery: Delivery | None = None  # of the present life, once there is one
         self.scope = trio.CancelScope()
@@ -140,8 +140,8 @@ class SimNode:
     @staticmethod
     def _only_death(group: BaseExceptionGroup[BaseException]) -> None:
         """What a dead process raises is no matter; but a mistake of the code is one, dead or not."""
-        ends = (PosthouseError, OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.Cancelled)
-        rest = group.split(ends)
+        of_death = (PosthouseError, OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.Cancelled)
+        rest = group.split(of_death)
         if rest[1] is not None:
             raise rest[1]
 
@@ -152,8 +152,8 @@ class SimNode:
     def _config(self) -> NodeConfig:
         host = self.host.name
         listen = ListenSection(
-            links=Address(host, LINKS_PORT), admin=Address(host, ADMIN_PORT),
-            clients=Address(host, CLIENTS_PORT), tls=False,
+            links=Address(host, LINKS_PORT), admin=Address(host, ADMIN_PORT), clients=Address(host, CLIENTS_PORT),
+            tls=False,
         )
         base = Path("/simulated") / host
         paths = PathsSection(base / "root", base / "data", base / "key", base / "cert", base / "private")

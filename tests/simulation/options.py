@@ -80,6 +80,9 @@ def derive(seed: int, **fixed: Any) -> Options:
         "down": spread(1.0, 60.0), "away": spread(5.0, 100.0), "skew_ms": spread(1000.0, 90_000.0),
         "weather": weather, "every": every, "limits": _tight(random),
     }  # fmt: skip
+    chosen["nodes"] = Random(f"{seed}/nodes").choice([1, 3, 3, 3])
+    if fixed.get("nodes", chosen["nodes"]) > 1:
+        chosen["safety"] = round(chosen["safety"] / 3, 6)  # a replicated cell talks even where nothing happens
     return Options(**{**chosen, **fixed})
 
 

@@ -10,17 +10,21 @@ from relay.errors import ProtocolError, StoreDamaged
 from relay.journal.seal import NONCE_BYTES, RandomBytes, StorageRing, _sealed
 
 
-class OpenRing(StorageRing):
-    """A StorageRing without encryption; every item is bound to its place by a digest. `saw` gets what is sealed."""
+_BLOCK = b"B"  # how the place of a block's records begins (relay.journal.rows)
 
-    def __init__(self, saw: Callable[[bytes], None]) -> None:
+
+class OpenRing(StorageRing):
+    """A StorageRing without encryption; every item is bound to its place by a digest. `saw` gets what is sealed, and
+    whether it is a record of a block."""
+
+    def __init__(self, saw: Callable[[bytes, bool], None]) -> None:
         super().__init__([bytes(32)])
         self._saw = saw
 
     def seal(self, place: bytes, records: Sequence[bytes], random_bytes: RandomBytes) -> bytes:
         items = []
         for ordinal, record in enumerate(records):
-            self._saw(record)
+            self._saw(record, place.startswith(_BLOCK))
             items.append(_tag(place, ordinal, record) + record)
         return pack([self.active, items])
 

@@ -96,8 +96,6 @@ class SimDisk:
     def restore(self, backup: Image, *, mark: bool) -> None:
         """Bring a backup back, with its own mark or beside the one that is there."""
         there = self.content.mark if self.content else None
-        if there and there.index > backup.last()[0] + 1 and there.store == backup.meta.store:
-            self.rolled_back.add(there.store)
         self.content, self.lossy = backup.copy(), True
         if not mark:
             self.content.mark = there

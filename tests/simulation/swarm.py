@@ -190,8 +190,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 @contextmanager
 def quiet(worlds: list[World], echo: Callable[[str], None] | None) -> Iterator[None]:
-    """What nodes log goes into the trace, from warnings up (with `echo`: all); what they log as their own mistake is a
-    violation."""
+    """What nodes log goes into the trace, from warnings up (with `echo`: all). What they log as a mistake of their own
+    is a violation."""
     level = logging.DEBUG if echo is not None else logging.WARNING
 
     def into_trace(_logger: Any, method: str, event: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One simulated world: one trio run in virtual time, everything random drawn from one seed, and a trace.
+"""One simulated world: one trio run in virtual time, all randomness from one seed, and a trace of what happened.
 
 Two runs of the same seed, code and options give the same trace, whatever PYTHONHASHSEED says: trio's own scheduler is
 seeded (as pytest-trio does for Hypothesis), the clock only moves when everybody waits, and no thread takes part.
@@ -64,8 +64,8 @@ def line(now: float, kind: str, what: tuple[object, ...]) -> str:
 
 
 class Agenda:
-    """What happens at a given virtual time: callbacks that do not wait. The clock runs them, in order of time, when
-    it jumps: no task is woken for what is only under way."""
+    """What happens at a given virtual time: callbacks that do not wait. The clock itself runs them, in order of time,
+    when it jumps: no task is woken for what is only under way."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -74,8 +74,8 @@ class Agenda:
         self._error: BaseException | None = None
 
     def at(self, when: float, callback: Callable[..., None], *args: Any) -> None:
-        """Call `callback(*args)` at virtual time `when`, rounded up to GRAIN_S, so that it does not stop for every
-        one of them; what is due at the same time runs in the order of the calls."""
+        """Call `callback(*args)` at virtual time `when`, rounded up to GRAIN_S, so that the world does not stop for
+        every one of them; what is due at the same time runs in the order of the calls."""
         heappush(self._heap, (math.ceil(when / GRAIN_S) * GRAIN_S, next(self._numbers), callback, args))
 
     def after(self, seconds: float, callback: Callable[..., None], *args: Any) -> None:

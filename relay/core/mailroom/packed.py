@@ -17,13 +17,14 @@ _KEY: Final = Struct("<q")
 class Table:
     """Rows by rising key, their first column. Rows are added at the end and go from anywhere."""
 
-    __slots__ = ("_chunks", "_count", "_firsts", "_row")
+    __slots__ = ("_chunks", "_count", "_firsts", "_last", "_row")
 
     def __init__(self, row: Struct) -> None:
         self._row = row
         self._chunks: list[bytearray] = []  # none is empty
         self._firsts: list[int] = []  # of each chunk: at most its first key, above every key of the chunk before
         self._count = 0
+        self._last = -1  # the highest key that was ever added
 
     def __len__(self) -> int:
         return self._count
@@ -44,7 +45,9 @@ class Table:
         return None
 
     def add(self, *row: int) -> None:
-        """A row whose key is above all others."""
+        """A row whose key is above all that were added before."""
+        assert row[0] > self._last, "rows are found by rising key"
+        self._last = row[0]
         if not self._chunks or len(self._chunks[-1]) >= _CHUNK * self._row.size:
             self._chunks.append(bytearray())
             self._firsts.append(row[0])
@@ -105,6 +108,8 @@ class Table:
             self._firsts.append(_KEY.unpack_from(part, start)[0])
             self._chunks.append(bytearray(part[start : start + step]))
         self._count += len(part) // self._row.size
+        if part:
+            self._last = _KEY.unpack_from(part, len(part) - self._row.size)[0]
 
 
 class BlockUse(NamedTuple):

@@ -33,11 +33,10 @@ class Source:
 class Sources(Table):
     """The sources of records that somebody still needs, and by how many entries each is held."""
 
-    __slots__ = ("_last",)
+    __slots__ = ()
 
     def __init__(self) -> None:
         super().__init__(Struct("<qqii"))  # key, where it lies now as (index, ordinal) packed, size, refs
-        self._last = -1
 
     def find(self, key: int) -> Source | None:
         """The source with this key, if it is still needed."""
@@ -47,7 +46,6 @@ class Sources(Table):
     def hold(self, source: Source) -> bool:
         """One more entry needs it. True for the first one."""
         if source.key > self._last:
-            self._last = source.key
             self.add(source.key, source_key(source.index, source.ordinal), source.size, 1)
             return True
         row = self.get(source.key)
@@ -77,10 +75,6 @@ class Sources(Table):
         """Those that lie below block `index` now, by rising key."""
         bound = source_key(index, 0)
         return [Source(key, *split_key(lies), size) for key, lies, size, _ in self.since(-1) if lies < bound]
-
-    def load(self, part: bytes) -> None:
-        super().load(part)
-        self._last = max((row[0] for row in self.since(self._firsts[-1])), default=-1)
 
 
 class Entry(NamedTuple):
