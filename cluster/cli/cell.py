@@ -83,8 +83,8 @@ def add_node(name: str, seconds: float, config: Path | None, region: str | None,
 def remove_node(name: str, seconds: float, config: Path | None, region: str | None, directory: Path) -> None:
     """Take NODE out of the cell, running or not.
 
-    Refused while those who would be left are not up to date, or too few to serve. A node that leads hands that over
-    first. Its process ends by itself. Then take it out of the root document: `posthouse init drop-node`.
+    Refused while those who would be left are not up to date, too few to serve, or two: add another node first. A node
+    that leads hands that over first. Its process ends by itself. Then take it out of the root document: `posthouse init drop-node`.
     """
     trio.run(_remove, reach_of(config, directory, region), name, seconds)
     click.echo(f"{name} is no member any more")

@@ -59,7 +59,8 @@ class Cell:
             case linkwire.Propose():
                 return await self._propose(message)
             case linkwire.Join():
-                self._joining[peer.node] = (message.store, trio.current_time())
+                if message.store not in journal.raft.members.ids:
+                    self._joining[peer.node] = (message.store, trio.current_time())
                 return linkwire.Joined(journal.log_id, journal.leader_node)
             case linkwire.FetchCheckpoint() | linkwire.FetchFacts() | linkwire.FetchBlocks():
                 return await self._snapshots.give(message)
@@ -119,6 +120,8 @@ class Cell:
         while True:
             await trio.sleep(_LOOK_S)
             raft = journal.raft
+            for node in [node for node, (store, _) in self._joining.items() if store in raft.members.ids]:
+                del self._joining[node]  # granted, once: a store that is removed later does not come back
             if raft.role is not Role.LEADER:
                 continue
             journal.clocks.keep(raft.members.ids)

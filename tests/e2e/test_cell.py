@@ -1,4 +1,4 @@
-"""`posthouse cell …` on a real cell of three: looked at, led by another, hurt, made smaller and whole again."""
+"""`posthouse cell …` on real cells: looked at, led by another, hurt, made smaller and whole again."""
 
 from __future__ import annotations
 
@@ -83,18 +83,34 @@ async def test_a_cell_is_looked_after_while_it_runs(tmp_path: Path) -> None:
         first = str(layout.node("amber", "n1").config_path)
         said = await operator.types("cell", "status", "--config", first)
         assert "any 1 of 3 may fail" in said
-        await operator.cell("remove-node", "n3")
-        node, error = await fed.next_death()
-        assert node.name == "n3" and "status 3" in error.text and "was removed from its cell" in error.remedy
-        assert fed.carries_on("amber")
-        assert "n3       –" in await operator.cell("status", status=Exit.FAILED)
-        refused = await operator.cell("remove-node", "n2", status=Exit.OPERATOR)
-        assert "1 of the 3 nodes that the root lists would vote" in refused
-        await operator.types("journal", "repair", "--yes", str(layout.node("amber", "n3").data_dir))
-        await fed.start("amber", "n3")
-        await operator.cell("add-node", "n3")
+        refused = await operator.cell("remove-node", "n3", status=Exit.OPERATOR)
+        assert "two voters would be left" in refused and "added and promoted" in refused
+        assert await operator.whole() == renewed
+
+
+async def test_a_node_that_was_removed_stays_away_until_it_is_let_in_again(tmp_path: Path) -> None:
+    """Of five, for the three of a smaller cell are never made two."""
+    layout = make_federation(tmp_path / "f", ["amber"], RealEnv(), nodes=5)
+    operator = Operator(layout)
+    async with LocalFederation(layout) as fed:
+        await fed.start_all()
+        stores = await operator.whole()
+        assert "any 2 of 5 may fail" in await operator.cell("status")
+        for name in ("n5", "n4"):
+            await operator.cell("remove-node", name)
+            node, error = await fed.next_death()
+            assert node.name == name and "status 3" in error.text and "was removed from its cell" in error.remedy
+            assert fed.carries_on("amber")
+            assert f"{name}       –" in await operator.cell("status", status=Exit.FAILED)
+        refused = await operator.cell("remove-node", "n3", status=Exit.OPERATOR)
+        assert "2 of the 5 nodes that the root lists would vote" in refused
+        for name in ("n4", "n5"):
+            await operator.types("journal", "repair", "--yes", str(layout.node("amber", name).data_dir))
+            await fed.start("amber", name)
+            await operator.cell("add-node", name)
         again = await operator.whole()
-        assert again["n3"] != stores["n3"] and again["n2"] == renewed["n2"]
+        kept = {"n1", "n2", "n3"}
+        assert {name for name in again if again[name] == stores[name]} == kept
 
 
 async def _come_back_empty(fed: LocalFederation) -> None:

@@ -188,6 +188,8 @@ async def test_a_removed_node_stays_away_until_it_is_let_in_again(tmp_path, make
         leader.journal.change(raft.members.without(gone.journal.own.store))
         await world.until(lambda: gone.ended is not None)
         assert "was removed" in gone.ended.text and "repair" in gone.ended.remedy
+        await trio.sleep(1.0)  # its request to join, of a moment ago, does not bring the old store back
+        assert gone.journal.own.store not in raft.members.ids
         with pytest.raises(OperatorError, match="was removed"):
             async with open_raft(
                 world.path(gone.name), env=make_env(gone.name), ring=RING, residency=Anything(), cell=CELL,
