@@ -84,7 +84,8 @@ def remove_node(name: str, seconds: float, config: Path | None, region: str | No
     """Take NODE out of the cell, running or not.
 
     Refused while those who would be left are not up to date, too few to serve, or two: add another node first. A node
-    that leads hands that over first. Its process ends by itself. Then take it out of the root document: `posthouse init drop-node`.
+    that leads hands that over first. Its process ends by itself. Then take it out of the root document:
+    `posthouse init drop-node`.
     """
     trio.run(_remove, reach_of(config, directory, region), name, seconds)
     click.echo(f"{name} is no member any more")
