@@ -20,7 +20,7 @@ class Audit:
     """One look at all nodes: when in the story, and what rested in each region."""
 
     when: str
-    shelves: Sequence[Shelf]
+    shelves: list[Shelf]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A secret is looked for in every spelling at once. Base64 puts three bytes into four characters, so the same secret is
 spelled in three ways, depending on where it begins; only the characters that it alone decides are looked for. One
-pass over the bytes finds all spellings of all secrets: each offset's eight bytes are looked up in one set.
+pass over the bytes finds all spellings of all secrets: a spelling is long enough to hold a whole one of the words into
+which the bytes fall, wherever it stands, and each of these is looked up in one set.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-WORD = 8  # bytes of a spelling that are looked up; no secret may be spelled shorter
+WORD = 8  # bytes that are looked up
+SPELLED = 2 * WORD - 1  # bytes of the shortest spelling: wherever it begins, it holds a word that begins at a multiple
 CHUNK = 1 << 20  # bytes read from a file at a time
-MIN_SECRET = 10  # bytes; shorter ones would leave a base64 spelling below WORD characters
+MIN_SECRET = SPELLED  # bytes; the raw spelling is the shortest
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
@@ -52,15 +54,18 @@ class Scanner(Generic[T]):
     """Looks for many secrets at once. `secrets`: (bytes, what a hit shall carry)."""
 
     def __init__(self, secrets: Iterable[tuple[bytes, T]]) -> None:
-        self._by_word: dict[int, list[tuple[bytes, str, T]]] = defaultdict(list)
-        self._longest = WORD
+        self._spellings: list[tuple[bytes, str, T]] = []
+        self._by_word: dict[int, list[int]] = defaultdict(list)  # a word → the spellings that hold it, by number
+        self._longest = SPELLED
         for secret, name in secrets:
             if len(secret) < MIN_SECRET:
                 raise ValueError(f"a secret of {len(secret)} bytes is found by chance; at least {MIN_SECRET}")
             for encoding, spelling in dict.fromkeys(spellings(secret)):
-                self._by_word[_word(spelling)].append((spelling, encoding, name))
+                for word in _words(spelling):
+                    self._by_word[word].append(len(self._spellings))
+                self._spellings.append((spelling, encoding, name))
                 self._longest = max(self._longest, len(spelling))
-        self._words = frozenset(self._by_word)
+        self._known = frozenset(self._by_word)
 
     def scan(self, chunks: Iterable[bytes]) -> Iterator[Hit[T]]:
         """Every hit in a stream that comes in pieces; one that lies across pieces is found once."""
@@ -81,25 +86,20 @@ class Scanner(Generic[T]):
             yield from self.scan(iter(lambda: file.read(CHUNK), b""))
 
     def _find(self, data: bytes) -> Iterator[Hit[T]]:
-        for word in self._words_of(data):
-            for spelling, encoding, name in self._by_word[word]:
-                offset = data.find(spelling)
-                while offset >= 0:
-                    yield Hit(name, encoding, offset, len(spelling))
-                    offset = data.find(spelling, offset + 1)
-
-    def _words_of(self, data: bytes) -> set[int]:
-        """Which of the looked-up words occur in `data`, at any offset. The loop over the bytes runs in C."""
-        found: set[int] = set()
-        view = memoryview(data)
-        for shift in range(min(WORD, len(data))):
-            count = (len(data) - shift) // WORD
-            found |= self._words.intersection(view[shift : shift + count * WORD].cast("Q"))
-        return found
+        whole = memoryview(data)[: len(data) // WORD * WORD].cast("Q")
+        found = self._known.intersection(whole)  # the loop over the bytes runs in C
+        for number in sorted({number for word in found for number in self._by_word[word]}):
+            spelling, encoding, name = self._spellings[number]
+            offset = data.find(spelling)
+            while offset >= 0:
+                yield Hit(name, encoding, offset, len(spelling))
+                offset = data.find(spelling, offset + 1)
 
 
-def _word(spelling: bytes) -> int:
-    return memoryview(spelling[:WORD]).cast("Q")[0]
+def _words(spelling: bytes) -> Iterator[int]:
+    """The words at the first WORD offsets: one of them begins at a multiple of WORD, wherever the spelling stands."""
+    for first in range(WORD):
+        yield memoryview(spelling[first : first + WORD]).cast("Q")[0]
 
 
 def files_below(top: Path) -> list[Path]:

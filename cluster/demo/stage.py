@@ -154,19 +154,25 @@ class Stage:
             gadget.client = None
             gadget.left.set()
 
-    def look(self, when: str) -> None:
-        """Audit all nodes, none of which may run: every store unsealed, every file scanned."""
+    def auditor(self, when: str) -> Callable[[str], None]:
+        """A function that audits all nodes of a region, none of which may run: every store unsealed, every file
+        scanned. What it finds goes into one audit of all regions."""
         secrets = self.layout.home.secrets
         rings = {region: secrets / f"{region}.storage.key" for region in self.regions}
         keys = [bytes.fromhex(line) for path in rings.values() for line in path.read_text("ascii").split()]
         scanner = self.book.scanner(keys)
         loaded = {region: StorageRing.load(path) for region, path in rings.items()}
-        seen: Seen = {}
-        shelves = [
-            audit(node.region, node.directory, node.data_dir, loaded[node.region], self.book, scanner, node.name, seen)
-            for node in self.layout.every_node()
-        ]
-        self.audits.append(Audit(when, shelves))
+        found = Audit(when, [])
+        self.audits.append(found)
+
+        def look(region: str) -> None:
+            seen: Seen = {}
+            for node in self.layout.nodes(region):
+                found.shelves.append(
+                    audit(region, node.directory, node.data_dir, loaded[region], self.book, scanner, node.name, seen)
+                )
+
+        return look
 
     # --- the nodes -------------------------------------------------------------------------------
     def names(self, region: str) -> list[str]:

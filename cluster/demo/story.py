@@ -57,14 +57,14 @@ async def arrive(stage: Stage) -> str:
 
 async def within_a_region(stage: Stage) -> str:
     pairs = pairs_of(stage, lambda one, other: one.region == other.region)
-    count = await stage.volley(spread(pairs, 400))
+    count = await stage.volley(spread(pairs, 320))
     await stage.settled(SETTLE_S, "within a region")
     return f"{count} messages"
 
 
 async def across_a_border(stage: Stage) -> str:
     pairs = pairs_of(stage, lambda one, other: one.region != other.region)
-    count = await stage.volley(spread(pairs, 460))
+    count = await stage.volley(spread(pairs, 360))
     await stage.settled(SETTLE_S, "across a border")
     return f"{count} messages"
 
@@ -103,7 +103,8 @@ async def while_some_are_offline(stage: Stage) -> str:
 async def through_a_crash(stage: Stage) -> str:
     region, left = stage.regions[0], 0
     for _ in range(KILLS):
-        left = await _crash(stage, region, FIRST, back=True)
+        async with trio.open_nursery() as writing:
+            left = await _crash(stage, writing, region, FIRST, back=True)
         if left >= UNANSWERED:
             break
     else:
@@ -156,38 +157,38 @@ def _not_renewed(view: CellView, name: str, lost: str) -> str:
 async def with_one_dead_in_every_region(stage: Stage) -> str:
     """Who leads dies in every other region, somebody else in the others; nobody comes back."""
     dead = []
-    for number, region in enumerate(stage.regions):
-        leader = await stage.leader(region)
-        kept = {name for where, name in stage.renewed if where == region}  # looked at once more at the end
-        others = [name for name in stage.names(region) if name not in kept | {leader}]
-        name = leader if number % 2 == 0 and leader not in kept else others[0]
-        left = await _crash(stage, region, name, back=False)
-        dead.append(f"{region}-{name}{' (leading)' if name == leader else ''} with {left} submits unanswered")
+    async with trio.open_nursery() as writing:  # what one region writes is still being answered when the next is hit
+        for number, region in enumerate(stage.regions):
+            leader = await stage.leader(region)
+            kept = {name for where, name in stage.renewed if where == region}  # looked at once more at the end
+            others = [name for name in stage.names(region) if name not in kept | {leader}]
+            name = leader if number % 2 == 0 and leader not in kept else others[0]
+            left = await _crash(stage, writing, region, name, back=False)
+            dead.append(f"{region}-{name}{' (leading)' if name == leader else ''} with {left} submits unanswered")
     await stage.volley(spread(pairs_of(stage, lambda one, other: True), 150))
     await stage.settled(SETTLE_S, "the losses")
     return f"killed for good: {', '.join(dead)}"
 
 
-async def _crash(stage: Stage, region: str, name: str, *, back: bool) -> int:
+async def _crash(stage: Stage, writing: trio.Nursery, region: str, name: str, *, back: bool) -> int:
     """Have everybody of the region write while a node of it stalls; let it go on for a moment, and kill it among its
     work. Returns how many submits were on the wire that no receipt came for: what the dead node had still answered is
-    read before they are counted, and others may have answered in its place by then."""
+    read before they are counted, and others may have answered in its place by then. `writing` ends when all are."""
     writers = [gadget for person in stage.of(region) for gadget in person.gadgets]
     pairs = [(writer, to) for to in stage.people for writer in writers if to is not writer.owner]
     hanging, node = stage.unanswered[region], stage.federation.pid(region, name)
-    async with trio.open_nursery() as nursery:
-        os.kill(node, signal.SIGSTOP)
-        nursery.start_soon(stage.volley, spread(pairs, 320 if back else 160))
-        enough, seconds = (8 * UNANSWERED, STALL_S) if back else (2 * UNANSWERED, FAILOVER_S)
-        await stage.until(lambda: len(hanging & stage.written) >= enough, seconds)
-        os.kill(node, signal.SIGCONT)
-        await trio.sleep(0.02)
-        on_the_wire = hanging & stage.written
-        stage.kill(region, name)
-        await trio.sleep(0.5 if back else 0.1)
-        left = len(on_the_wire & hanging)
-        if back:
-            await stage.federation.start(region, name)
+    os.kill(node, signal.SIGSTOP)
+    writing.start_soon(stage.volley, spread(pairs, 320 if back else 160))
+    enough, seconds = (8 * UNANSWERED, STALL_S) if back else (2 * UNANSWERED, FAILOVER_S)
+    await stage.until(lambda: len(hanging & stage.written) >= enough, seconds)
+    os.kill(node, signal.SIGCONT)
+    await trio.sleep(0.02)
+    on_the_wire = hanging & stage.written
+    stage.kill(region, name)
+    await trio.sleep(0.5 if back else 0.1)
+    left = len(on_the_wire & hanging)
+    if back:
+        await stage.federation.start(region, name)
     return left
 
 
@@ -197,11 +198,11 @@ async def while_a_region_is_cut_off(stage: Stage) -> str:
     border.cut()
     over = pairs_of(stage, lambda one, other: (one.region == region) != (other.region == region))
     home = pairs_of(stage, lambda one, other: one.region == other.region == region)
-    count = await stage.volley(spread(over, 360))
+    count = await stage.volley(spread(over, 260))
     count += await stage.volley(spread(home, 40))
     await trio.sleep(CUT_S)
     waiting = stage.ledger.open
-    if waiting != sum(len(to.gadgets) for _, to in spread(over, 360)):
+    if waiting != sum(len(to.gadgets) for _, to in spread(over, 260)):
         stage.failures.append(f"the cut: {waiting} deliveries waited, which is not what was sent over the border")
     border.heal()
     healed = trio.current_time()
@@ -223,10 +224,13 @@ async def while_the_lights_are_out(stage: Stage) -> str:
     for node in running:
         stage.kill(node.region, node.name)
     await trio.sleep(0.2)
-    await trio.to_thread.run_sync(stage.look, "after all nodes were killed with mail waiting")
+    look = await trio.to_thread.run_sync(stage.auditor, "after all nodes were killed with mail waiting")
     async with trio.open_nursery() as nursery:
-        for node in running:
-            nursery.start_soon(stage.federation.start, node.region, node.name)
+        for region in stage.regions:
+            await trio.to_thread.run_sync(look, region)  # while the region before gets up
+            for node in running:
+                if node.region == region:
+                    nursery.start_soon(stage.federation.start, region, node.name)
     border.heal()
     await stage.come_online(gadgets)
     await stage.settled(SETTLE_S, "the lights")
@@ -245,7 +249,9 @@ async def drain(stage: Stage) -> str:
 
 
 async def look_at_the_disks(stage: Stage) -> str:
-    await trio.to_thread.run_sync(stage.look, "when everything is delivered")
+    look = await trio.to_thread.run_sync(stage.auditor, "when everything is delivered")
+    for region in stage.regions:
+        await trio.to_thread.run_sync(look, region)
     return "every store is unsealed and decoded, every file scanned"
 
 

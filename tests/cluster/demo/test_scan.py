@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.demo.scan import CHUNK, Scanner, files_below, spellings
+from cluster.demo.scan import CHUNK, MIN_SECRET, SPELLED, Scanner, files_below, spellings
 
 SECRET = bytes(range(0xE0, 0xF0))
-OTHER = b"another secret"
+OTHER = b"another secret of it"
 ENCODINGS = {
     "raw": lambda data: data,
     "hex": lambda data: data.hex().encode(),
@@ -25,7 +25,7 @@ ENCODINGS = {
 @given(
     before=st.binary(max_size=40),
     after=st.binary(max_size=40),
-    secret=st.binary(min_size=10, max_size=48),
+    secret=st.binary(min_size=MIN_SECRET, max_size=48),
     encoding=st.sampled_from(sorted(ENCODINGS)),
 )
 def test_a_secret_is_found_wherever_it_stands_in_what_was_encoded(
@@ -73,4 +73,4 @@ def test_a_short_secret_is_refused() -> None:
 
 
 def test_all_spellings_are_long_enough_to_be_looked_up() -> None:
-    assert min(len(spelling) for size in range(10, 40) for _, spelling in spellings(bytes(size))) >= 8
+    assert min(len(spelling) for size in range(MIN_SECRET, 40) for _, spelling in spellings(bytes(size))) == SPELLED
