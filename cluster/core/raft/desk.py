@@ -4,7 +4,7 @@ because of something not yet written waits for its write (rule 2)."""
 from __future__ import annotations
 
 from cluster.core.raft.log import Log
-from cluster.core.raft.messages import Accepted, Figure, Message
+from cluster.core.raft.messages import Accepted, Append, Figure, Message
 from cluster.core.raft.outputs import HardState, Snapshot, Write
 
 _ALL = 1 << 62  # no bound here: what is unwritten is bounded by who sends it
@@ -27,6 +27,7 @@ class Desk:
         self._stored_after = log.last
         self._now: dict[tuple[type[Message], bytes], Message] = {}
         self._after: dict[tuple[type[Message], bytes], Message] = {}
+        self._accepted: Accepted | None = None  # what was said last
 
     # --- messages --------------------------------------------------------------------------------
     def say(self, message: Message) -> None:
@@ -42,6 +43,12 @@ class Desk:
             newer = (message.term, message.match) >= (waiting.term, waiting.match)
             message = message if newer else waiting
         self._after[key] = message
+
+    def accept(self, answer: Accepted, to: Append) -> None:
+        """`say_after`, but news of a commit, which ask nothing, are not answered by what was said already."""
+        if to.entries or to.beat or answer != self._accepted:
+            self.say_after(answer)
+            self._accepted = answer
 
     def hush(self) -> None:
         """Nothing more is said."""

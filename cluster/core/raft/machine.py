@@ -283,7 +283,7 @@ class Raft:
             self.figures.note(figure.store, figure.upto)
         if message.beat:
             self._keep_figures()
-        self._desk.say_after(Accepted(self.me, message.source, self.term, taken.match))
+        self._desk.accept(Accepted(self.me, message.source, self.term, taken.match), message)
 
     def _keep_figures(self) -> None:
         """When the log is quiet no entry takes them to the disk."""

@@ -179,9 +179,27 @@ def test_a_slow_disk_heaps_nothing_up():
     raft.receive(append(1, (0, 0), entry(1, 1)), 0)
     output = raft.take()
     for _ in range(1_000):
-        raft.receive(append(1, (1, 1), commit=1), 0)
+        raft.receive(append(1, (1, 1), commit=1)._replace(beat=True), 0)
     raft.persisted(output.write.seq)
     assert raft.take().send_after == (Accepted(sid("a"), sid("b"), 1, 1),)
+
+
+def test_news_of_a_commit_need_no_answer_but_signs_of_life_do():
+    raft = machine("a", stored([], ABC))
+    raft.receive(append(1, (0, 0), entry(1, 1)), 0)
+    output = raft.take()
+    raft.persisted(output.write.seq)
+    accepted = (Accepted(sid("a"), sid("b"), 1, 1),)
+    assert output.send_after == accepted
+    raft.receive(append(1, (1, 1), commit=1), 0)
+    assert raft.take().send_after == ()
+    raft.receive(append(1, (1, 1), commit=1)._replace(beat=True), 0)
+    assert raft.take().send_after == accepted
+    raft.receive(append(1, (0, 0), entry(1, 1)), 0)  # sent again: the answer was lost
+    assert raft.take().send_after == accepted
+    raft.receive(append(2, (1, 1), source="c"), 0)  # another leader, who has not heard it yet
+    output = raft.take()
+    assert output.send_after == (Accepted(sid("a"), sid("c"), 2, 1),)
 
 
 def test_payloads_beyond_the_recent_are_left_to_the_disk():
