@@ -24,25 +24,31 @@ Ts = TypeVarTuple("Ts")
 
 
 class _Call(Generic[T]):
-    """One call on its way through the portal; `carry` runs in the asyncio thread."""
+    """One call on its way through the portal; `carry` and `give_up` run in the asyncio thread."""
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
         self.ended = trio.Event()
         self.result: list[T] = []  # one element once it ended well
         self.error: BaseException | None = trio.BrokenResourceError("the portal closed before the call ended")
         self._function = function
+        self._given_up = False
 
-    async def carry(self, deadline_s: float) -> None:
-        """Run it to its end, or until the deadline: then it runs on, but nobody waits for it any longer."""
-        task = asyncio.ensure_future(self._await())
-        done, _ = await asyncio.wait({task}, timeout=deadline_s)
-        if not done:
-            self.error = trio.BrokenResourceError(f"a call did not end within {deadline_s} s")
-        elif not task.cancelled():
-            self.error = task.exception()
+    async def carry(self) -> None:
+        """Run it to its end."""
+        try:
+            result = await self._function()
+        except Exception as error:
+            if not self._given_up:
+                self.error = error
+        else:
+            if not self._given_up:
+                self.result.append(result)
+                self.error = None
 
-    async def _await(self) -> None:
-        self.result.append(await self._function())
+    def give_up(self, deadline_s: float) -> None:
+        """It runs on, but nobody waits for it any longer."""
+        self._given_up = True
+        self.error = trio.BrokenResourceError(f"a call did not end within {deadline_s} s")
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -96,10 +102,20 @@ class Portal:
             self._loop.call_soon_threadsafe(self._start, _Call(function))
 
     def _start(self, call: _Call[Any]) -> None:
-        task = asyncio.ensure_future(call.carry(self._deadline_s))
+        def end(task: asyncio.Task[None]) -> None:
+            if task in self._calls:
+                self._calls.remove(task)
+                late.cancel()
+                self._tell_trio(call.ended.set)
+
+        def give_up() -> None:
+            call.give_up(self._deadline_s)
+            end(task)
+
+        task = asyncio.ensure_future(call.carry())
+        late = asyncio.get_running_loop().call_later(self._deadline_s, give_up)
         self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        task.add_done_callback(lambda _: self._tell_trio(call.ended.set))
+        task.add_done_callback(end)
 
     def _tell_trio(self, action: Callable[[], object]) -> None:
         with contextlib.suppress(trio.RunFinishedError):

@@ -19,8 +19,10 @@ def entry(index: int, term: int, size: int = 10, members: Members | None = None)
     return Entry(index, term, size, members, b"%d.%d" % (index, term))
 
 
-def append(term: int, prev: tuple[int, int], *entries: Entry, commit: int = 0, source: str = "b") -> Append:
-    return Append(sid(source), sid("a"), term, Point(*prev), entries, commit, (), False)
+def append(
+    term: int, prev: tuple[int, int], *entries: Entry, commit: int = 0, source: str = "b", beat: bool = False
+) -> Append:
+    return Append(sid(source), sid("a"), term, Point(*prev), entries, commit, (), beat)
 
 
 # --- figure 7 --------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def test_a_slow_disk_heaps_nothing_up():
     raft.receive(append(1, (0, 0), entry(1, 1)), 0)
     output = raft.take()
     for _ in range(1_000):
-        raft.receive(append(1, (1, 1), commit=1)._replace(beat=True), 0)
+        raft.receive(append(1, (1, 1), commit=1, beat=True), 0)
     raft.persisted(output.write.seq)
     assert raft.take().send_after == (Accepted(sid("a"), sid("b"), 1, 1),)
 
@@ -193,7 +195,7 @@ def test_news_of_a_commit_need_no_answer_but_signs_of_life_do():
     assert output.send_after == accepted
     raft.receive(append(1, (1, 1), commit=1), 0)
     assert raft.take().send_after == ()
-    raft.receive(append(1, (1, 1), commit=1)._replace(beat=True), 0)
+    raft.receive(append(1, (1, 1), commit=1, beat=True), 0)
     assert raft.take().send_after == accepted
     raft.receive(append(1, (0, 0), entry(1, 1)), 0)  # sent again: the answer was lost
     assert raft.take().send_after == accepted
