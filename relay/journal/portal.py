@@ -24,31 +24,17 @@ Ts = TypeVarTuple("Ts")
 
 
 class _Call(Generic[T]):
-    """One call on its way through the portal; `carry` and `give_up` run in the asyncio thread."""
+    """One call on its way through the portal."""
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
         self.ended = trio.Event()
         self.result: list[T] = []  # one element once it ended well
         self.error: BaseException | None = trio.BrokenResourceError("the portal closed before the call ended")
         self._function = function
-        self._given_up = False
 
     async def carry(self) -> None:
-        """Run it to its end."""
-        try:
-            result = await self._function()
-        except Exception as error:
-            if not self._given_up:
-                self.error = error
-        else:
-            if not self._given_up:
-                self.result.append(result)
-                self.error = None
-
-    def give_up(self, deadline_s: float) -> None:
-        """It runs on, but nobody waits for it any longer."""
-        self._given_up = True
-        self.error = trio.BrokenResourceError(f"a call did not end within {deadline_s} s")
+        """Run it to its end; in the asyncio thread."""
+        self.result.append(await self._function())
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -102,20 +88,25 @@ class Portal:
             self._loop.call_soon_threadsafe(self._start, _Call(function))
 
     def _start(self, call: _Call[Any]) -> None:
-        def end(task: asyncio.Task[None]) -> None:
+        def done(task: asyncio.Task[None]) -> None:
+            late.cancel()
+            error = call.error if task.cancelled() else task.exception()
             if task in self._calls:
-                self._calls.remove(task)
-                late.cancel()
-                self._tell_trio(call.ended.set)
+                end(error)
 
         def give_up() -> None:
-            call.give_up(self._deadline_s)
-            end(task)
+            """It runs on, but nobody waits for it any longer."""
+            end(trio.BrokenResourceError(f"a call did not end within {self._deadline_s} s"))
+
+        def end(error: BaseException | None) -> None:
+            self._calls.remove(task)
+            call.error = error
+            self._tell_trio(call.ended.set)
 
         task = asyncio.ensure_future(call.carry())
         late = asyncio.get_running_loop().call_later(self._deadline_s, give_up)
         self._calls.add(task)
-        task.add_done_callback(end)
+        task.add_done_callback(done)
 
     def _tell_trio(self, action: Callable[[], object]) -> None:
         with contextlib.suppress(trio.RunFinishedError):
