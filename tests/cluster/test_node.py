@@ -25,6 +25,7 @@ from cluster.core.linkwire import federation_id
 from cluster.directory.seen import Seen, SeenFile, Sighting
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
+from cluster.local.processes import _ask_ready
 from relay.core import wire
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.records import FoldVersion, encode_record
@@ -57,6 +58,7 @@ async def test_a_second_signal_ends_the_draining_and_the_checkpoint_is_saved(tmp
                 await raw.sign_in(Person(layout, "norden", now()))
                 signal.raise_signal(signal.SIGTERM)
                 await raw.hear_a(wire.Drain)
+                assert await _ask_ready(config.listen.admin) == "not ready: stopping", "nobody new is let in"
                 signal.raise_signal(signal.SIGTERM)
                 with pytest.raises(Exception, match="closed"):
                     await raw.hear_a(wire.Error)
