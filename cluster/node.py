@@ -285,16 +285,25 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
             async with env.open_seen(paths.data / DIRECTORY_FILE) as seen:
                 directory = FederationDirectory(root, own.cell, OwnUsers(delivery), links, env, seen)
                 node = Node(config, kit, journal, room, directory, links, metrics, delivery, switchboard)
-                with stop.parts():
-                    await node.serve(stop, readiness)
-                with trio.move_on_after(_SAVE_S) as scope:
-                    scope.shield = True
-                    await node.steward.save()
-                if isinstance(journal, RaftJournal):
-                    with trio.move_on_after(_RETIRE_S):
-                        await journal.retire()
+                await _serve_to_the_end(node, journal, stop, readiness)
         _log.info("stopped", tip=journal.tip)
         base.cancel_scope.cancel()
+
+
+async def _serve_to_the_end(node: Node, journal: OwnJournal, stop: Stop, readiness: Readiness) -> None:
+    """Until asked to stop; then save, and have another node lead."""
+    try:
+        with stop.parts():
+            await node.serve(stop, readiness)
+        with trio.move_on_after(_SAVE_S) as scope:
+            scope.shield = True
+            await node.steward.save()
+        if isinstance(journal, RaftJournal):
+            with trio.move_on_after(_RETIRE_S):
+                await journal.retire()
+    except BaseException:  # whatever it is: what is left of this life may wait for other nodes
+        readiness.say("joining the cell")
+        raise
 
 
 async def _open_faces(

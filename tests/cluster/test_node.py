@@ -191,6 +191,39 @@ async def test_a_node_that_rejoins_lives_again_and_can_still_be_stopped(tmp_path
     assert len(lives) == 2
 
 
+async def test_a_node_whose_store_failed_under_it_is_not_ready_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Its store is set aside when another node leads the cell: that may be never."""
+    config, _ = make(tmp_path)
+    failed, waits = trio.Event(), trio.Event()
+
+    @asynccontextmanager
+    async def open_journal(*parts: Any) -> AsyncIterator[Any]:
+        async def fail() -> None:
+            await failed.wait()
+            raise StoreDamaged("block 7 rotted")
+
+        try:
+            async with opened(*parts) as journal, trio.open_nursery() as nursery:
+                nursery.start_soon(fail)
+                yield journal
+        finally:
+            waits.set()
+            await trio.sleep_forever()
+
+    opened = node._open_journal
+    monkeypatch.setattr(node, "_open_journal", open_journal)
+    with trio.fail_after(8):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run_node, config)
+            assert await _ask_ready(config.listen.admin) is None
+            failed.set()
+            await waits.wait()
+            assert await _ask_ready(config.listen.admin) == "not ready: joining the cell"
+            signal.raise_signal(signal.SIGTERM)
+
+
 async def test_a_node_whose_stores_are_set_aside_one_after_the_other_stops(
     tmp_path: Path, monkeypatch: Any, autojump_clock: Any
 ) -> None:
