@@ -29,6 +29,10 @@ from relay.journal.seal import StorageRing
 from relay.limits import KIB
 
 _read_region: Decoder[RootRegion] = Decoder(RootRegion, "region file", 64 * KIB)
+_ALONE = (
+    "Make a region of three under another name (`posthouse init region`), and new users there. To bring a node that "
+    "is alone to another machine stop it, move its whole directory, and keep its host name"
+)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 _dir_option = click.option("--dir", "directory", type=click.Path(path_type=Path), required=True, help="Where to write.")
 
@@ -59,7 +63,7 @@ def init() -> None:
 
     A region that comes later: step 1, then step 2 with the new file in the
     same --dir (the root gets a new version), then step 3 for everybody.
-    A node that comes later: `posthouse init node`.
+    A node that comes later, for a cell of several: `posthouse init node`.
     """
 
 
@@ -126,7 +130,11 @@ def region(
 @_ports
 @_dir_option
 def node_(name: str, host: str, clients: int, links: int, admin: int, listen: str, directory: Path) -> None:
-    """Make a further node, NAME, of the region in DIR: to grow its cell, or to take another's place.
+    """Make a further node, NAME, of the region in DIR: to take another's place, or to make three nodes five.
+
+    A region of one node gets no more of them: its log cannot be spread over several. Make a region of three, under
+    another name, and new users there. To another machine such a node moves stopped, with its whole directory, under the
+    same host name.
 
     Makes DIR/server-NAME/ and puts the node into REGION.region. It is a node of the cell once the root's keeper has
     signed that file (`posthouse init root`), and `posthouse init join` has brought the new root to every server of the
@@ -137,6 +145,8 @@ def node_(name: str, host: str, clients: int, links: int, admin: int, listen: st
     cell = entry.cells[0]
     if name in [node.name for node in cell.nodes]:
         raise OperatorError(f"{cell.name} has a node {name!r} already", "Choose a name that no node of it has")
+    if len(cell.nodes) == 1:
+        raise OperatorError(f"{cell.name} has one node, whose log cannot be spread over several", _ALONE)
     secrets = directory / "secrets"
     try:
         authority_key = (secrets / f"{entry.name}.authority.pem").read_bytes()
