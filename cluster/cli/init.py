@@ -236,7 +236,7 @@ def root(files: tuple[Path, ...], federation: str, directory: Path) -> None:
     """
     entries = [_load_region(path) for path in files]
     path = directory / "root.bin"
-    prev = _load_root(path) if path.exists() else None
+    prev = _kept_root(path)
     if prev is None:
         key = SigningKey.generate()
         write_secret(directory / "secrets" / "root.key", bytes(key).hex().encode() + b"\n")
@@ -264,7 +264,7 @@ def join(source: Path, directory: Path) -> None:
     users' stores there, and into each DIR/server*, and checks the whole config of each node. Nodes read it when they
     start: copy it to the servers and restart them one after the other.
     """
-    prev = _load_root(directory / "root.bin") if (directory / "root.bin").exists() else None
+    prev = _kept_root(directory / "root.bin")
     new = _load_root(source, prev)
     regions = sorted(directory.glob("*.region"))
     if not regions:
@@ -316,7 +316,12 @@ def _load_region(path: Path) -> RootRegion:
         raise OperatorError(f"{path} is no region file: {error.text}", "Ask its operator to send it again") from None
 
 
-def _load_root(path: Path, prev: Root | None = None) -> Root:
+def _kept_root(path: Path) -> Root | None:
+    """The root that is to be followed. One that ran out still names who may sign the next."""
+    return read_root(path, 0) if path.exists() else None
+
+
+def _load_root(path: Path, prev: Root | None) -> Root:
     if prev is not None and path.read_bytes() == prev.signed:
         return prev
     return read_root(path, now_ms(), prev)

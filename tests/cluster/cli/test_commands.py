@@ -13,12 +13,14 @@ from click.testing import CliRunner, Result
 from cluster.cli import app, users
 from cluster.cli.exits import Exit
 from cluster.cli.groups import find_group
+from cluster.cli.options import now_ms
 from cluster.cli.send import read_source
 from cluster.cli.up import enrol, welcome
 from cluster.config import load_config
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
 from cluster.local.people import card_of
+from cluster.provision import ROOT_LIFETIME
 from relay.client import Card, Group
 from relay.errors import OperatorError
 
@@ -170,6 +172,16 @@ def test_two_operators_and_a_roots_keeper(posthouse: Posthouse, tmp_path: Path) 
     card = posthouse("user", "create", "alice", "--region", "norden", "--dir", "norden").stdout
     assert card.startswith("posthouse:norden:")
     posthouse("user", "create", "bob", "--region", "sauda", "--dir", "norden", status=Exit.OPERATOR)
+
+
+def test_a_root_that_ran_out_is_followed_by_the_next(posthouse: Posthouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It still names who may sign it: nobody has to begin anew because a year passed."""
+    make_two_regions(posthouse)
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
+    monkeypatch.setattr("cluster.cli.init.now_ms", lambda: now_ms() + ROOT_LIFETIME + 1)
+    assert "expired" in posthouse("init", "join", "keeper/root.bin", "--dir", "sauda", status=Exit.UNTRUSTED).stderr
+    assert "version 2" in posthouse("init", "root", "norden/norden.region", "--dir", "keeper").stdout
+    assert "root version 2 with norden, sauda" in posthouse("init", "join", "keeper/root.bin", "--dir", "norden").stdout
 
 
 def test_a_region_of_three_machines(posthouse: Posthouse, tmp_path: Path) -> None:
