@@ -145,7 +145,9 @@ class Node:
 
     async def serve(self, stop: Stop, readiness: Readiness) -> None:
         """Serve until asked to stop, then drain."""
-        async with self._entrances() as entrances, trio.open_nursery() as nursery:
+        async with self._entrances():
+            pass  # what is wrong with them is told now; nobody is let in who would only wait
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(self._directory.failed)
             nursery.start_soon(self._delivery.run)
             readiness.say(MAJORITY)
@@ -157,12 +159,13 @@ class Node:
             nursery.start_soon(self._scrubber.run)
             self._switchboard.office, self._switchboard.reception = self._office, self._reception
             nursery.start_soon(self._forwarders.run)
-            readiness.open()
-            _log.info("ready", tip=self._journal.tip)
-            if isinstance(self._journal, RaftJournal):
-                nursery.start_soon(readiness.watch, self._journal, self._links.reaches)
-            nursery.start_soon(self._drain_when_asked, stop, readiness)
-            await self._gateway.run(entrances)
+            async with self._entrances() as entrances:
+                readiness.open()
+                _log.info("ready", tip=self._journal.tip)
+                if isinstance(self._journal, RaftJournal):
+                    nursery.start_soon(readiness.watch, self._journal, self._links.reaches)
+                nursery.start_soon(self._drain_when_asked, stop, readiness)
+                await self._gateway.run(entrances)
             nursery.cancel_scope.cancel()
 
     async def _drain_when_asked(self, stop: Stop, readiness: Readiness) -> None:
@@ -275,7 +278,7 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
     async with trio.open_nursery() as base:
         await _open_faces(config, kit, base, metrics, lambda: readiness.reason, lambda: control[0])
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
-        base.start_soon(_give_up_when_asked, stop, readiness, base.cancel_scope)
+        base.start_soon(readiness.give_up, stop.asked, base.cancel_scope)
         readiness.say("joining the cell")
         async with _open_journal(config, kit, links, switchboard) as journal:
             control[0] = control_of(journal, own.cell, own.name)
@@ -317,13 +320,6 @@ async def _open_faces(
     if listen.control is not None:
         faces = await listen_at(kit.env, "control", listen.control)
         await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=True))
-
-
-async def _give_up_when_asked(stop: Stop, readiness: Readiness, scope: trio.CancelScope) -> None:
-    """Asked to stop while nobody is served: there is nothing to drain."""
-    await stop.asked.wait()
-    await readiness.idle()
-    scope.cancel()
 
 
 async def serve_node(

@@ -54,9 +54,11 @@ class Readiness:
         """They are sent away, and what is left to do ends by itself."""
         self._phase = "stopping"
 
-    async def idle(self) -> None:
-        """Wait until nobody is served, nor sent away."""
+    async def give_up(self, asked: trio.Event, life: trio.CancelScope) -> None:
+        """Asked to stop while nobody is served, nor sent away: there is nothing to drain, and nothing to wait for."""
+        await asked.wait()
         await self._idle.wait()
+        life.cancel()
 
     async def watch(self, cell: Led, reaches: Callable[[str], bool]) -> None:
         """Until cancelled: look whether this node could have anything committed. `reaches`: is there a link to it?"""

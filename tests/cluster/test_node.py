@@ -114,6 +114,30 @@ async def test_a_signal_while_starting_ends_the_start(tmp_path: Path, monkeypatc
             signal.raise_signal(signal.SIGTERM)
 
 
+async def test_clients_go_elsewhere_until_a_node_can_serve_them(tmp_path: Path, monkeypatch: Any) -> None:
+    """A connection that nobody accepts would keep them for as long as a handshake may take."""
+    config, _ = make(tmp_path)
+    replaying, go_on, wait_for = trio.Event(), trio.Event(), Delivery.wait_for
+
+    async def replay(self: Delivery, *args: Any) -> None:
+        replaying.set()
+        await go_on.wait()
+        await wait_for(self, *args)
+
+    monkeypatch.setattr(Delivery, "wait_for", replay)
+    with trio.fail_after(8):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.run_node, config)
+            await replaying.wait()
+            with pytest.raises(OSError, match="all attempts to connect"):
+                await trio.open_tcp_stream(*config.listen.clients)
+            go_on.set()
+            while await _ask_ready(config.listen.admin) is not None:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            await (await trio.open_tcp_stream(*config.listen.clients)).aclose()
+            signal.raise_signal(signal.SIGTERM)
+
+
 @asynccontextmanager
 async def _journal(config: NodeConfig) -> AsyncIterator[Journal]:
     """The log of a node that does not run."""

@@ -65,28 +65,21 @@ async def test_a_leader_that_cannot_be_reached_takes_nothing(autojump_clock: Any
 
 async def test_a_stop_waits_for_those_who_are_served(autojump_clock: Any) -> None:
     readiness = Readiness(lambda: None)
-    with trio.fail_after(1):
-        await readiness.idle()
-        readiness.say("applying the log")
-        await readiness.idle()
+    assert await gives_up(readiness)
+    readiness.say("applying the log")
+    assert await gives_up(readiness)
     readiness.open()
-    await stays_busy(readiness)
+    assert not await gives_up(readiness)
     readiness.close()
-    await stays_busy(readiness)  # a checkpoint is being saved, the leadership handed over
     assert readiness.reason == "stopping"
+    assert not await gives_up(readiness), "a checkpoint is being saved, the leadership handed over"
+    readiness.say("joining the cell")
+    assert await gives_up(readiness), "that failed"
 
 
-async def test_a_life_that_failed_is_not_waited_for(autojump_clock: Any) -> None:
-    readiness = Readiness(lambda: None)
-    readiness.open()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(readiness.idle)
-        await stays_busy(readiness)
-        readiness.say("joining the cell")
-    assert readiness.reason == "joining the cell"
-
-
-async def stays_busy(readiness: Readiness) -> None:
-    with trio.move_on_after(60) as scope:
-        await readiness.idle()
-    assert scope.cancelled_caught
+async def gives_up(readiness: Readiness) -> bool:
+    asked, life = trio.Event(), trio.CancelScope()
+    asked.set()
+    with trio.move_on_after(60), life:
+        await readiness.give_up(asked, life)
+    return life.cancel_called
