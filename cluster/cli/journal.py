@@ -160,8 +160,14 @@ def _check_stopped(data: Path, config: NodeConfig) -> None:
 
 
 def _ask(yes: bool, question: str) -> None:
-    if not yes:
-        click.confirm(question, abort=True)
+    try:
+        if yes or click.confirm(question):
+            return
+    except click.Abort:  # Ctrl-C, or nobody is there
+        click.echo("\nposthouse: nothing was changed. Give --yes where nobody can answer", err=True)
+        raise
+    click.echo("posthouse: nothing was changed", err=True)
+    raise SystemExit(Exit.FAILED)
 
 
 def _set_aside(data: Path) -> None:

@@ -22,8 +22,8 @@ from relay.client import open_client
 PATIENCE_S = 60
 
 
-async def post(*words: str, status: int = 0) -> str:
-    done = await trio.to_thread.run_sync(lambda: CliRunner().invoke(app, ["journal", *words]))
+async def post(*words: str, status: int = 0, types: str = "") -> str:
+    done = await trio.to_thread.run_sync(lambda: CliRunner().invoke(app, ["journal", *words], input=types))
     assert done.exit_code == status, done.output
     return done.output
 
@@ -172,6 +172,8 @@ async def test_what_cannot_be_repaired_is_left_alone(layout: Layout, tmp_path: P
     said = await post("repair", "--yes", node, status=Exit.OPERATOR)
     assert "nothing was changed" in said and "needs what is missing" in said
     assert all((data / path.name).exists() for path in files) and not (data / "quarantine").exists()
-    await post("repair", node, status=Exit.INTERRUPTED)  # nobody says yes
+    assert "nothing was changed" in await post("repair", node, status=Exit.FAILED, types="n\n")
+    said = await post("repair", node, status=Exit.INTERRUPTED)  # nobody is there
+    assert "nothing was changed" in said and "--yes" in said
     assert "no node.toml" in await post("verify", str(tmp_path), status=Exit.OPERATOR)
     assert "no store here" in await post("verify", str(layout.node("birch").directory), status=Exit.OPERATOR)
