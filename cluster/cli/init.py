@@ -174,10 +174,18 @@ def drop_node(name: str, directory: Path) -> None:
     if len(left) == len(entry.cells[0].nodes) or not left:
         names = ", ".join(node.name for node in entry.cells[0].nodes)
         raise OperatorError(f"{entry.cells[0].name} cannot do without {name!r}", f"Its nodes are: {names}")
+    gone = [config.parent for config in directory.glob("server*/node.toml") if _node_of(config) == name]
     _renew(path, entry, left)
-    for config in directory.glob("server*/node.toml"):
-        if tomllib.loads(config.read_text("utf-8"))["node"]["name"] == name:
-            config.parent.rename(directory / f"dropped-{name}")
+    for server in gone:
+        server.rename(directory / f"dropped-{name}")
+
+
+def _node_of(config: Path) -> str:
+    try:
+        return str(tomllib.loads(config.read_text("utf-8"))["node"]["name"])
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError):
+        remedy = "Mend it; `posthouse config check` says more. Nothing was changed"
+        raise OperatorError(f"{config} does not say which node it is", remedy) from None
 
 
 def _place(region: str, name: str, host: str, clients: int, links: int, admin: int, listen: str) -> Place:

@@ -232,6 +232,16 @@ def test_a_node_comes_later_and_another_goes(posthouse: Posthouse, tmp_path: Pat
     assert "norden/1/n4" in shown and "norden/1/n1" not in shown
 
 
+@pytest.mark.parametrize("text", ["[node", "[paths]\n", "node = 1\n"])
+def test_a_config_that_does_not_name_its_node_stops_the_dropping_of_another(posthouse: Posthouse, text: str) -> None:
+    make_two_regions(posthouse, nodes=3)
+    before = Path("norden/norden.region").read_bytes()
+    Path("norden/server-n2/node.toml").write_text(text)
+    said = posthouse("init", "drop-node", "n1", "--dir", "norden", status=Exit.OPERATOR).stderr
+    assert "norden/server-n2/node.toml does not say which node it is" in said
+    assert Path("norden/norden.region").read_bytes() == before and Path("norden/server-n1").exists()
+
+
 def test_a_cell_of_one_gets_no_second_node(posthouse: Posthouse) -> None:
     """Its log stays where it is: the node that is there would refuse to start with such a root."""
     make_two_regions(posthouse)
