@@ -341,7 +341,9 @@ async def serve_node(
             await _live(config, kit, stop, ready)
             return
         except BaseExceptionGroup as group:
-            ours = _first_of_ours(group)
+            ours, unexpected = _first_of_ours(group), group.split(PosthouseError)[1]
+            if ours is not None and unexpected is not None:
+                _log.error("unexpected", exc_info=unexpected)
             lost += isinstance(ours, StoreSetAside)
             if isinstance(ours, Rejoin) and lost < _SET_ASIDE:
                 _log.warning("rejoins", text=ours.text)

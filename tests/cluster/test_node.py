@@ -270,6 +270,22 @@ async def test_a_node_whose_stores_are_set_aside_one_after_the_other_stops(
     assert "disk" in caught.value.remedy and lived == lives[:7]
 
 
+async def test_a_mistake_of_ours_is_not_hidden_by_what_it_led_to(tmp_path: Path, monkeypatch: Any) -> None:
+    config, _ = make(tmp_path)
+
+    async def live(*_: Any) -> None:
+        raise BaseExceptionGroup("", [StoreDamaged("block 7 rotted"), BaseExceptionGroup("", [KeyError("a mistake")])])
+
+    monkeypatch.setattr(node, "_live", live)
+    kit: Any = SimpleNamespace(env=RealEnv())
+    with structlog.testing.capture_logs() as logs, pytest.raises(StoreDamaged, match="block 7 rotted"):
+        await node.serve_node(config, kit, node.Stop())
+    (entry,) = logs
+    assert entry["event"] == "unexpected" and [repr(leaf) for leaf in _leaves(entry["exc_info"])] == [
+        "KeyError('a mistake')"
+    ]
+
+
 async def test_a_node_scrubs_what_it_keeps_and_renews_a_checkpoint_that_rotted(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
