@@ -101,7 +101,7 @@ async def test_a_node_is_not_ready_while_its_cell_has_no_majority(tmp_path: Path
             await trio.sleep(0.1)
 
     async with LocalFederation(layout) as fed:
-        with trio.fail_after(PATIENCE_S):
+        with trio.fail_after(2 * PATIENCE_S):
             await fed.start_all()
             await loses_the_others(fed)
             await fed.start("amber", "n2")  # which waits for a majority, too
