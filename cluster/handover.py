@@ -70,6 +70,8 @@ class Reception:
             fresh.append(record)
             learned |= record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY)
 
+        refused_here = [record for record in fresh if record.what == records.HANDIN_REFUSED]
+
         def applied() -> bool:
             return key in origins and origins[key].vector >= last
 
@@ -79,6 +81,8 @@ class Reception:
                 fresh[refused.ordinal] = _refused(fresh[refused.ordinal], _overruled(fresh[refused.ordinal]))
         if not applied():
             raise Overloaded("the journal did not take the hand-over in time")
+        for record in refused_here:
+            _log.warning("not_at_home", cell=peer.cell, number=record.number, code=Code(record.code).name.lower())
         return _answer(origins[key], request.first, last)
 
     async def _append(self, fresh: list[records.HandIn], applied: Callable[[], bool]) -> ResidencyError | None:
@@ -97,10 +101,7 @@ class Reception:
         if item.what == records.HANDIN_ROSTER and self._lists_nobody(item):
             return msgspec.structs.replace(record, what=records.HANDIN_NOBODY, part=b"")
         code = self._refusal(item.item) if item.what == records.HANDIN_ENVELOPE else None
-        if code is None:
-            return record
-        _log.warning("not_at_home", cell=peer.cell, number=number, code=code.name.lower())
-        return _refused(record, code)
+        return record if code is None else _refused(record, code)
 
     def _refusal(self, envelope: bytes) -> Code | None:
         """Why an envelope must not rest here; None if it may."""

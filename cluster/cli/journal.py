@@ -33,7 +33,8 @@ _key_option: Decorator = click.option(
 def journal() -> None:
     """The store of a stopped node: is it whole, what is in it, and what to do when it is damaged.
 
-    DIR is the node's data directory, or the directory with its node.toml. No node may run on it.
+    DIR is the directory with the node's node.toml, or a data directory: the node's own, or a copy, which has its key
+    named by the node.toml beside it or by --storage-key. No node may run on it.
     """
 
 
@@ -105,32 +106,44 @@ def _examine(directory: Path, key: Path | None) -> Examination:
 
 
 def _find(directory: Path, key: Path | None) -> tuple[Path, Path]:
-    """The data directory, and the storage key that the node.toml beside it names. Raises OperatorError."""
-    config = _config_path(directory)
+    """The data directory, and the storage key that the node.toml in it or beside it names. Raises OperatorError."""
+    own, beside = _config_in(directory), _config_beside(directory)
+    if own is None and key is not None:
+        return directory, key
+    config = own or beside
     if config is None:
-        if key is not None:
-            return directory, key
         raise OperatorError(f"no node.toml in {directory} or above it", "Give --storage-key FILE")
     try:
         paths = tomllib.loads(config.read_text("utf-8"))["paths"]
         base = config.absolute().parent
-        return base / Path(paths["data"]).expanduser(), base / Path(paths["storage_key"]).expanduser()
+        data = base / Path(paths["data"]).expanduser() if own else directory
+        return data, base / Path(paths["storage_key"]).expanduser()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         remedy = "`posthouse config check` says more"
         raise OperatorError(f"{config} does not say where data and storage_key are ({error!r})", remedy) from None
 
 
-def _config_path(directory: Path) -> Path | None:
-    places = (directory, directory / "node.toml", directory.absolute().parent / "node.toml")
-    return next((path for path in places if path.is_file()), None)
+def _config_in(directory: Path) -> Path | None:
+    return next((path for path in (directory, directory / "node.toml") if path.is_file()), None)
+
+
+def _config_beside(directory: Path) -> Path | None:
+    path = directory.absolute().parent / "node.toml"
+    return path if path.is_file() else None
 
 
 def _config_of(directory: Path) -> NodeConfig:
-    path = _config_path(directory)
+    """The config of the node that runs on the data directory, or whose config it is. Raises OperatorError."""
+    own, beside = _config_in(directory), _config_beside(directory)
+    path = own or beside
     if path is None:
         remedy = "Name the data directory beside a node's config, or the config's directory"
         raise OperatorError(f"no node.toml in {directory} or above it: whose store is it?", remedy)
-    return load_config(path)
+    config = load_config(path)
+    if own is None and config.paths.data.resolve() != directory.resolve():
+        remedy = f"Its [paths] data is {config.paths.data}. Nothing was changed"
+        raise OperatorError(f"{directory} is not where the node of {path} has its data", remedy)
+    return config
 
 
 def _check_stopped(data: Path, config: NodeConfig) -> None:
@@ -147,8 +160,14 @@ def _check_stopped(data: Path, config: NodeConfig) -> None:
 
 
 def _ask(yes: bool, question: str) -> None:
-    if not yes:
-        click.confirm(question, abort=True)
+    try:
+        if yes or click.confirm(question):
+            return
+    except click.Abort:  # Ctrl-C, or nobody is there
+        click.echo("\nposthouse: nothing was changed. Give --yes where nobody can answer", err=True)
+        raise
+    click.echo("posthouse: nothing was changed", err=True)
+    raise SystemExit(Exit.FAILED)
 
 
 def _set_aside(data: Path) -> None:

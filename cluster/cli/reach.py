@@ -51,23 +51,22 @@ class Reach:
 
     async def order(self, order: str, node: str) -> None:
         """Have the leader do something about `node`. Raises OperatorError (also: the leader is elsewhere), NoAnswer."""
-        refused: NotLeading | Unanswered | None = None
-        with trio.move_on_after(_AGAIN_S):
-            while True:
-                leader = (await self.view()).leader
-                control = next((door.control for door in self.doors if door.node == leader), None)
-                if leader and control is None:
-                    remedy = f"Run this on the server of {leader}, with its --config ([listen] control is set in it)"
-                    raise OperatorError(f"{leader} leads the cell, and takes no orders from here", remedy)
-                if control is not None:
-                    try:
-                        await give_order(control, order, node)
-                        return
-                    except (NotLeading, Unanswered) as error:
-                        refused = error
-                await trio.sleep(LOOK_S)
-        text = refused.text if refused else "the cell has no leader"
-        raise NoAnswer(text, "Try again; `posthouse cell status` shows who leads")
+        until, refused = trio.current_time() + _AGAIN_S, "the cell has no leader"
+        while True:  # never cut off in the middle: then nobody would know whether the order was given
+            leader = (await self.view()).leader
+            control = next((door.control for door in self.doors if door.node == leader), None)
+            if leader and control is None:
+                remedy = f"Run this on the server of {leader}, with its --config ([listen] control is set in it)"
+                raise OperatorError(f"{leader} leads the cell, and takes no orders from here", remedy)
+            if control is not None:
+                try:
+                    await give_order(control, order, node)
+                    return
+                except (NotLeading, Unanswered) as error:
+                    refused = error.text
+            if trio.current_time() >= until:
+                raise NoAnswer(refused, "Try again; `posthouse cell status` shows who leads")
+            await trio.sleep(LOOK_S)
 
     async def _ask_all(self) -> list[CellView]:
         views: list[CellView] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -66,6 +67,21 @@ async def test_bytes_for_somebody_else_are_refused_by_number_and_never_written(a
         assert [o.code for o in answer.outcomes] == [Code.UNKNOWN_USER, Code.BAD_ENVELOPE, Code.STORED]
         blocks = [await world.cell.journal.read(index) for index in range(1, world.cell.journal.tip + 1)]
         assert not any(b"foreign bytes" in record for block in blocks for record in block.records)
+
+
+async def test_only_what_is_refused_is_logged_and_once(autojump_clock, monkeypatch):
+    """A batch that is cut is tried again from there on, and what was cut off may be refused then, or not."""
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(2)]
+        batch = [sealed[0], b"not an envelope", sealed[1], seal(world.cell, bytes(32), body=b"foreign")]
+        monkeypatch.setattr("cluster.handover.MAX_HANDOVER", 2 * len(sealed[0]) - 1)
+        seen = []
+        for first, vector in ((1, 2), (3, 4), (3, 4)):
+            with structlog.testing.capture_logs() as logs:
+                answer = await world.reception(PEER, hand_over(first, *batch[first - 1 :]))
+            assert answer.vector == vector
+            seen.append([(log["number"], log["code"]) for log in logs if log["event"] == "not_at_home"])
+        assert seen == [[(2, "bad_envelope")], [(4, "unknown_user")], []]
 
 
 async def test_what_the_disk_writer_refuses_is_refused_by_number(autojump_clock, monkeypatch):

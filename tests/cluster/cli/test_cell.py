@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -114,6 +115,42 @@ async def test_a_view_goes_over_the_wire_and_orders_only_over_the_socket(tmp_pat
         await ask_view(first.admin)
     with pytest.raises(Unanswered, match="no node answers"):
         await ask_view(tmp_path / "nobody")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [("200 OK", "hello"), ("200 OK", '{"cell": 1}'), ("500 Oh", "[]"), ("500 Oh", '{"error": 1}')]
+)
+async def test_who_is_no_node_is_not_understood_and_named(status: str, body: str) -> None:
+    async def stranger(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, stranger, 0, host="127.0.0.1"))
+        where = Address("127.0.0.1", listener.socket.getsockname()[1])
+        with pytest.raises(OperatorError, match=re.escape(str(where))) as caught:
+            await ask_view(where)
+        assert "admin" in caught.value.remedy
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_order_is_given_although_a_node_beside_it_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for the one that hangs takes longer than a cell may be without a leader."""
+
+    async def hang(_stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("cluster.cli.reach._AGAIN_S", 0.1)
+    monkeypatch.setattr("cluster.control.pages.ASK_S", 0.5)
+    straw = Straw("n1", "n2", "n3")
+    async with reaching(straw, tmp_path, "n1") as reach, trio.open_nursery() as nursery:
+        (hung,) = await nursery.start(partial(trio.serve_tcp, hang, 0, host="127.0.0.1"))
+        door = Door("n2", Address("127.0.0.1", hung.socket.getsockname()[1]), None)
+        await Reach((*reach.doors, door)).order("remove", "n3")
+        assert straw.orders == [("n1", "remove", "n3")]
+        nursery.cancel_scope.cancel()
 
 
 async def test_before_there_is_a_log_it_says_so() -> None:
