@@ -231,6 +231,20 @@ def test_who_fell_behind_gets_a_snapshot():
     assert cell[leading].term == term
 
 
+def test_a_snapshot_that_failed_is_offered_again_at_the_next_heartbeat_not_at_once():
+    """Who refuses one (it takes another just now) would be asked as often as the machines can."""
+    cell = compacted_cell()
+    cell.cut.clear()
+    cell.run(2_000)
+    leading = next(name for name in "ab" if cell[name].role is Role.LEADER)
+    for _ in range(5):
+        cell[leading].snapshot_sent(sid("c"), 0)
+        cell.settle()
+    assert cell.events[leading].count(NeedSnapshot(sid("c"))) == 1
+    cell.run(150)
+    assert cell.events[leading].count(NeedSnapshot(sid("c"))) == 2
+
+
 def test_a_snapshot_that_is_behind_is_not_wanted():
     raft = machine("a", stored([1, 1, 1], ABC, committed=2))
     assert not raft.install(Point(1, 2), ABC)
