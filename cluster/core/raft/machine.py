@@ -54,7 +54,7 @@ class Raft:
         self.leading: Leading | None = None
         self._votes: set[bytes] = set()
         self._woke_in = self.term
-        self._belonged = me in self.log.members.ids
+        self._belonged = self.log.had(me, self.log.last)
         self._heard = now_ms  # when the leader last spoke
         standing = Point(self.term, self.log.last)
         nonce = self._timer.draw(1 << 62)
