@@ -253,6 +253,25 @@ def test_a_snapshot_that_is_behind_is_not_wanted():
     assert not machine("a", stored([], ABC), free=False).install(Point(1, 9), ABC)
 
 
+def test_nobody_is_heard_while_a_snapshot_takes_the_place_of_everything():
+    """What follows it would be taken for what follows the old log, by who still has that."""
+    raft = machine("a", stored([1, 1], ABC, committed=1))
+    raft.receive(Append(sid("b"), sid("a"), 1, Point(1, 2), (entry(3, 1, 10),), 1, (), False), 0)
+    under_way = raft.take().write
+    assert raft.install(Point(2, 9), ABC)
+    follows = Append(sid("b"), sid("a"), 2, Point(2, 9), (entry(10, 2, 10),), 9, (), False)
+    raft.receive(follows, 0)
+    raft.persisted(under_way.seq)
+    raft.receive(follows, 0)
+    reset = raft.take().write
+    assert (reset.reset.end, reset.append) == (Point(2, 9), ())
+    raft.receive(follows, 0)
+    assert raft.log.last == 9
+    raft.persisted(reset.seq)
+    raft.receive(follows, 0)
+    assert raft.log.last == 10
+
+
 def test_only_what_was_given_out_may_go():
     raft = machine("a", stored([1, 1, 1], ABC, committed=2))
     with pytest.raises(ValueError, match="only 2 are committed"):
