@@ -12,6 +12,7 @@ from cluster.core import linkwire
 from cluster.core.raft import Entry, Figure, Members, Point
 from cluster.core.raft import Write as CoreWrite
 from cluster.journal.chain import Chain
+from cluster.journal.ends import Rejoin
 from cluster.journal.shapes import from_members
 from relay.core.block import Block, check_follows
 from relay.core.codec import Decoder, Struct, encode
@@ -53,7 +54,7 @@ def unpack_figures(known: dict[bytes, int]) -> tuple[Figure, ...]:
 
 @dataclass(slots=True)
 class Stage:
-    """A snapshot that is being fetched. `head` comes with its first row."""
+    """A snapshot that is being fetched. `head` comes with its first row. `whole`: all of it is there, and verified."""
 
     index: int
     generation: int
@@ -63,6 +64,7 @@ class Stage:
     facts: list[FactRow] = field(default_factory=list)
     oldest: linkwire.BlockBody | None = None  # of the blocks, and the newest one so far
     newest: Block | None = None
+    whole: bool = False
 
     async def add(self, rows: Sequence[bytes]) -> None:
         """The next rows came."""
@@ -82,7 +84,7 @@ class Stage:
             check_follows(block, self.newest)
             self.oldest, self.newest = self.oldest or body, block
             rows.append(self.disk.sealer.block_row(block, body.term))
-        async with self.disk.writing:
+        async with self.disk.changing():
             await self.disk.store.stage_blocks(rows)
             await self.disk.store.fold_wal()
 
@@ -91,6 +93,7 @@ class Stage:
         found = (self.oldest.index, self.newest.index, self.newest.hash) if self.oldest and self.newest else None
         if found != ((first, self.index, self.head.hash) if first <= self.index else None):
             raise StoreDamaged(f"the blocks before the checkpoint after block {self.index} do not lead to it")
+        self.whole = True
 
     @property
     def head(self) -> Head:
@@ -120,7 +123,8 @@ class RaftDisk(LogDisk):
 
     # --- the log ---------------------------------------------------------------------------------
     async def put(self, write: CoreWrite, chain: Chain) -> None:
-        """Make what the core wants written durable, all at once. Raises DiskFailed."""
+        """Make what the core wants written durable, all at once. With a snapshot the journal ends: it is of what was
+        there before. Raises DiskFailed; Rejoin where the snapshot is not there any more, and nothing was written."""
         rows, facts = [], list[FactRow]()
         for entry in write.append:
             block: Block = entry.payload
@@ -132,11 +136,15 @@ class RaftDisk(LogDisk):
             if write.reset is not None:
                 await self._install(write, known)
             await self.store.write(Write(rows, write.truncate_from, hard, known, facts, self.tail.tip))
+            if write.reset is not None:
+                self.tail.end(Rejoin("this store took over a snapshot of its cell"))
 
     async def _install(self, write: CoreWrite, known: dict[bytes, int]) -> None:
         """Put the staged snapshot in the place of everything."""
         stage = self.staged
-        assert stage is not None and write.reset is not None and stage.index == write.reset.end.index
+        assert write.reset is not None
+        if stage is None or not stage.whole or stage.index != write.reset.end.index:
+            raise Rejoin("a snapshot was not taken over: the one who asked for that is gone, and with him its rows")
         head, now = stage.head, self.store.meta
         checksum = checkpoint_checksum(now.log_id, stage.index, stage.digests)
         meta = replace(
@@ -263,9 +271,12 @@ class RaftDisk(LogDisk):
         """Room for a snapshot after block `index` beside what is there. What is not installed is cleared later."""
         async with self.checkpointing:
             generation = self.head.generation if self.head else 0
-            async with self.writing:
+            async with self.changing():
                 await self.store.clear_unfinished(generation)
             self.staged = Stage(index, generation + 1, self)
-            yield self.staged
+            try:
+                yield self.staged
+            finally:
+                self.staged = None
 
 

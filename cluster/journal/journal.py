@@ -142,8 +142,9 @@ class RaftJournal:
 
     async def save_checkpoint(self, index: int, rows: Rows) -> None:
         check_checkpoint(index, self._disk.checkpoint_index, self.tip)
-        block, term = await self.read(index), self.raft.log.term(index)
-        assert term is not None, "a checkpoint is of an entry that is kept"
+        block = await self.read(index)
+        while (term := self.raft.log.term(index)) is None:  # a snapshot is about to take the place of everything
+            await self._tail.reached(self._tail.tip + 1)
         await self._disk.save(index, rows, block, term, self.raft.log.members_upto(index))
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
@@ -214,6 +215,7 @@ class RaftJournal:
             nursery.start_soon(self._write_all)
             nursery.start_soon(self._tail.reached, 1 << 62)  # raises what ends the journal, whoever found it
             while self._fatal is None:
+                self._tail.check()
                 self._wake = trio.Event()
                 self._step()
                 due = self.raft.next_ms
@@ -304,8 +306,7 @@ class RaftJournal:
             self.raft.persisted(output.write.seq)
             for message in output.send_after:
                 self._send(message)
-            if output.write.reset is not None:
-                raise Rejoin("this store took over a snapshot of its cell")
+            self._tail.check()  # it has ended with a snapshot
             self.wake()
             async with self._disk.writing:
                 await self._disk.store.fold_wal()

@@ -72,7 +72,7 @@ async def test_an_entry_that_was_cut_off_meanwhile_is_not_damaged(tmp_path, port
 
 
 async def test_no_more_blocks_are_read_for_a_peer_than_may_be_in_flight():
-    """One that lies damaged on the disk is waited for until others can be asked; the core sends it at each heartbeat."""
+    """One that is damaged on the disk is waited for until others can be asked; the core sends it at each heartbeat."""
     reading, may_go_on = [], trio.Event()
 
     async def load_entries(entries):

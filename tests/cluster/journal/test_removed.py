@@ -1,4 +1,4 @@
-"""A store that its cell has removed never comes back (rule 4), whatever it was told of it, and whenever its node dies."""
+"""A store that its cell has removed never comes back (rule 4), whatever it was told of it, whenever its node dies."""
 
 from __future__ import annotations
 
