@@ -72,9 +72,9 @@ class Stage:
         self.digests += await self.disk.stage_rows(self.generation, self.index, len(self.digests), rows)
 
     def learn(self, facts: Sequence[linkwire.Fact]) -> None:
-        """Facts of the residency check came; what blocks after the snapshot taught comes with them."""
+        """Facts of the residency check came."""
         sealer = self.disk.sealer
-        self.facts += [(one.key, min(one.index, self.index), sealer.fact(one.key, one.value)) for one in facts]
+        self.facts += [(one.key, one.index, sealer.fact(one.key, one.value)) for one in facts]
 
     async def take(self, bodies: Sequence[linkwire.BlockBody]) -> None:
         """The next blocks came: what is not settled waits in them. Raises StoreDamaged where they do not follow."""
@@ -244,13 +244,15 @@ class RaftDisk(LogDisk):
             self.renew_checkpoint()
             raise
 
-    async def facts_part(self, after: bytes) -> list[linkwire.Fact]:
-        """Facts of the residency check with keys above `after`, in order: as many as one answer should bring. Raises
-        StoreDamaged; nobody else has these facts in this order, so that the store is given up."""
+    async def facts_part(self, upto: int, after: bytes) -> list[linkwire.Fact]:
+        """Facts of the residency check with keys above `after`, in order, as of block `upto`, which is kept or the last
+        one released: as many as one answer should bring. What later blocks taught is not for who takes those blocks
+        yet: who left a group with one of them was there before. Raises StoreDamaged; nobody else has these facts in
+        this order, so that the store is given up."""
         found: list[linkwire.Fact] = []
         size = 0
         try:
-            for key, index, sealed in await self.store.facts(after, self.tail.tip):
+            for key, index, sealed in await self.store.facts(after, upto):
                 value = self.sealer.open_fact(key, sealed)
                 size += len(value)
                 if found and size > READ_BATCH:
