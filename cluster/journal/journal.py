@@ -191,11 +191,7 @@ class RaftJournal:
             raise NotLeader(self.raft.leader)
         proposal = self._proposals.add(records)
         self.wake()
-        await proposal.done.wait()
-        assert proposal.outcome is not None
-        if isinstance(proposal.outcome, Placed):
-            return proposal.outcome
-        raise proposal.outcome
+        return await self._proposals.outcome(proposal)
 
     async def _settled(self, placed: Placed) -> bool:
         """Wait until the place is committed here: with that block, or (False) with another one or none that may come.
