@@ -107,7 +107,7 @@ class RaftJournal:
             await self._tail.reached(self._tail.tip + 1)
 
     def time_ms(self) -> int:
-        return max(self._tail.time_ms(), self.clocks.stamp(self._others()))
+        return max(self._tail.newest[2], self.clocks.stamp(self._others()))
 
     async def append(self, records: Sequence[bytes]) -> None:
         check_proposal(records)
