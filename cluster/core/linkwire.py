@@ -198,9 +198,11 @@ class CheckpointPart(Struct, tag=20):
 
 
 class FetchFacts(Struct, tag=21):
-    """What the residency check knows, after key `after` (empty: from the first). Answered by Facts."""
+    """What the residency check knew at the checkpoint after block `index`, after key `after` (empty: from the first).
+    Answered by Facts."""
 
     log_id: LogId
+    index: UInt
     after: MaybeHash
 
 

@@ -59,7 +59,7 @@ class Cell:
             case linkwire.Propose():
                 return await self._propose(message)
             case linkwire.Join():
-                if message.store not in journal.raft.members.ids:
+                if not journal.raft.log.had(message.store, journal.raft.log.last):
                     self._joining[peer.node] = (message.store, trio.current_time())
                 return linkwire.Joined(journal.log_id, journal.leader_node)
             case linkwire.FetchCheckpoint() | linkwire.FetchFacts() | linkwire.FetchBlocks():
@@ -92,9 +92,10 @@ class Cell:
 
     # --- members ---------------------------------------------------------------------------------
     async def _ask_to_join(self) -> None:
-        """As long as this store is not in the cell."""
+        """As long as this store has never been in the cell: once it was, it does not come back (rule 4). What is not
+        committed does not count: who let it in may have been deposed."""
         journal, own = self.journal, self.journal.own
-        while own.store not in journal.raft.members.ids:
+        while not journal.raft.log.had(own.store, journal.tip):
             await ask_to_join(self._links, own.store, _JOIN_S)
             await trio.sleep(_JOIN_S)
 

@@ -12,6 +12,7 @@ from cluster.core import linkwire
 from cluster.core.raft import Entry, Figure, Members, Point
 from cluster.core.raft import Write as CoreWrite
 from cluster.journal.chain import Chain
+from cluster.journal.ends import Rejoin
 from cluster.journal.shapes import from_members
 from relay.core.block import Block, check_follows
 from relay.core.codec import Decoder, Struct, encode
@@ -53,7 +54,7 @@ def unpack_figures(known: dict[bytes, int]) -> tuple[Figure, ...]:
 
 @dataclass(slots=True)
 class Stage:
-    """A snapshot that is being fetched. `head` comes with its first row."""
+    """A snapshot that is being fetched. `head` comes with its first row. `whole`: all of it is there, and verified."""
 
     index: int
     generation: int
@@ -63,6 +64,7 @@ class Stage:
     facts: list[FactRow] = field(default_factory=list)
     oldest: linkwire.BlockBody | None = None  # of the blocks, and the newest one so far
     newest: Block | None = None
+    whole: bool = False
 
     async def add(self, rows: Sequence[bytes]) -> None:
         """The next rows came."""
@@ -70,9 +72,9 @@ class Stage:
         self.digests += await self.disk.stage_rows(self.generation, self.index, len(self.digests), rows)
 
     def learn(self, facts: Sequence[linkwire.Fact]) -> None:
-        """Facts of the residency check came; what blocks after the snapshot taught comes with them."""
+        """Facts of the residency check came."""
         sealer = self.disk.sealer
-        self.facts += [(one.key, min(one.index, self.index), sealer.fact(one.key, one.value)) for one in facts]
+        self.facts += [(one.key, one.index, sealer.fact(one.key, one.value)) for one in facts]
 
     async def take(self, bodies: Sequence[linkwire.BlockBody]) -> None:
         """The next blocks came: what is not settled waits in them. Raises StoreDamaged where they do not follow."""
@@ -82,7 +84,7 @@ class Stage:
             check_follows(block, self.newest)
             self.oldest, self.newest = self.oldest or body, block
             rows.append(self.disk.sealer.block_row(block, body.term))
-        async with self.disk.writing:
+        async with self.disk.changing():
             await self.disk.store.stage_blocks(rows)
             await self.disk.store.fold_wal()
 
@@ -91,6 +93,7 @@ class Stage:
         found = (self.oldest.index, self.newest.index, self.newest.hash) if self.oldest and self.newest else None
         if found != ((first, self.index, self.head.hash) if first <= self.index else None):
             raise StoreDamaged(f"the blocks before the checkpoint after block {self.index} do not lead to it")
+        self.whole = True
 
     @property
     def head(self) -> Head:
@@ -120,7 +123,8 @@ class RaftDisk(LogDisk):
 
     # --- the log ---------------------------------------------------------------------------------
     async def put(self, write: CoreWrite, chain: Chain) -> None:
-        """Make what the core wants written durable, all at once. Raises DiskFailed."""
+        """Make what the core wants written durable, all at once. With a snapshot the journal ends: it is of what was
+        there before. Raises DiskFailed; Rejoin where the snapshot is not there any more, and nothing was written."""
         rows, facts = [], list[FactRow]()
         for entry in write.append:
             block: Block = entry.payload
@@ -132,11 +136,15 @@ class RaftDisk(LogDisk):
             if write.reset is not None:
                 await self._install(write, known)
             await self.store.write(Write(rows, write.truncate_from, hard, known, facts, self.tail.tip))
+            if write.reset is not None:
+                self.tail.end(Rejoin("this store took over a snapshot of its cell"))
 
     async def _install(self, write: CoreWrite, known: dict[bytes, int]) -> None:
         """Put the staged snapshot in the place of everything."""
         stage = self.staged
-        assert stage is not None and write.reset is not None and stage.index == write.reset.end.index
+        assert write.reset is not None
+        if stage is None or not stage.whole or stage.index != write.reset.end.index:
+            raise Rejoin("a snapshot was not taken over: the one who asked for that is gone, and with him its rows")
         head, now = stage.head, self.store.meta
         checksum = checkpoint_checksum(now.log_id, stage.index, stage.digests)
         meta = replace(
@@ -236,13 +244,15 @@ class RaftDisk(LogDisk):
             self.renew_checkpoint()
             raise
 
-    async def facts_part(self, after: bytes) -> list[linkwire.Fact]:
-        """Facts of the residency check with keys above `after`, in order: as many as one answer should bring. Raises
-        StoreDamaged; nobody else has these facts in this order, so that the store is given up."""
+    async def facts_part(self, upto: int, after: bytes) -> list[linkwire.Fact]:
+        """Facts of the residency check with keys above `after`, in order, as of block `upto`, which is kept or the last
+        one released: as many as one answer should bring. What later blocks taught is not for who takes those blocks
+        yet: who left a group with one of them was there before. Raises StoreDamaged; nobody else has these facts in
+        this order, so that the store is given up."""
         found: list[linkwire.Fact] = []
         size = 0
         try:
-            for key, index, sealed in await self.store.facts(after, self.tail.tip):
+            for key, index, sealed in await self.store.facts(after, upto):
                 value = self.sealer.open_fact(key, sealed)
                 size += len(value)
                 if found and size > READ_BATCH:
@@ -263,9 +273,12 @@ class RaftDisk(LogDisk):
         """Room for a snapshot after block `index` beside what is there. What is not installed is cleared later."""
         async with self.checkpointing:
             generation = self.head.generation if self.head else 0
-            async with self.writing:
+            async with self.changing():
                 await self.store.clear_unfinished(generation)
             self.staged = Stage(index, generation + 1, self)
-            yield self.staged
+            try:
+                yield self.staged
+            finally:
+                self.staged = None
 
 

@@ -77,8 +77,8 @@ class Snapshots:
             case linkwire.FetchCheckpoint(_, index, row):
                 rows, count = await self._disk.checkpoint_part(index, row)
                 return linkwire.CheckpointPart(count, tuple(rows))
-            case linkwire.FetchFacts(_, after):
-                return linkwire.Facts(tuple(await self._disk.facts_part(after)))
+            case linkwire.FetchFacts(_, index, after):
+                return linkwire.Facts(tuple(await self._disk.facts_part(index, after)))
             case linkwire.FetchBlocks(_, first, last):
                 good, _ = await self._disk.look(first, min(last, self._journal.tip))
                 return linkwire.BlocksPart(tuple(map(_body, good)))
@@ -106,7 +106,7 @@ class Snapshots:
                 await stage.add(part.rows)
                 row += len(part.rows)
             key = b""
-            while facts := (await self._ask(node, linkwire.FetchFacts(log_id, key), linkwire.Facts)).items:
+            while facts := (await self._ask(node, linkwire.FetchFacts(log_id, index, key), linkwire.Facts)).items:
                 stage.learn(facts)
                 key = facts[-1].key
             at = first

@@ -3,7 +3,8 @@ block gets in is the journal's own business."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import structlog
@@ -49,6 +50,14 @@ class LogDisk:
 
     def _failed(self, error: DiskFailed) -> None:
         self.tail.end(error)
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """To change what the log's own writes do not. Raises what the journal ended with: what is there since may be of
+        a snapshot, in which indexes and generations stand for other things."""
+        async with self.writing:
+            self.tail.check()
+            yield
 
     # --- blocks ----------------------------------------------------------------------------------
     async def look(self, first: int, last: int) -> tuple[list[Kept], StoreDamaged | StoreForeign | None]:
@@ -119,7 +128,7 @@ class LogDisk:
 
     async def put_back(self, kept: Kept) -> None:
         """Write a block that is proved to be the one, over what lies there. Raises LookupError, DiskFailed."""
-        async with self.writing:
+        async with self.changing():
             self.tail.check_kept(kept.block.index)
             await self.store.repair(self.sealer.block_row(*kept))
         _log.warning("block_repaired", index=kept.block.index)
@@ -139,7 +148,7 @@ class LogDisk:
         self.store.check()
         check_release(below, self.head.index if self.head else 0)
         while self.tail.first < below:
-            async with self.writing:
+            async with self.changing():
                 if self.tail.first < below:
                     self.tail.released(await self.store.release(self.tail.first, below, members))
                 await self.store.fold_wal()
@@ -147,15 +156,16 @@ class LogDisk:
     async def save_checkpoint(self, index: int, rows: Rows) -> None:
         """See relay.ports.Journal."""
         async with self.checkpointing:
+            self.tail.check()
             self.store.check()
             check_checkpoint(index, self.head.index if self.head else 0, self.tail.tip)
             generation = self.head.generation if self.head else 0
-            async with self.writing:
+            async with self.changing():
                 await self.store.clear_unfinished(generation)  # a crash may have left some
             digests = await self.stage_rows(generation + 1, index, 0, rows)
             checksum = checkpoint_checksum(self.tail.log_id, index, digests)
             head = CheckpointHead(generation + 1, index, len(digests), checksum)
-            async with self.writing:
+            async with self.changing():
                 await self.store.finish_checkpoint(head)
                 self.head = head
                 await self.store.fold_wal()
@@ -178,7 +188,7 @@ class LogDisk:
         return digests
 
     async def _stage(self, generation: int, start: int, batch: Sequence[bytes]) -> None:
-        async with self.writing:
+        async with self.changing():
             await self.store.add_checkpoint_rows(generation, start, batch)
             await self.store.fold_wal()
 

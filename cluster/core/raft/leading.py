@@ -163,6 +163,7 @@ class Leading:
         for store, peer in self._peers.items():
             if (
                 peer.stage is not Stage.SNAPSHOT
+                and not peer.waiting  # it failed: not before the next heartbeat
                 and self._log.term(peer.next - 1) is None
                 and self._now - peer.heard < self._settings.election_ms
             ):

@@ -44,7 +44,8 @@ ANSWERS: list[LinkMessage] = [
 UUID = bytes(range(16))
 NOTE = CellNote(UUID, UUID, 1_700_000_000_000, b"a vote")
 CELL_ASKS: list[LinkMessage] = [
-    Propose(UUID, (b"one", b"two")), Join(UUID), TakeSnapshot(9, 3), FetchCheckpoint(UUID, 9, 0), FetchFacts(UUID, b""),
+    Propose(UUID, (b"one", b"two")),
+    Join(UUID), TakeSnapshot(9, 3), FetchCheckpoint(UUID, 9, 0), FetchFacts(UUID, 9, b""),
     FetchBlocks(UUID, 3, 4), CellEphemeral(ID, ID, ID, b"typing"), CellStatus(), StateDigest(UUID, 2, 900, ID),
 ]  # fmt: skip
 CELL_ANSWERS: list[LinkMessage] = [
@@ -208,7 +209,7 @@ def test_notes_are_not_counted_as_requests() -> None:
         CellNote(UUID, UUID, -1, b""),
         Propose(UUID, ()),
         NotLeading("n" * 65),
-        FetchFacts(UUID, ID + b"x"),
+        FetchFacts(UUID, 9, ID + b"x"),
     ],
 )
 def test_fields_out_of_range_are_the_peers_mistake(wrong: LinkMessage) -> None:

@@ -9,7 +9,8 @@ import trio
 
 from cluster.env import RealEnv
 from relay.journal.portal import open_portal
-from tests.cluster.journal.conftest import a_cell
+from tests.cluster.journal.conftest import Anything, a_cell
+from tests.cluster.journal.virtual import virtual_cell, virtually
 
 
 @pytest.fixture
@@ -72,3 +73,31 @@ async def test_a_snapshot_of_a_log_whose_mail_was_all_collected(tmp_path, make_e
     async with a_cell(tmp_path, make_env) as world:
         journal, back = await wiped_after_a_checkpoint(world, below=0)
         assert await same_blocks(back.journal, journal)
+
+
+@virtually
+async def test_the_residency_check_knows_after_a_snapshot_what_it_knew_there_and_not_what_came_later(tmp_path):
+    """Who has left since was there when the blocks in between were written: by what is known now they would be refused,
+    and the node would end with each start."""
+    guards = {}
+    async with virtual_cell(tmp_path, residency=lambda name: guards.setdefault(name, Anything())) as world:
+        fact = b"fact of a group".ljust(32, b".")
+        leader = world.leader()
+        victim = next(node for node in world.running.values() if node is not leader)
+        await leader.journal.append([fact + b"somebody is here"])
+        index = leader.journal.tip
+        world.kill(victim.name)
+        await trio.sleep(0.5)
+        await leader.journal.append([fact + b"nobody is"])
+        world.machines[victim.name].disk.wipe()
+        for node in world.running.values():
+            await world.until(lambda each=node.journal: each.tip > index)
+            await node.journal.save_checkpoint(index, [b"row"])
+            await node.journal.release(index)
+            node.journal.raft.compacted(index)
+        del guards[victim.name]
+        world.start(victim.name)
+        back = world.running[victim.name]
+        await world.until(lambda: back.journal is not None and back.journal.tip > index and back.lives > 1)
+        taught = [value for _, value in guards[victim.name].learned]
+        assert taught == [fact + b"somebody is here", fact + b"nobody is"]
