@@ -75,6 +75,7 @@ class Faults:
         region = random.choice([None, random.choice(self.nodes).region])
         together = [node for node in self._running() if region in (None, node.region)]
         away = random.uniform(0.0, self.options.down)
+        self.trace("all down", region or "", len(together))
         for node in together:
             node.crash(power=True)
             self.world.agenda.after(away + random.uniform(0.0, 2.0), self._back, node)
@@ -101,14 +102,14 @@ class Faults:
         """A disk does nothing for a while, now and then longer than a node waits for it."""
         node = random.choice(self.nodes)
         seconds = random.choice([random.uniform(0.1, 5.0), random.uniform(5.0, 40.0)])
-        self.trace("disk stalls", node.host.name, round(seconds, 3))
+        self.trace("disk stall", node.host.name, round(seconds, 3))
         node.disk.stall(seconds)
 
     def _broken_disk(self, random: Random) -> None:
         """A disk gives I/O errors, or is full; the node ends (rule 7), and comes back when the disk is well."""
         node = random.choice(self.nodes)
         number = random.choice([errno.EIO, errno.ENOSPC])
-        self.trace("disk fails", node.host.name, number)
+        self.trace("disk will fail", node.host.name, number)
         node.disk.fail(number, random.randrange(20))
         self.world.agenda.after(random.uniform(1.0, 20.0), node.disk.mend)
 
@@ -118,12 +119,16 @@ class Faults:
         cell = random.choice(sorted({node.cell for node in self.nodes}))
         together = [node for node in self.nodes if node.cell == cell]
         victim = self._victims.setdefault(cell, random.choice(together))
-        if len(together) < 3 or any(self._journal(node) is None for node in together):
-            return None
-        stores = {self._journal(node).own.store for node in together}
-        whole = all({*self._journal(node).raft.members.ids} == stores == {*self._journal(node).raft.members.voter_ids}
-                    for node in together)  # fmt: skip
-        return victim if whole else None
+        return victim if len(together) > 2 and self.whole(cell) else None
+
+    def whole(self, cell: str) -> bool:
+        """All nodes of the cell run, and agree that their stores are its members and vote."""
+        journals = [self._journal(node) for node in self.nodes if node.cell == cell]
+        if None in journals:
+            return False
+        stores = {journal.own.store for journal in journals}
+        members = [journal.raft.members for journal in journals]
+        return all({*one.ids} == stores == {*one.voter_ids} for one in members)
 
     @staticmethod
     def _journal(node: SimNode) -> Any:
@@ -132,8 +137,8 @@ class Faults:
 
     def _flip(self, random: Random) -> None:
         """A bit of a row flips."""
-        if node := self._victim(random):
-            self.trace("bit flipped", node.host.name, str(node.disk.flip()))
+        if (node := self._victim(random)) and (row := node.disk.flip()):
+            self.trace("bit flipped", node.host.name, str(row))
 
     def _wipe(self, random: Random) -> None:
         if node := self._victim(random):
@@ -149,23 +154,33 @@ class Faults:
                 if node.cell == victim.cell:
                     node.crash(power=True)
                     self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)
-            self.trace("tail lost", victim.host.name, victim.disk.lose_tail(2))
+            if count := victim.disk.lose_tail(2):
+                self.trace("tail lost", victim.host.name, count)
 
     def _old_copy(self, random: Random) -> None:
-        """A store is copied; the next time the copy takes its place, with its mark."""
-        if node := self._victim(random):
+        """A store is copied; some seconds later the copy takes its place, with its mark."""
+        if (node := self._victim(random)) and node.cell not in self._backups:
             node.crash(power=False)
-            backup = self._backups.pop(node.cell, None)
-            if backup is None:
-                self._backups[node.cell] = node.disk.copy()
-            elif backup.meta.store == node.disk.content.meta.store:
-                has, others = backup.has(), [one for one in self.nodes if one.cell == node.cell and one is not node]
-                known = [one.disk.content.state.known.get(has.store, 0) for one in others if one.disk.content]
-                if min(known) > has.term << 40 | has.index:  # whoever is asked knows better
-                    node.disk.rolled_back.add(has.store)
-                node.disk.restore(backup, mark=True)
-                self.trace("old copy restored", node.host.name)
-            self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)
+            self._backups[node.cell] = node.disk.copy()
+            self.world.agenda.after(random.uniform(0.0, 1.0), self._back, node)
+            self.world.agenda.after(random.uniform(2.0, 10.0), self._restore, node, random)
+
+    def _restore(self, node: SimNode, random: Random) -> None:
+        if self.healed:
+            return
+        if not self.whole(node.cell):
+            self.world.agenda.after(1.0, self._restore, node, random)
+            return
+        node.crash(power=False)
+        backup = self._backups.pop(node.cell)
+        if backup.meta.store == node.disk.content.meta.store:
+            has, others = backup.has(), [one for one in self.nodes if one.cell == node.cell and one is not node]
+            known = [one.disk.content.state.known.get(has.store, 0) for one in others if one.disk.content]
+            if min(known) > has.term << 40 | has.index:  # whoever is asked knows better
+                node.disk.rolled_back.add(has.store)
+            node.disk.restore(backup, mark=True)
+            self.trace("old copy restored", node.host.name)
+        self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)
 
     # --- the network -------------------------------------------------------------------------------
     def _cut(self, random: Random) -> None:
@@ -194,7 +209,7 @@ class Faults:
         """A node that does not lead is cut off from the others of its cell for a few seconds. Where nothing else
         befalls nodes its return deposes nobody (PreVote, rule 3)."""
         led = [node for node in self.nodes if (journal := self._journal(node)) is not None and journal.leads]
-        if not led:
+        if not led or self.options.nodes == 1:
             return
         leader = random.choice(led)
         others = [node for node in self.nodes if node.cell == leader.cell and node is not leader]
@@ -204,7 +219,7 @@ class Faults:
                  for pair in ((away.host.name, node.host.name), (node.host.name, away.host.name))]  # fmt: skip
         raft, seconds = self._journal(leader).raft, random.uniform(2.0, 6.0)
         term, lives = raft.term, [node.lives for node in cell]
-        self.trace("flaps", away.host.name)
+        self.trace("flap", away.host.name)
         for path in paths:
             self.net.block(*path)
         self.world.agenda.after(seconds, self._unblock, paths)
@@ -225,7 +240,7 @@ class Faults:
         self._block_paths(random, paths)
 
     def _block_paths(self, random: Random, paths: list[tuple[str, str]]) -> None:
-        self.trace("path blocked", *paths[0], len(paths))
+        self.trace("partition", *paths[0], len(paths))
         for path in paths:
             self.net.block(*path)
         self.world.agenda.after(random.uniform(0.0, self.options.away), self._unblock, paths)
@@ -257,10 +272,11 @@ class Faults:
         node = random.choice(self.nodes)
         if random.random() < 0.3:
             node.clock.mend()
+            self.trace("clock set right", node.host.name)
         else:
             aim = random.uniform(-1.0, 1.0) * self.options.skew_ms
             node.clock.set(jump_ms=aim - node.clock.wrong_ms())
-        self.trace("clock set", node.host.name, round(node.clock.wrong_ms()))
+            self.trace("clock jump", node.host.name, round(node.clock.wrong_ms()))
 
     def _drift(self, random: Random) -> None:
         """A clock, of a node or of a device, runs too fast or too slow (quartz is 100 ppm off; this is worse)."""

@@ -6,27 +6,20 @@ defect. Returns 1 where one is not found within SEEDS (200).
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
-from types import FrameType
 from typing import NamedTuple
 
 import pytest
-import trio
 
 from tests.simulation import swarm
 from tests.simulation.defects import DEFECTS, Defect
-from tests.simulation.world import Violation, World
 
 SEEDS = 200
 WORKERS = 2
-STILL_S = 4.0  # seconds of this process's time in which virtual time must have moved
 
 
 class Found(NamedTuple):
@@ -87,44 +80,7 @@ def _violation(defect: Defect, seed: int) -> str | None:
 
 def run(seed: int, defect: Defect) -> str | None:
     """The violation of a seed under the options of a defect, planted or not."""
-    with standing_still():
-        return swarm.run_seed(seed, **defect.options).violation
-
-
-@contextmanager
-def standing_still() -> Iterator[None]:
-    """A world that turns round and round without its time going on comes to an end, too."""
-    before, last = World.__init__, -1.0
-    worlds: list[World] = []
-
-    def made(world: World, *args: object) -> None:
-        before(world, *args)  # type: ignore[arg-type]
-        worlds.append(world)
-
-    def end() -> None:
-        error = Violation(f"the world stands still at {trio.current_time():.6f} s: somebody goes round and round")
-        worlds[-1].agenda._error = error
-        worlds[-1].agenda._failed.set()
-
-    def look(_number: int, _frame: FrameType | None) -> None:
-        nonlocal last
-        try:
-            now, token = trio.current_time(), trio.lowlevel.current_trio_token()
-        except RuntimeError:
-            return
-        if now == last:
-            token.run_sync_soon(end)
-        last = now
-
-    World.__init__ = made  # type: ignore[method-assign, assignment]
-    old = signal.signal(signal.SIGVTALRM, look)
-    signal.setitimer(signal.ITIMER_VIRTUAL, STILL_S, STILL_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, old)
-        World.__init__ = before  # type: ignore[method-assign]
+    return swarm.run_seed(seed, **defect.options).violation
 
 
 if __name__ == "__main__":

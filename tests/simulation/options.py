@@ -22,6 +22,7 @@ FAULTS = (
     "kill", "power", "all_down", "drain", "cut", "silence", "block", "isolate", "skew", "drift", "offline", "slow",
     "forget", "enrol", "regroup", "weather", "stall", "broken_disk",
 )  # fmt: skip
+OF_SEVERAL = ("flip", "wipe", "lost_tail", "old_copy", "flap")  # only where others of the cell can make good for it
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,13 @@ def derive(seed: int, **fixed: Any) -> Options:
         "down": spread(1.0, 60.0), "away": spread(5.0, 100.0), "skew_ms": spread(1000.0, 90_000.0),
         "weather": weather, "every": every, "limits": _tight(random),
     }  # fmt: skip
-    chosen["nodes"] = Random(f"{seed}/nodes").choice([1, 3, 3, 3])
-    if fixed.get("nodes", chosen["nodes"]) > 1:
-        chosen["safety"] = round(chosen["safety"] / 3, 6)  # a replicated cell talks even where nothing happens
+    shape = Random(f"{seed}/nodes")
+    chosen["nodes"] = shape.choice([1, 3, 3, 3])
+    if fixed.get("nodes", chosen["nodes"]) > 1:  # such cells talk even where nothing happens: smaller, shorter worlds
+        chosen["regions"] = shape.choice([1, 2, 2, 3])
+        chosen["safety"] = round(chosen["safety"] / 5, 6)
+        chosen["people"] += chosen["regions"] == 1  # somebody to write to
+        every |= {kind: round(shape.uniform(3.0, 15.0), 6) for kind in OF_SEVERAL if shape.random() < 0.3}
     return Options(**{**chosen, **fixed})
 
 
@@ -98,12 +103,12 @@ def _tight(random: Random) -> dict[str, int]:
         "CHECKPOINT_BYTES": random.choice([8, 32, 128]) * KIB,
         "CARRY_STRETCH": random.choice([4, 16, 64]) * KIB,
         "CARRY_BATCH": random.choice([2, 8, 64]) * KIB,
-        "RECENT_BLOCKS": random.choice([16 * KIB, 16 * MIB]),
+        "RECENT_BLOCKS": random.choice([512 * KIB, 16 * MIB]),  # more than any block here: one in memory has settled
         "RECENT_FRAMES": random.choice([4 * KIB, 8 * MIB]),
         "UNACKED_BYTES": random.choice([32 * KIB, 128 * KIB, 8 * MIB]),
         "OUTBOX_BYTES": random.choice([16 * KIB, 64 * KIB, MIB]),
-        "MAX_MAILBOX": random.choice([64 * KIB, 64 * MIB]),
-        "MAX_OUTBOX": random.choice([64 * KIB, 1024 * MIB]),
+        "MAX_MAILBOX": random.choice([8 * KIB, 64 * KIB, 64 * MIB]),
+        "MAX_OUTBOX": random.choice([16 * KIB, 64 * KIB, 1024 * MIB]),
         "ADMISSION_WINDOW": random.choice([1, 10]) * MINUTE,
     }
     return {name: value for name, value in limits.items() if random.random() < 0.7}

@@ -38,12 +38,15 @@ _RELEASE_STEP, _FACTS, _TERMS, _FOLD = 100, 16, 100, 64  # blocks, facts, blocks
 
 
 class SimDisk:
-    """The disk of one machine; it outlives its processes. `delay` gives the seconds that one access takes.
+    """The disk of one machine; it outlives its processes. `delay` gives the seconds that one access takes;
+    `tell` is told what is worth counting.
 
     What changes it behind the back of a process (`flip` excepted) is for a time when none has it open."""
 
-    def __init__(self, random: Random, delay: Callable[[], float] = lambda: 0.0) -> None:
-        self.random, self.delay = random, delay
+    def __init__(
+        self, random: Random, delay: Callable[[], float] = lambda: 0.0, tell: Callable[[str], None] = lambda what: None
+    ) -> None:
+        self.random, self.delay, self.tell = random, delay, tell
         self.content: Image | None = None  # the store
         self.aside: list[Image] = []  # the quarantine
         self.lossy = False  # something that it had confirmed was ever lost or changed
@@ -152,6 +155,7 @@ class SimDisk:
         image.settle(self.random)
         self.aside.append(image)
         self.content = None
+        self.tell("store set aside")
 
     @asynccontextmanager
     async def open_seen(self, process: Process) -> AsyncIterator[SimSeen]:
@@ -175,6 +179,7 @@ class SimDisk:
                 await trio.sleep(min(late, DISK_DEADLINE_S))
                 check_alive(process, name)
                 if wrong := self._wrong(late, writes=bool(steps)):
+                    self.tell("disk error")
                     if steps and self._fault == errno.ENOSPC:
                         file.pending.clear()  # SQLite rolls it back
                     if steps:
@@ -327,6 +332,7 @@ class SimStore:
 
     async def finish_checkpoint(self, head: CheckpointHead) -> None:
         await self._put({**self._others(head.generation), ("head",): head})
+        self._disk.tell("checkpoint")
 
     # --- the rest ----------------------------------------------------------------------------------
     async def facts(self, after: bytes, upto: int | None = None) -> list[FactRow]:
@@ -354,6 +360,7 @@ class SimStore:
         state = State(image.state.seq + 1, self.hard, commit, dict(known))
         last = (staged[-1].index, staged[-1].hash) if staged else (meta.first - 1, meta.prev)
         await self._change(changes, state, meta, last)
+        self._disk.tell("snapshot installed")
 
     async def fold_wal(self) -> None:
         if len(self._image.wal) >= _FOLD:

@@ -25,10 +25,13 @@ from tests.simulation.nodes import SimNode
 from tests.simulation.options import Options, bounds, derive
 from tests.simulation.people import REGIONS, make_root
 from tests.simulation.store import SimDisk
+from tests.simulation.tally import counting
+from tests.simulation.watchdog import standing_still
 from tests.simulation.world import Trace, Violation, World, simulate
 
 OUR_MISTAKES = ("connection_crashed", "link_handler_failed")  # what code logs when it did not expect an exception
 LOOK_S = 1.0  # seconds between two looks at everything
+HANGS_S = 120.0  # seconds of real time that a world may take, where it is not made for more
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Federation:
             seconds = options.disk * random.uniform(0.5, 1.5)
             return seconds * 100 if random.random() < options.slow_disk else seconds
 
-        return SimDisk(random, delay)
+        return SimDisk(random, delay, self.world.trace)
 
     async def run(self) -> None:
         """Safety with faults, healing, liveness. Raises Violation."""
@@ -107,7 +110,7 @@ class Federation:
     async def _liveness(self) -> None:
         """Until everything has arrived; not longer than `heal`. Raises Violation."""
         began = trio.current_time()
-        while not (self._served() and not self.ledger.open() and not self.ledger.missing()):
+        while not (self._served() and not self.ledger.open() and not self.ledger.missing() and not self._broken()):
             await trio.sleep(LOOK_S)
             if trio.current_time() - began > self.options.heal:
                 break
@@ -122,6 +125,14 @@ class Federation:
                 f"{self.options.heal:.0f} s after healing letter {letter.number} of {letter.sender} (group:"
                 f" {letter.group}), accepted at {letter.accepted}, still has no final outcome"
             )
+
+        if self._broken():
+            raise Violation(f"{self.options.heal:.0f} s after healing not whole: {', '.join(self._broken())}")
+
+    def _broken(self) -> list[str]:
+        """Cells of several that are not whole."""
+        cells = sorted({node.cell for node in self.nodes}) if self.options.nodes > 1 else []
+        return [cell for cell in cells if not self.faults.whole(cell)]
 
     def _served(self) -> bool:
         return all(device.ready for device in self.authors.devices)
@@ -154,26 +165,26 @@ def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any)
     async def main(world: World) -> None:
         worlds.append(world)
         federation = Federation(world, options)
-        with watching(federation.checks):
+        with watching(federation.checks), counting(world.trace):
             await federation.run()
 
-    with bounds(options.limits), signatures_once(), quiet(worlds, echo):
+    most = max(HANGS_S, options.safety)
+    with bounds(options.limits), signatures_once(), quiet(worlds, echo), standing_still(worlds, most):
         try:
             simulate(seed, main, echo)
-        except BaseExceptionGroup as group:
-            found.append(reason(group))
+        except (BaseExceptionGroup, Violation, trio.TrioInternalError) as error:
+            found.append(reason(error))
     world = worlds[0]
     newest = tuple(world.trace.lines()) if found else ()
-    crashes = world.counts.pop("crash", 0)
     return Result(
-        seed, options, world.trace.digest(), world.trace.events, crashes, world.ended, time.process_time() - began,
-        Counter(world.counts), found[0] if found else None, newest,
+        seed, options, world.trace.digest(), world.trace.events, world.counts["crash"], world.ended,
+        time.process_time() - began, Counter(world.counts), found[0] if found else None, newest,
     )  # fmt: skip
 
 
-def reason(group: BaseExceptionGroup[BaseException]) -> str:
-    """The violation in a group; or, where code raised what nobody expected, that with its traceback."""
-    leaves = list(_leaves(group))
+def reason(error: BaseException) -> str:
+    """The violation in it; or, where code raised what nobody expected, that with its traceback."""
+    leaves = list(_leaves(error))
     for leaf in leaves:
         if isinstance(leaf, Violation):
             return str(leaf)
@@ -184,6 +195,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for one in error.exceptions:
             yield from _leaves(one)
+    elif isinstance(error, trio.TrioInternalError) and error.__cause__ is not None:
+        yield from _leaves(error.__cause__)
     else:
         yield error
 

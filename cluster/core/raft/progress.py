@@ -1,6 +1,7 @@
 """How far one peer's log is known to follow the leader's, and what may be sent to it next (in the manner of etcd's).
 
-    PROBE      where the logs meet is not known: one append, then wait for its answer or the next heartbeat
+    PROBE      where the logs meet is not known: one append, then wait for an answer to it or to a sign of life: whoever
+               does not answer is sent no entries again
     REPLICATE  it is known: appends leave ahead of their answers, bounded in bytes and number
     SNAPSHOT   what it needs is no longer in the log: only signs of life, until it has a snapshot
 """
@@ -33,7 +34,7 @@ class Progress:
         self.heard = now  # ms; when it last answered in this term
         self.beat = True  # a sign of life is due
         self.told_commit = 0  # the commit index in the last append sent
-        self.waiting = False  # PROBE: for an answer or the next heartbeat
+        self.waiting = False  # PROBE: for an answer
         self._flight: deque[_Sent] = deque()
         self._flight_bytes = 0
 
@@ -53,9 +54,8 @@ class Progress:
             self.waiting = True
 
     def heartbeat(self) -> None:
-        """A sign of life is due; a probe may be repeated."""
+        """A sign of life is due; it builds on the same entry as a probe that was lost."""
         self.beat = True
-        self.waiting = False
 
     def accepted(self, match: int, floor: int) -> None:
         """It has everything up to index `match`; the log still has what comes after `floor`."""

@@ -78,6 +78,19 @@ def test_a_jump_of_the_own_clock_is_not_followed() -> None:
     assert cell.stamp(voters) == clock.wall_ms() - HOUR
 
 
+@pytest.mark.parametrize("jump", [20_000, HOUR])
+def test_a_jump_of_the_own_clock_moves_no_stamp_before_the_others_have_spoken_again(jump: int) -> None:
+    """Found by the simulator (seeds 103, 144): what the others' clocks showed was remembered by the own wall clock."""
+    cell, clock, voters = clock_of([0, 0])
+    truth = clock.wall_ms()
+    clock.wall += jump
+    assert cell.stamp(voters) == truth
+    assert cell.apart(voters) == -jump
+    for voter in voters:
+        cell.heard(voter, truth)
+    assert cell.stamp(voters) == truth
+
+
 def test_strangers_take_no_room() -> None:
     """Any node of the cell may speak for stores that nobody knows yet."""
     cell, clock, _ = clock_of([])

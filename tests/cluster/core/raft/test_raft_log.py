@@ -165,6 +165,21 @@ def test_what_is_lost_under_way_is_found_by_the_next_sign_of_life():
     assert cell.commit == {"a": 4, "b": 4, "c": 4}
 
 
+def test_whoever_does_not_answer_is_sent_no_entries_again_and_again():
+    """Found by the simulator (seed 174): a member that was gone for good got the same megabyte ten times a second, by
+    the link to its node, and the new store of that node never got a word."""
+    raft = elected([])
+    again = []
+    for now in range(10_100, 10_900, 100):
+        raft.receive(Accepted(sid("b"), sid("a"), raft.term, 1), now)
+        raft.tick(now)
+        again += [m for m in drain(raft)[0] if m.to == sid("c")]
+    assert len(again) == 8
+    assert {(m.prev, m.entries) for m in again} == {(ORIGIN, ())}
+    raft.receive(Accepted(sid("c"), sid("a"), raft.term, 0), 10_900)
+    assert [len(m.entries) for m in drain(raft)[0] if m.to == sid("c")] == [1]
+
+
 def test_the_uncommitted_tail_is_bounded():
     raft = elected([])
     with pytest.raises(Overloaded, match="waiting for a majority"):
