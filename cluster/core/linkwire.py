@@ -155,16 +155,9 @@ class NotLeading(Struct, tag=14):
 
 
 class Join(Struct, tag=15):
-    """Let `store` of this node in (rule 4). Asked again until it is. Answered by Joined."""
+    """Let `store` of this node in (rule 4). Asked again until it is. Answered by Done."""
 
     store: StoreId
-
-
-class Joined(Struct, tag=16):
-    """It is noted: the leader will see to it. `leader`: a node; empty where nobody known leads."""
-
-    log_id: LogId
-    leader: Annotated[str, Meta(max_length=64)]
 
 
 class TakeSnapshot(Struct, tag=17):
@@ -280,7 +273,7 @@ CellRequest = Union[
 ]  # fmt: skip
 CELL_REQUESTS: Final = get_args(CellRequest)
 CellAnswer = Union[
-    Proposed, ProposalRefused, NotLeading, Joined, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status
+    Proposed, ProposalRefused, NotLeading, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status
 ]  # fmt: skip
 Request = Union[Ping, HandOver, LookUp, EphemeralTo, CellRequest]
 Answer = Union[HandOverAnswer, Records, Done, LinkFault, CellAnswer]

@@ -61,7 +61,7 @@ class Cell:
             case linkwire.Join():
                 if not journal.raft.log.had(message.store, journal.raft.log.last):
                     self._joining[peer.node] = (message.store, trio.current_time())
-                return linkwire.Joined(journal.log_id, journal.leader_node)
+                return linkwire.Done()
             case linkwire.FetchCheckpoint() | linkwire.FetchFacts() | linkwire.FetchBlocks():
                 return await self._snapshots.give(message)
             case linkwire.TakeSnapshot():
@@ -164,20 +164,24 @@ async def ask_all(links: Links, message: linkwire.Request, deadline_s: float) ->
     return answers
 
 
-async def ask_to_join(links: Links, store: bytes, deadline_s: float) -> set[bytes]:
-    """Ask all other nodes to let `store` in. The ids of the logs that they have: one, unless something is wrong."""
-    answers = await ask_all(links, linkwire.Join(store), deadline_s)
-    return {answer.log_id for answer in answers.values() if isinstance(answer, linkwire.Joined)}
+async def ask_to_join(links: Links, store: bytes, deadline_s: float) -> None:
+    """Ask all other nodes to let `store` in, which is on the disk: what it asks for counts until it is granted."""
+    await ask_all(links, linkwire.Join(store), deadline_s)
+
+
+async def standings(links: Links, deadline_s: float) -> dict[str, Standing]:
+    """What the other nodes of the cell have: their log, and who leads it; by node, each by its own word."""
+    said = {}
+    for node, answer in (await ask_all(links, linkwire.CellStatus(), deadline_s)).items():
+        with suppress(ProtocolError):
+            if isinstance(answer, linkwire.Status):
+                said[node] = read_standing(answer.status)
+    return said
 
 
 async def logs_led(links: Links, deadline_s: float) -> dict[str, bytes]:
     """The other nodes that lead, each by its own word, and the ids of their logs."""
-    led = {}
-    for node, answer in (await ask_all(links, linkwire.CellStatus(), deadline_s)).items():
-        with suppress(ProtocolError):
-            if isinstance(answer, linkwire.Status) and (said := read_standing(answer.status)).leader == node:
-                led[node] = said.log_id
-    return led
+    return {node: said.log_id for node, said in (await standings(links, deadline_s)).items() if said.leader == node}
 
 
 def majority_of(nodes: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from cluster.core.linkmachine import (
 from cluster.core.linkwire import (
     CELL_REQUESTS, NO_REQUEST, VERSION, BlockBody, BlocksPart, CellAnswer, CellEphemeral, CellNote, CellStatus,
     CheckpointPart, Done, EphemeralTo, Fact, Facts, FetchBlocks, FetchCheckpoint, FetchFacts, FrameReader, HandItem,
-    HandOver, HandOverAnswer, Join, Joined, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping, Propose,
+    HandOver, HandOverAnswer, Join, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping, Propose,
     Proposed, ProposalRefused, Records, SnapshotTaken, StateDigest, Status, TakeSnapshot, encode_frame,
     encode_message,
 )
@@ -49,7 +49,7 @@ CELL_ASKS: list[LinkMessage] = [
     FetchBlocks(UUID, 3, 4), CellEphemeral(ID, ID, ID, b"typing"), CellStatus(), StateDigest(UUID, 2, 900, ID),
 ]  # fmt: skip
 CELL_ANSWERS: list[LinkMessage] = [
-    Proposed(5, ID, 2), ProposalRefused(1, "not at home"), NotLeading("n2"), Joined(UUID, ""), SnapshotTaken(9),
+    Proposed(5, ID, 2), ProposalRefused(1, "not at home"), NotLeading("n2"), SnapshotTaken(9),
     CheckpointPart(2, (b"row", b"row")), Facts((Fact(ID, 4, b"sealed"),)),
     BlocksPart((BlockBody(3, 2, ID, 17, ID, (b"record",)),)), Status(b"well"),
 ]  # fmt: skip
