@@ -14,6 +14,7 @@ from tests.simulation.nodes import SimNode
 from tests.simulation.options import Options
 from tests.simulation.world import Violation, World
 
+_LOSSES = {"flip", "wipe", "lost_tail", "old_copy"}  # for a time when a cell is whole: waited for
 _HARMLESS = {"flap", "offline", "slow", "forget", "enrol", "regroup"}  # to what the nodes of a cell agree on
 
 
@@ -37,6 +38,8 @@ class Faults:
     async def _now_and_then(self, kind: str, mean: float, random: Random) -> None:
         while True:
             await trio.sleep(random.expovariate(1 / mean))
+            while kind in _LOSSES and self._victim(random) is None:  # noqa: ASYNC110 - it costs nothing
+                await trio.sleep(0.5)
             self.world.counts["fault " + kind] += 1
             if kind == "regroup":
                 await self.authors.regroup()
@@ -159,17 +162,18 @@ class Faults:
 
     def _old_copy(self, random: Random) -> None:
         """A store is copied; some seconds later the copy takes its place, with its mark."""
-        if (node := self._victim(random)) and node.cell not in self._backups:
+        node = self._victim(random)
+        if node is not None and node.cell not in self._backups:
             node.crash(power=False)
             self._backups[node.cell] = node.disk.copy()
             self.world.agenda.after(random.uniform(0.0, 1.0), self._back, node)
-            self.world.agenda.after(random.uniform(2.0, 10.0), self._restore, node, random)
+            self.world.agenda.after(random.uniform(1.0, 5.0), self._restore, node, random)
 
     def _restore(self, node: SimNode, random: Random) -> None:
         if self.healed:
             return
         if not self.whole(node.cell):
-            self.world.agenda.after(1.0, self._restore, node, random)
+            self.world.agenda.after(0.5, self._restore, node, random)
             return
         node.crash(power=False)
         backup = self._backups.pop(node.cell)

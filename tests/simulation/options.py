@@ -22,7 +22,9 @@ FAULTS = (
     "kill", "power", "all_down", "drain", "cut", "silence", "block", "isolate", "skew", "drift", "offline", "slow",
     "forget", "enrol", "regroup", "weather", "stall", "broken_disk",
 )  # fmt: skip
-OF_SEVERAL = ("flip", "wipe", "lost_tail", "old_copy", "flap")  # only where others of the cell can make good for it
+OF_SEVERAL = {  # only where others of the cell can make good for it; in that share of such worlds
+    "flip": 0.3, "wipe": 0.3, "lost_tail": 0.3, "old_copy": 0.5, "flap": 0.3,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def derive(seed: int, **fixed: Any) -> Options:
         chosen["regions"] = shape.choice([1, 2, 2, 3])
         chosen["safety"] = round(chosen["safety"] / 5, 6)
         chosen["people"] += chosen["regions"] == 1  # somebody to write to
-        every |= {kind: round(shape.uniform(3.0, 15.0), 6) for kind in OF_SEVERAL if shape.random() < 0.3}
+        several = [kind for kind, share in OF_SEVERAL.items() if shape.random() < share]
+        every |= {kind: round(shape.uniform(2.0, 10.0), 6) for kind in several}
     return Options(**{**chosen, **fixed})
 
 

@@ -31,7 +31,7 @@ from tests.simulation.world import Trace, Violation, World, simulate
 
 OUR_MISTAKES = ("connection_crashed", "link_handler_failed")  # what code logs when it did not expect an exception
 LOOK_S = 1.0  # seconds between two looks at everything
-HANGS_S = 120.0  # seconds of real time that a world may take, where it is not made for more
+HANGS_S = 120.0  # seconds of a processor that a world may take, where it is not made for more
 
 
 @dataclass(frozen=True)

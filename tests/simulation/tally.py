@@ -37,7 +37,7 @@ FEW = 100  # seeds: fewer say nothing about it
 
 def too_quiet(counts: Counter[str], seeds: int) -> list[str]:
     """What did not happen often enough in that many seeds, in words."""
-    least = seeds // SHARE if seeds >= FEW else 0
+    least = int(seeds / SHARE) if seeds >= FEW else 0
     return [f"{kind}: {counts[kind]} times, not {least}" for kind in MUST if counts[kind] < least]
 
 

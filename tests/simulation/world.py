@@ -72,6 +72,7 @@ class Agenda:
         self._numbers = count()
         self._failed = trio.Event()
         self._error: BaseException | None = None
+        self.now = 0.0  # the time, for whoever looks from without
 
     def at(self, when: float, callback: Callable[..., None], *args: Any) -> None:
         """Call `callback(*args)` at virtual time `when`, rounded up to GRAIN_S, so that the world does not stop for
@@ -92,8 +93,12 @@ class Agenda:
             try:
                 callback(*args)
             except BaseException as error:  # the clock may not raise: `watch` does
-                self._error = self._error or error
-                self._failed.set()
+                self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """The world ends with this error, or an earlier one."""
+        self._error = self._error or error
+        self._failed.set()
 
     async def watch(self) -> None:
         """Raise what a callback raised. Until cancelled."""
@@ -118,7 +123,7 @@ def jumping_clock(agenda: Agenda) -> MockClock:
             deadline, due = runner.deadlines.next_deadline(), agenda.next()
             if min(deadline, due) == math.inf:
                 return  # at the very end trio waits for itself
-            now = max(now, min(deadline, due))
+            now = agenda.now = max(now, min(deadline, due))
             if due <= now:
                 agenda.run_due(now)
             if deadline <= now:
@@ -137,6 +142,7 @@ class World:
         self.trace = Trace(echo=echo)
         self.agenda = Agenda()
         self.ended = 0.0  # virtual time at the end
+        self.token: trio.lowlevel.TrioToken | None = None  # once it runs
 
     def random(self, name: str) -> Random:
         """A source of randomness of its own for `name`: what one part draws does not change what another one gets."""
@@ -166,6 +172,7 @@ def simulate(seed: int, main: Callable[[World], Awaitable[None]], echo: Callable
     world = World(seed, echo)
 
     async def run() -> None:
+        world.token = trio.lowlevel.current_trio_token()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(world.agenda.watch)
