@@ -26,7 +26,7 @@ from relay.limits import (
     SNAPSHOT_DEADLINE_S,
 )
 
-VERSION: Final = 0
+VERSION: Final = 1
 NO_REQUEST: Final = 0  # the id of LinkHello, CellNote and a last LinkFault
 
 
@@ -72,8 +72,10 @@ class HandOver(Struct, tag=3):
 
 
 class HandOverAnswer(Struct, tag=4):
-    """`vector`: everything up to here is applied and durable; `outcomes` of the numbers that were asked about."""
+    """`vector`: everything up to here is applied and durable, in the log `log` of the answering cell (rule 13);
+    `outcomes` of the numbers that were asked about."""
 
+    log: LogId
     vector: UInt
     outcomes: tuple[HandedAnswer, ...]
 

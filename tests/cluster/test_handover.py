@@ -50,7 +50,7 @@ async def test_in_order_and_once(autojump_clock):
     async with Opened() as world:
         sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(6)]
         early = await world.reception(PEER, hand_over(3, *sealed[2:]))
-        assert (early.vector, early.outcomes) == (0, ())
+        assert (early.log, early.vector, early.outcomes) == (world.cell.state.log_id, 0, ())
         first = await world.reception(PEER, hand_over(1, *sealed[:3]))
         assert first.vector == 3
         assert [(o.number, o.code) for o in first.outcomes] == [(n, Code.STORED) for n in (1, 2, 3)]
@@ -109,3 +109,23 @@ async def test_two_logs_of_one_cell_are_counted_apart(autojump_clock):
             answer = await world.reception(PEER, hand_over(1, seal(world.cell, world.bob.id, body=log), log=log))
             assert answer.vector == 1
         assert len(world.delivered()) == 2
+
+
+async def test_a_node_that_is_behind_does_not_say_so_little_that_it_proves_a_loss(autojump_clock):
+    """The other cell had an answer from another node of this one. Only what stays away is missing (rule 13)."""
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(4)]
+        await world.reception(PEER, hand_over(1, *sealed[:1]))
+        answers = []
+
+        async def ask():
+            answers.append(await world.reception(PEER, hand_over(4, *sealed[3:], confirmed=3)))
+
+        world.nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        assert not answers
+        await world.reception(PEER, hand_over(2, *sealed[1:3]))  # what the other node had applied comes
+        await trio.sleep(1)
+        assert [answer.vector for answer in answers] == [4]
+        missing = await world.reception(PEER, hand_over(9, sealed[0], confirmed=8))
+        assert (missing.log, missing.vector) == (world.cell.state.log_id, 4)

@@ -46,14 +46,20 @@ async def collect(layout: Layout, name: str, count: int) -> list[str]:
     return got
 
 
-def flip(data: Path, which: str = "max") -> int:
-    """One byte of a sealed block (the newest, or the oldest) changes."""
+def tip(data: Path, which: str = "max") -> int:
+    """The newest block, or the oldest."""
+    with closing(sqlite3.connect(data / "log.sqlite")) as database:
+        return int(database.execute(f"SELECT {which}(idx) FROM block").fetchone()[0])
+
+
+def flip(data: Path, which: str = "max", index: int = 0) -> int:
+    """One byte of a sealed block (the newest, the oldest, or that one) changes."""
+    index = index or tip(data, which)
     with closing(sqlite3.connect(data / "log.sqlite")) as database, database:
-        (index,) = database.execute(f"SELECT {which}(idx) FROM block").fetchone()
         (sealed,) = database.execute("SELECT sealed FROM block WHERE idx = ?", (index,)).fetchone()
         sealed = sealed[:-1] + bytes([sealed[-1] ^ 1])
         database.execute("UPDATE block SET sealed = ? WHERE idx = ?", (sealed, index))
-    return int(index)
+    return index
 
 
 @pytest.fixture
@@ -108,6 +114,31 @@ async def test_a_damaged_log_of_a_cell_of_one_goes_on_under_a_new_id(layout: Lay
 def _kinds_of(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -> set[str]:
     """Kinds of records of which nothing was lost."""
     return {kind for kind, count in before["records"].items() if after["records"].get(kind) == count}
+
+
+async def test_other_regions_go_on_with_a_log_that_lost_what_they_had_handed_over(layout: Layout) -> None:
+    """And say so: what was stored and is lost is lost. What is sent from then on arrives (rule 13)."""
+    data, node = layout.node("birch").data_dir, str(layout.node("birch").directory)
+    async with LocalFederation(layout) as fed:
+        await fed.start_all()
+        async with open_client(layout.home.store("carol")) as client:
+            await client.caught_up()
+        await send(layout, "carol", "one")
+        assert await collect(layout, "carol", 1) == ["one"]
+        fed.kill("birch")
+        await trio.sleep(0.2)
+        before = tip(data)
+        await fed.start("birch")
+        await send(layout, "carol", "two", "three")  # stored, and then lost
+        fed.kill("birch")
+        await trio.sleep(0.2)
+        flip(data, index=before + 1)
+        assert "What came after is lost" in await post("repair", "--yes", node)
+        await fed.start("birch")
+        await send(layout, "carol", "four", "five")
+        assert (await collect(layout, "carol", 2))[-2:] == ["four", "five"]
+        said = layout.node("amber").log_path.read_text()
+        assert "hand_over_lost" in said and "hand_over_stopped" not in said
 
 
 async def test_an_older_copy_is_known_by_its_mark(layout: Layout) -> None:

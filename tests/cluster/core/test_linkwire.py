@@ -38,7 +38,7 @@ REQUESTS: list[LinkMessage] = [
 ANSWERS: list[LinkMessage] = [
     Done(),
     Records(1, (b"one", b"two")),
-    HandOverAnswer(6, (HandedAnswer(5, 2, 1), HandedAnswer(6, 23, 1))),
+    HandOverAnswer(bytes(16), 6, (HandedAnswer(5, 2, 1), HandedAnswer(6, 23, 1))),
     LinkFault(66, "full", 1000),
 ]
 UUID = bytes(range(16))
