@@ -76,8 +76,9 @@ def inspect_(directory: Path, key: Path | None, as_json: bool) -> None:
 
 @journal.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--alone", is_flag=True, help="Most of the cell is lost for good: make a cell of this store.")
 @_directory_argument
-def repair(directory: Path, yes: bool) -> None:
+def repair(directory: Path, yes: bool, alone: bool) -> None:
     """Start over from what can be trusted, after the store in DIR was damaged, lost or restored from a copy.
 
     A node of a cell of several: its store is set aside in DIR/quarantine. When it is started it joins its cell as a new
@@ -85,12 +86,24 @@ def repair(directory: Path, yes: bool) -> None:
 
     A cell of one node: what holds of its log goes on under a new log id, in a new store; the old one is set aside. What
     came after the first damage is lost. Devices start again from where the log knows them to be.
+
+    With --alone, a cell of several nodes that lost most of its disks for good: what this store has of the log goes on
+    under a new log id, with this store as the only voter; the other nodes join it with empty stores. What only the lost
+    disks had is lost, although it was confirmed. Compare what is left with `inspect` first, and take the store whose
+    end has the highest term, and of those the highest block. Never while most nodes of the cell run, or may come
+    back: then there would be two logs. It says what may be lost, and does it with --yes only.
     """
     config = _config_of(directory)
     data, cell = config.paths.data, config.root.cell(config.node.cell)
     nodes = [node.name for node in cell.nodes] if cell else []
     _check_stopped(data, config)
-    if len(nodes) > 1:
+    if alone:
+        _check_alone(config, nodes)
+        _say_what_may_be_lost(config, nodes)
+        if not yes:
+            raise OperatorError("nothing was changed: --alone needs --yes", "First compare what else is left")
+        _renew(config, alone=True)
+    elif len(nodes) > 1:
         others = ", ".join(name for name in nodes if name != config.node.name)
         _ask(yes, f"{config.node.name} will take everything from {others}. Do most nodes of the cell run, and have it?")
         _set_aside(data)
@@ -170,6 +183,25 @@ def _ask(yes: bool, question: str) -> None:
     raise SystemExit(Exit.FAILED)
 
 
+def _check_alone(config: NodeConfig, nodes: list[str]) -> None:
+    if len(nodes) < 2:
+        raise OperatorError(f"{config.node.cell} is a cell of one node", "Leave --alone away")
+    if (config.paths.data / REMOVED).exists():
+        raise OperatorError(f"the cell removed {config.node.name}: its store lacks what came after", "Take another one")
+
+
+def _say_what_may_be_lost(config: NodeConfig, nodes: list[str]) -> None:
+    seen = examine(config.paths.data, StorageRing.load(config.paths.storage_key))
+    others = ", ".join(name for name in nodes if name != config.node.name)
+    click.echo(f"The store of {config.node.name} ends with block {seen.tip} of term {seen.term}, {_time(seen.to_ms)}.")
+    for finding in seen.findings:
+        click.echo(f"BAD   {finding}")
+    click.echo(
+        f"With --alone this is the log of {seen.cell} from now on, and the stores of {others} are given up. What was\n"
+        "confirmed and only they had is lost: mail with a receipt, users, groups. No node may run with one of them."
+    )
+
+
 def _set_aside(data: Path) -> None:
     from cluster.env import RealEnv
 
@@ -180,11 +212,11 @@ def _set_aside(data: Path) -> None:
     click.echo("Start the node: it joins its cell as a new store.")
 
 
-def _renew(config: NodeConfig) -> None:
-    trio.run(_renew_in_portal, config)
+def _renew(config: NodeConfig, alone: bool = False) -> None:
+    trio.run(_renew_in_portal, config, alone)
 
 
-async def _renew_in_portal(config: NodeConfig) -> None:
+async def _renew_in_portal(config: NodeConfig, alone: bool) -> None:
     from cluster.core.linkwire import federation_id
     from cluster.env import RealEnv
     from cluster.repair import renew_log
@@ -194,7 +226,7 @@ async def _renew_in_portal(config: NodeConfig) -> None:
         try:
             done = await renew_log(
                 config.paths.data, RealEnv(portal), StorageRing.load(config.paths.storage_key),
-                cell=config.node.cell, federation=federation_id(config.root),
+                cell=config.node.cell, federation=federation_id(config.root), alone=config.node.name if alone else "",
             )  # fmt: skip
         except StoreDamaged as error:
             click.echo(f"posthouse: nothing was changed: {error}", err=True)
@@ -203,6 +235,8 @@ async def _renew_in_portal(config: NodeConfig) -> None:
     if done.lost:
         click.echo(f"What came after is lost: {done.lost}")
     click.echo(f"The old store is in {config.paths.data / 'quarantine'}. Start the node.")
+    if alone:
+        click.echo("It waits for the others: each is started with an empty data directory, or after its own repair.")
 
 
 # --- showing -------------------------------------------------------------------------------------
@@ -212,6 +246,7 @@ def _lines(seen: Examination) -> list[tuple[str, str]]:
         ("cell", f"{seen.cell}, federation {seen.federation[:16]}"),
         ("log", seen.log),
         ("store", seen.store or "unknown: its mark cannot be read"),
+        ("end", f"block {seen.tip}" + (f" of term {seen.term}" if seen.term else "")),
         ("blocks", f"{seen.first} to {seen.tip}, {seen.bytes / _MIB:.1f} MiB of records"),
         ("time", f"{_time(seen.from_ms)} to {_time(seen.to_ms)}" if seen.to_ms else "no block is kept"),
         ("records", kinds or "none"),

@@ -26,6 +26,7 @@ BLOCKS = "SELECT idx, term, prev, time, hash, sealed FROM block WHERE idx BETWEE
 ADD_BLOCK = "INSERT INTO block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
 REPAIR_BLOCK = "REPLACE INTO block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
 TERMS = "SELECT idx, term, hash FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT ?"
+TERM = "SELECT term FROM block WHERE idx = ?"
 END_OF = "SELECT hash, term, time FROM block WHERE idx = ?"
 CUT_BLOCKS, CUT_FACTS = "DELETE FROM block WHERE idx >= ?", "DELETE FROM fact WHERE idx >= ?"
 DROP_BLOCKS = "DELETE FROM block WHERE idx < ?"
