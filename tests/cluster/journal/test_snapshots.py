@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from cluster.core.linkwire import FetchCheckpoint
 from cluster.env import RealEnv
@@ -161,3 +162,32 @@ async def test_a_checkpoint_that_somebody_fetches_stays_until_he_has_it_however_
             disk = world.machines[node.name].disk.content.rows
             assert len({key[1] for key in disk if key[0] == "row"}) == 1
             assert node.journal.first == node.journal.tip
+
+
+@virtually
+async def test_a_release_under_way_stops_before_what_somebody_begins_to_fetch(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.simulation.store._RELEASE_STEP", 2)
+    async with virtual_cell(tmp_path, nodes=("n1",)) as world:
+        journal, lent, enough = world.leader().journal, [], trio.Event()
+        for number in range(9):
+            await journal.append([b"letter %d" % number])
+        index, disk, first = journal.tip, journal.disk, journal.first
+        await journal.save_checkpoint(index, [b"row"])
+
+        async def lend():
+            async with disk.lending() as loan:
+                lent.append(loan)
+                await enough.wait()
+
+        async with trio.open_nursery() as nursery:
+            async with disk.writing:  # they come one after the other
+                nursery.start_soon(disk.release, index)
+                await wait_all_tasks_blocked()
+                nursery.start_soon(lend)
+                await wait_all_tasks_blocked()
+            await world.until(lambda: lent)
+            await trio.sleep(1)
+            assert lent == [(index, first + 2)] and journal.first == first + 2
+            enough.set()
+        await disk.release(index)
+        assert journal.first == index
