@@ -12,7 +12,7 @@ from cluster.cli.exits import NoAnswer
 from cluster.config import load_config
 from cluster.config_keys import Address
 from cluster.control.api import CellView, NotLeading
-from cluster.control.pages import Unanswered, ask_view, give_order
+from cluster.control.pages import NotNow, Unanswered, ask_view, give_order
 from cluster.local import Layout
 from relay.errors import OperatorError
 
@@ -50,7 +50,8 @@ class Reach:
         return any(door.node == node and door.control for door in self.doors)
 
     async def order(self, order: str, node: str) -> None:
-        """Have the leader do something about `node`. Raises OperatorError (also: the leader is elsewhere), NoAnswer."""
+        """Have the leader do something about `node`; what it refuses only for now is tried again until just before the
+        caller's deadline. Raises OperatorError (also: the leader is elsewhere), NoAnswer."""
         until, refused = trio.current_time() + _AGAIN_S, "the cell has no leader"
         while True:  # never cut off in the middle: then nobody would know whether the order was given
             leader = (await self.view()).leader
@@ -62,6 +63,10 @@ class Reach:
                 try:
                     await give_order(control, order, node)
                     return
+                except NotNow as error:
+                    if trio.current_time() + 2 * LOOK_S >= trio.current_effective_deadline():
+                        raise NoAnswer(error.text, error.remedy) from None
+                    refused, until = error.text, trio.current_time() + _AGAIN_S
                 except (NotLeading, Unanswered) as error:
                     refused = error.text
             if trio.current_time() >= until:

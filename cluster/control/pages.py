@@ -16,6 +16,7 @@ import trio
 
 from cluster.config_keys import Address
 from cluster.control.api import CellControl, CellView, NotLeading
+from cluster.core.raft import ChangeRefused
 from relay.errors import OperatorError, Overloaded, PosthouseError
 from relay.limits import KIB
 from relay.observe.admin import Answer, Page
@@ -69,7 +70,8 @@ def _obey(cell: CellControl | None, body: bytes, act: Callable[[CellControl, str
         act(cell, order.node)
     except PosthouseError as error:
         leader = error.leader if isinstance(error, NotLeading) else ""
-        return _refusal(error.text, error.remedy, leader, waits=isinstance(error, Overloaded))
+        passes = error.passes if isinstance(error, ChangeRefused) else isinstance(error, Overloaded)
+        return _refusal(error.text, error.remedy, leader, waits=passes)
     return Answer(HTTPStatus.ACCEPTED, b"{}\n", _JSON)
 
 
@@ -90,7 +92,7 @@ async def ask_view(where: Address | Path) -> CellView:
 
 async def give_order(where: Address | Path, order: str, node: str) -> None:
     """`order` ("transfer", "remove") about `node`, to the node whose control socket this is. Raises NotLeading,
-    Unanswered, OperatorError with the node's own words."""
+    Unanswered, NotNow, OperatorError with the node's own words."""
     await _ask(where, "POST", f"/cell/{order}", msgspec.json.encode(_Order(node)))
 
 
@@ -98,8 +100,12 @@ class Unanswered(PosthouseError):
     """Nobody listens there, or not yet, or no longer: ask another node, or again."""
 
 
+class NotNow(Unanswered):
+    """The node does not do this now, in its own words, and may soon."""
+
+
 async def _ask(where: Address | Path, method: str, target: str, body: bytes = b"") -> bytes:
-    """Raises Unanswered, NotLeading, OperatorError."""
+    """Raises Unanswered, NotNow, NotLeading, OperatorError."""
     try:
         with trio.fail_after(ASK_S):
             status, answer = await _exchange(where, method, target, body)
@@ -114,7 +120,7 @@ async def _ask(where: Address | Path, method: str, target: str, body: bytes = b"
     if said.leader:
         raise NotLeading(said.leader)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        raise Unanswered(said.error, said.remedy)
+        raise NotNow(said.error, said.remedy)
     raise OperatorError(said.error, said.remedy)
 
 

@@ -26,6 +26,7 @@ _log = structlog.get_logger("cluster.cell")
 _LOOK_S = 0.2  # seconds between two looks at the members
 _JOIN_S = 0.5  # seconds between two requests of a store that is not in the cell yet
 _OTHER_LOG_S = 2.0  # seconds between two looks whether the cell has another log
+_DOUBT_S, _DOUBT_AGAIN_S = 30.0, 60.0  # seconds in doubt before that is said, and until it is said again
 _JOIN_KEPT_S = 3.0  # seconds that a request to join counts
 
 
@@ -48,6 +49,7 @@ class Cell:
             nursery.start_soon(self._see_to_members)
             nursery.start_soon(self._ask_to_join)
             nursery.start_soon(self._watch_for_other_logs)
+            nursery.start_soon(self._tell_of_doubt)
 
     # --- answering -------------------------------------------------------------------------------
     async def answer(self, peer: Peer, message: linkwire.Request) -> linkwire.Answer:
@@ -115,6 +117,18 @@ class Cell:
                 told = True
                 remedy = "One node is to start a cell's log: move the data directory of the other away"
                 _log.error("two_logs", own=journal.log_id.hex(), other=others[0].hex(), remedy=remedy)
+
+    async def _tell_of_doubt(self) -> None:
+        """A store that nobody frees would wait in silence."""
+        wait = _DOUBT_S
+        while self.journal.raft.role is Role.DOUBTFUL:
+            await trio.sleep(wait)
+            wait = _DOUBT_AGAIN_S
+            if self.journal.raft.role is Role.DOUBTFUL:
+                text = "too few nodes answer what they remember of this store, or the cell does not list it (any more)"
+                remedy = "See `posthouse cell status` on another node. If the cell goes on without this store, stop"
+                remedy += " this node and run `posthouse journal repair` here: it joins with a new one"
+                _log.warning("in_doubt", store=self.journal.own.store.hex(), text=text, remedy=remedy)
 
     async def _see_to_members(self) -> None:
         journal = self.journal

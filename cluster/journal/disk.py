@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -113,7 +113,7 @@ class RaftDisk(LogDisk):
         self.doomed = ""  # why this store must not be used again, once that is known
         self.mender: Callable[[int, StoreDamaged], Awaitable[Block]] | None = None  # once other nodes can be asked
         self.state_known: Callable[[int, bytes], None] = lambda index, digest: None  # of a checkpoint, saved or loaded
-        self._pins: list[int] = []
+        self._pins: list[int] = []  # blocks from there on stay; one for each loan of `lent`
 
     async def mend(self, index: int, error: StoreDamaged) -> Block:
         """See LogDisk.mend; from other nodes of the cell."""
@@ -216,32 +216,42 @@ class RaftDisk(LogDisk):
         return index, rows
 
     # --- snapshots -------------------------------------------------------------------------------
-    @contextmanager
-    def pinned(self, index: int) -> Iterator[None]:
-        """Blocks after `index` stay as long as somebody takes a snapshot of it (rule 12)."""
-        self._pins.append(index)
+    @asynccontextmanager
+    async def lending(self) -> AsyncIterator[tuple[int, int]]:
+        """The index of the newest checkpoint and that of the oldest block: both stay until the end, whatever is saved
+        and released meanwhile (rule 12). (0, 0) where there is none to lend now: one older than the newest is kept at
+        most, and its rows go when the next one is saved after it came back."""
+        async with self.writing:  # no step of a release is under way
+            head, first = self.head, self.tail.first
+            lends = head is not None and self.lent in (None, head)
+            if lends:
+                self.lent = head
+                self._pins.append(first)
         try:
-            yield
+            yield (head.index, first) if head is not None and lends else (0, 0)
         finally:
-            self._pins.remove(index)
+            if lends:
+                self._pins.remove(first)
+                self.lent = self.lent if self._pins else None
 
     def may_release(self, below: int) -> int:
         """`below`, or less where a pin holds."""
-        return min([below, *(index + 1 for index in self._pins)])
+        return min([below, *self._pins])
 
     async def checkpoint_part(self, index: int, row: int) -> tuple[list[bytes], int]:
         """Rows of the checkpoint after block `index`, from `row` on, and how many there are; none where it is not, or
-        no longer, the newest. Raises StoreDamaged where it does not verify: another is saved then."""
-        head = self.head
-        if head is None or head.index != index:
+        no longer, the newest or a lent one. Raises StoreDamaged where it does not verify: another is saved then."""
+        head = next((one for one in (self.head, self.lent) if one is not None and one.index == index), None)
+        if head is None:
             return [], 0
         sealed = await self.store.checkpoint_rows(head.generation, row)
-        if self.head is not head:
+        if head not in (self.head, self.lent):
             return [], 0
         try:
             return [self.sealer.open_checkpoint_row(index, row + n, one) for n, one in enumerate(sealed)], head.count
         except StoreDamaged:
-            self.renew_checkpoint()
+            if head is self.head:
+                self.renew_checkpoint()
             raise
 
     async def facts_part(self, upto: int, after: bytes) -> list[linkwire.Fact]:
@@ -274,7 +284,7 @@ class RaftDisk(LogDisk):
         async with self.checkpointing:
             generation = self.head.generation if self.head else 0
             async with self.changing():
-                await self.store.clear_unfinished(generation)
+                await self.store.clear_unfinished(generation, self._lent)
             self.staged = Stage(index, generation + 1, self)
             try:
                 yield self.staged

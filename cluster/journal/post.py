@@ -45,6 +45,7 @@ class Post:
         if message.source != note.store or self.node_of(note.store, members) not in ("", peer.node):
             raise PeerError(f"{peer.node} speaks for another store")
         if self._inbox_bytes + len(note.payload) > MAX_INBOX:
+            self._links.count_dropped(peer.node, "inbox", 1)
             return
         if len(self._where) > _KNOWN:
             self._where.clear()

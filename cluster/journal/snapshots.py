@@ -52,12 +52,10 @@ class Snapshots:
 
     async def _offer(self, store: bytes) -> None:
         """Have a peer take a snapshot, and tell the core what came of it."""
-        node, index = self._journal.node_of(store), self._disk.checkpoint_index
-        taken = 0
-        if node and index:
-            _log.info("snapshot_offered", node=node, index=index)
-            first = self._disk.tail.first
-            with self._disk.pinned(first - 1):
+        node, taken = self._journal.node_of(store), 0
+        async with self._disk.lending() as (index, first):
+            if node and index:
+                _log.info("snapshot_offered", node=node, index=index)
                 try:
                     answer = await self._links.ask(node, linkwire.TakeSnapshot(index, first), SNAPSHOT_DEADLINE_S)
                     taken = answer.index if isinstance(answer, linkwire.SnapshotTaken) else 0

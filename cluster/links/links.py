@@ -37,7 +37,7 @@ class LinkMetrics(Protocol):
 
     links_up: Any  # gauge with label cell: 1 while there is a working link to it
     peers_up: Any  # gauge with label node: 1 while there is a working link to that node of the own cell
-    notes_dropped: Any  # counter with labels node and reason: "no_link" or "no_room"
+    notes_dropped: Any  # counter with labels node and reason: "no_link", "no_room" or "inbox"
     refused: Any  # counter with label reason: LINK for each peer that was refused or cut off
 
 
@@ -69,7 +69,7 @@ class Links:
                 self._nodes[node.name] = KeptLink(env, self._party, own.cell, [node], NEAR, changed)
                 changed(False)
                 for reason in ("no_link", "no_room"):
-                    self._count_dropped(node.name, reason, 0)
+                    self.count_dropped(node.name, reason, 0)
 
     async def run(
         self,
@@ -118,7 +118,7 @@ class Links:
         link = self._nodes.get(node)
         if link is None or link.note(note):
             return link is not None
-        self._count_dropped(node, "no_room" if link.connected else "no_link", 1)
+        self.count_dropped(node, "no_room" if link.connected else "no_link", 1)
         return False
 
     async def ask(self, node: str, message: Request, deadline_s: float = LINK_DEADLINE_S) -> Answer:
@@ -166,7 +166,8 @@ class Links:
         if self._metrics is not None:
             self._metrics.peers_up.labels(node).set(int(up))
 
-    def _count_dropped(self, node: str, reason: str, notes: int) -> None:
+    def count_dropped(self, node: str, reason: str, notes: int) -> None:
+        """Count notes to or from a node of the own cell that go no further."""
         if self._metrics is not None:
             self._metrics.notes_dropped.labels(node, reason).inc(notes)
 

@@ -34,7 +34,8 @@ class Kept(NamedTuple):
 
 class LogDisk:
     """Owns an open store. `writing`: one transaction at a time, `checkpointing`: one checkpoint. `head`: of the current
-    checkpoint. Told are `on_repair`, when a block was put back, and `renew_checkpoint`, when a new one is due."""
+    checkpoint, `lent`: of one that stays readable although another takes its place. Told are `on_repair`, when a block
+    was put back, and `renew_checkpoint`, when a new one is due."""
 
     def __init__(self, store: LogStore, sealer: Sealer, residency: Residency, tail: Tail) -> None:
         self.store = store
@@ -42,6 +43,7 @@ class LogDisk:
         self.residency = residency
         self.tail = tail
         self.head: CheckpointHead | None = None
+        self.lent: CheckpointHead | None = None
         self.writing = trio.Lock()
         self.checkpointing = trio.Lock()
         self.on_repair: Callable[[], None] = lambda: None
@@ -147,11 +149,16 @@ class LogDisk:
         await trio.lowlevel.checkpoint()
         self.store.check()
         check_release(below, self.head.index if self.head else 0)
-        while self.tail.first < below:
+        while self.tail.first < self.may_release(below):
             async with self.changing():
-                if self.tail.first < below:
-                    self.tail.released(await self.store.release(self.tail.first, below, members))
+                upto = self.may_release(below)  # again: somebody may read by now what would go
+                if self.tail.first < upto:
+                    self.tail.released(await self.store.release(self.tail.first, upto, members))
                 await self.store.fold_wal()
+
+    def may_release(self, below: int) -> int:
+        """`below`, or less where somebody reads older blocks; looked at before each step of a release."""
+        return below
 
     async def save_checkpoint(self, index: int, rows: Rows) -> None:
         """See relay.ports.Journal."""
@@ -161,14 +168,18 @@ class LogDisk:
             check_checkpoint(index, self.head.index if self.head else 0, self.tail.tip)
             generation = self.head.generation if self.head else 0
             async with self.changing():
-                await self.store.clear_unfinished(generation)  # a crash may have left some
+                await self.store.clear_unfinished(generation, self._lent)  # a crash may have left some
             digests = await self.stage_rows(generation + 1, index, 0, rows)
             checksum = checkpoint_checksum(self.tail.log_id, index, digests)
             head = CheckpointHead(generation + 1, index, len(digests), checksum)
             async with self.changing():
-                await self.store.finish_checkpoint(head)
+                await self.store.finish_checkpoint(head, self._lent)
                 self.head = head
                 await self.store.fold_wal()
+
+    @property
+    def _lent(self) -> int | None:
+        return self.lent.generation if self.lent else None
 
     async def stage_rows(self, generation: int, index: int, start: int, rows: Rows) -> list[bytes]:
         """Write rows of a checkpoint, from ordinal `start` on: some a transaction, so that appends get in between.

@@ -40,7 +40,7 @@ _CHECKPOINT_ROW = "FROM checkpoint_row WHERE generation = ? AND ordinal"
 CHECKPOINT_SIZES = f"SELECT ordinal, ifnull(length(sealed), 0) {_CHECKPOINT_ROW} >= ? ORDER BY ordinal LIMIT 256"
 CHECKPOINT_ROWS = f"SELECT sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY ordinal"
 ADD_CHECKPOINT_ROW = "INSERT INTO checkpoint_row (generation, ordinal, sealed) VALUES (?, ?, ?)"
-DROP_CHECKPOINT_ROWS = "DELETE FROM checkpoint_row WHERE generation <> ?"
+DROP_CHECKPOINT_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?)"
 
 ADD_FACT = "INSERT INTO fact (key, idx, sealed) VALUES (?, ?, ?)"
 FACTS = (  # of a group SQLite gives the row that has its max() (https://sqlite.org/lang_select.html#bareagg)

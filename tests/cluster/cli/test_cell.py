@@ -17,6 +17,7 @@ from cluster.cli.reach import Door, Reach, reach_of
 from cluster.config_keys import Address
 from cluster.control import CellView, NotLeading, StoreView, cell_pages
 from cluster.control.pages import Unanswered, ask_view, give_order
+from cluster.core.raft import ChangeRefused
 from cluster.env import RealEnv
 from cluster.local import make_federation
 from relay.errors import OperatorError
@@ -263,6 +264,30 @@ async def test_a_cell_without_a_leader_is_waited_for(tmp_path: Path, monkeypatch
         straw.then = lambda: setattr(straw, "leader", "n2")
         await reach.order("remove", "n3")
     assert straw.orders == [("n2", "remove", "n3")]
+
+
+async def test_a_refusal_that_passes_is_waited_for_and_what_stays_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after the new node votes the change before may not be committed yet."""
+    monkeypatch.setattr("cluster.cli.reach._AGAIN_S", 0.5)
+    straw, looks = Straw("n1", "n2", "n3"), iter(range(100))
+    straw.refuse = ChangeRefused("the change before is not committed yet", "Try again soon", passes=True)
+
+    def pass_away() -> None:
+        if next(looks) == 8:
+            straw.refuse = None
+
+    straw.then = pass_away
+    async with reaching(straw, tmp_path, "n1") as reach:
+        await cell._remove(reach, "n3", 10)
+        assert straw.orders == [("n1", "remove", "n3")]
+        straw.refuse = ChangeRefused("only 1 of the 2 voters are up to date", "Add one first", passes=True)
+        with pytest.raises(NoAnswer, match=r"only 1 of the 2 voters are up to date\. Add one first"):
+            await cell._remove(reach, "n2", 1)
+        straw.refuse = ChangeRefused("two voters would be left", "Add one first")
+        with pytest.raises(OperatorError, match="two voters"):
+            await cell._remove(reach, "n2", 60)
 
 
 def test_what_is_shown() -> None:

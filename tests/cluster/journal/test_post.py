@@ -30,11 +30,14 @@ async def portal():
 
 class Links:
     def __init__(self):
-        self.sent = []
+        self.sent, self.dropped = [], []
 
     def note(self, node, note):
         self.sent.append((node, note))
         return True
+
+    def count_dropped(self, *what):
+        self.dropped.append(what)
 
 
 async def test_what_is_sent_while_it_is_written_is_not_looked_for_on_the_disk(tmp_path, portal):
@@ -147,9 +150,12 @@ def test_notes_of_another_log_say_nothing():
 def test_what_waits_is_bounded_and_what_is_too_much_is_lost():
     post, block = a_post(), make_block(LOG, 1, bytes(32), 5, [b"x" * 1_000_000])
     big = Append(PEER.store, OWN.store, 3, Point(0, 0), (Entry(1, 3, block.size, None, block),), 0, (), True)
-    for _ in range(2 * MAX_INBOX // 1_000_000):
+    sent = 2 * MAX_INBOX // 1_000_000
+    for _ in range(sent):
         post.take_in(peer("n2"), note_of(big), CELL)
-    assert MAX_INBOX - 2_000_000 < 1_000_000 * len(list(post.arrived())) <= MAX_INBOX
+    taken = len(list(post.arrived()))
+    assert MAX_INBOX - 2_000_000 < 1_000_000 * taken <= MAX_INBOX
+    assert post._links.dropped == [("n2", "inbox", 1)] * (sent - taken)
     post.take_in(peer("n2"), note_of(accepted(PEER.store)), CELL)
     assert list(post.arrived()) == [accepted(PEER.store)]  # there is room again
 

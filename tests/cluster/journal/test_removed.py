@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 import trio
 
 from cluster.core import linkwire
@@ -82,3 +83,24 @@ async def test_a_request_of_a_store_that_was_removed_is_not_granted(tmp_path):
         assert store not in leader.journal.raft.members.ids
         await leader.cell.answer(peer, linkwire.Join(b"n" * 16))
         await world.until(lambda: b"n" * 16 in leader.journal.raft.members.ids)
+
+
+@virtually
+async def test_a_store_that_nobody_frees_from_its_doubt_says_so_once_a_minute(tmp_path):
+    async with virtual_cell(tmp_path) as world:
+        world.kill(*NODES)
+        await trio.sleep(0.5)
+        world.start("n2")
+        with structlog.testing.capture_logs() as logs:
+            told = lambda: [one for one in logs if one["event"] == "in_doubt"]  # noqa: E731
+            await trio.sleep(25)
+            assert not told()
+            await trio.sleep(10)
+            (said,) = told()
+            assert "does not list it" in said["text"] and "posthouse journal repair" in said["remedy"]
+            await trio.sleep(120)
+            assert len(told()) == 3
+            world.start("n1", "n3")
+            await world.whole()
+            await trio.sleep(120)
+            assert len(told()) == 3
