@@ -92,36 +92,62 @@ class Forwarders:
         done = outbox.done  # once: an answer that comes late may be recorded while we read
         batch = reading.outbox_batch(outbox, done, MAX_BATCH, size)
         items = tuple([await self._item(cell, item) for _, item in batch])
-        request = linkwire.HandOver(self._journal.log_id, done, done + 1, items)
-        answer = await self._links.request(cell, request, LINK_DEADLINE_S)
-        if not isinstance(answer, linkwire.HandOverAnswer):
-            raise PeerError(f"{cell} answered a hand-over with {type(answer).__name__}")
-        self._check_vector(cell, answer.vector, done, outbox.last)
+        known = outbox.log
+        answer = await self._ask(cell, linkwire.HandOver(self._journal.log_id, done, done + 1, items))
+        self._check(cell, answer, done, outbox)
+        if answer.vector < done:
+            await self._skip_lost(cell, answer, done)
+            return
         upto = min(answer.vector, done + len(batch))
         if upto == done:
             raise Overloaded(f"{cell} took nothing of the batch")
         outcomes = tuple(_known(outcome) for outcome in answer.outcomes if done < outcome.number <= upto)
-        self._intake.offer([records.encode_record(records.Handed(cell, upto, outcomes))])
+        self._intake.offer([records.encode_record(records.Handed(cell, upto, outcomes, answer.log, known))])
         with trio.move_on_after(LINK_DEADLINE_S) as scope:
             await self._delivery.wait_for(lambda: outbox.done >= upto)
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the answer in time")
         self._metrics.forwarded.labels(cell).inc(upto - done)
 
+    async def _ask(self, cell: str, request: linkwire.HandOver) -> linkwire.HandOverAnswer:
+        answer = await self._links.request(cell, request, LINK_DEADLINE_S)
+        if not isinstance(answer, linkwire.HandOverAnswer):
+            raise PeerError(f"{cell} answered a hand-over with {type(answer).__name__}")
+        return answer
+
     @staticmethod
-    def _check_vector(cell: str, vector: int, done: int, last: int) -> None:
+    def _check(cell: str, answer: linkwire.HandOverAnswer, done: int, outbox: Outbox) -> None:
         """Rule 13. Stops handing over to the cell, loudly; the rest of the node goes on, since a cell that only claims
-        such a thing must not be able to stop it."""
-        if vector < done:
+        such a thing must not be able to stop it. Only a renewed log may have lost what was confirmed."""
+        if answer.log in outbox.logs[:-1]:
             raise PeerError(
-                f"{cell} has applied {vector} of the {done} that it confirmed: an older copy of its log",
+                f"{cell} answers under log {answer.log.hex()[:8]}, which it had renewed: an older copy of its log",
+                "Tell its operator; nothing is handed over until the store of the newest log serves again",
+            )
+        if answer.vector < done and answer.log == outbox.log:
+            raise PeerError(
+                f"{cell} has applied {answer.vector} of the {done} that it confirmed: an older copy of its log",
                 "Tell its operator; nothing is handed over until its log id is renewed",
             )
-        if vector > last:
+        if answer.vector > outbox.last:
             raise PeerError(
-                f"{cell} has applied {vector} from here, and this log knows only {last}: an older copy of this log",
+                f"{cell} has applied {answer.vector} from here, and this log knows only {outbox.last}: an older copy "
+                "of this log",
                 "Stop this node and restore the newest store; nothing is handed over meanwhile",
             )
+
+    async def _skip_lost(self, cell: str, answer: linkwire.HandOverAnswer, done: int) -> None:
+        """The renewed log of the other cell has lost numbers that it had confirmed. They are settled here, so that
+        nobody has them any more: they go out void, and it stands again where we do. What we still have comes next."""
+        _log.warning("hand_over_lost", cell=cell, log=answer.log.hex(), numbers=done - answer.vector)
+        void = linkwire.HandItem(records.HANDIN_VOID, b"", b"")
+        while (vector := answer.vector) < done:
+            items = (void,) * min(done - vector, MAX_BATCH)
+            log, answer = answer.log, await self._ask(
+                cell, linkwire.HandOver(self._journal.log_id, done, vector + 1, items)
+            )
+            if answer.log != log or answer.vector <= vector:
+                raise Overloaded(f"{cell} took nothing of the batch")
 
     async def _item(self, cell: str, item: OutItem) -> linkwire.HandItem:
         """What goes over the border: the envelope, or the roster head with the part of that cell. Raises Overloaded

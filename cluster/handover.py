@@ -56,12 +56,18 @@ class Reception:
     async def _hand_over(self, peer: Peer, request: linkwire.HandOver) -> linkwire.HandOverAnswer:
         key = (peer.cell, request.origin_log)
         origins = self._delivery.room.state.origins
-        vector = origins[key].vector if key in origins else 0
+
+        def vector() -> int:
+            return origins[key].vector if key in origins else 0
+
         last = request.first + len(request.items) - 1
-        if request.first > vector + 1 or last <= vector:
-            return _answer(origins.get(key, Origin()), request.first, last)
+        if request.first > vector() + 1:
+            with trio.move_on_after(LINK_DEADLINE_S / 2):  # this node may be behind; to say less would prove a loss
+                await self._delivery.wait_for(lambda: vector() >= request.confirmed)
+        if request.first > vector() + 1 or last <= vector():
+            return self._answer(key, request.first, last)
         fresh, size, learned = list[records.HandIn](), 0, False
-        for number in range(max(request.first, vector + 1), last + 1):
+        for number in range(max(request.first, vector() + 1), last + 1):
             record = self._record(peer, request, number)
             size += len(record.item) + len(record.part)
             if (fresh and size > MAX_HANDOVER) or (learned and record.code == Code.UNKNOWN_ROSTER):
@@ -70,8 +76,10 @@ class Reception:
             fresh.append(record)
             learned |= record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY)
 
+        refused_here = [record for record in fresh if record.what == records.HANDIN_REFUSED]
+
         def applied() -> bool:
-            return key in origins and origins[key].vector >= last
+            return vector() >= last
 
         with trio.move_on_after(LINK_DEADLINE_S / 2):
             while (refused := await self._append(fresh, applied)) is not None:
@@ -79,7 +87,19 @@ class Reception:
                 fresh[refused.ordinal] = _refused(fresh[refused.ordinal], _overruled(fresh[refused.ordinal]))
         if not applied():
             raise Overloaded("the journal did not take the hand-over in time")
-        return _answer(origins[key], request.first, last)
+        for record in refused_here:
+            _log.warning("not_at_home", cell=peer.cell, number=record.number, code=Code(record.code).name.lower())
+        return self._answer(key, request.first, last)
+
+    def _answer(self, key: tuple[str, bytes], first: int, last: int) -> linkwire.HandOverAnswer:
+        state = self._delivery.room.state
+        origin = state.origins.get(key, Origin())
+        outcomes = tuple(
+            records.HandedAnswer(number, *origin.outcomes[number])
+            for number in range(first, min(last, origin.vector) + 1)
+            if number in origin.outcomes
+        )
+        return linkwire.HandOverAnswer(state.log_id, origin.vector, outcomes)
 
     async def _append(self, fresh: list[records.HandIn], applied: Callable[[], bool]) -> ResidencyError | None:
         """Have the records written, and wait until they are applied; or what the disk writer has against one."""
@@ -97,10 +117,7 @@ class Reception:
         if item.what == records.HANDIN_ROSTER and self._lists_nobody(item):
             return msgspec.structs.replace(record, what=records.HANDIN_NOBODY, part=b"")
         code = self._refusal(item.item) if item.what == records.HANDIN_ENVELOPE else None
-        if code is None:
-            return record
-        _log.warning("not_at_home", cell=peer.cell, number=number, code=code.name.lower())
-        return _refused(record, code)
+        return record if code is None else _refused(record, code)
 
     def _refusal(self, envelope: bytes) -> Code | None:
         """Why an envelope must not rest here; None if it may."""
@@ -135,15 +152,6 @@ def _overruled(record: records.HandIn) -> Code:
 def _refused(record: records.HandIn, code: Code) -> records.HandIn:
     """The same number without the bytes."""
     return msgspec.structs.replace(record, what=records.HANDIN_REFUSED, item=b"", part=b"", code=code)
-
-
-def _answer(origin: Origin, first: int, last: int) -> linkwire.HandOverAnswer:
-    outcomes = tuple(
-        records.HandedAnswer(number, *origin.outcomes[number])
-        for number in range(first, min(last, origin.vector) + 1)
-        if number in origin.outcomes
-    )
-    return linkwire.HandOverAnswer(origin.vector, outcomes)
 
 
 class LinksAbroad:

@@ -26,6 +26,7 @@ from cluster.journal import RaftJournal, Rejoin, StoreSetAside, open_raft
 from cluster.journal.cell import majority_of
 from cluster.links import Links
 from cluster.pki import NodeCredentials
+from cluster.readiness import MAJORITY, Readiness
 from cluster.switchboard import Switchboard
 from relay.core import records
 from relay.core.mailroom import Mailroom
@@ -123,6 +124,7 @@ class Node:
         self._config = config
         self._kit = kit
         self._journal = journal
+        self._links = links
         self._directory = directory
         self._metrics = metrics
         self._delivery = delivery
@@ -141,29 +143,34 @@ class Node:
             bounds=Bounds(handshake_s=limits.handshake_s, idle_s=limits.idle_s),
         )
 
-    async def serve(self, stop: Stop, say: Callable[[str | None], None]) -> None:
-        """Serve until asked to stop, then drain. `say` is told why the node is not ready, or None."""
-        async with self._entrances() as entrances, trio.open_nursery() as nursery:
+    async def serve(self, stop: Stop, readiness: Readiness) -> None:
+        """Serve until asked to stop, then drain."""
+        async with self._entrances():
+            pass  # what is wrong with them is told now; nobody is let in who would only wait
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(self._directory.failed)
             nursery.start_soon(self._delivery.run)
-            say("waiting for a majority of the cell")
+            readiness.say(MAJORITY)
             await self._meet_the_cell()
-            say("applying the log")
+            readiness.say("applying the log")
             await self._catch_up()
             nursery.start_soon(self._intake.run)
             nursery.start_soon(self.steward.run)
             nursery.start_soon(self._scrubber.run)
             self._switchboard.office, self._switchboard.reception = self._office, self._reception
             nursery.start_soon(self._forwarders.run)
-            say(None)
-            _log.info("ready", tip=self._journal.tip)
-            nursery.start_soon(self._drain_when_asked, stop)
-            await self._gateway.run(entrances)
-            say("stopping")
+            async with self._entrances() as entrances:
+                readiness.open()
+                _log.info("ready", tip=self._journal.tip)
+                if isinstance(self._journal, RaftJournal):
+                    nursery.start_soon(readiness.watch, self._journal, self._links.reaches)
+                nursery.start_soon(self._drain_when_asked, stop, readiness)
+                await self._gateway.run(entrances)
             nursery.cancel_scope.cancel()
 
-    async def _drain_when_asked(self, stop: Stop) -> None:
+    async def _drain_when_asked(self, stop: Stop, readiness: Readiness) -> None:
         await stop.asked.wait()
+        readiness.close()
         self._gateway.stop()
 
     @asynccontextmanager
@@ -265,20 +272,14 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
     """One life of a node. Raises PosthouseError, in a group; Rejoin where the next life is due."""
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     metrics, switchboard = Metrics(), Switchboard()
-    why: list[str | None] = ["starting"]
+    readiness = Readiness(ready)
     control: list[CellControl | None] = [None]
-
-    def say(text: str | None) -> None:
-        why[0] = text
-        if text is None:
-            ready()
-
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)
     async with trio.open_nursery() as base:
-        await _open_faces(config, kit, base, metrics, lambda: why[0], lambda: control[0])
+        await _open_faces(config, kit, base, metrics, lambda: readiness.reason, lambda: control[0])
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
-        base.start_soon(_give_up_when_asked, stop, why, base.cancel_scope)
-        say("joining the cell")
+        base.start_soon(readiness.give_up, stop.asked, base.cancel_scope)
+        readiness.say("joining the cell")
         async with _open_journal(config, kit, links, switchboard) as journal:
             control[0] = control_of(journal, own.cell, own.name)
             with found_in(paths.data / STORE_FILE):
@@ -287,16 +288,25 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
             async with env.open_seen(paths.data / DIRECTORY_FILE) as seen:
                 directory = FederationDirectory(root, own.cell, OwnUsers(delivery), links, env, seen)
                 node = Node(config, kit, journal, room, directory, links, metrics, delivery, switchboard)
-                with stop.parts():
-                    await node.serve(stop, say)
-                with trio.move_on_after(_SAVE_S) as scope:
-                    scope.shield = True
-                    await node.steward.save()
-                if isinstance(journal, RaftJournal):
-                    with trio.move_on_after(_RETIRE_S):
-                        await journal.retire()
+                await _serve_to_the_end(node, journal, stop, readiness)
         _log.info("stopped", tip=journal.tip)
         base.cancel_scope.cancel()
+
+
+async def _serve_to_the_end(node: Node, journal: OwnJournal, stop: Stop, readiness: Readiness) -> None:
+    """Until asked to stop; then save, and have another node lead."""
+    try:
+        with stop.parts():
+            await node.serve(stop, readiness)
+        with trio.move_on_after(_SAVE_S) as scope:
+            scope.shield = True
+            await node.steward.save()
+        if isinstance(journal, RaftJournal):
+            with trio.move_on_after(_RETIRE_S):
+                await journal.retire()
+    except BaseException:  # whatever it is: what is left of this life may wait for other nodes
+        readiness.say("joining the cell")
+        raise
 
 
 async def _open_faces(
@@ -310,13 +320,6 @@ async def _open_faces(
     if listen.control is not None:
         faces = await listen_at(kit.env, "control", listen.control)
         await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=True))
-
-
-async def _give_up_when_asked(stop: Stop, why: list[str | None], scope: trio.CancelScope) -> None:
-    """Asked to stop before it ever served: there is nothing to drain."""
-    await stop.asked.wait()
-    if why[0] is not None:
-        scope.cancel()
 
 
 async def serve_node(
@@ -338,7 +341,9 @@ async def serve_node(
             await _live(config, kit, stop, ready)
             return
         except BaseExceptionGroup as group:
-            ours = _first_of_ours(group)
+            ours, unexpected = _first_of_ours(group), group.split(PosthouseError)[1]
+            if ours is not None and unexpected is not None:
+                _log.error("unexpected", exc_info=unexpected)
             lost += isinstance(ours, StoreSetAside)
             if isinstance(ours, Rejoin) and lost < _SET_ASIDE:
                 _log.warning("rejoins", text=ours.text)

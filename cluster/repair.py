@@ -2,7 +2,8 @@
 
 A member of a cell of several nodes has its store set aside, and comes back as a new one that takes everything from the
 others (rule 4). A cell of one has nobody to take it from: what holds of its log goes on under a new log id, so that
-devices and other cells know that something may be missing (rules 5 and 13).
+devices and other cells know that something may be missing (rules 5 and 13). So does, by order of the operator, what one
+store has of the log of a cell that lost most of its stores for good: it becomes the only voter, and the others join it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.core.raft import Member, Members
+from cluster.journal.disk import Head
+from cluster.journal.shapes import from_members
 from relay.core.block import GENESIS, Block, make_block
-from relay.core.codec import digest
+from relay.core.codec import digest, encode
 from relay.core.mailroom import Mailroom
 from relay.core.mailroom.state import State
 from relay.errors import DiskFailed, OperatorError, StoreDamaged
-from relay.journal.api import CheckpointHead, LogStore, Meta, StoreEnv, Write
+from relay.journal.api import CheckpointHead, Hard, LogStore, Meta, StoreEnv, Write
 from relay.journal.database import found_in
 from relay.journal.files import STORE_FILE, mark_file, sync_directory
 from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint
@@ -39,8 +43,12 @@ class Renewed:
     aside: bytes
 
 
-async def renew_log(directory: Path, env: StoreEnv, ring: StorageRing, *, cell: str, federation: bytes) -> Renewed:
+async def renew_log(
+    directory: Path, env: StoreEnv, ring: StorageRing, *, cell: str, federation: bytes, alone: str = ""
+) -> Renewed:
     """Make a new store of what holds in the store of a cell of one, and put it in its place; the old one is set aside.
+    `alone`: the store is of this node of a cell of several, and the new one becomes the cell's only voter. All its
+    blocks count then, known to be committed or not: what was confirmed may be among either.
 
     Raises StoreLocked, StoreForeign, DiskFailed; StoreDamaged where the fold cannot be had without what is damaged."""
     fresh = directory / _FRESH
@@ -54,12 +62,12 @@ async def renew_log(directory: Path, env: StoreEnv, ring: StorageRing, *, cell: 
         directory, Meta(federation, cell, log, own, sealer.key_check(), 1, GENESIS, 0, 0, b"")
     )  # fmt: skip
     try:
-        old = _Old(store, Sealer(ring, store.meta.log_id, env.random_bytes))
+        old = _Old(store, Sealer(ring, store.meta.log_id, env.random_bytes), bool(alone))
         meta, aside = store.meta, store.meta.store
         room = await old.fold()
-        new = await env.open_store(
-            fresh, Meta(federation, cell, log, own, sealer.key_check(), meta.first, meta.prev, 0, meta.time, b"")
-        )  # fmt: skip
+        members = from_members(Members((Member(own, alone),))) if alone else b""
+        place = meta.first, meta.prev, meta.prev_term, meta.time
+        new = await env.open_store(fresh, Meta(federation, cell, log, own, sealer.key_check(), *place, members))
         try:
             await _copy(old, new, sealer, log, room)
         finally:
@@ -75,16 +83,18 @@ async def renew_log(directory: Path, env: StoreEnv, ring: StorageRing, *, cell: 
 class _Old:
     """The store that is to be replaced. `lost`: what the first block that does not hold says."""
 
-    def __init__(self, store: LogStore, sealer: Sealer) -> None:
+    def __init__(self, store: LogStore, sealer: Sealer, several: bool) -> None:
         sealer.check_key(store.meta.key_check, store.file)
-        if store.meta.members:
-            raise OperatorError(f"{store.file} is of a cell of several nodes", "Check the root document of its config")
+        if (store.hard.term > 0) != several:
+            of = "one node, or has no log yet" if several else "several nodes"
+            raise OperatorError(f"{store.file} is of a cell of {of}", "Check the root document of its config")
         self.store = store
         self.sealer = sealer
+        self.several = several
         self.lost = ""
 
-    async def blocks(self) -> AsyncIterator[Block]:
-        """From the oldest on, as far as they hold."""
+    async def blocks(self) -> AsyncIterator[tuple[Block, int]]:
+        """From the oldest on, as far as they hold, each with its term."""
         meta, ends = self.store.meta, await self.store.ends()
         last = Block(meta.log_id, meta.first - 1, b"", meta.time, (), meta.prev)
         while ends is not None and last.index < ends[1]:
@@ -94,7 +104,7 @@ class _Old:
                 for row in rows:
                     block = self.sealer.block(row)
                     check_link(block, last)
-                    yield block
+                    yield block, row.term
                     last = block
             except StoreDamaged as error:
                 self.lost = error.text
@@ -103,7 +113,7 @@ class _Old:
     async def fold(self) -> Mailroom:
         """The fold after the last block that holds. Raises StoreDamaged where it cannot be had."""
         room, last = await self._checkpoint(), self.store.meta.first - 1
-        async for block in self.blocks():
+        async for block, _ in self.blocks():
             last = block.index
             if last > room.state.index:
                 room.apply(block)
@@ -124,21 +134,24 @@ class _Old:
                 at = len(rows)
                 rows += [self.sealer.open_checkpoint_row(head.index, at + n, row) for n, row in enumerate(batch)]
             verify_checkpoint(head, meta.log_id, rows)
-            return Mailroom.from_checkpoint(rows)
+            return Mailroom.from_checkpoint(rows[self.several :])  # their first is its head
 
 
 async def _copy(old: _Old, new: LogStore, sealer: Sealer, log: bytes, room: Mailroom) -> None:
     """The blocks, chained anew under the new log id; then the fold after them, as their checkpoint; then the facts."""
-    prev = new.meta.prev
-    async for block in old.blocks():
-        if block.index > room.state.index:
-            return
-        made = make_block(log, block.index, prev, block.time, block.records)
-        await new.write(Write(rows=[sealer.block_row(made, 0)]))
-        prev = made.hash
+    prev, term, time = new.meta.prev, new.meta.prev_term, new.meta.time
     tip = room.state.index
+    async for block, block_term in old.blocks():
+        if block.index > tip:
+            break
+        made = make_block(log, block.index, prev, block.time, block.records)
+        await new.write(Write(rows=[sealer.block_row(made, block_term)]))
+        prev, term, time = made.hash, block_term, made.time
+    if old.several:
+        await new.write(Write(hard=Hard(max(term, old.store.hard.term)), commit=tip))
     _renumber(room.state, log)
-    rows = list(room.checkpoint())
+    rows = [encode(Head(term, prev, time, new.meta.members))] if old.several else []
+    rows += room.checkpoint()
     for ordinal, row in enumerate(rows):
         await new.add_checkpoint_rows(1, ordinal, [sealer.checkpoint_row(tip, ordinal, row)])
     if tip:

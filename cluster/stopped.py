@@ -23,7 +23,8 @@ from relay.journal.seal import StorageRing
 
 @dataclass
 class Examination:
-    """What was seen. `findings` say what is wrong, in words; `tip` is the last block that holds."""
+    """What was seen. `findings` say what is wrong, in words; `tip` is the last block that holds, made in `term` (0 in a
+    cell of one). Of several stores of one log that with the highest (term, tip) is the one that an election prefers."""
 
     directory: Path
     cell: str = ""
@@ -32,6 +33,7 @@ class Examination:
     store: str = ""
     first: int = 0
     tip: int = 0
+    term: int = 0
     from_ms: int = 0
     to_ms: int = 0
     bytes: int = 0
@@ -57,6 +59,7 @@ def examine(directory: Path, ring: StorageRing) -> Examination:
         seen.log, seen.first, seen.tip = store.log_id.hex(), store.first, store.first - 1
         room = _read_checkpoint(store, seen)
         last = _read_blocks(store, seen, room)
+        seen.term = store.term(seen.tip)
     marked = _read_mark(directory, seen)
     if marked is not None:
         _hold_against(marked, last, seen)

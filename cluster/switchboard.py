@@ -23,10 +23,11 @@ class Switchboard:
 
     async def answer(self, peer: Peer, message: linkwire.Request) -> linkwire.Answer:
         """Answer one request. Raises PosthouseError, which the link turns into a LinkFault."""
-        if isinstance(message, linkwire.CellEphemeral) and self.office is not None:
-            self.office.deliver_ephemeral(message.user, message.from_user, message.from_device, message.payload)
-            return linkwire.Done()
-        if isinstance(message, linkwire.CELL_REQUESTS):
+        if isinstance(message, linkwire.CellEphemeral):
+            if self.office is not None:
+                self.office.deliver_ephemeral(message.user, message.from_user, message.from_device, message.payload)
+                return linkwire.Done()
+        elif isinstance(message, linkwire.CELL_REQUESTS):
             if self.cell is not None:
                 return await self.cell.answer(peer, message)
         elif self.reception is not None:

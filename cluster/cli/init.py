@@ -29,6 +29,10 @@ from relay.journal.seal import StorageRing
 from relay.limits import KIB
 
 _read_region: Decoder[RootRegion] = Decoder(RootRegion, "region file", 64 * KIB)
+_ALONE = (
+    "Make a region of three under another name (`posthouse init region`), and new users there. To bring a node that "
+    "is alone to another machine stop it, move its whole directory, and keep its host name"
+)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 _dir_option = click.option("--dir", "directory", type=click.Path(path_type=Path), required=True, help="Where to write.")
 
@@ -59,7 +63,7 @@ def init() -> None:
 
     A region that comes later: step 1, then step 2 with the new file in the
     same --dir (the root gets a new version), then step 3 for everybody.
-    A node that comes later: `posthouse init node`.
+    A node that comes later, for a cell of several: `posthouse init node`.
     """
 
 
@@ -126,7 +130,11 @@ def region(
 @_ports
 @_dir_option
 def node_(name: str, host: str, clients: int, links: int, admin: int, listen: str, directory: Path) -> None:
-    """Make a further node, NAME, of the region in DIR: to grow its cell, or to take another's place.
+    """Make a further node, NAME, of the region in DIR: to take another's place, or to make three nodes five.
+
+    A region of one node gets no more of them: its log cannot be spread over several. Make a region of three, under
+    another name, and new users there. To another machine such a node moves stopped, with its whole directory, under the
+    same host name.
 
     Makes DIR/server-NAME/ and puts the node into REGION.region. It is a node of the cell once the root's keeper has
     signed that file (`posthouse init root`), and `posthouse init join` has brought the new root to every server of the
@@ -137,6 +145,8 @@ def node_(name: str, host: str, clients: int, links: int, admin: int, listen: st
     cell = entry.cells[0]
     if name in [node.name for node in cell.nodes]:
         raise OperatorError(f"{cell.name} has a node {name!r} already", "Choose a name that no node of it has")
+    if len(cell.nodes) == 1:
+        raise OperatorError(f"{cell.name} has one node, whose log cannot be spread over several", _ALONE)
     secrets = directory / "secrets"
     try:
         authority_key = (secrets / f"{entry.name}.authority.pem").read_bytes()
@@ -164,10 +174,18 @@ def drop_node(name: str, directory: Path) -> None:
     if len(left) == len(entry.cells[0].nodes) or not left:
         names = ", ".join(node.name for node in entry.cells[0].nodes)
         raise OperatorError(f"{entry.cells[0].name} cannot do without {name!r}", f"Its nodes are: {names}")
+    gone = [config.parent for config in directory.glob("server*/node.toml") if _node_of(config) == name]
     _renew(path, entry, left)
-    for config in directory.glob("server*/node.toml"):
-        if tomllib.loads(config.read_text("utf-8"))["node"]["name"] == name:
-            config.parent.rename(directory / f"dropped-{name}")
+    for server in gone:
+        server.rename(directory / f"dropped-{name}")
+
+
+def _node_of(config: Path) -> str:
+    try:
+        return str(tomllib.loads(config.read_text("utf-8"))["node"]["name"])
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError):
+        remedy = "Mend it; `posthouse config check` says more. Nothing was changed"
+        raise OperatorError(f"{config} does not say which node it is", remedy) from None
 
 
 def _place(region: str, name: str, host: str, clients: int, links: int, admin: int, listen: str) -> Place:
@@ -226,7 +244,7 @@ def root(files: tuple[Path, ...], federation: str, directory: Path) -> None:
     """
     entries = [_load_region(path) for path in files]
     path = directory / "root.bin"
-    prev = _load_root(path) if path.exists() else None
+    prev = _kept_root(path)
     if prev is None:
         key = SigningKey.generate()
         write_secret(directory / "secrets" / "root.key", bytes(key).hex().encode() + b"\n")
@@ -254,7 +272,7 @@ def join(source: Path, directory: Path) -> None:
     users' stores there, and into each DIR/server*, and checks the whole config of each node. Nodes read it when they
     start: copy it to the servers and restart them one after the other.
     """
-    prev = _load_root(directory / "root.bin") if (directory / "root.bin").exists() else None
+    prev = _kept_root(directory / "root.bin")
     new = _load_root(source, prev)
     regions = sorted(directory.glob("*.region"))
     if not regions:
@@ -306,7 +324,12 @@ def _load_region(path: Path) -> RootRegion:
         raise OperatorError(f"{path} is no region file: {error.text}", "Ask its operator to send it again") from None
 
 
-def _load_root(path: Path, prev: Root | None = None) -> Root:
+def _kept_root(path: Path) -> Root | None:
+    """The root that is to be followed. One that ran out still names who may sign the next."""
+    return read_root(path, 0) if path.exists() else None
+
+
+def _load_root(path: Path, prev: Root | None) -> Root:
     if prev is not None and path.read_bytes() == prev.signed:
         return prev
     return read_root(path, now_ms(), prev)

@@ -33,7 +33,8 @@ _key_option: Decorator = click.option(
 def journal() -> None:
     """The store of a stopped node: is it whole, what is in it, and what to do when it is damaged.
 
-    DIR is the node's data directory, or the directory with its node.toml. No node may run on it.
+    DIR is the directory with the node's node.toml, or a data directory: the node's own, or a copy, which has its key
+    named by the node.toml beside it or by --storage-key. No node may run on it.
     """
 
 
@@ -75,8 +76,9 @@ def inspect_(directory: Path, key: Path | None, as_json: bool) -> None:
 
 @journal.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--alone", is_flag=True, help="Most of the cell is lost for good: make a cell of this store.")
 @_directory_argument
-def repair(directory: Path, yes: bool) -> None:
+def repair(directory: Path, yes: bool, alone: bool) -> None:
     """Start over from what can be trusted, after the store in DIR was damaged, lost or restored from a copy.
 
     A node of a cell of several: its store is set aside in DIR/quarantine. When it is started it joins its cell as a new
@@ -84,12 +86,24 @@ def repair(directory: Path, yes: bool) -> None:
 
     A cell of one node: what holds of its log goes on under a new log id, in a new store; the old one is set aside. What
     came after the first damage is lost. Devices start again from where the log knows them to be.
+
+    With --alone, a cell of several nodes that lost most of its disks for good: what this store has of the log goes on
+    under a new log id, with this store as the only voter; the other nodes join it with empty stores. What only the lost
+    disks had is lost, although it was confirmed. Compare what is left with `inspect` first, and take the store whose
+    end has the highest term, and of those the highest block. Never while most nodes of the cell run, or may come
+    back: then there would be two logs. It says what may be lost, and does it with --yes only.
     """
     config = _config_of(directory)
     data, cell = config.paths.data, config.root.cell(config.node.cell)
     nodes = [node.name for node in cell.nodes] if cell else []
     _check_stopped(data, config)
-    if len(nodes) > 1:
+    if alone:
+        _check_alone(config, nodes)
+        _say_what_may_be_lost(config, nodes)
+        if not yes:
+            raise OperatorError("nothing was changed: --alone needs --yes", "First compare what else is left")
+        _renew(config, alone=True)
+    elif len(nodes) > 1:
         others = ", ".join(name for name in nodes if name != config.node.name)
         _ask(yes, f"{config.node.name} will take everything from {others}. Do most nodes of the cell run, and have it?")
         _set_aside(data)
@@ -105,32 +119,44 @@ def _examine(directory: Path, key: Path | None) -> Examination:
 
 
 def _find(directory: Path, key: Path | None) -> tuple[Path, Path]:
-    """The data directory, and the storage key that the node.toml beside it names. Raises OperatorError."""
-    config = _config_path(directory)
+    """The data directory, and the storage key that the node.toml in it or beside it names. Raises OperatorError."""
+    own, beside = _config_in(directory), _config_beside(directory)
+    if own is None and key is not None:
+        return directory, key
+    config = own or beside
     if config is None:
-        if key is not None:
-            return directory, key
         raise OperatorError(f"no node.toml in {directory} or above it", "Give --storage-key FILE")
     try:
         paths = tomllib.loads(config.read_text("utf-8"))["paths"]
         base = config.absolute().parent
-        return base / Path(paths["data"]).expanduser(), base / Path(paths["storage_key"]).expanduser()
+        data = base / Path(paths["data"]).expanduser() if own else directory
+        return data, base / Path(paths["storage_key"]).expanduser()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         remedy = "`posthouse config check` says more"
         raise OperatorError(f"{config} does not say where data and storage_key are ({error!r})", remedy) from None
 
 
-def _config_path(directory: Path) -> Path | None:
-    places = (directory, directory / "node.toml", directory.absolute().parent / "node.toml")
-    return next((path for path in places if path.is_file()), None)
+def _config_in(directory: Path) -> Path | None:
+    return next((path for path in (directory, directory / "node.toml") if path.is_file()), None)
+
+
+def _config_beside(directory: Path) -> Path | None:
+    path = directory.absolute().parent / "node.toml"
+    return path if path.is_file() else None
 
 
 def _config_of(directory: Path) -> NodeConfig:
-    path = _config_path(directory)
+    """The config of the node that runs on the data directory, or whose config it is. Raises OperatorError."""
+    own, beside = _config_in(directory), _config_beside(directory)
+    path = own or beside
     if path is None:
         remedy = "Name the data directory beside a node's config, or the config's directory"
         raise OperatorError(f"no node.toml in {directory} or above it: whose store is it?", remedy)
-    return load_config(path)
+    config = load_config(path)
+    if own is None and config.paths.data.resolve() != directory.resolve():
+        remedy = f"Its [paths] data is {config.paths.data}. Nothing was changed"
+        raise OperatorError(f"{directory} is not where the node of {path} has its data", remedy)
+    return config
 
 
 def _check_stopped(data: Path, config: NodeConfig) -> None:
@@ -147,8 +173,33 @@ def _check_stopped(data: Path, config: NodeConfig) -> None:
 
 
 def _ask(yes: bool, question: str) -> None:
-    if not yes:
-        click.confirm(question, abort=True)
+    try:
+        if yes or click.confirm(question):
+            return
+    except click.Abort:  # Ctrl-C, or nobody is there
+        click.echo("\nposthouse: nothing was changed. Give --yes where nobody can answer", err=True)
+        raise
+    click.echo("posthouse: nothing was changed", err=True)
+    raise SystemExit(Exit.FAILED)
+
+
+def _check_alone(config: NodeConfig, nodes: list[str]) -> None:
+    if len(nodes) < 2:
+        raise OperatorError(f"{config.node.cell} is a cell of one node", "Leave --alone away")
+    if (config.paths.data / REMOVED).exists():
+        raise OperatorError(f"the cell removed {config.node.name}: its store lacks what came after", "Take another one")
+
+
+def _say_what_may_be_lost(config: NodeConfig, nodes: list[str]) -> None:
+    seen = examine(config.paths.data, StorageRing.load(config.paths.storage_key))
+    others = ", ".join(name for name in nodes if name != config.node.name)
+    click.echo(f"The store of {config.node.name} ends with block {seen.tip} of term {seen.term}, {_time(seen.to_ms)}.")
+    for finding in seen.findings:
+        click.echo(f"BAD   {finding}")
+    click.echo(
+        f"With --alone this is the log of {seen.cell} from now on, and the stores of {others} are given up. What was\n"
+        "confirmed and only they had is lost: mail with a receipt, users, groups. No node may run with one of them."
+    )
 
 
 def _set_aside(data: Path) -> None:
@@ -161,11 +212,11 @@ def _set_aside(data: Path) -> None:
     click.echo("Start the node: it joins its cell as a new store.")
 
 
-def _renew(config: NodeConfig) -> None:
-    trio.run(_renew_in_portal, config)
+def _renew(config: NodeConfig, alone: bool = False) -> None:
+    trio.run(_renew_in_portal, config, alone)
 
 
-async def _renew_in_portal(config: NodeConfig) -> None:
+async def _renew_in_portal(config: NodeConfig, alone: bool) -> None:
     from cluster.core.linkwire import federation_id
     from cluster.env import RealEnv
     from cluster.repair import renew_log
@@ -175,7 +226,7 @@ async def _renew_in_portal(config: NodeConfig) -> None:
         try:
             done = await renew_log(
                 config.paths.data, RealEnv(portal), StorageRing.load(config.paths.storage_key),
-                cell=config.node.cell, federation=federation_id(config.root),
+                cell=config.node.cell, federation=federation_id(config.root), alone=config.node.name if alone else "",
             )  # fmt: skip
         except StoreDamaged as error:
             click.echo(f"posthouse: nothing was changed: {error}", err=True)
@@ -184,6 +235,8 @@ async def _renew_in_portal(config: NodeConfig) -> None:
     if done.lost:
         click.echo(f"What came after is lost: {done.lost}")
     click.echo(f"The old store is in {config.paths.data / 'quarantine'}. Start the node.")
+    if alone:
+        click.echo("It waits for the others: each is started with an empty data directory, or after its own repair.")
 
 
 # --- showing -------------------------------------------------------------------------------------
@@ -193,6 +246,7 @@ def _lines(seen: Examination) -> list[tuple[str, str]]:
         ("cell", f"{seen.cell}, federation {seen.federation[:16]}"),
         ("log", seen.log),
         ("store", seen.store or "unknown: its mark cannot be read"),
+        ("end", f"block {seen.tip}" + (f" of term {seen.term}" if seen.term else "")),
         ("blocks", f"{seen.first} to {seen.tip}, {seen.bytes / _MIB:.1f} MiB of records"),
         ("time", f"{_time(seen.from_ms)} to {_time(seen.to_ms)}" if seen.to_ms else "no block is kept"),
         ("records", kinds or "none"),

@@ -12,7 +12,7 @@ from cluster.cli.exits import NoAnswer
 from cluster.config import load_config
 from cluster.config_keys import Address
 from cluster.control.api import CellView, NotLeading
-from cluster.control.pages import Unanswered, ask_view, give_order
+from cluster.control.pages import NotNow, Unanswered, ask_view, give_order
 from cluster.local import Layout
 from relay.errors import OperatorError
 
@@ -50,24 +50,28 @@ class Reach:
         return any(door.node == node and door.control for door in self.doors)
 
     async def order(self, order: str, node: str) -> None:
-        """Have the leader do something about `node`. Raises OperatorError (also: the leader is elsewhere), NoAnswer."""
-        refused: NotLeading | Unanswered | None = None
-        with trio.move_on_after(_AGAIN_S):
-            while True:
-                leader = (await self.view()).leader
-                control = next((door.control for door in self.doors if door.node == leader), None)
-                if leader and control is None:
-                    remedy = f"Run this on the server of {leader}, with its --config ([listen] control is set in it)"
-                    raise OperatorError(f"{leader} leads the cell, and takes no orders from here", remedy)
-                if control is not None:
-                    try:
-                        await give_order(control, order, node)
-                        return
-                    except (NotLeading, Unanswered) as error:
-                        refused = error
-                await trio.sleep(LOOK_S)
-        text = refused.text if refused else "the cell has no leader"
-        raise NoAnswer(text, "Try again; `posthouse cell status` shows who leads")
+        """Have the leader do something about `node`; what it refuses only for now is tried again until just before the
+        caller's deadline. Raises OperatorError (also: the leader is elsewhere), NoAnswer."""
+        until, refused = trio.current_time() + _AGAIN_S, "the cell has no leader"
+        while True:  # never cut off in the middle: then nobody would know whether the order was given
+            leader = (await self.view()).leader
+            control = next((door.control for door in self.doors if door.node == leader), None)
+            if leader and control is None:
+                remedy = f"Run this on the server of {leader}, with its --config ([listen] control is set in it)"
+                raise OperatorError(f"{leader} leads the cell, and takes no orders from here", remedy)
+            if control is not None:
+                try:
+                    await give_order(control, order, node)
+                    return
+                except NotNow as error:
+                    if trio.current_time() + 2 * LOOK_S >= trio.current_effective_deadline():
+                        raise NoAnswer(error.text, error.remedy) from None
+                    refused, until = error.text, trio.current_time() + _AGAIN_S
+                except (NotLeading, Unanswered) as error:
+                    refused = error.text
+            if trio.current_time() >= until:
+                raise NoAnswer(refused, "Try again; `posthouse cell status` shows who leads")
+            await trio.sleep(LOOK_S)
 
     async def _ask_all(self) -> list[CellView]:
         views: list[CellView] = []

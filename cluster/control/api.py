@@ -81,4 +81,5 @@ class CellControl(Protocol):
 
     def remove(self, node: str) -> None:
         """Take every store of `node` out of the cell, one change at a time; this begins the next one. Nothing is done
-        where none is in it. Raises NotLeading, Overloaded, OperatorError (not safe, or not now: the text says it)."""
+        where none is in it. Raises NotLeading, Overloaded, OperatorError (not safe; a ChangeRefused
+        says whether that passes)."""

@@ -6,11 +6,9 @@ and only shows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 import h11
 import msgspec
@@ -18,6 +16,7 @@ import trio
 
 from cluster.config_keys import Address
 from cluster.control.api import CellControl, CellView, NotLeading
+from cluster.core.raft import ChangeRefused
 from relay.errors import OperatorError, Overloaded, PosthouseError
 from relay.limits import KIB
 from relay.observe.admin import Answer, Page
@@ -31,6 +30,14 @@ class _Order(msgspec.Struct, frozen=True):
     """The body of a POST."""
 
     node: str
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    """The body of an answer that is no view. `leader`: the node to ask instead, or empty."""
+
+    error: str
+    remedy: str = ""
+    leader: str = ""
 
 
 def cell_pages(control: Callable[[], CellControl | None], *, orders: bool) -> dict[str, Page]:
@@ -63,33 +70,42 @@ def _obey(cell: CellControl | None, body: bytes, act: Callable[[CellControl, str
         act(cell, order.node)
     except PosthouseError as error:
         leader = error.leader if isinstance(error, NotLeading) else ""
-        return _refusal(error.text, error.remedy, leader, waits=isinstance(error, Overloaded))
+        passes = error.passes if isinstance(error, ChangeRefused) else isinstance(error, Overloaded)
+        return _refusal(error.text, error.remedy, leader, waits=passes)
     return Answer(HTTPStatus.ACCEPTED, b"{}\n", _JSON)
 
 
 def _refusal(text: str, remedy: str, leader: str = "", waits: bool = True) -> Answer:
     status = HTTPStatus.SERVICE_UNAVAILABLE if waits and not leader else HTTPStatus.CONFLICT
-    return Answer(status, json.dumps({"error": text, "remedy": remedy, "leader": leader}).encode() + b"\n", _JSON)
+    return Answer(status, msgspec.json.encode(_Refusal(text, remedy, leader)) + b"\n", _JSON)
 
 
 # --- asking --------------------------------------------------------------------------------------
 async def ask_view(where: Address | Path) -> CellView:
     """The cell as the node that listens there sees it. Raises Unanswered, OperatorError."""
-    return msgspec.json.decode(await _ask(where, "GET", "/cell"), type=CellView)
+    answer = await _ask(where, "GET", "/cell")
+    try:
+        return msgspec.json.decode(answer, type=CellView)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise _stranger(where, HTTPStatus.OK, answer) from None
 
 
 async def give_order(where: Address | Path, order: str, node: str) -> None:
     """`order` ("transfer", "remove") about `node`, to the node whose control socket this is. Raises NotLeading,
-    Unanswered, OperatorError with the node's own words."""
-    await _ask(where, "POST", f"/cell/{order}", json.dumps({"node": node}).encode())
+    Unanswered, NotNow, OperatorError with the node's own words."""
+    await _ask(where, "POST", f"/cell/{order}", msgspec.json.encode(_Order(node)))
 
 
 class Unanswered(PosthouseError):
     """Nobody listens there, or not yet, or no longer: ask another node, or again."""
 
 
+class NotNow(Unanswered):
+    """The node does not do this now, in its own words, and may soon."""
+
+
 async def _ask(where: Address | Path, method: str, target: str, body: bytes = b"") -> bytes:
-    """Raises Unanswered, NotLeading, OperatorError."""
+    """Raises Unanswered, NotNow, NotLeading, OperatorError."""
     try:
         with trio.fail_after(ASK_S):
             status, answer = await _exchange(where, method, target, body)
@@ -97,16 +113,21 @@ async def _ask(where: Address | Path, method: str, target: str, body: bytes = b"
         raise Unanswered(f"no node answers at {where}", "Does it run? Its log says why not") from None
     if status in (HTTPStatus.OK, HTTPStatus.ACCEPTED):
         return answer
-    said: dict[str, Any] = {}
     try:
-        said = json.loads(answer)
-    except ValueError:
-        said["error"] = f"{where} answered {status}: {answer[:200].decode('utf-8', 'replace').strip()}"
-    if said.get("leader"):
-        raise NotLeading(said["leader"])
+        said = msgspec.json.decode(answer, type=_Refusal)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise _stranger(where, status, answer) from None
+    if said.leader:
+        raise NotLeading(said.leader)
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        raise Unanswered(str(said["error"]), str(said.get("remedy", "")))
-    raise OperatorError(str(said["error"]), str(said.get("remedy", "")))
+        raise NotNow(said.error, said.remedy)
+    raise OperatorError(said.error, said.remedy)
+
+
+def _stranger(where: Address | Path, status: int, answer: bytes) -> OperatorError:
+    said = answer[:200].decode("utf-8", "replace").strip()
+    remedy = "Is a node's admin port or control socket there, and is it of this release?"
+    return OperatorError(f"{where} answered {status}: {said}", remedy)
 
 
 async def _exchange(where: Address | Path, method: str, target: str, body: bytes) -> tuple[int, bytes]:

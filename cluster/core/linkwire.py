@@ -26,7 +26,7 @@ from relay.limits import (
     SNAPSHOT_DEADLINE_S,
 )
 
-VERSION: Final = 0
+VERSION: Final = 1
 NO_REQUEST: Final = 0  # the id of LinkHello, CellNote and a last LinkFault
 
 
@@ -72,8 +72,10 @@ class HandOver(Struct, tag=3):
 
 
 class HandOverAnswer(Struct, tag=4):
-    """`vector`: everything up to here is applied and durable; `outcomes` of the numbers that were asked about."""
+    """`vector`: everything up to here is applied and durable, in the log `log` of the answering cell (rule 13);
+    `outcomes` of the numbers that were asked about."""
 
+    log: LogId
     vector: UInt
     outcomes: tuple[HandedAnswer, ...]
 
@@ -155,16 +157,9 @@ class NotLeading(Struct, tag=14):
 
 
 class Join(Struct, tag=15):
-    """Let `store` of this node in (rule 4). Asked again until it is. Answered by Joined."""
+    """Let `store` of this node in (rule 4). Asked again until it is. Answered by Done."""
 
     store: StoreId
-
-
-class Joined(Struct, tag=16):
-    """It is noted: the leader will see to it. `leader`: a node; empty where nobody known leads."""
-
-    log_id: LogId
-    leader: Annotated[str, Meta(max_length=64)]
 
 
 class TakeSnapshot(Struct, tag=17):
@@ -198,9 +193,11 @@ class CheckpointPart(Struct, tag=20):
 
 
 class FetchFacts(Struct, tag=21):
-    """What the residency check knows, after key `after` (empty: from the first). Answered by Facts."""
+    """What the residency check knew at the checkpoint after block `index`, after key `after` (empty: from the first).
+    Answered by Facts."""
 
     log_id: LogId
+    index: UInt
     after: MaybeHash
 
 
@@ -278,7 +275,7 @@ CellRequest = Union[
 ]  # fmt: skip
 CELL_REQUESTS: Final = get_args(CellRequest)
 CellAnswer = Union[
-    Proposed, ProposalRefused, NotLeading, Joined, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status
+    Proposed, ProposalRefused, NotLeading, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status
 ]  # fmt: skip
 Request = Union[Ping, HandOver, LookUp, EphemeralTo, CellRequest]
 Answer = Union[HandOverAnswer, Records, Done, LinkFault, CellAnswer]

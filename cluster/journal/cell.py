@@ -26,6 +26,7 @@ _log = structlog.get_logger("cluster.cell")
 _LOOK_S = 0.2  # seconds between two looks at the members
 _JOIN_S = 0.5  # seconds between two requests of a store that is not in the cell yet
 _OTHER_LOG_S = 2.0  # seconds between two looks whether the cell has another log
+_DOUBT_S, _DOUBT_AGAIN_S = 30.0, 60.0  # seconds in doubt before that is said, and until it is said again
 _JOIN_KEPT_S = 3.0  # seconds that a request to join counts
 
 
@@ -48,6 +49,7 @@ class Cell:
             nursery.start_soon(self._see_to_members)
             nursery.start_soon(self._ask_to_join)
             nursery.start_soon(self._watch_for_other_logs)
+            nursery.start_soon(self._tell_of_doubt)
 
     # --- answering -------------------------------------------------------------------------------
     async def answer(self, peer: Peer, message: linkwire.Request) -> linkwire.Answer:
@@ -59,9 +61,9 @@ class Cell:
             case linkwire.Propose():
                 return await self._propose(message)
             case linkwire.Join():
-                if message.store not in journal.raft.members.ids:
+                if not journal.raft.log.had(message.store, journal.raft.log.last):
                     self._joining[peer.node] = (message.store, trio.current_time())
-                return linkwire.Joined(journal.log_id, journal.leader_node)
+                return linkwire.Done()
             case linkwire.FetchCheckpoint() | linkwire.FetchFacts() | linkwire.FetchBlocks():
                 return await self._snapshots.give(message)
             case linkwire.TakeSnapshot():
@@ -92,9 +94,10 @@ class Cell:
 
     # --- members ---------------------------------------------------------------------------------
     async def _ask_to_join(self) -> None:
-        """As long as this store is not in the cell."""
+        """As long as this store has never been in the cell: once it was, it does not come back (rule 4). What is not
+        committed does not count: who let it in may have been deposed."""
         journal, own = self.journal, self.journal.own
-        while own.store not in journal.raft.members.ids:
+        while not journal.raft.log.had(own.store, journal.tip):
             await ask_to_join(self._links, own.store, _JOIN_S)
             await trio.sleep(_JOIN_S)
 
@@ -114,6 +117,18 @@ class Cell:
                 told = True
                 remedy = "One node is to start a cell's log: move the data directory of the other away"
                 _log.error("two_logs", own=journal.log_id.hex(), other=others[0].hex(), remedy=remedy)
+
+    async def _tell_of_doubt(self) -> None:
+        """A store that nobody frees would wait in silence."""
+        wait = _DOUBT_S
+        while self.journal.raft.role is Role.DOUBTFUL:
+            await trio.sleep(wait)
+            wait = _DOUBT_AGAIN_S
+            if self.journal.raft.role is Role.DOUBTFUL:
+                text = "too few nodes answer what they remember of this store, or the cell does not list it (any more)"
+                remedy = "See `posthouse cell status` on another node. If the cell goes on without this store, stop"
+                remedy += " this node and run `posthouse journal repair` here: it joins with a new one"
+                _log.warning("in_doubt", store=self.journal.own.store.hex(), text=text, remedy=remedy)
 
     async def _see_to_members(self) -> None:
         journal = self.journal
@@ -163,20 +178,24 @@ async def ask_all(links: Links, message: linkwire.Request, deadline_s: float) ->
     return answers
 
 
-async def ask_to_join(links: Links, store: bytes, deadline_s: float) -> set[bytes]:
-    """Ask all other nodes to let `store` in. The ids of the logs that they have: one, unless something is wrong."""
-    answers = await ask_all(links, linkwire.Join(store), deadline_s)
-    return {answer.log_id for answer in answers.values() if isinstance(answer, linkwire.Joined)}
+async def ask_to_join(links: Links, store: bytes, deadline_s: float) -> None:
+    """Ask all other nodes to let `store` in, which is on the disk: what it asks for counts until it is granted."""
+    await ask_all(links, linkwire.Join(store), deadline_s)
+
+
+async def standings(links: Links, deadline_s: float) -> dict[str, Standing]:
+    """What the other nodes of the cell have: their log, and who leads it; by node, each by its own word."""
+    said = {}
+    for node, answer in (await ask_all(links, linkwire.CellStatus(), deadline_s)).items():
+        with suppress(ProtocolError):
+            if isinstance(answer, linkwire.Status):
+                said[node] = read_standing(answer.status)
+    return said
 
 
 async def logs_led(links: Links, deadline_s: float) -> dict[str, bytes]:
     """The other nodes that lead, each by its own word, and the ids of their logs."""
-    led = {}
-    for node, answer in (await ask_all(links, linkwire.CellStatus(), deadline_s)).items():
-        with suppress(ProtocolError):
-            if isinstance(answer, linkwire.Status) and (said := read_standing(answer.status)).leader == node:
-                led[node] = said.log_id
-    return led
+    return {node: said.log_id for node, said in (await standings(links, deadline_s)).items() if said.leader == node}
 
 
 def majority_of(nodes: Sequence[str]) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -12,6 +12,7 @@ from cluster.core import linkwire
 from cluster.core.raft import Entry, Figure, Members, Point
 from cluster.core.raft import Write as CoreWrite
 from cluster.journal.chain import Chain
+from cluster.journal.ends import Rejoin
 from cluster.journal.shapes import from_members
 from relay.core.block import Block, check_follows
 from relay.core.codec import Decoder, Struct, encode
@@ -53,7 +54,7 @@ def unpack_figures(known: dict[bytes, int]) -> tuple[Figure, ...]:
 
 @dataclass(slots=True)
 class Stage:
-    """A snapshot that is being fetched. `head` comes with its first row."""
+    """A snapshot that is being fetched. `head` comes with its first row. `whole`: all of it is there, and verified."""
 
     index: int
     generation: int
@@ -63,6 +64,7 @@ class Stage:
     facts: list[FactRow] = field(default_factory=list)
     oldest: linkwire.BlockBody | None = None  # of the blocks, and the newest one so far
     newest: Block | None = None
+    whole: bool = False
 
     async def add(self, rows: Sequence[bytes]) -> None:
         """The next rows came."""
@@ -70,9 +72,9 @@ class Stage:
         self.digests += await self.disk.stage_rows(self.generation, self.index, len(self.digests), rows)
 
     def learn(self, facts: Sequence[linkwire.Fact]) -> None:
-        """Facts of the residency check came; what blocks after the snapshot taught comes with them."""
+        """Facts of the residency check came."""
         sealer = self.disk.sealer
-        self.facts += [(one.key, min(one.index, self.index), sealer.fact(one.key, one.value)) for one in facts]
+        self.facts += [(one.key, one.index, sealer.fact(one.key, one.value)) for one in facts]
 
     async def take(self, bodies: Sequence[linkwire.BlockBody]) -> None:
         """The next blocks came: what is not settled waits in them. Raises StoreDamaged where they do not follow."""
@@ -82,7 +84,7 @@ class Stage:
             check_follows(block, self.newest)
             self.oldest, self.newest = self.oldest or body, block
             rows.append(self.disk.sealer.block_row(block, body.term))
-        async with self.disk.writing:
+        async with self.disk.changing():
             await self.disk.store.stage_blocks(rows)
             await self.disk.store.fold_wal()
 
@@ -91,6 +93,7 @@ class Stage:
         found = (self.oldest.index, self.newest.index, self.newest.hash) if self.oldest and self.newest else None
         if found != ((first, self.index, self.head.hash) if first <= self.index else None):
             raise StoreDamaged(f"the blocks before the checkpoint after block {self.index} do not lead to it")
+        self.whole = True
 
     @property
     def head(self) -> Head:
@@ -110,7 +113,7 @@ class RaftDisk(LogDisk):
         self.doomed = ""  # why this store must not be used again, once that is known
         self.mender: Callable[[int, StoreDamaged], Awaitable[Block]] | None = None  # once other nodes can be asked
         self.state_known: Callable[[int, bytes], None] = lambda index, digest: None  # of a checkpoint, saved or loaded
-        self._pins: list[int] = []
+        self._pins: list[int] = []  # blocks from there on stay; one for each loan of `lent`
 
     async def mend(self, index: int, error: StoreDamaged) -> Block:
         """See LogDisk.mend; from other nodes of the cell."""
@@ -120,7 +123,8 @@ class RaftDisk(LogDisk):
 
     # --- the log ---------------------------------------------------------------------------------
     async def put(self, write: CoreWrite, chain: Chain) -> None:
-        """Make what the core wants written durable, all at once. Raises DiskFailed."""
+        """Make what the core wants written durable, all at once. With a snapshot the journal ends: it is of what was
+        there before. Raises DiskFailed; Rejoin where the snapshot is not there any more, and nothing was written."""
         rows, facts = [], list[FactRow]()
         for entry in write.append:
             block: Block = entry.payload
@@ -132,11 +136,15 @@ class RaftDisk(LogDisk):
             if write.reset is not None:
                 await self._install(write, known)
             await self.store.write(Write(rows, write.truncate_from, hard, known, facts, self.tail.tip))
+            if write.reset is not None:
+                self.tail.end(Rejoin("this store took over a snapshot of its cell"))
 
     async def _install(self, write: CoreWrite, known: dict[bytes, int]) -> None:
         """Put the staged snapshot in the place of everything."""
         stage = self.staged
-        assert stage is not None and write.reset is not None and stage.index == write.reset.end.index
+        assert write.reset is not None
+        if stage is None or not stage.whole or stage.index != write.reset.end.index:
+            raise Rejoin("a snapshot was not taken over: the one who asked for that is gone, and with him its rows")
         head, now = stage.head, self.store.meta
         checksum = checkpoint_checksum(now.log_id, stage.index, stage.digests)
         meta = replace(
@@ -208,41 +216,53 @@ class RaftDisk(LogDisk):
         return index, rows
 
     # --- snapshots -------------------------------------------------------------------------------
-    @contextmanager
-    def pinned(self, index: int) -> Iterator[None]:
-        """Blocks after `index` stay as long as somebody takes a snapshot of it (rule 12)."""
-        self._pins.append(index)
+    @asynccontextmanager
+    async def lending(self) -> AsyncIterator[tuple[int, int]]:
+        """The index of the newest checkpoint and that of the oldest block: both stay until the end, whatever is saved
+        and released meanwhile (rule 12). (0, 0) where there is none to lend now: one older than the newest is kept at
+        most, and its rows go when the next one is saved after it came back."""
+        async with self.writing:  # no step of a release is under way
+            head, first = self.head, self.tail.first
+            lends = head is not None and self.lent in (None, head)
+            if lends:
+                self.lent = head
+                self._pins.append(first)
         try:
-            yield
+            yield (head.index, first) if head is not None and lends else (0, 0)
         finally:
-            self._pins.remove(index)
+            if lends:
+                self._pins.remove(first)
+                self.lent = self.lent if self._pins else None
 
     def may_release(self, below: int) -> int:
         """`below`, or less where a pin holds."""
-        return min([below, *(index + 1 for index in self._pins)])
+        return min([below, *self._pins])
 
     async def checkpoint_part(self, index: int, row: int) -> tuple[list[bytes], int]:
         """Rows of the checkpoint after block `index`, from `row` on, and how many there are; none where it is not, or
-        no longer, the newest. Raises StoreDamaged where it does not verify: another is saved then."""
-        head = self.head
-        if head is None or head.index != index:
+        no longer, the newest or a lent one. Raises StoreDamaged where it does not verify: another is saved then."""
+        head = next((one for one in (self.head, self.lent) if one is not None and one.index == index), None)
+        if head is None:
             return [], 0
         sealed = await self.store.checkpoint_rows(head.generation, row)
-        if self.head is not head:
+        if head not in (self.head, self.lent):
             return [], 0
         try:
             return [self.sealer.open_checkpoint_row(index, row + n, one) for n, one in enumerate(sealed)], head.count
         except StoreDamaged:
-            self.renew_checkpoint()
+            if head is self.head:
+                self.renew_checkpoint()
             raise
 
-    async def facts_part(self, after: bytes) -> list[linkwire.Fact]:
-        """Facts of the residency check with keys above `after`, in order: as many as one answer should bring. Raises
-        StoreDamaged; nobody else has these facts in this order, so that the store is given up."""
+    async def facts_part(self, upto: int, after: bytes) -> list[linkwire.Fact]:
+        """Facts of the residency check with keys above `after`, in order, as of block `upto`, which is kept or the last
+        one released: as many as one answer should bring. What later blocks taught is not for who takes those blocks
+        yet: who left a group with one of them was there before. Raises StoreDamaged; nobody else has these facts in
+        this order, so that the store is given up."""
         found: list[linkwire.Fact] = []
         size = 0
         try:
-            for key, index, sealed in await self.store.facts(after, self.tail.tip):
+            for key, index, sealed in await self.store.facts(after, upto):
                 value = self.sealer.open_fact(key, sealed)
                 size += len(value)
                 if found and size > READ_BATCH:
@@ -263,9 +283,12 @@ class RaftDisk(LogDisk):
         """Room for a snapshot after block `index` beside what is there. What is not installed is cleared later."""
         async with self.checkpointing:
             generation = self.head.generation if self.head else 0
-            async with self.writing:
-                await self.store.clear_unfinished(generation)
+            async with self.changing():
+                await self.store.clear_unfinished(generation, self._lent)
             self.staged = Stage(index, generation + 1, self)
-            yield self.staged
+            try:
+                yield self.staged
+            finally:
+                self.staged = None
 
 

@@ -107,7 +107,7 @@ class RaftJournal:
             await self._tail.reached(self._tail.tip + 1)
 
     def time_ms(self) -> int:
-        return max(self._tail.time_ms(), self.clocks.stamp(self._others()))
+        return max(self._tail.newest[2], self.clocks.stamp(self._others()))
 
     async def append(self, records: Sequence[bytes]) -> None:
         check_proposal(records)
@@ -142,8 +142,9 @@ class RaftJournal:
 
     async def save_checkpoint(self, index: int, rows: Rows) -> None:
         check_checkpoint(index, self._disk.checkpoint_index, self.tip)
-        block, term = await self.read(index), self.raft.log.term(index)
-        assert term is not None, "a checkpoint is of an entry that is kept"
+        block = await self.read(index)
+        while (term := self.raft.log.term(index)) is None:  # a snapshot is about to take the place of everything
+            await self._tail.reached(self._tail.tip + 1)
         await self._disk.save(index, rows, block, term, self.raft.log.members_upto(index))
 
     async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
@@ -190,11 +191,7 @@ class RaftJournal:
             raise NotLeader(self.raft.leader)
         proposal = self._proposals.add(records)
         self.wake()
-        await proposal.done.wait()
-        assert proposal.outcome is not None
-        if isinstance(proposal.outcome, Placed):
-            return proposal.outcome
-        raise proposal.outcome
+        return await self._proposals.outcome(proposal)
 
     async def _settled(self, placed: Placed) -> bool:
         """Wait until the place is committed here: with that block, or (False) with another one or none that may come.
@@ -214,6 +211,7 @@ class RaftJournal:
             nursery.start_soon(self._write_all)
             nursery.start_soon(self._tail.reached, 1 << 62)  # raises what ends the journal, whoever found it
             while self._fatal is None:
+                self._tail.check()
                 self._wake = trio.Event()
                 self._step()
                 due = self.raft.next_ms
@@ -304,8 +302,7 @@ class RaftJournal:
             self.raft.persisted(output.write.seq)
             for message in output.send_after:
                 self._send(message)
-            if output.write.reset is not None:
-                raise Rejoin("this store took over a snapshot of its cell")
+            self._tail.check()  # it has ended with a snapshot
             self.wake()
             async with self._disk.writing:
                 await self._disk.store.fold_wal()

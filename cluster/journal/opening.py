@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from cluster.core.raft import ORIGIN, HardState, Member, Members, Point, Raft, Settings, Stored, Stub
-from cluster.journal.cell import Cell, ask_to_join, logs_led
+from cluster.journal.cell import Cell, logs_led, standings
 from cluster.journal.chain import Chain
 from cluster.journal.digests import Digests
 from cluster.journal.disk import RaftDisk, read_head, unpack_figures
@@ -50,7 +50,7 @@ async def open_raft(
         raise removed(node)
     own = env.random_bytes(16)
     found, founder = env.store_exists(path), env.bootstrap(path)
-    log_id = env.random_bytes(16) if found or founder else await _meet(links, own)
+    log_id = env.random_bytes(16) if found or founder else await _meet(links)
     check = Sealer(ring, log_id, env.random_bytes).key_check()
     founders = from_members(Members((Member(own, node),))) if founder else b""
     try:
@@ -113,11 +113,12 @@ def _damage_in(error: BaseException, file: Path) -> str:
     return error.text if isinstance(error, StoreDamaged) and str(file) in error.text else ""
 
 
-async def _meet(links: Links, own: bytes) -> bytes:
-    """Which log the other nodes have. Until one of them says so, and none says otherwise."""
+async def _meet(links: Links) -> bytes:
+    """Which log the other nodes have. Until one of them says so, and none says otherwise. (Nothing is asked for yet: a
+    store that is let in has to be there.)"""
     told = False
     while True:
-        logs = await ask_to_join(links, own, _ASK_S)
+        logs = {said.log_id for said in (await standings(links, _ASK_S)).values()}
         if len(logs) == 1:
             return logs.pop()
         if logs and not told:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 
 import trio
@@ -14,7 +14,7 @@ from cluster.journal.notes import pack_note, unpack_note
 from cluster.journal.stamp import CellClock
 from cluster.links import Links
 from relay.errors import PeerError
-from relay.limits import MAX_INBOX
+from relay.limits import MAX_INBOX, RAFT_INFLIGHT_APPENDS
 from relay.ports import Clock
 
 _KNOWN = 64  # stores whose nodes are remembered beside the members
@@ -32,6 +32,7 @@ class Post:
         self._where: dict[bytes, str] = {}  # store → node, as far as it was heard
         self._inbox: deque[Message] = deque()
         self._inbox_bytes = 0
+        self._loading = Counter[str]()  # node → appends to it of which blocks are being read
 
     # --- in --------------------------------------------------------------------------------------
     def take_in(self, peer: Peer, note: CellNote, members: Members) -> None:
@@ -44,6 +45,7 @@ class Post:
         if message.source != note.store or self.node_of(note.store, members) not in ("", peer.node):
             raise PeerError(f"{peer.node} speaks for another store")
         if self._inbox_bytes + len(note.payload) > MAX_INBOX:
+            self._links.count_dropped(peer.node, "inbox", 1)
             return
         if len(self._where) > _KNOWN:
             self._where.clear()
@@ -76,8 +78,9 @@ class Post:
         payload = pack_note(message, self._disk.tail.recent)
         if payload is not None:
             self._note(node, payload)
-        elif isinstance(message, Append):
-            nursery.start_soon(self._send_loaded, node, message)  # no more than the core has in flight
+        elif isinstance(message, Append) and self._loading[node] < RAFT_INFLIGHT_APPENDS:
+            self._loading[node] += 1  # the core repeats itself at each heartbeat, and a damaged block may take its time
+            nursery.start_soon(self._send_loaded, node, message)
 
     async def _send_loaded(self, node: str, message: Append) -> None:
         """An append of which blocks lie on the disk. Those that the core holds may not be there yet: a leader sends
@@ -87,6 +90,8 @@ class Post:
             blocks = {block.index: block for block in await self._disk.load_entries(wanted)}
         except LookupError:
             return  # released meanwhile, or another leader's came in their place
+        finally:
+            self._loading[node] -= 1
         payload = pack_note(message, blocks.get)
         if payload is not None:
             self._note(node, payload)

@@ -59,6 +59,19 @@ class Proposals:
         self._bytes += size
         return proposal
 
+    async def outcome(self, proposal: Proposal) -> Placed:
+        """Wait for it. Raises what it was refused for. Who is cancelled withdraws it: he would propose it again."""
+        try:
+            await proposal.done.wait()
+        finally:
+            if not proposal.done.is_set():
+                self._queue.remove(proposal)
+                self._bytes -= proposal.size
+        assert proposal.outcome is not None
+        if isinstance(proposal.outcome, Placed):
+            return proposal.outcome
+        raise proposal.outcome
+
     def take(self) -> list[Proposal]:
         """As many as fit into one block."""
         taken: list[Proposal] = []

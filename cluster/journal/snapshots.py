@@ -52,12 +52,10 @@ class Snapshots:
 
     async def _offer(self, store: bytes) -> None:
         """Have a peer take a snapshot, and tell the core what came of it."""
-        node, index = self._journal.node_of(store), self._disk.checkpoint_index
-        taken = 0
-        if node and index:
-            _log.info("snapshot_offered", node=node, index=index)
-            first = self._disk.tail.first
-            with self._disk.pinned(first - 1):
+        node, taken = self._journal.node_of(store), 0
+        async with self._disk.lending() as (index, first):
+            if node and index:
+                _log.info("snapshot_offered", node=node, index=index)
                 try:
                     answer = await self._links.ask(node, linkwire.TakeSnapshot(index, first), SNAPSHOT_DEADLINE_S)
                     taken = answer.index if isinstance(answer, linkwire.SnapshotTaken) else 0
@@ -77,8 +75,8 @@ class Snapshots:
             case linkwire.FetchCheckpoint(_, index, row):
                 rows, count = await self._disk.checkpoint_part(index, row)
                 return linkwire.CheckpointPart(count, tuple(rows))
-            case linkwire.FetchFacts(_, after):
-                return linkwire.Facts(tuple(await self._disk.facts_part(after)))
+            case linkwire.FetchFacts(_, index, after):
+                return linkwire.Facts(tuple(await self._disk.facts_part(index, after)))
             case linkwire.FetchBlocks(_, first, last):
                 good, _ = await self._disk.look(first, min(last, self._journal.tip))
                 return linkwire.BlocksPart(tuple(map(_body, good)))
@@ -106,7 +104,7 @@ class Snapshots:
                 await stage.add(part.rows)
                 row += len(part.rows)
             key = b""
-            while facts := (await self._ask(node, linkwire.FetchFacts(log_id, key), linkwire.Facts)).items:
+            while facts := (await self._ask(node, linkwire.FetchFacts(log_id, index, key), linkwire.Facts)).items:
                 stage.learn(facts)
                 key = facts[-1].key
             at = first

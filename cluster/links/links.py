@@ -37,6 +37,7 @@ class LinkMetrics(Protocol):
 
     links_up: Any  # gauge with label cell: 1 while there is a working link to it
     peers_up: Any  # gauge with label node: 1 while there is a working link to that node of the own cell
+    notes_dropped: Any  # counter with labels node and reason: "no_link", "no_room" or "inbox"
     refused: Any  # counter with label reason: LINK for each peer that was refused or cut off
 
 
@@ -67,6 +68,8 @@ class Links:
                 changed = partial(self._node_changed, node.name)
                 self._nodes[node.name] = KeptLink(env, self._party, own.cell, [node], NEAR, changed)
                 changed(False)
+                for reason in ("no_link", "no_room"):
+                    self.count_dropped(node.name, reason, 0)
 
     async def run(
         self,
@@ -112,7 +115,11 @@ class Links:
     def note(self, node: str, note: CellNote) -> bool:
         """Send one way, in order, to a node of the own cell; never waits. False: dropped, because there is no link or
         NOTE_BYTES wait for it. True promises nothing. Raises ProtocolError where the note fits no frame."""
-        return node in self._nodes and self._nodes[node].note(note)
+        link = self._nodes.get(node)
+        if link is None or link.note(note):
+            return link is not None
+        self.count_dropped(node, "no_room" if link.connected else "no_link", 1)
+        return False
 
     async def ask(self, node: str, message: Request, deadline_s: float = LINK_DEADLINE_S) -> Answer:
         """One request to a node of the own cell and its answer. Raises as `request`; UNREACHABLE for a node that the
@@ -158,6 +165,11 @@ class Links:
     def _node_changed(self, node: str, up: bool) -> None:
         if self._metrics is not None:
             self._metrics.peers_up.labels(node).set(int(up))
+
+    def count_dropped(self, node: str, reason: str, notes: int) -> None:
+        """Count notes to or from a node of the own cell that go no further."""
+        if self._metrics is not None:
+            self._metrics.notes_dropped.labels(node, reason).inc(notes)
 
     def _count_refused(self) -> None:
         self.refused += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Union
 
 from relay.core.codec import Decoder, Struct, encode
-from relay.core.shapes import CellName, EnvelopeBytes, Key, LogId, Name, Nonce, Position, StoreId, UInt
+from relay.core.shapes import CellName, EnvelopeBytes, Key, LogId, MaybeLogId, Name, Nonce, Position, StoreId, UInt
 from relay.limits import MAX_BLOCK
 
 
@@ -83,11 +83,14 @@ class HandedAnswer(Struct, frozen=True):
 
 
 class Handed(Struct, frozen=True, tag=8):
-    """`dest` has applied everything up to `upto` and answered; numbers it does not list were void."""
+    """`dest` has applied everything up to `upto` and answered; numbers it does not list were void. Its log is `log`;
+    when it was asked, the newest of its logs known here was `known` (rule 13; empty: none yet)."""
 
     dest: CellName
     upto: UInt
     answers: tuple[HandedAnswer, ...]
+    log: LogId
+    known: MaybeLogId
 
 
 class Carried(Struct, frozen=True):

@@ -3,7 +3,8 @@ block gets in is the journal's own business."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import structlog
@@ -33,7 +34,8 @@ class Kept(NamedTuple):
 
 class LogDisk:
     """Owns an open store. `writing`: one transaction at a time, `checkpointing`: one checkpoint. `head`: of the current
-    checkpoint. Told are `on_repair`, when a block was put back, and `renew_checkpoint`, when a new one is due."""
+    checkpoint, `lent`: of one that stays readable although another takes its place. Told are `on_repair`, when a block
+    was put back, and `renew_checkpoint`, when a new one is due."""
 
     def __init__(self, store: LogStore, sealer: Sealer, residency: Residency, tail: Tail) -> None:
         self.store = store
@@ -41,6 +43,7 @@ class LogDisk:
         self.residency = residency
         self.tail = tail
         self.head: CheckpointHead | None = None
+        self.lent: CheckpointHead | None = None
         self.writing = trio.Lock()
         self.checkpointing = trio.Lock()
         self.on_repair: Callable[[], None] = lambda: None
@@ -49,6 +52,14 @@ class LogDisk:
 
     def _failed(self, error: DiskFailed) -> None:
         self.tail.end(error)
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """To change what the log's own writes do not. Raises what the journal ended with: what is there since may be of
+        a snapshot, in which indexes and generations stand for other things."""
+        async with self.writing:
+            self.tail.check()
+            yield
 
     # --- blocks ----------------------------------------------------------------------------------
     async def look(self, first: int, last: int) -> tuple[list[Kept], StoreDamaged | StoreForeign | None]:
@@ -119,7 +130,7 @@ class LogDisk:
 
     async def put_back(self, kept: Kept) -> None:
         """Write a block that is proved to be the one, over what lies there. Raises LookupError, DiskFailed."""
-        async with self.writing:
+        async with self.changing():
             self.tail.check_kept(kept.block.index)
             await self.store.repair(self.sealer.block_row(*kept))
         _log.warning("block_repaired", index=kept.block.index)
@@ -138,27 +149,37 @@ class LogDisk:
         await trio.lowlevel.checkpoint()
         self.store.check()
         check_release(below, self.head.index if self.head else 0)
-        while self.tail.first < below:
-            async with self.writing:
-                if self.tail.first < below:
-                    self.tail.released(await self.store.release(self.tail.first, below, members))
+        while self.tail.first < self.may_release(below):
+            async with self.changing():
+                upto = self.may_release(below)  # again: somebody may read by now what would go
+                if self.tail.first < upto:
+                    self.tail.released(await self.store.release(self.tail.first, upto, members))
                 await self.store.fold_wal()
+
+    def may_release(self, below: int) -> int:
+        """`below`, or less where somebody reads older blocks; looked at before each step of a release."""
+        return below
 
     async def save_checkpoint(self, index: int, rows: Rows) -> None:
         """See relay.ports.Journal."""
         async with self.checkpointing:
+            self.tail.check()
             self.store.check()
             check_checkpoint(index, self.head.index if self.head else 0, self.tail.tip)
             generation = self.head.generation if self.head else 0
-            async with self.writing:
-                await self.store.clear_unfinished(generation)  # a crash may have left some
+            async with self.changing():
+                await self.store.clear_unfinished(generation, self._lent)  # a crash may have left some
             digests = await self.stage_rows(generation + 1, index, 0, rows)
             checksum = checkpoint_checksum(self.tail.log_id, index, digests)
             head = CheckpointHead(generation + 1, index, len(digests), checksum)
-            async with self.writing:
-                await self.store.finish_checkpoint(head)
+            async with self.changing():
+                await self.store.finish_checkpoint(head, self._lent)
                 self.head = head
                 await self.store.fold_wal()
+
+    @property
+    def _lent(self) -> int | None:
+        return self.lent.generation if self.lent else None
 
     async def stage_rows(self, generation: int, index: int, start: int, rows: Rows) -> list[bytes]:
         """Write rows of a checkpoint, from ordinal `start` on: some a transaction, so that appends get in between.
@@ -178,7 +199,7 @@ class LogDisk:
         return digests
 
     async def _stage(self, generation: int, start: int, batch: Sequence[bytes]) -> None:
-        async with self.writing:
+        async with self.changing():
             await self.store.add_checkpoint_rows(generation, start, batch)
             await self.store.fold_wal()
 

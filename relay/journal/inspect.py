@@ -13,7 +13,7 @@ from relay.errors import OperatorError
 from relay.journal.api import BlockRow, CheckpointHead, Meta
 from relay.journal.database import found_in, translate
 from relay.journal.files import STORE_FILE
-from relay.journal.queries import BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, KIND, META, read_meta
+from relay.journal.queries import BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, KIND, META, TERM, read_meta
 from relay.journal.rows import Sealer, check_link, check_rows, verify_checkpoint
 from relay.journal.seal import StorageRing
 
@@ -47,6 +47,13 @@ class StoppedStore:
                 check_link(block, last)
             yield block
             last = block
+
+    def term(self, index: int) -> int:
+        """The term of block `index`, or of the one before the oldest that is kept; 0 in a cell of one. What `blocks`
+        verified has this term."""
+        if index < self.first:
+            return self._meta.prev_term
+        return int(_rows(self._connection, TERM, self._file, (index,))[0][0])
 
     def checkpoint(self) -> tuple[int, list[bytes]] | None:
         """(the block after which it was taken, its rows), verified. Raises StoreDamaged, StoreForeign."""

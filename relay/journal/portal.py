@@ -24,7 +24,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class _Call(Generic[T]):
-    """One call on its way through the portal; `carry` runs in the asyncio thread."""
+    """One call on its way through the portal."""
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
         self.ended = trio.Event()
@@ -32,16 +32,8 @@ class _Call(Generic[T]):
         self.error: BaseException | None = trio.BrokenResourceError("the portal closed before the call ended")
         self._function = function
 
-    async def carry(self, deadline_s: float) -> None:
-        """Run it to its end, or until the deadline: then it runs on, but nobody waits for it any longer."""
-        task = asyncio.ensure_future(self._await())
-        done, _ = await asyncio.wait({task}, timeout=deadline_s)
-        if not done:
-            self.error = trio.BrokenResourceError(f"a call did not end within {deadline_s} s")
-        elif not task.cancelled():
-            self.error = task.exception()
-
-    async def _await(self) -> None:
+    async def carry(self) -> None:
+        """Run it to its end; in the asyncio thread."""
         self.result.append(await self._function())
 
 
@@ -96,10 +88,25 @@ class Portal:
             self._loop.call_soon_threadsafe(self._start, _Call(function))
 
     def _start(self, call: _Call[Any]) -> None:
-        task = asyncio.ensure_future(call.carry(self._deadline_s))
+        def done(task: asyncio.Task[None]) -> None:
+            late.cancel()
+            error = call.error if task.cancelled() else task.exception()
+            if task in self._calls:
+                end(error)
+
+        def give_up() -> None:
+            """It runs on, but nobody waits for it any longer."""
+            end(trio.BrokenResourceError(f"a call did not end within {self._deadline_s} s"))
+
+        def end(error: BaseException | None) -> None:
+            self._calls.remove(task)
+            call.error = error
+            self._tell_trio(call.ended.set)
+
+        task = asyncio.ensure_future(call.carry())
+        late = asyncio.get_running_loop().call_later(self._deadline_s, give_up)
         self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
-        task.add_done_callback(lambda _: self._tell_trio(call.ended.set))
+        task.add_done_callback(done)
 
     def _tell_trio(self, action: Callable[[], object]) -> None:
         with contextlib.suppress(trio.RunFinishedError):

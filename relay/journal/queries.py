@@ -26,6 +26,7 @@ BLOCKS = "SELECT idx, term, prev, time, hash, sealed FROM block WHERE idx BETWEE
 ADD_BLOCK = "INSERT INTO block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
 REPAIR_BLOCK = "REPLACE INTO block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
 TERMS = "SELECT idx, term, hash FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT ?"
+TERM = "SELECT term FROM block WHERE idx = ?"
 END_OF = "SELECT hash, term, time FROM block WHERE idx = ?"
 CUT_BLOCKS, CUT_FACTS = "DELETE FROM block WHERE idx >= ?", "DELETE FROM fact WHERE idx >= ?"
 DROP_BLOCKS = "DELETE FROM block WHERE idx < ?"
@@ -39,7 +40,7 @@ _CHECKPOINT_ROW = "FROM checkpoint_row WHERE generation = ? AND ordinal"
 CHECKPOINT_SIZES = f"SELECT ordinal, ifnull(length(sealed), 0) {_CHECKPOINT_ROW} >= ? ORDER BY ordinal LIMIT 256"
 CHECKPOINT_ROWS = f"SELECT sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY ordinal"
 ADD_CHECKPOINT_ROW = "INSERT INTO checkpoint_row (generation, ordinal, sealed) VALUES (?, ?, ?)"
-DROP_CHECKPOINT_ROWS = "DELETE FROM checkpoint_row WHERE generation <> ?"
+DROP_CHECKPOINT_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?)"
 
 ADD_FACT = "INSERT INTO fact (key, idx, sealed) VALUES (?, ?, ?)"
 FACTS = (  # of a group SQLite gives the row that has its max() (https://sqlite.org/lang_select.html#bareagg)

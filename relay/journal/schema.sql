@@ -53,7 +53,7 @@ CREATE TABLE checkpoint (         -- the current checkpoint; none before the fir
     checksum   BLOB NOT NULL      -- over all of its rows
 );
 
-CREATE TABLE checkpoint_row (     -- rows of another generation are an unfinished checkpoint
+CREATE TABLE checkpoint_row (     -- rows of another generation: an unfinished checkpoint, or an older one that is read still
     generation INTEGER NOT NULL,
     ordinal    INTEGER NOT NULL,
     sealed     BLOB NOT NULL,

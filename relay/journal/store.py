@@ -115,15 +115,15 @@ class Store:
     async def checkpoint_rows(self, generation: int, first: int) -> list[bytes]:
         return await self._db.run(_checkpoint_rows, generation, first)
 
-    async def clear_unfinished(self, generation: int) -> None:
-        await self._db.commit(0, (sql.DROP_CHECKPOINT_ROWS, [(generation,)]), (sql.DROP_STAGED, [()]))
+    async def clear_unfinished(self, generation: int, lent: int | None = None) -> None:
+        await self._db.commit(0, _drop_but(generation, lent), (sql.DROP_STAGED, [()]))
 
     async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
         rows = [(generation, ordinal + count, row) for count, row in enumerate(sealed)]
         await self._db.commit(sum(map(len, sealed)), (sql.ADD_CHECKPOINT_ROW, rows))
 
-    async def finish_checkpoint(self, head: CheckpointHead) -> None:
-        await self._db.commit(0, *_finish(head))
+    async def finish_checkpoint(self, head: CheckpointHead, lent: int | None = None) -> None:
+        await self._db.commit(0, *_finish(head, lent))
 
     # --- the rest --------------------------------------------------------------------------------
     async def facts(self, after: bytes, upto: int | None = None) -> list[FactRow]:
@@ -186,9 +186,13 @@ def _checkpoint_rows(connection: Connection, generation: int, first: int) -> lis
     return [row[0] for row in rows]
 
 
-def _finish(head: CheckpointHead) -> tuple[Statement, Statement]:
+def _finish(head: CheckpointHead, lent: int | None = None) -> tuple[Statement, Statement]:
     values = (head.generation, head.index, head.count, head.checksum)
-    return (sql.SET_CHECKPOINT, [values]), (sql.DROP_CHECKPOINT_ROWS, [(head.generation,)])
+    return (sql.SET_CHECKPOINT, [values]), _drop_but(head.generation, lent)
+
+
+def _drop_but(generation: int, lent: int | None) -> Statement:
+    return sql.DROP_CHECKPOINT_ROWS, [(generation, generation if lent is None else lent)]
 
 
 # --- opening -------------------------------------------------------------------------------------

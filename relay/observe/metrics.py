@@ -1,4 +1,5 @@
-"""What a node counts. Labels are bounded: cells come from the root document, reasons from wire.Code and wire.Fault.
+"""What a node counts. Labels are bounded: cells and nodes come from the root document, reasons from wire.Code and
+wire.Fault, or are the few that the counter's text names.
 
 Never a user, a device or an address in a label: a metric is a disk too (DESIGN section 5, rules 2 and 6).
 """
@@ -38,6 +39,8 @@ class Metrics:
         self.sessions = self._gauge("sessions", "Device sessions that are delivered to")
         self.links_up = self._gauge("links_up", "1 while this node has a working link to the cell", "cell")
         self.peers_up = self._gauge("peers_up", "1 while this node has a working link to the node of its cell", "node")
+        what = "Notes to a node of the own cell that were not sent (no_link, no_room), or from it not taken (inbox)"
+        self.notes_dropped = self._counter("notes_dropped", what, "node", "reason")
         # what waits
         self.queue_depth = self._gauge("queue_depth", "Records that wait for the journal's next block")
         self.waiting = self._gauge("waiting", "Records in the log that somebody still has to get")

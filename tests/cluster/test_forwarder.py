@@ -12,6 +12,7 @@ from relay.core import records, wire
 from relay.core.trust import read_home
 from relay.core.wire import Code
 from relay.errors import Refused
+from relay.limits import MAX_BATCH
 from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv
 from tests.relay.core.mailroom.conftest import User
 from tests.relay.test_office import seal
@@ -21,6 +22,7 @@ class Destination:
     """Takes hand-overs as a cell does, and can be told to misbehave."""
 
     def __init__(self) -> None:
+        self.log = b"1" * 16
         self.vector = 0
         self.taken: list[bytes] = []
         self.requests: list[tuple[int, int]] = []
@@ -48,7 +50,7 @@ class Destination:
         if self.lose:
             self.lose -= 1
             raise Refused(Code.UNREACHABLE, "the answer was lost")
-        return linkwire.HandOverAnswer(self.vector if self.says is None else self.says, tuple(outcomes))
+        return linkwire.HandOverAnswer(self.log, self.vector if self.says is None else self.says, tuple(outcomes))
 
 
 class World:
@@ -125,7 +127,8 @@ async def test_an_answer_that_is_recorded_late_does_not_shift_the_numbers(autoju
             answers = tuple(records.HandedAnswer(done + n, Code.STORED, 1) for n in (1, 2))
             world.there.vector = done + 2
             world.there.taken += [b"by an earlier answer"] * 2
-            world.cell.intake.offer([records.encode_record(records.Handed(ABROAD, done + 2, answers))])
+            late = records.Handed(ABROAD, done + 2, answers, world.there.log, b"")
+            world.cell.intake.offer([records.encode_record(late)])
             await wait_all_tasks_blocked()
 
         world.there.before = late
@@ -154,5 +157,63 @@ async def test_a_vector_that_cannot_be_stops_the_hand_over_and_nothing_else(auto
         assert world.notices() == [Code.STORED]
         assert world.cell.state.outboxes[ABROAD].done == 1
         world.there.says = None
+        await trio.sleep(120)
+        assert world.notices() == [Code.STORED] * 3
+
+
+async def test_a_renewed_log_that_lost_a_suffix_is_gone_on_with(autojump_clock):
+    """What was confirmed and lost has nobody any more, and goes out void; what is here still is handed over again."""
+    async with World() as world:
+        lost = await world.send(*range(6))
+        await trio.sleep(5)
+        assert world.there.taken == lost and world.cell.state.outboxes[ABROAD].done == 6
+        world.there.lose = 1  # the answer: what is taken meanwhile stays here
+        again = await world.send(6, 7)
+        await wait_all_tasks_blocked()
+        assert world.there.vector == 8 and world.cell.state.outboxes[ABROAD].done == 6
+        world.there.log, world.there.vector, world.there.taken[:] = b"2" * 16, 2, []
+        new = await world.send(8)
+        await trio.sleep(10)
+        assert world.there.taken == [b""] * 4 + again + new
+        assert world.notices() == [Code.STORED] * 9
+        outbox = world.cell.state.outboxes[ABROAD]
+        assert (outbox.done, outbox.last, outbox.logs) == (9, 9, (b"1" * 16, b"2" * 16))
+        world.there.vector = 4  # and of the renewed log, too, an older copy is one
+        await world.send(9)
+        await trio.sleep(60)
+        assert world.notices() == [Code.STORED] * 9 and outbox.done == 9
+
+
+async def test_a_long_lost_suffix_goes_out_in_batches_and_lost_answers_are_harmless(autojump_clock):
+    async with World() as world:
+        for start in range(0, 600, 100):
+            await world.send(*((start + n) % 256 for n in range(100)), size=start + 1)
+        await trio.sleep(20)
+        assert world.cell.state.outboxes[ABROAD].done == 600
+        world.there.log, world.there.vector, world.there.taken[:] = b"2" * 16, 3, []
+
+        async def lose_the_second():
+            if world.there.vector > 3:
+                world.there.lose, world.there.before = 1, None
+
+        world.there.before = lose_the_second
+        new = await world.send(1, size=2_000)
+        await trio.sleep(20)
+        assert world.there.taken == [b""] * 597 + new
+        assert max(count for _, count in world.there.requests) <= MAX_BATCH
+        assert world.notices() == [Code.STORED] * 601
+
+
+async def test_a_log_that_was_renewed_does_not_come_back(autojump_clock):
+    async with World() as world:
+        for log in (b"1" * 16, b"2" * 16):
+            world.there.log = log
+            await world.send(log[0])
+            await trio.sleep(5)
+        world.there.log = b"1" * 16
+        await world.send(3)
+        await trio.sleep(60)
+        assert world.notices() == [Code.STORED] * 2
+        world.there.log = b"2" * 16
         await trio.sleep(120)
         assert world.notices() == [Code.STORED] * 3

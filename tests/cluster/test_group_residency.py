@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 
+import structlog.testing
 import trio
 
 from cluster.core.linkwire import HandItem, HandOver, Peer
@@ -89,6 +90,10 @@ async def world():
         nursery.cancel_scope.cancel()
 
 
+def not_at_home(logs) -> list[tuple[int, str]]:
+    return [(entry["number"], entry["code"]) for entry in logs if entry["event"] == "not_at_home"]
+
+
 async def test_a_roster_and_the_first_envelope_in_one_batch(autojump_clock):
     async with world() as all_of_it:
         all_of_it.link.up = False
@@ -96,10 +101,12 @@ async def test_a_roster_and_the_first_envelope_in_one_batch(autojump_clock):
         await all_of_it.send()
         await trio.sleep(1)
         all_of_it.link.up = True
-        await trio.sleep(1)  # the forwarder's pause; no parked try is due so soon after it
+        with structlog.testing.capture_logs() as logs:
+            await trio.sleep(1)  # the forwarder's pause; no parked try is due so soon after it
         assert len(all_of_it.reader.of(wire.Deliver)) == 1
         assert all_of_it.link.batches == [[2, 1], [1]]  # together; the first answer was for the roster alone
         assert (all_of_it.told(all_of_it.owner), all_of_it.told(all_of_it.sender)) == ([Code.STORED], [Code.STORED])
+        assert not_at_home(logs) == [], "what the cut left for later was not refused"
 
 
 async def test_an_owner_who_lists_a_cell_where_nobody_lives_gets_no_byte_onto_its_disk(autojump_clock):
@@ -127,9 +134,11 @@ async def test_what_lists_nobody_is_learned_before_what_follows_it_in_the_batch(
         await all_of_it.send()
         await trio.sleep(1)
         all_of_it.link.up = True
-        await trio.sleep(1)
+        with structlog.testing.capture_logs() as logs:
+            await trio.sleep(1)
         assert all_of_it.link.batches == [[2, 1], [1]]
         assert all_of_it.told(all_of_it.sender) == [Code.UNKNOWN_USER]
+        assert not_at_home(logs) == [(2, "unknown_user")]
 
 
 async def test_a_group_that_the_other_cell_never_heard_of_waits_here(autojump_clock):

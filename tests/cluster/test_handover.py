@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -49,7 +50,7 @@ async def test_in_order_and_once(autojump_clock):
     async with Opened() as world:
         sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(6)]
         early = await world.reception(PEER, hand_over(3, *sealed[2:]))
-        assert (early.vector, early.outcomes) == (0, ())
+        assert (early.log, early.vector, early.outcomes) == (world.cell.state.log_id, 0, ())
         first = await world.reception(PEER, hand_over(1, *sealed[:3]))
         assert first.vector == 3
         assert [(o.number, o.code) for o in first.outcomes] == [(n, Code.STORED) for n in (1, 2, 3)]
@@ -66,6 +67,21 @@ async def test_bytes_for_somebody_else_are_refused_by_number_and_never_written(a
         assert [o.code for o in answer.outcomes] == [Code.UNKNOWN_USER, Code.BAD_ENVELOPE, Code.STORED]
         blocks = [await world.cell.journal.read(index) for index in range(1, world.cell.journal.tip + 1)]
         assert not any(b"foreign bytes" in record for block in blocks for record in block.records)
+
+
+async def test_only_what_is_refused_is_logged_and_once(autojump_clock, monkeypatch):
+    """A batch that is cut is tried again from there on, and what was cut off may be refused then, or not."""
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(2)]
+        batch = [sealed[0], b"not an envelope", sealed[1], seal(world.cell, bytes(32), body=b"foreign")]
+        monkeypatch.setattr("cluster.handover.MAX_HANDOVER", 2 * len(sealed[0]) - 1)
+        seen = []
+        for first, vector in ((1, 2), (3, 4), (3, 4)):
+            with structlog.testing.capture_logs() as logs:
+                answer = await world.reception(PEER, hand_over(first, *batch[first - 1 :]))
+            assert answer.vector == vector
+            seen.append([(log["number"], log["code"]) for log in logs if log["event"] == "not_at_home"])
+        assert seen == [[(2, "bad_envelope")], [(4, "unknown_user")], []]
 
 
 async def test_what_the_disk_writer_refuses_is_refused_by_number(autojump_clock, monkeypatch):
@@ -93,3 +109,23 @@ async def test_two_logs_of_one_cell_are_counted_apart(autojump_clock):
             answer = await world.reception(PEER, hand_over(1, seal(world.cell, world.bob.id, body=log), log=log))
             assert answer.vector == 1
         assert len(world.delivered()) == 2
+
+
+async def test_a_node_that_is_behind_does_not_say_so_little_that_it_proves_a_loss(autojump_clock):
+    """The other cell had an answer from another node of this one. Only what stays away is missing (rule 13)."""
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(4)]
+        await world.reception(PEER, hand_over(1, *sealed[:1]))
+        answers = []
+
+        async def ask():
+            answers.append(await world.reception(PEER, hand_over(4, *sealed[3:], confirmed=3)))
+
+        world.nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        assert not answers
+        await world.reception(PEER, hand_over(2, *sealed[1:3]))  # what the other node had applied comes
+        await trio.sleep(1)
+        assert [answer.vector for answer in answers] == [4]
+        missing = await world.reception(PEER, hand_over(9, sealed[0], confirmed=8))
+        assert (missing.log, missing.vector) == (world.cell.state.log_id, 4)

@@ -25,6 +25,7 @@ from cluster.core.linkwire import federation_id
 from cluster.directory.seen import Seen, SeenFile, Sighting
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
+from cluster.local.processes import _ask_ready
 from relay.core import wire
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.records import FoldVersion, encode_record
@@ -57,6 +58,7 @@ async def test_a_second_signal_ends_the_draining_and_the_checkpoint_is_saved(tmp
                 await raw.sign_in(Person(layout, "norden", now()))
                 signal.raise_signal(signal.SIGTERM)
                 await raw.hear_a(wire.Drain)
+                assert await _ask_ready(config.listen.admin) == "not ready: stopping", "nobody new is let in"
                 signal.raise_signal(signal.SIGTERM)
                 with pytest.raises(Exception, match="closed"):
                     await raw.hear_a(wire.Error)
@@ -109,6 +111,30 @@ async def test_a_signal_while_starting_ends_the_start(tmp_path: Path, monkeypatc
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.run_node, config)
             await replaying.wait()
+            signal.raise_signal(signal.SIGTERM)
+
+
+async def test_clients_go_elsewhere_until_a_node_can_serve_them(tmp_path: Path, monkeypatch: Any) -> None:
+    """A connection that nobody accepts would keep them for as long as a handshake may take."""
+    config, _ = make(tmp_path)
+    replaying, go_on, wait_for = trio.Event(), trio.Event(), Delivery.wait_for
+
+    async def replay(self: Delivery, *args: Any) -> None:
+        replaying.set()
+        await go_on.wait()
+        await wait_for(self, *args)
+
+    monkeypatch.setattr(Delivery, "wait_for", replay)
+    with trio.fail_after(8):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.run_node, config)
+            await replaying.wait()
+            with pytest.raises(OSError, match="all attempts to connect"):
+                await trio.open_tcp_stream(*config.listen.clients)
+            go_on.set()
+            while await _ask_ready(config.listen.admin) is not None:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            await (await trio.open_tcp_stream(*config.listen.clients)).aclose()
             signal.raise_signal(signal.SIGTERM)
 
 
@@ -189,6 +215,39 @@ async def test_a_node_that_rejoins_lives_again_and_can_still_be_stopped(tmp_path
     assert len(lives) == 2
 
 
+async def test_a_node_whose_store_failed_under_it_is_not_ready_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Its store is set aside when another node leads the cell: that may be never."""
+    config, _ = make(tmp_path)
+    failed, waits = trio.Event(), trio.Event()
+
+    @asynccontextmanager
+    async def open_journal(*parts: Any) -> AsyncIterator[Any]:
+        async def fail() -> None:
+            await failed.wait()
+            raise StoreDamaged("block 7 rotted")
+
+        try:
+            async with opened(*parts) as journal, trio.open_nursery() as nursery:
+                nursery.start_soon(fail)
+                yield journal
+        finally:
+            waits.set()
+            await trio.sleep_forever()
+
+    opened = node._open_journal
+    monkeypatch.setattr(node, "_open_journal", open_journal)
+    with trio.fail_after(8):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run_node, config)
+            assert await _ask_ready(config.listen.admin) is None
+            failed.set()
+            await waits.wait()
+            assert await _ask_ready(config.listen.admin) == "not ready: joining the cell"
+            signal.raise_signal(signal.SIGTERM)
+
+
 async def test_a_node_whose_stores_are_set_aside_one_after_the_other_stops(
     tmp_path: Path, monkeypatch: Any, autojump_clock: Any
 ) -> None:
@@ -209,6 +268,22 @@ async def test_a_node_whose_stores_are_set_aside_one_after_the_other_stops(
     with pytest.raises(OperatorError, match=r"3 stores in a row.*block 7 rotted") as caught:
         await node.serve_node(config, kit, node.Stop())
     assert "disk" in caught.value.remedy and lived == lives[:7]
+
+
+async def test_a_mistake_of_ours_is_not_hidden_by_what_it_led_to(tmp_path: Path, monkeypatch: Any) -> None:
+    config, _ = make(tmp_path)
+
+    async def live(*_: Any) -> None:
+        raise BaseExceptionGroup("", [StoreDamaged("block 7 rotted"), BaseExceptionGroup("", [KeyError("a mistake")])])
+
+    monkeypatch.setattr(node, "_live", live)
+    kit: Any = SimpleNamespace(env=RealEnv())
+    with structlog.testing.capture_logs() as logs, pytest.raises(StoreDamaged, match="block 7 rotted"):
+        await node.serve_node(config, kit, node.Stop())
+    (entry,) = logs
+    assert entry["event"] == "unexpected" and [repr(leaf) for leaf in _leaves(entry["exc_info"])] == [
+        "KeyError('a mistake')"
+    ]
 
 
 async def test_a_node_scrubs_what_it_keeps_and_renews_a_checkpoint_that_rotted(

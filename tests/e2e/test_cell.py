@@ -15,6 +15,7 @@ from cluster.config_keys import Address
 from cluster.control.pages import Unanswered, ask_view
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
+from cluster.local.processes import _ask_ready
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
@@ -86,6 +87,31 @@ async def test_a_cell_is_looked_after_while_it_runs(tmp_path: Path) -> None:
         refused = await operator.cell("remove-node", "n3", status=Exit.OPERATOR)
         assert "two voters would be left" in refused and "added and promoted" in refused
         assert await operator.whole() == renewed
+
+
+async def test_a_node_is_not_ready_while_its_cell_has_no_majority(tmp_path: Path) -> None:
+    layout = make_federation(tmp_path / "f", ["amber"], RealEnv(), nodes=3)
+    n1 = layout.node("amber", "n1")
+
+    async def loses_the_others(fed: LocalFederation) -> None:
+        fed.kill("amber", "n2")
+        fed.kill("amber", "n3")
+        lost = "not ready: waiting for a majority of the cell: nobody leads it"
+        while await _ask_ready(n1.admin_addr) != lost:  # noqa: ASYNC110 - of a process
+            await trio.sleep(0.1)
+
+    async with LocalFederation(layout) as fed:
+        with trio.fail_after(2 * PATIENCE_S):
+            await fed.start_all()
+            await loses_the_others(fed)
+            await fed.start("amber", "n2")  # which waits for a majority, too
+            await fed.ready("amber", "n1")
+            await fed.start("amber", "n3")
+            await loses_the_others(fed)
+            assert await fed.stop("amber", "n1") == Exit.OK
+    log = n1.log_path.read_text()
+    assert log.count('"cannot_commit"') >= 2 and log.count('"commits_again"') >= 1  # more often on a slow machine
+    assert '"drained"' in log, "its clients are still served to the end"
 
 
 async def test_a_node_that_was_removed_stays_away_until_it_is_let_in_again(tmp_path: Path) -> None:

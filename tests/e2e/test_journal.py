@@ -22,8 +22,8 @@ from relay.client import open_client
 PATIENCE_S = 60
 
 
-async def post(*words: str, status: int = 0) -> str:
-    done = await trio.to_thread.run_sync(lambda: CliRunner().invoke(app, ["journal", *words]))
+async def post(*words: str, status: int = 0, types: str = "") -> str:
+    done = await trio.to_thread.run_sync(lambda: CliRunner().invoke(app, ["journal", *words], input=types))
     assert done.exit_code == status, done.output
     return done.output
 
@@ -46,14 +46,20 @@ async def collect(layout: Layout, name: str, count: int) -> list[str]:
     return got
 
 
-def flip(data: Path, which: str = "max") -> int:
-    """One byte of a sealed block (the newest, or the oldest) changes."""
+def tip(data: Path, which: str = "max") -> int:
+    """The newest block, or the oldest."""
+    with closing(sqlite3.connect(data / "log.sqlite")) as database:
+        return int(database.execute(f"SELECT {which}(idx) FROM block").fetchone()[0])
+
+
+def flip(data: Path, which: str = "max", index: int = 0) -> int:
+    """One byte of a sealed block (the newest, the oldest, or that one) changes."""
+    index = index or tip(data, which)
     with closing(sqlite3.connect(data / "log.sqlite")) as database, database:
-        (index,) = database.execute(f"SELECT {which}(idx) FROM block").fetchone()
         (sealed,) = database.execute("SELECT sealed FROM block WHERE idx = ?", (index,)).fetchone()
         sealed = sealed[:-1] + bytes([sealed[-1] ^ 1])
         database.execute("UPDATE block SET sealed = ? WHERE idx = ?", (sealed, index))
-    return int(index)
+    return index
 
 
 @pytest.fixture
@@ -110,6 +116,31 @@ def _kinds_of(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]
     return {kind for kind, count in before["records"].items() if after["records"].get(kind) == count}
 
 
+async def test_other_regions_go_on_with_a_log_that_lost_what_they_had_handed_over(layout: Layout) -> None:
+    """And say so: what was stored and is lost is lost. What is sent from then on arrives (rule 13)."""
+    data, node = layout.node("birch").data_dir, str(layout.node("birch").directory)
+    async with LocalFederation(layout) as fed:
+        await fed.start_all()
+        async with open_client(layout.home.store("carol")) as client:
+            await client.caught_up()
+        await send(layout, "carol", "one")
+        assert await collect(layout, "carol", 1) == ["one"]
+        fed.kill("birch")
+        await trio.sleep(0.2)
+        before = tip(data)
+        await fed.start("birch")
+        await send(layout, "carol", "two", "three")  # stored, and then lost
+        fed.kill("birch")
+        await trio.sleep(0.2)
+        flip(data, index=before + 1)
+        assert "What came after is lost" in await post("repair", "--yes", node)
+        await fed.start("birch")
+        await send(layout, "carol", "four", "five")
+        assert (await collect(layout, "carol", 2))[-2:] == ["four", "five"]
+        said = layout.node("amber").log_path.read_text()
+        assert "hand_over_lost" in said and "hand_over_stopped" not in said
+
+
 async def test_an_older_copy_is_known_by_its_mark(layout: Layout) -> None:
     data, node = layout.node("amber").data_dir, str(layout.node("amber").directory)
     async with LocalFederation(layout) as fed:
@@ -135,6 +166,29 @@ async def test_an_older_copy_is_known_by_its_mark(layout: Layout) -> None:
         await send(layout, "bob", "hello")
 
 
+async def test_a_copy_beside_the_data_of_a_node_is_looked_at_itself(layout: Layout) -> None:
+    """`mv data data.old`, and a new one: what is said, and done, is about the directory that was named."""
+    node = layout.node("amber")
+    data, old = node.data_dir, node.data_dir.with_name("data.old")
+    async with LocalFederation(layout) as fed:
+        await fed.start("amber")
+        fed.kill("amber")  # no last checkpoint: there are blocks
+        await trio.sleep(0.2)
+    shutil.copytree(data, old)
+    flip(old)
+    said = await post("verify", str(old), status=Exit.FAILED)
+    assert str(old) in said and "BAD" in said
+    assert json.loads(await post("inspect", "--json", str(old), status=Exit.FAILED))["directory"] == str(old)
+    assert "good  " in await post("verify", str(data)) and "good  " in await post("verify", str(node.config_path))
+    before = {path: path.read_bytes() for path in data.iterdir()}
+    said = await post("repair", "--yes", str(old), status=Exit.OPERATOR)
+    assert f"{old} is not where the node" in said and str(data) in said
+    assert {path: path.read_bytes() for path in data.iterdir()} == before
+    key = layout.home.secrets / "amber.storage.key"
+    node.config_path.write_text("no config")
+    assert "good  " in await post("verify", "--storage-key", str(key), str(data))
+
+
 async def test_what_cannot_be_repaired_is_left_alone(layout: Layout, tmp_path: Path) -> None:
     data, node = layout.node("amber").data_dir, str(layout.node("amber").directory)
     assert "there is nothing to repair" in (await post("repair", node, status=Exit.OPERATOR)).lower()
@@ -149,6 +203,8 @@ async def test_what_cannot_be_repaired_is_left_alone(layout: Layout, tmp_path: P
     said = await post("repair", "--yes", node, status=Exit.OPERATOR)
     assert "nothing was changed" in said and "needs what is missing" in said
     assert all((data / path.name).exists() for path in files) and not (data / "quarantine").exists()
-    await post("repair", node, status=Exit.INTERRUPTED)  # nobody says yes
+    assert "nothing was changed" in await post("repair", node, status=Exit.FAILED, types="n\n")
+    said = await post("repair", node, status=Exit.INTERRUPTED)  # nobody is there
+    assert "nothing was changed" in said and "--yes" in said
     assert "no node.toml" in await post("verify", str(tmp_path), status=Exit.OPERATOR)
     assert "no store here" in await post("verify", str(layout.node("birch").directory), status=Exit.OPERATOR)

@@ -253,7 +253,8 @@ def forwarder_forgets(patch: Patch) -> None:
             await honest(self, cell, outbox, size)
         except (Refused, Overloaded, PeerError):
             if outbox.done == done < outbox.last:
-                self._intake.offer([records.encode_record(records.Handed(cell, done + 1, ()))])
+                forgot = records.Handed(cell, done + 1, (), outbox.log or bytes(16), outbox.log)
+                self._intake.offer([records.encode_record(forgot)])
             raise
 
     patch.setattr(Forwarders, "_hand_over", hand_over)

@@ -83,6 +83,8 @@ def derive(seed: int, **fixed: Any) -> Options:
         "down": spread(1.0, 60.0), "away": spread(5.0, 100.0), "skew_ms": spread(1000.0, 90_000.0),
         "weather": weather, "every": every, "limits": _tight(random),
     }  # fmt: skip
+    # rule 15 counts on it: no clock is ahead of another by the window, of regions that are wrong to both sides neither
+    chosen["skew_ms"] = min(chosen["skew_ms"], chosen["limits"].get("ADMISSION_WINDOW", 10 * MINUTE) / 3)
     shape = Random(f"{seed}/nodes")
     chosen["nodes"] = shape.choice([1, 3, 3, 3])
     if fixed.get("nodes", chosen["nodes"]) > 1:  # such cells talk even where nothing happens: smaller, shorter worlds

@@ -36,6 +36,7 @@ class Out:
     data: bytes = b""
     roster: wire.Roster | None = None
     sent_on: int = 0  # the connection it went out on
+    sealed_on: int = 0  # the connection by whose clock it was sealed
     sent_at: float = 0.0
     not_before: float = 0.0
     tries: int = 0
@@ -249,7 +250,7 @@ class Connection:
             wait = 0.1 * 2 ** min(out.tries, 6) if out.tries else 0.0
             fresh = Out(out.letter, not_before=trio.current_time() + wait, tries=out.tries + 1)
             device.out[out.letter.canary] = fresh  # sealed anew when it goes out
-            self.stales += 1
+            self.stales += out.sealed_on == self.number  # what an older one sealed only waited too long
             if self.stales == STALES:
                 raise Gone("a clock was set: WELCOME says the difference anew")
         elif Code(code).final:
@@ -320,7 +321,7 @@ class Connection:
                 return True
             assert out.letter is not None
             if not out.data:
-                out.data = device.seal(out.letter, self._server_ms())
+                out.data, out.sealed_on = device.seal(out.letter, self._server_ms()), self.number
                 device.out[out.letter.envelopes[-1]] = device.out.pop(own)
             items.append(wire.SubmitItem(out.letter.hint, out.data))
             if len(items) == MOST:

@@ -318,20 +318,20 @@ class SimStore:
             found.append(row)
         return found
 
-    async def clear_unfinished(self, generation: int) -> None:
-        await self._put(self._others(generation) | self._unstaged())
+    async def clear_unfinished(self, generation: int, lent: int | None = None) -> None:
+        await self._put(self._others(generation, lent) | self._unstaged())
 
     def _unstaged(self) -> Changes:
         return dict.fromkeys(self._image.keys("staged"))
 
-    def _others(self, generation: int) -> Changes:
-        return {key: None for key in self._image.keys("row") if key[1] != generation}
+    def _others(self, generation: int, lent: int | None = None) -> Changes:
+        return {key: None for key in self._image.keys("row") if key[1] not in (generation, lent)}
 
     async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
         await self._put({("row", generation, number): row for number, row in enumerate(sealed, ordinal)})
 
-    async def finish_checkpoint(self, head: CheckpointHead) -> None:
-        await self._put({**self._others(head.generation), ("head",): head})
+    async def finish_checkpoint(self, head: CheckpointHead, lent: int | None = None) -> None:
+        await self._put({**self._others(head.generation, lent), ("head",): head})
         self._disk.tell("checkpoint")
 
     # --- the rest ----------------------------------------------------------------------------------

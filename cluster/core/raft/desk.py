@@ -4,19 +4,21 @@ because of something not yet written waits for its write (rule 2)."""
 from __future__ import annotations
 
 from cluster.core.raft.log import Log
-from cluster.core.raft.messages import Accepted, Figure, Message
+from cluster.core.raft.messages import Accepted, Append, Figure, Message
 from cluster.core.raft.outputs import HardState, Snapshot, Write
 
 _ALL = 1 << 62  # no bound here: what is unwritten is bounded by who sends it
 
 
 class Desk:
-    """`stored`: the log up to this index is on disk. `hard`: the newest hard state there."""
+    """`stored`: the log up to this index is on disk. `hard`: the newest hard state there. `resetting`: a snapshot takes
+    the place of everything, and is not on disk yet."""
 
     def __init__(self, log: Log, hard: HardState) -> None:
         self.stored = log.last
         self.hard = hard
         self.busy = False  # a write is under way
+        self.resetting = False
         self._log = log
         self._seq = 0
         self._unwritten = log.last + 1  # the first entry not in any Write yet
@@ -27,6 +29,7 @@ class Desk:
         self._stored_after = log.last
         self._now: dict[tuple[type[Message], bytes], Message] = {}
         self._after: dict[tuple[type[Message], bytes], Message] = {}
+        self._accepted: Accepted | None = None  # what was said last
 
     # --- messages --------------------------------------------------------------------------------
     def say(self, message: Message) -> None:
@@ -43,6 +46,12 @@ class Desk:
             message = message if newer else waiting
         self._after[key] = message
 
+    def accept(self, answer: Accepted, to: Append) -> None:
+        """`say_after`, but news of a commit, which ask nothing, are not answered by what was said already."""
+        if to.entries or to.beat or answer != self._accepted:
+            self.say_after(answer)
+            self._accepted = answer
+
     def hush(self) -> None:
         """Nothing more is said."""
         self._now.clear()
@@ -58,7 +67,7 @@ class Desk:
 
     def was_reset(self, snapshot: Snapshot, commit: int) -> None:
         """The log begins anew after `snapshot`; until that is on disk nothing beyond `commit` is."""
-        self._reset, self._truncate_from = snapshot, None
+        self._reset, self._truncate_from, self.resetting = snapshot, None, True
         self._unwritten = snapshot.end.index + 1
         self._keeps(commit)
 
@@ -101,6 +110,7 @@ class Desk:
         if not self.busy or seq != self._seq:
             raise ValueError(f"write {seq} is not under way")
         self.busy = False
+        self.resetting = self._reset is not None
         self.hard = self._hard_given
         self.stored = self._stored_after
         self._log.forget_payloads(self.stored)

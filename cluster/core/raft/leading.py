@@ -49,12 +49,14 @@ class Leading:
         """May the cell change to `new` now? Raises ChangeRefused, which says why not (rule 8)."""
         change = change_between(self._log.members, new)
         if self._log.members_at.index > commit:
-            raise ChangeRefused("the change before is not committed yet", "One at a time: try again soon")
+            raise ChangeRefused("the change before is not committed yet", "One at a time: try again soon", passes=True)
         if commit < self._first:
             # a change of an older term could be revived beside this one (Ongaro, raft-dev, July 2015)
-            raise ChangeRefused("nothing of this term is committed yet", "Try again when its first block is")
+            text = "nothing of this term is committed yet"
+            raise ChangeRefused(text, "Try again when its first block is", passes=True)
         if change.kind is Kind.PROMOTE and not self._caught_up(change.store):
-            raise ChangeRefused(f"store {change.store.hex()} has not caught up", "It votes once it has the whole log")
+            text = f"store {change.store.hex()} has not caught up"
+            raise ChangeRefused(text, "It votes once it has the whole log", passes=True)
         if change.kind is Kind.REMOVE and change.store == self._me:
             raise ChangeRefused("a leader does not remove itself", "Hand the leadership over first")
         if change.kind is Kind.REMOVE and self._log.members.votes(change.store):
@@ -62,10 +64,8 @@ class Leading:
                 raise ChangeRefused("two voters would be left, and bear no loss", _REPLACE)
             ready = [store for store in new.voter_ids if self._caught_up(store)]
             if not new.carried_by(ready):
-                raise ChangeRefused(
-                    f"only {len(ready)} of the {len(new.voters)} voters that would be left are up to date",
-                    _REPLACE,
-                )
+                left = f"only {len(ready)} of the {len(new.voters)} voters that would be left are up to date"
+                raise ChangeRefused(left, _REPLACE, passes=True)
 
     def _caught_up(self, store: bytes) -> bool:
         """Has it what was committed one heartbeat ago, and did it answer lately?"""
@@ -163,6 +163,7 @@ class Leading:
         for store, peer in self._peers.items():
             if (
                 peer.stage is not Stage.SNAPSHOT
+                and not peer.waiting  # it failed: not before the next heartbeat
                 and self._log.term(peer.next - 1) is None
                 and self._now - peer.heard < self._settings.election_ms
             ):

@@ -90,6 +90,10 @@ class Log:
         place = bisect_right(self._changes, index, key=lambda change: change.at.index) - 1
         return self._changes[max(place, 0)].members
 
+    def had(self, store: bytes, upto: int) -> bool:
+        """Was `store` ever a member, up to the entry at `upto` and as far back as the log knows?"""
+        return any(store in change.members.ids for change in self._changes if change.at.index <= upto)
+
     def bytes_between(self, after: int, upto: int) -> int:
         """Bytes of the entries after index `after` up to `upto`; those below the start count nothing."""
         base = self.start.index

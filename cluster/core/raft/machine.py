@@ -54,7 +54,7 @@ class Raft:
         self.leading: Leading | None = None
         self._votes: set[bytes] = set()
         self._woke_in = self.term
-        self._belonged = me in self.log.members.ids
+        self._belonged = self.log.had(me, self.log.last)
         self._heard = now_ms  # when the leader last spoke
         standing = Point(self.term, self.log.last)
         nonce = self._timer.draw(1 << 62)
@@ -134,7 +134,7 @@ class Raft:
         """A message arrived; the shell has checked that `message.source` is who sent it. Raises RolledBack where it
         proves that committed history has forked, PeerError where it makes no sense."""
         self._now = max(self._now, now_ms)
-        if message.to != self.me or message.source == self.me or self.role is Role.STOPPED:
+        if message.to != self.me or message.source == self.me or self.role is Role.STOPPED or self._desk.resetting:
             return
         if isinstance(message, Recall):
             self._remind(message)
@@ -283,7 +283,7 @@ class Raft:
             self.figures.note(figure.store, figure.upto)
         if message.beat:
             self._keep_figures()
-        self._desk.say_after(Accepted(self.me, message.source, self.term, taken.match))
+        self._desk.accept(Accepted(self.me, message.source, self.term, taken.match), message)
 
     def _keep_figures(self) -> None:
         """When the log is quiet no entry takes them to the disk."""

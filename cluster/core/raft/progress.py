@@ -34,7 +34,7 @@ class Progress:
         self.heard = now  # ms; when it last answered in this term
         self.beat = True  # a sign of life is due
         self.told_commit = 0  # the commit index in the last append sent
-        self._waiting = False  # PROBE: for an answer
+        self.waiting = False  # PROBE: for an answer
         self._flight: deque[_Sent] = deque()
         self._flight_bytes = 0
 
@@ -42,7 +42,7 @@ class Progress:
         """May entries leave now? A window that is not full takes one more append, whatever its size."""
         if self.stage is Stage.REPLICATE:
             return self._flight_bytes < max_bytes and len(self._flight) < max_appends
-        return self.stage is Stage.PROBE and not self._waiting
+        return self.stage is Stage.PROBE and not self.waiting
 
     def sent(self, last: int, size: int) -> None:
         """Entries up to index `last`, of `size` bytes together, were put into an append."""
@@ -51,7 +51,7 @@ class Progress:
             self._flight.append(_Sent(last, size))
             self._flight_bytes += size
         else:
-            self._waiting = True
+            self.waiting = True
 
     def heartbeat(self) -> None:
         """A sign of life is due; it builds on the same entry as a probe that was lost."""
@@ -82,12 +82,12 @@ class Progress:
         """It was given one that ends at `index` (0: that failed). Probed again at the next heartbeat."""
         if self.stage is Stage.SNAPSHOT:
             self._begin(Stage.PROBE, max(self.match, index) + 1)
-            self._waiting = True
+            self.waiting = True
 
     def _begin(self, stage: Stage, following: int) -> None:
         self.stage = stage
         self.next = following
         self.told_commit = min(self.told_commit, following - 1)
-        self._waiting = False
+        self.waiting = False
         self._flight.clear()
         self._flight_bytes = 0

@@ -15,4 +15,8 @@ class NotLeader(PosthouseError):
 
 
 class ChangeRefused(OperatorError):
-    """This change of the members is not safe, or not now; the text says which."""
+    """This change of the members is not safe, or (`passes`) only not now; the text says which."""
+
+    def __init__(self, text: str, remedy: str, *, passes: bool = False) -> None:
+        super().__init__(text, remedy)
+        self.passes = passes

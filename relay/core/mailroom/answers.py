@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from relay.core import records
 from relay.core.mailroom import outboxes, parking
+from relay.core.mailroom.outboxes import MAX_LOGS
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code
 from relay.limits import MAX_BATCH
@@ -15,6 +16,10 @@ def handed(turn: Turn, record: records.Handed) -> None:
     outbox = turn.state.outboxes.get(record.dest)
     if outbox is None or not outbox.done < record.upto <= min(outbox.last, outbox.done + MAX_BATCH):
         return
+    if record.log != outbox.log:
+        if record.known != outbox.log:
+            return  # a late answer, of a log that was renewed since: what it had taken may be lost, and goes out again
+        outbox.logs = (*outbox.logs, record.log)[-MAX_LOGS:]
     answers = {answer.number: answer for answer in record.answers}
     for place in range(outbox.done + 1, record.upto + 1):
         item, answer = outbox.items.pop(place), answers.get(place)

@@ -24,7 +24,7 @@ from relay.core.wire import ReceiptItem
 from relay.errors import StoreDamaged, StoreForeign
 from relay.limits import CHECKPOINT_BYTES, CHECKPOINT_SHARE
 
-FORMAT: Final = 2  # of the rows; nodes compare digests of one format only
+FORMAT: Final = 3  # of the rows; nodes compare digests of one format only
 ROW_BYTES: Final = 256 * 1024  # a row is closed when it passes this; far below the journal's 1 MiB
 _PART: Final = 64 * 1024  # bytes of packed rows in one item
 _OUTCOME: Final = Struct("<32sqqq")  # id, code, position, newest
@@ -104,7 +104,7 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for w in roster.waiting
     )
     yield "pending", ([key, p.device, p.remaining, p.newest, p.refused] for key, p in state.pending.items())
-    yield "outboxes", ([cell, box.done, box.last] for cell, box in sorted(state.outboxes.items()))
+    yield "outboxes", ([cell, box.done, box.last, list(box.logs)] for cell, box in sorted(state.outboxes.items()))
     yield "outbound", (
         [cell, number, item.what, item.source, item.size, item.id, item.expires, item.group, item.waits]
         for cell, box in sorted(state.outboxes.items())
@@ -208,8 +208,8 @@ class _Loader:
         self.state.rosters[group].waiting.append(entry)
         self.state.waits(entry.size, entry.device, 1)
 
-    def outbox(self, cell: str, done: int, last: int) -> None:
-        self.state.outboxes[cell] = Outbox(done, last)
+    def outbox(self, cell: str, done: int, last: int, logs: list[bytes]) -> None:
+        self.state.outboxes[cell] = Outbox(done, last, tuple(logs))
 
     def outbound(self, cell: str, number: int, *rest: Any) -> None:
         box = self.state.outboxes[cell]

@@ -89,9 +89,9 @@ class Mailroom:
 
 
 def _fold_version(turn: Turn, record: records.FoldVersion) -> None:
-    if record.version > FOLD_VERSION:
+    if record.version != FOLD_VERSION:
         raise StoreForeign(
             f"the log asks for fold version {record.version}, this release knows {FOLD_VERSION}",
-            "Install a newer release",
+            "Install a newer release" if record.version > FOLD_VERSION else "Run the release that wrote it",
         )
     turn.state.fold_version = record.version

@@ -11,7 +11,7 @@ from relay.core.mailroom.turn import EXPIRE_OUTBOX, Turn
 from relay.core.wire import Code
 from relay.limits import MAX_NOTICES, MAX_OUTBOX
 
-MAX_ORIGIN_LOGS = 4  # log ids remembered per origin cell: its present one, and a few before repairs
+MAX_LOGS = 4  # log ids remembered of another cell: its present one, and a few before repairs
 
 
 def put(turn: Turn, cell: str, what: int, source: Source, own: bytes, expires: int, group: bytes = b"") -> None:
@@ -84,7 +84,7 @@ def answered(turn: Turn, own: bytes, code: int, newest: int, cell: str) -> None:
 def new_origin(state: State, cell: str, log_id: bytes) -> Origin:
     """Start counting what `cell` hands over under a log id not seen before."""
     known = [key for key in state.origins if key[0] == cell]
-    for key in known[: max(0, len(known) + 1 - MAX_ORIGIN_LOGS)]:
+    for key in known[: max(0, len(known) + 1 - MAX_LOGS)]:
         del state.origins[key]
     origin = state.origins[cell, log_id] = Origin()
     return origin

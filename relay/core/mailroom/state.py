@@ -14,8 +14,9 @@ from relay.core.trust import HomeRecord, VerifiedHead
 from relay.core.wire import ReceiptItem
 from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_BITS
 
-FOLD_VERSION = 1
+FOLD_VERSION = 2
 GroupId = bytes
+LogId = bytes
 _ENTRY: Final = Struct("<qqqq")
 WAITING_OVERHEAD = 512  # bytes counted for what the state keeps of a waiting envelope beside its record
 
@@ -207,14 +208,20 @@ class Parked:
 
 @dataclass(slots=True)
 class Outbox:
-    """What is bound for one other cell, densely numbered from 1. Everything up to `done` is answered. `bytes` counts
-    `items` and `parked` (by group)."""
+    """What is bound for one other cell, densely numbered from 1. Everything up to `done` is answered. `logs`: under
+    which log ids that cell answered, the newest last. `bytes` counts `items` and `parked` (by group)."""
 
     done: int = 0
     last: int = 0
+    logs: tuple[LogId, ...] = ()
     bytes: int = 0
     items: dict[int, OutItem] = field(default_factory=dict)
     parked: dict[GroupId, Parked] = field(default_factory=dict)
+
+    @property
+    def log(self) -> LogId:
+        """The newest log id of that cell; empty before it answered."""
+        return self.logs[-1] if self.logs else b""
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from cluster.cli.reach import Door, Reach, reach_of
 from cluster.config_keys import Address
 from cluster.control import CellView, NotLeading, StoreView, cell_pages
 from cluster.control.pages import Unanswered, ask_view, give_order
+from cluster.core.raft import ChangeRefused
 from cluster.env import RealEnv
 from cluster.local import make_federation
 from relay.errors import OperatorError
@@ -114,6 +116,42 @@ async def test_a_view_goes_over_the_wire_and_orders_only_over_the_socket(tmp_pat
         await ask_view(first.admin)
     with pytest.raises(Unanswered, match="no node answers"):
         await ask_view(tmp_path / "nobody")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [("200 OK", "hello"), ("200 OK", '{"cell": 1}'), ("500 Oh", "[]"), ("500 Oh", '{"error": 1}')]
+)
+async def test_who_is_no_node_is_not_understood_and_named(status: str, body: str) -> None:
+    async def stranger(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, stranger, 0, host="127.0.0.1"))
+        where = Address("127.0.0.1", listener.socket.getsockname()[1])
+        with pytest.raises(OperatorError, match=re.escape(str(where))) as caught:
+            await ask_view(where)
+        assert "admin" in caught.value.remedy
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_order_is_given_although_a_node_beside_it_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for the one that hangs takes longer than a cell may be without a leader."""
+
+    async def hang(_stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("cluster.cli.reach._AGAIN_S", 0.1)
+    monkeypatch.setattr("cluster.control.pages.ASK_S", 0.5)
+    straw = Straw("n1", "n2", "n3")
+    async with reaching(straw, tmp_path, "n1") as reach, trio.open_nursery() as nursery:
+        (hung,) = await nursery.start(partial(trio.serve_tcp, hang, 0, host="127.0.0.1"))
+        door = Door("n2", Address("127.0.0.1", hung.socket.getsockname()[1]), None)
+        await Reach((*reach.doors, door)).order("remove", "n3")
+        assert straw.orders == [("n1", "remove", "n3")]
+        nursery.cancel_scope.cancel()
 
 
 async def test_before_there_is_a_log_it_says_so() -> None:
@@ -226,6 +264,30 @@ async def test_a_cell_without_a_leader_is_waited_for(tmp_path: Path, monkeypatch
         straw.then = lambda: setattr(straw, "leader", "n2")
         await reach.order("remove", "n3")
     assert straw.orders == [("n2", "remove", "n3")]
+
+
+async def test_a_refusal_that_passes_is_waited_for_and_what_stays_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after the new node votes the change before may not be committed yet."""
+    monkeypatch.setattr("cluster.cli.reach._AGAIN_S", 0.5)
+    straw, looks = Straw("n1", "n2", "n3"), iter(range(100))
+    straw.refuse = ChangeRefused("the change before is not committed yet", "Try again soon", passes=True)
+
+    def pass_away() -> None:
+        if next(looks) == 8:
+            straw.refuse = None
+
+    straw.then = pass_away
+    async with reaching(straw, tmp_path, "n1") as reach:
+        await cell._remove(reach, "n3", 10)
+        assert straw.orders == [("n1", "remove", "n3")]
+        straw.refuse = ChangeRefused("only 1 of the 2 voters are up to date", "Add one first", passes=True)
+        with pytest.raises(NoAnswer, match=r"only 1 of the 2 voters are up to date\. Add one first"):
+            await cell._remove(reach, "n2", 1)
+        straw.refuse = ChangeRefused("two voters would be left", "Add one first")
+        with pytest.raises(OperatorError, match="two voters"):
+            await cell._remove(reach, "n2", 60)
 
 
 def test_what_is_shown() -> None:

@@ -13,12 +13,14 @@ from click.testing import CliRunner, Result
 from cluster.cli import app, users
 from cluster.cli.exits import Exit
 from cluster.cli.groups import find_group
+from cluster.cli.options import now_ms
 from cluster.cli.send import read_source
 from cluster.cli.up import enrol, welcome
 from cluster.config import load_config
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
 from cluster.local.people import card_of
+from cluster.provision import ROOT_LIFETIME
 from relay.client import Card, Group
 from relay.errors import OperatorError
 
@@ -149,10 +151,10 @@ def test_config_check_shows_everything_at_once(posthouse: Posthouse, layout: Lay
 
 
 # --- real regions --------------------------------------------------------------------------------
-def make_two_regions(posthouse: Posthouse) -> None:
-    for region, links, clients in (("norden", "9101", "9001"), ("sauda", "9102", "9002")):
+def make_two_regions(posthouse: Posthouse, nodes: int = 1) -> None:
+    for region, links, clients in (("norden", "9101", "9001"), ("sauda", str(9101 + nodes), "9009")):
         args = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--clients", clients, "--links", links, "--dir", region]
-        posthouse("init", "region", region, *args)
+        posthouse("init", "region", region, "--nodes", str(nodes if region == "norden" else 1), *args)
     posthouse("init", "root", "norden/norden.region", "sauda/sauda.region", "--dir", "keeper")
 
 
@@ -170,6 +172,16 @@ def test_two_operators_and_a_roots_keeper(posthouse: Posthouse, tmp_path: Path) 
     card = posthouse("user", "create", "alice", "--region", "norden", "--dir", "norden").stdout
     assert card.startswith("posthouse:norden:")
     posthouse("user", "create", "bob", "--region", "sauda", "--dir", "norden", status=Exit.OPERATOR)
+
+
+def test_a_root_that_ran_out_is_followed_by_the_next(posthouse: Posthouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It still names who may sign it: nobody has to begin anew because a year passed."""
+    make_two_regions(posthouse)
+    posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
+    monkeypatch.setattr("cluster.cli.init.now_ms", lambda: now_ms() + ROOT_LIFETIME + 1)
+    assert "expired" in posthouse("init", "join", "keeper/root.bin", "--dir", "sauda", status=Exit.UNTRUSTED).stderr
+    assert "version 2" in posthouse("init", "root", "norden/norden.region", "--dir", "keeper").stdout
+    assert "root version 2 with norden, sauda" in posthouse("init", "join", "keeper/root.bin", "--dir", "norden").stdout
 
 
 def test_a_region_of_three_machines(posthouse: Posthouse, tmp_path: Path) -> None:
@@ -199,25 +211,45 @@ def test_a_region_of_three_on_one_machine_counts_its_ports_up(posthouse: Posthou
 
 
 def test_a_node_comes_later_and_another_goes(posthouse: Posthouse, tmp_path: Path) -> None:
-    make_two_regions(posthouse)
+    make_two_regions(posthouse, nodes=3)
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
-    args = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--clients", "9003", "--links", "9103", "--dir", "norden"]
-    said = posthouse("init", "node", "n2", *args).stdout
-    assert "norden/1 has the nodes n1, n2" in said
+    args = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--clients", "9033", "--links", "9133", "--dir", "norden"]
+    said = posthouse("init", "node", "n4", *args).stdout
+    assert "norden/1 has the nodes n1, n2, n3, n4" in said
     behind = posthouse("init", "join", "keeper/root.bin", "--dir", "norden", status=Exit.OPERATOR).stderr
     assert "does not have the region norden as it was made here" in behind
     posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
-    for name in ("server", "server-n2"):
-        config = load_config(tmp_path / "norden" / name / "node.toml")
-        assert [node.name for node in config.root.region("norden").cells[0].nodes] == ["n1", "n2"]
-    assert not (tmp_path / "norden/server-n2/data").exists(), "it asks to join"
+    for name in ("n1", "n2", "n3", "n4"):
+        config = load_config(tmp_path / "norden" / f"server-{name}" / "node.toml")
+        assert [node.name for node in config.root.region("norden").cells[0].nodes] == ["n1", "n2", "n3", "n4"]
+    assert not (tmp_path / "norden/server-n4/data").exists(), "it asks to join"
     posthouse("init", "drop-node", "n1", "--dir", "norden")
     posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
-    assert (tmp_path / "norden/dropped-n1/node.toml").exists() and not (tmp_path / "norden/server").exists()
+    assert (tmp_path / "norden/dropped-n1/node.toml").exists() and not (tmp_path / "norden/server-n1").exists()
     shown = posthouse("directory", "show", "--dir", "keeper").stdout
-    assert "norden/1/n2" in shown and "norden/1/n1" not in shown
+    assert "norden/1/n4" in shown and "norden/1/n1" not in shown
+
+
+@pytest.mark.parametrize("text", ["[node", "[paths]\n", "node = 1\n"])
+def test_a_config_that_does_not_name_its_node_stops_the_dropping_of_another(posthouse: Posthouse, text: str) -> None:
+    make_two_regions(posthouse, nodes=3)
+    before = Path("norden/norden.region").read_bytes()
+    Path("norden/server-n2/node.toml").write_text(text)
+    said = posthouse("init", "drop-node", "n1", "--dir", "norden", status=Exit.OPERATOR).stderr
+    assert "norden/server-n2/node.toml does not say which node it is" in said
+    assert Path("norden/norden.region").read_bytes() == before and Path("norden/server-n1").exists()
+
+
+def test_a_cell_of_one_gets_no_second_node(posthouse: Posthouse) -> None:
+    """Its log stays where it is: the node that is there would refuse to start with such a root."""
+    make_two_regions(posthouse)
+    before = Path("norden/norden.region").read_bytes()
+    said = posthouse("init", "node", "n2", "--host", "a", "--dir", "norden", status=Exit.OPERATOR).stderr
+    assert "norden/1 has one node, whose log cannot be spread over several" in said
+    assert "posthouse init region" in said and "move its whole directory" in said
+    assert Path("norden/norden.region").read_bytes() == before and not Path("norden/server-n2").exists()
 
 
 @pytest.mark.parametrize(
@@ -228,14 +260,16 @@ def test_a_node_comes_later_and_another_goes(posthouse: Posthouse, tmp_path: Pat
         (["region", "taiga", "--host", "a", "--nodes", "4"], "1 (development), 3 or 5"),
         (["node", "n1", "--host", "a"], "has a node 'n1' already"),
         (["node", "N2", "--host", "a"], "cannot be a node's name"),
-        (["drop-node", "n2"], "cannot do without 'n2'"),
-        (["drop-node", "n1"], "cannot do without 'n1'"),
+        (["drop-node", "n9"], "cannot do without 'n9'"),
     ],
 )
 def test_mistakes_about_nodes(posthouse: Posthouse, args: list[str], what: str) -> None:
-    make_two_regions(posthouse)
+    make_two_regions(posthouse, nodes=3)
     assert what in posthouse("init", *args, "--dir", "norden", status=Exit.OPERATOR).stderr
-    (Path("norden/server/secrets/storage.key")).unlink()
+    last = posthouse("init", "drop-node", "n1", "--dir", "sauda", status=Exit.OPERATOR).stderr
+    assert "cannot do without 'n1'" in last
+    for key in Path("norden").glob("server-*/secrets/storage.key"):
+        key.unlink()
     lacks = posthouse("init", "node", "n9", "--host", "a", "--dir", "norden", status=Exit.OPERATOR).stderr
     assert "lacks the keys" in lacks and not Path("norden/server-n9").exists()
     nowhere = posthouse("init", "node", "n2", "--host", "a", "--dir", "nowhere", status=Exit.OPERATOR).stderr

@@ -16,7 +16,7 @@ from cluster.core.linkmachine import (
 from cluster.core.linkwire import (
     CELL_REQUESTS, NO_REQUEST, VERSION, BlockBody, BlocksPart, CellAnswer, CellEphemeral, CellNote, CellStatus,
     CheckpointPart, Done, EphemeralTo, Fact, Facts, FetchBlocks, FetchCheckpoint, FetchFacts, FrameReader, HandItem,
-    HandOver, HandOverAnswer, Join, Joined, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping, Propose,
+    HandOver, HandOverAnswer, Join, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping, Propose,
     Proposed, ProposalRefused, Records, SnapshotTaken, StateDigest, Status, TakeSnapshot, encode_frame,
     encode_message,
 )
@@ -38,17 +38,18 @@ REQUESTS: list[LinkMessage] = [
 ANSWERS: list[LinkMessage] = [
     Done(),
     Records(1, (b"one", b"two")),
-    HandOverAnswer(6, (HandedAnswer(5, 2, 1), HandedAnswer(6, 23, 1))),
+    HandOverAnswer(bytes(16), 6, (HandedAnswer(5, 2, 1), HandedAnswer(6, 23, 1))),
     LinkFault(66, "full", 1000),
 ]
 UUID = bytes(range(16))
 NOTE = CellNote(UUID, UUID, 1_700_000_000_000, b"a vote")
 CELL_ASKS: list[LinkMessage] = [
-    Propose(UUID, (b"one", b"two")), Join(UUID), TakeSnapshot(9, 3), FetchCheckpoint(UUID, 9, 0), FetchFacts(UUID, b""),
+    Propose(UUID, (b"one", b"two")),
+    Join(UUID), TakeSnapshot(9, 3), FetchCheckpoint(UUID, 9, 0), FetchFacts(UUID, 9, b""),
     FetchBlocks(UUID, 3, 4), CellEphemeral(ID, ID, ID, b"typing"), CellStatus(), StateDigest(UUID, 2, 900, ID),
 ]  # fmt: skip
 CELL_ANSWERS: list[LinkMessage] = [
-    Proposed(5, ID, 2), ProposalRefused(1, "not at home"), NotLeading("n2"), Joined(UUID, ""), SnapshotTaken(9),
+    Proposed(5, ID, 2), ProposalRefused(1, "not at home"), NotLeading("n2"), SnapshotTaken(9),
     CheckpointPart(2, (b"row", b"row")), Facts((Fact(ID, 4, b"sealed"),)),
     BlocksPart((BlockBody(3, 2, ID, 17, ID, (b"record",)),)), Status(b"well"),
 ]  # fmt: skip
@@ -208,7 +209,7 @@ def test_notes_are_not_counted_as_requests() -> None:
         CellNote(UUID, UUID, -1, b""),
         Propose(UUID, ()),
         NotLeading("n" * 65),
-        FetchFacts(UUID, ID + b"x"),
+        FetchFacts(UUID, 9, ID + b"x"),
     ],
 )
 def test_fields_out_of_range_are_the_peers_mistake(wrong: LinkMessage) -> None:

@@ -57,6 +57,9 @@ class FakeLinks:
     def peers(self):
         return tuple(node for node in self._nodes if node != self._node)
 
+    def count_dropped(self, node, reason, notes):
+        pass
+
     def note(self, node, note):
         if not self._wires.up(self._node, node):
             return False

@@ -145,7 +145,7 @@ async def test_what_is_not_served_or_is_no_batch_is_the_peers_mistake(world):
     for request, text in (
         (linkwire.Ping(), "is not served here"),
         (linkwire.Propose(bytes(16), (b"x",)), "another log"),
-        (linkwire.FetchFacts(bytes(16), b""), "another log"),
+        (linkwire.FetchFacts(bytes(16), 1, b""), "another log"),
         (linkwire.FetchCheckpoint(bytes(16), 1, 0), "another log"),
         (linkwire.Propose(log_id, (members,)), "change of the cell's members"),
     ):

@@ -201,17 +201,28 @@ async def test_a_write_ahead_log_that_lost_its_end_is_found(opened, made, tmp_pa
 
 async def test_a_missing_mark_is_found(opened, made, tmp_path):
     (tmp_path / (STORE_FILE + ".mark")).unlink()
-
-    class Joining(Others):
-        async def ask(self, node, message, deadline_s):
-            if isinstance(message, linkwire.Join):
-                return linkwire.Joined(bytes(16), "n2")
-            return await super().ask(node, message, deadline_s)
-
     with pytest.raises(StoreSetAside, match="its mark is missing"):
-        async with opened(links=Joining()):
+        async with opened():
             pytest.fail("opened")
     assert aside(tmp_path) == [made.hex()]
+
+
+async def test_nothing_is_asked_for_before_the_store_is_there(opened, tmp_path):
+    """Found by the simulator (seed 301): a store that was asked for and never came kept the one that was there out."""
+    asked = []
+
+    class Asked(Others):
+        async def ask(self, node, message, deadline_s):
+            asked.append((type(message), (tmp_path / STORE_FILE).exists()))
+            return await super().ask(node, message, deadline_s)
+
+    async with opened(links=Asked()) as cell, trio.open_nursery() as nursery:
+        nursery.start_soon(cell.run)
+        with trio.fail_after(30):
+            while (linkwire.Join, True) not in asked:  # noqa: ASYNC110 - a fake has no bell
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert (linkwire.CellStatus, False) in asked and (linkwire.Join, False) not in asked
 
 
 async def test_a_damaged_store_stays_until_the_rest_of_the_cell_has_a_leader(opened, made, tmp_path):

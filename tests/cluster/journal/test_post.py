@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from cluster.core.linkwire import CellNote, Peer
 from cluster.core.raft import Accepted, Append, Entry, Member, Members, Point, Recall, Recollection
@@ -15,7 +17,7 @@ from cluster.journal.stamp import CellClock
 from relay.core.block import make_block
 from relay.errors import PeerError
 from relay.journal.portal import open_portal
-from relay.limits import MAX_INBOX
+from relay.limits import MAX_INBOX, RAFT_INFLIGHT_APPENDS
 from tests.cluster.journal.conftest import a_cell
 from tests.relay.journal.conftest import FakeClock
 
@@ -28,11 +30,14 @@ async def portal():
 
 class Links:
     def __init__(self):
-        self.sent = []
+        self.sent, self.dropped = [], []
 
     def note(self, node, note):
         self.sent.append((node, note))
         return True
+
+    def count_dropped(self, *what):
+        self.dropped.append(what)
 
 
 async def test_what_is_sent_while_it_is_written_is_not_looked_for_on_the_disk(tmp_path, portal):
@@ -67,6 +72,30 @@ async def test_an_entry_that_was_cut_off_meanwhile_is_not_damaged(tmp_path, port
         gone = [Entry(log.last + number, log.tip.term, 4, None, None) for number in range(2)]
         with pytest.raises(LookupError):
             await journal._disk.load_entries(gone)
+
+
+async def test_no_more_blocks_are_read_for_a_peer_than_may_be_in_flight():
+    """One that is damaged on the disk is waited for until others can be asked; the core sends it at each heartbeat."""
+    reading, may_go_on = [], trio.Event()
+
+    async def load_entries(entries):
+        reading.append(entries)
+        await may_go_on.wait()
+        raise LookupError
+
+    clock, tail = FakeClock(), SimpleNamespace(log_id=LOG, recent=lambda index: None)
+    post = Post(OWN, SimpleNamespace(tail=tail, load_entries=load_entries), Links(), clock, CellClock(clock))
+    message = Append(OWN.store, PEER.store, 3, Point(3, 1), (Entry(2, 3, 4, None, None),), 1, (), False)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3 * RAFT_INFLIGHT_APPENDS):
+            post.send(message, CELL, nursery)
+        await wait_all_tasks_blocked()
+        assert len(reading) == RAFT_INFLIGHT_APPENDS
+        may_go_on.set()
+        await wait_all_tasks_blocked()
+        post.send(message, CELL, nursery)  # there is room again
+        await wait_all_tasks_blocked()
+        assert len(reading) == RAFT_INFLIGHT_APPENDS + 1
 
 
 # --- in ------------------------------------------------------------------------------------------
@@ -121,9 +150,12 @@ def test_notes_of_another_log_say_nothing():
 def test_what_waits_is_bounded_and_what_is_too_much_is_lost():
     post, block = a_post(), make_block(LOG, 1, bytes(32), 5, [b"x" * 1_000_000])
     big = Append(PEER.store, OWN.store, 3, Point(0, 0), (Entry(1, 3, block.size, None, block),), 0, (), True)
-    for _ in range(2 * MAX_INBOX // 1_000_000):
+    sent = 2 * MAX_INBOX // 1_000_000
+    for _ in range(sent):
         post.take_in(peer("n2"), note_of(big), CELL)
-    assert MAX_INBOX - 2_000_000 < 1_000_000 * len(list(post.arrived())) <= MAX_INBOX
+    taken = len(list(post.arrived()))
+    assert MAX_INBOX - 2_000_000 < 1_000_000 * taken <= MAX_INBOX
+    assert post._links.dropped == [("n2", "inbox", 1)] * (sent - taken)
     post.take_in(peer("n2"), note_of(accepted(PEER.store)), CELL)
     assert list(post.arrived()) == [accepted(PEER.store)]  # there is room again
 

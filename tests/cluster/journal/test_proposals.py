@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest import MonkeyPatch
 
+from cluster.core import linkwire
+from cluster.core.linkwire import Peer
 from cluster.core.raft import Members, NotLeader
 from cluster.journal.proposals import Placed, Proposals
 from cluster.journal.shapes import from_members
 from relay.errors import Overloaded
 from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
+from tests.cluster.journal.conftest import CELL
+from tests.cluster.journal.virtual import virtual_cell, virtually
 
 PLACED = Placed(7, b"h" * 32, 2)
 
@@ -99,3 +106,20 @@ def test_bytes_are_counted_right_whatever_happens(steps: list[int]) -> None:
         else:
             del sizes[: len(waiting.take())]
         assert waiting._bytes == sum(sizes)
+
+
+@virtually
+async def test_who_gives_up_waiting_leaves_nothing_in_the_queue(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    """A leader that cannot commit is asked again and again: each copy would wait, and be written when it can."""
+    async with virtual_cell(tmp_path) as world:
+        leader = world.leader()
+        asker = next(node for node in world.running.values() if node is not leader)
+        journal, peer = leader.journal, Peer("norden", CELL, asker.name)
+        with monkeypatch.context() as slow:
+            slow.setattr(journal, "_propose", lambda: None)  # its disk takes nothing for a while
+            with pytest.raises(Overloaded):
+                await leader.cell.answer(peer, linkwire.Propose(journal.log_id, (b"once",)))
+        assert not journal._proposals and not journal._proposals._bytes
+        await journal.append([b"after"])
+        blocks = [await journal.read(index) for index in range(journal.first, journal.tip + 1)]
+        assert b"once" not in [record for block in blocks for record in block.records]

@@ -274,7 +274,7 @@ async def test_a_leader_whose_facts_rotted_gives_up_its_store_and_leads_no_more(
     await node.journal.append([b"fact one"])
     await change(node, "UPDATE fact SET sealed = zeroblob(60)")
     with pytest.raises(StoreDamaged):
-        await node.cell.answer(peer, linkwire.FetchFacts(log_id, b""))
+        await node.cell.answer(peer, linkwire.FetchFacts(log_id, node.journal.tip, b""))
     others = [one for one in world.running.values() if one is not node]
 
     def replaced():

@@ -80,7 +80,7 @@ def test_a_jump_of_the_own_clock_is_not_followed() -> None:
 
 @pytest.mark.parametrize("jump", [20_000, HOUR])
 def test_a_jump_of_the_own_clock_moves_no_stamp_before_the_others_have_spoken_again(jump: int) -> None:
-    """Found by the simulator (seeds 103 and 144): what the others' clocks showed was remembered by the own wall clock."""
+    """Found by the simulator (seeds 103, 144): what the others' clocks showed was remembered by the own wall clock."""
     cell, clock, voters = clock_of([0, 0])
     truth = clock.wall_ms()
     clock.wall += jump

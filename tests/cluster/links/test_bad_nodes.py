@@ -65,7 +65,8 @@ async def say(fed: Any, context: ssl.SSLContext | None, *pieces: bytes) -> tuple
 @pytest.mark.parametrize(
     "message",
     [
-        NOTE, Propose(ID, (b"record",)), Join(ID), TakeSnapshot(1, 1), FetchCheckpoint(ID, 0, 0), FetchFacts(ID, b""),
+        NOTE,
+        Propose(ID, (b"record",)), Join(ID), TakeSnapshot(1, 1), FetchCheckpoint(ID, 0, 0), FetchFacts(ID, 0, b""),
         FetchBlocks(ID, 1, 2), CellEphemeral(USER, USER, USER, b"hi"), CellStatus(), StateDigest(ID, 2, 900, USER),
     ],
 )  # fmt: skip

@@ -3,7 +3,7 @@ real TLS, or in memory without."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from cluster.core.linkwire import (
-    CellNote, Done, HandItem, HandOver, Join, Joined, LookUp, Records, TakeSnapshot, encode_message,
+    CellNote, Done, HandItem, HandOver, Join, LookUp, Records, TakeSnapshot, encode_message,
 )
 from relay.core.wire import Code
 from relay.errors import DiskFailed, PeerError, ProtocolError, Refused, StoreDamaged
@@ -62,6 +62,28 @@ async def test_the_same_without_tls(cellnet: Any) -> None:
             assert n2.links.note("n1", note(1, 1000)) and await n2.links.ask("n1", Join(ID)) == Done()
             assert await arrived(n1, 1) == [note(1, 1000)] and n1.notes[0][0] == n2.peer
             assert await cellnet.nodes["sueden"].links.request("norden/1", LookUp(bytes(32), 0))
+
+
+async def test_notes_that_are_dropped_are_counted_by_node_and_reason(cellnet: Any, autojump_clock: Any) -> None:
+    n1 = cellnet.nodes["n1"]
+
+    def dropped() -> dict[tuple[str, str], float]:
+        (family,) = n1.metrics.notes_dropped.collect()
+        totals = [sample for sample in family.samples if sample.name.endswith("_total")]
+        return {(one.labels["node"], one.labels["reason"]): one.value for one in totals}
+
+    none = dict.fromkeys(product(("n2", "n3"), ("no_link", "no_room")), 0.0)
+    assert dropped() == none, "there from the start, so that a rise can be seen"
+    assert not n1.links.note("n2", note(1)) and not n1.links.note("n9", note(1))
+    assert dropped() == none | {("n2", "no_link"): 1}
+    async with cellnet.running("n1", "n2"):
+        await cellnet.met("n1", "n2")
+        for number in range(NOTE_BYTES // MIB + 2):
+            n1.links.note("n2", note(number, MIB))
+        lost = dropped()[("n2", "no_room")]
+        assert lost >= 2 and dropped() == none | {("n2", "no_link"): 1, ("n2", "no_room"): lost}
+        await arrived(cellnet.nodes["n2"], 1)
+        assert n1.links.note("n2", note(99)) and dropped()[("n2", "no_room")] == lost
 
 
 async def test_where_there_is_no_link_nothing_waits(cellnet: Any, autojump_clock: Any) -> None:
@@ -267,10 +289,10 @@ async def test_cancelling_a_node_in_the_middle_leaves_nothing_behind(cellnet: An
 
 
 async def test_an_answer_of_a_cell_arrives_as_it_was_given(cellnet: Any) -> None:
-    async def answer(peer: Any, message: Any) -> Joined:
-        return Joined(ID, "n3")
+    async def answer(peer: Any, message: Any) -> Done:
+        return Done()
 
     cellnet.nodes["n2"].answer = answer
     with trio.fail_after(10):
         async with cellnet.running("n1", "n2"):
-            assert await cellnet.nodes["n1"].links.ask("n2", Join(ID)) == Joined(ID, "n3")
+            assert await cellnet.nodes["n1"].links.ask("n2", Join(ID)) == Done()

@@ -332,8 +332,8 @@ async def test_the_store_keeps_what_the_guard_knows(tmp_path: Path, solo) -> Non
 def test_records_without_envelopes_pass(desk: Desk) -> None:
     device = public("unknown")
     desk.write(
-        records.FoldVersion(1), records.Session(device, "n1", bytes(16), 0), records.Ack(device, 5), records.Tick(),
-        records.Handed(ABROAD, 1, (records.HandedAnswer(1, 2, 3),)),
+        records.FoldVersion(2), records.Session(device, "n1", bytes(16), 0), records.Ack(device, 5), records.Tick(),
+        records.Handed(ABROAD, 1, (records.HandedAnswer(1, 2, 3),), bytes(16), b""),
     )  # fmt: skip
 
 

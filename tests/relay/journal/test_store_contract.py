@@ -199,6 +199,13 @@ async def test_a_checkpoint_replaces_the_one_before(rig: Rig) -> None:
         assert await store.checkpoint() == two
         assert await checkpoint_of(store) == [b"3", b"4" * 900_000, b"5" * 900_000]
         assert await store.checkpoint_rows(1, 0) == []
+        await store.add_checkpoint_rows(3, 0, [b"6"])
+        await store.clear_unfinished(2, 3)
+        await store.finish_checkpoint(CheckpointHead(3, 8, 1, b"d" * 32), 2)  # the one before is read by somebody
+        await store.clear_unfinished(3, 2)
+        assert await checkpoint_of(store) == [b"6"] and (await store.checkpoint_rows(2, 0))[:1] == [b"3"]
+        await store.clear_unfinished(3)
+        assert await checkpoint_of(store) == [b"6"] and await store.checkpoint_rows(2, 0) == []
 
 
 async def test_a_snapshot_replaces_everything(rig: Rig) -> None:

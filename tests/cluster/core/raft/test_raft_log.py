@@ -19,8 +19,10 @@ def entry(index: int, term: int, size: int = 10, members: Members | None = None)
     return Entry(index, term, size, members, b"%d.%d" % (index, term))
 
 
-def append(term: int, prev: tuple[int, int], *entries: Entry, commit: int = 0, source: str = "b") -> Append:
-    return Append(sid(source), sid("a"), term, Point(*prev), entries, commit, (), False)
+def append(
+    term: int, prev: tuple[int, int], *entries: Entry, commit: int = 0, source: str = "b", beat: bool = False
+) -> Append:
+    return Append(sid(source), sid("a"), term, Point(*prev), entries, commit, (), beat)
 
 
 # --- figure 7 --------------------------------------------------------------------------------------
@@ -194,9 +196,27 @@ def test_a_slow_disk_heaps_nothing_up():
     raft.receive(append(1, (0, 0), entry(1, 1)), 0)
     output = raft.take()
     for _ in range(1_000):
-        raft.receive(append(1, (1, 1), commit=1), 0)
+        raft.receive(append(1, (1, 1), commit=1, beat=True), 0)
     raft.persisted(output.write.seq)
     assert raft.take().send_after == (Accepted(sid("a"), sid("b"), 1, 1),)
+
+
+def test_news_of_a_commit_need_no_answer_but_signs_of_life_do():
+    raft = machine("a", stored([], ABC))
+    raft.receive(append(1, (0, 0), entry(1, 1)), 0)
+    output = raft.take()
+    raft.persisted(output.write.seq)
+    accepted = (Accepted(sid("a"), sid("b"), 1, 1),)
+    assert output.send_after == accepted
+    raft.receive(append(1, (1, 1), commit=1), 0)
+    assert raft.take().send_after == ()
+    raft.receive(append(1, (1, 1), commit=1, beat=True), 0)
+    assert raft.take().send_after == accepted
+    raft.receive(append(1, (0, 0), entry(1, 1)), 0)  # sent again: the answer was lost
+    assert raft.take().send_after == accepted
+    raft.receive(append(2, (1, 1), source="c"), 0)  # another leader, who has not heard it yet
+    output = raft.take()
+    assert output.send_after == (Accepted(sid("a"), sid("c"), 2, 1),)
 
 
 def test_payloads_beyond_the_recent_are_left_to_the_disk():
@@ -246,12 +266,45 @@ def test_who_fell_behind_gets_a_snapshot():
     assert cell[leading].term == term
 
 
+def test_a_snapshot_that_failed_is_offered_again_at_the_next_heartbeat_not_at_once():
+    """Who refuses one (it takes another just now) would be asked as often as the machines can."""
+    cell = compacted_cell()
+    cell.cut.clear()
+    cell.run(2_000)
+    leading = next(name for name in "ab" if cell[name].role is Role.LEADER)
+    for _ in range(5):
+        cell[leading].snapshot_sent(sid("c"), 0)
+        cell.settle()
+    assert cell.events[leading].count(NeedSnapshot(sid("c"))) == 1
+    cell.run(150)
+    assert cell.events[leading].count(NeedSnapshot(sid("c"))) == 2
+
+
 def test_a_snapshot_that_is_behind_is_not_wanted():
     raft = machine("a", stored([1, 1, 1], ABC, committed=2))
     assert not raft.install(Point(1, 2), ABC)
     assert not raft.install(Point(1, 3), ABC)  # the log has it: committed without
     assert raft.commit == 3
     assert not machine("a", stored([], ABC), free=False).install(Point(1, 9), ABC)
+
+
+def test_nobody_is_heard_while_a_snapshot_takes_the_place_of_everything():
+    """What follows it would be taken for what follows the old log, by who still has that."""
+    raft = machine("a", stored([1, 1], ABC, committed=1))
+    raft.receive(Append(sid("b"), sid("a"), 1, Point(1, 2), (entry(3, 1, 10),), 1, (), False), 0)
+    under_way = raft.take().write
+    assert raft.install(Point(2, 9), ABC)
+    follows = Append(sid("b"), sid("a"), 2, Point(2, 9), (entry(10, 2, 10),), 9, (), False)
+    raft.receive(follows, 0)
+    raft.persisted(under_way.seq)
+    raft.receive(follows, 0)
+    reset = raft.take().write
+    assert (reset.reset.end, reset.append) == (Point(2, 9), ())
+    raft.receive(follows, 0)
+    assert raft.log.last == 9
+    raft.persisted(reset.seq)
+    raft.receive(follows, 0)
+    assert raft.log.last == 10
 
 
 def test_only_what_was_given_out_may_go():

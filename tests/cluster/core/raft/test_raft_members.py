@@ -52,11 +52,13 @@ def test_a_node_is_replaced_step_by_step():
     cell.run(300)
     assert cell["d"].role is Role.DOUBTFUL  # it knows nobody
     leader.propose(b"add", 5, leader.members.with_learner(Member(sid("d"), "d")))
-    with pytest.raises(ChangeRefused, match="not committed yet"):
+    with pytest.raises(ChangeRefused, match="not committed yet") as refused:
         leader.propose(b"promote", 5, leader.members.promoted(sid("d")))
+    assert refused.value.passes
     cell.settle()
-    with pytest.raises(ChangeRefused, match="has not caught up"):
+    with pytest.raises(ChangeRefused, match="has not caught up") as refused:
         leader.propose(b"promote", 5, leader.members.promoted(sid("d")))
+    assert refused.value.passes
     cell.run(1_500)  # c never answers: d waits for it an election timeout
     assert cell["d"].log.last == leader.log.last
     leader.propose(b"promote", 5, leader.members.promoted(sid("d")))
@@ -73,8 +75,9 @@ def test_a_node_is_replaced_step_by_step():
 
 def test_a_change_needs_a_commit_of_its_own_term():
     raft = elected([1], of("abcd"))
-    with pytest.raises(ChangeRefused, match="nothing of this term is committed"):
+    with pytest.raises(ChangeRefused, match="nothing of this term is committed") as refused:
         raft.propose(b"remove", 5, raft.members.without(sid("d")))
+    assert refused.value.passes
     for name in "bc":
         raft.receive(Accepted(sid(name), sid("a"), 2, 2), 10_000)
     raft.propose(b"remove", 5, raft.members.without(sid("d")))
@@ -123,8 +126,9 @@ def test_nothing_is_removed_while_under_replicated(dead):
         del cell.rafts[name]
     cell.run(1_100)
     if dead == "bc":
-        with pytest.raises(ChangeRefused, match="only 2 of the 4 voters"):
+        with pytest.raises(ChangeRefused, match="only 2 of the 4 voters") as refused:
             leader.propose(b"", 0, leader.members.without(sid("e")))
+        assert refused.value.passes
         leader.propose(b"", 0, leader.members.without(sid("b")))  # three of the four that are left are up to date
     else:
         leader.propose(b"", 0, leader.members.without(sid("e")))
@@ -134,8 +138,9 @@ def test_three_voters_do_not_become_two():
     cell = cell_of("abc")
     leader = cell.elect("a")
     cell.run(200)
-    with pytest.raises(ChangeRefused, match="bear no loss"):
+    with pytest.raises(ChangeRefused, match="bear no loss") as refused:
         leader.propose(b"", 0, leader.members.without(sid("c")))
+    assert not refused.value.passes
 
 
 def test_a_leader_does_not_remove_itself():

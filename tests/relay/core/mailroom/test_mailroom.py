@@ -146,6 +146,10 @@ def test_an_ack_beyond_the_log_is_no_ack(log, people):
     assert len(log.pending("b1")) == 1
 
 
+def handed(log, upto, *answers):
+    return records.Handed(ABROAD, upto, answers, bytes(16), log.room.state.outboxes[ABROAD].log)
+
+
 def test_abroad_goes_to_a_densely_numbered_outbox_and_back_comes_stored(log, people):
     sealed = log.seal(b"\x07" * 32)
     effects = log.apply(log.submit("a1", sealed, ABROAD), log.submit("a1", log.seal(b"\x08" * 32), ABROAD))
@@ -155,7 +159,7 @@ def test_abroad_goes_to_a_densely_numbered_outbox_and_back_comes_stored(log, peo
     assert [number for number, _ in reading.outbox_batch(outbox, 0, 10, 10_000)] == [1, 2]
     good = records.HandedAnswer(1, Code.STORED, 4)
     bad = records.HandedAnswer(2, Code.UNKNOWN_USER, 0)
-    effects = log.apply(records.Handed(ABROAD, 2, (good, bad)))
+    effects = log.apply(handed(log, 2, good, bad))
     notices = [e.notice for e in effects if isinstance(e, Noticed)]
     assert [(n.code, n.newest, n.cell) for n in notices] == [(Code.STORED, 4, ABROAD), (Code.UNKNOWN_USER, 0, ABROAD)]
     assert not log.room.state.sources and not log.room.state.pending and outbox.done == 2
@@ -171,7 +175,7 @@ def test_what_expires_in_the_outbox_goes_out_void_and_the_sender_is_told(log, pe
     ((number, item),) = reading.outbox_batch(outbox, 0, 10, 10_000)
     assert (number, item.what, item.source, outbox.bytes) == (1, records.HANDIN_VOID, None, 0)
     assert [code[0] for code in log.ids("a1")] == [Code.EXPIRED]
-    log.apply(records.Handed(ABROAD, 1, ()))
+    log.apply(handed(log, 1))
     assert len(log.pending("a1")) == 1
 
 
@@ -209,7 +213,7 @@ def test_a_group_envelope_is_one_record_here_and_one_copy_a_border(log, make_log
     there.apply(handed_in(there, 1, roster.head, records.HANDIN_ROSTER, dict(roster.parts)[ABROAD]))
     there.apply(handed_in(there, 2, sealed))
     assert there.ids("c1") == [envelope_id(sealed)]
-    log.apply(records.Handed(ABROAD, 2, tuple(records.HandedAnswer(n, Code.STORED, 1) for n in (1, 2))))
+    log.apply(handed(log, 2, *(records.HandedAnswer(n, Code.STORED, 1) for n in (1, 2))))
     stored = [bytes([Code.STORED]) + own for own in (digest(roster.head), envelope_id(sealed))]
     assert log.ids("a1")[1:] == stored and log.room.state.pending == {}
 

@@ -37,7 +37,7 @@ def answer(log, *codes):
     """The other cell answers for as many numbers."""
     done = log.room.state.outboxes[ABROAD].done
     answers = tuple(records.HandedAnswer(done + n, code, 0) for n, code in enumerate(codes, 1))
-    log.apply(records.Handed(ABROAD, done + len(codes), answers))
+    log.apply(records.Handed(ABROAD, done + len(codes), answers, bytes(16), log.room.state.outboxes[ABROAD].log))
 
 
 def bound(log):
