@@ -125,12 +125,14 @@ class Faults:
         return victim if len(together) > 2 and self.whole(cell) else None
 
     def whole(self, cell: str) -> bool:
-        """All nodes of the cell run, and agree that their stores are its members and vote."""
+        """All nodes of the cell run, and agree that their stores are its members and vote; and that is committed."""
         journals = [self._journal(node) for node in self.nodes if node.cell == cell]
         if None in journals:
             return False
         stores = {journal.own.store for journal in journals}
         members = [journal.raft.members for journal in journals]
+        if any(journal.raft.commit < journal.raft.log.members_at.index for journal in journals):
+            return False  # on a disk it may be the members of before that count, and they may be fewer
         return all({*one.ids} == stores == {*one.voter_ids} for one in members)
 
     @staticmethod

@@ -16,8 +16,8 @@ that it wakes up in.
 **Who is asked.** A store starts in doubt. In doubt it is frozen: it answers Recall and does nothing else (writing
 anything could lift its standing over a figure and so hide the loss). It asks all voters of the newest members that it
 or anyone who answered knows, and is free when all have answered, or a majority, itself included, and the rest had
-`patience_ms` to do so. A figure above its standing, now or in any later Append, is final: this store is done, and a new
-one takes its place (rule 4).
+`patience_ms` to do so. Learners are asked, too, and do not count; but one may have become a voter since. A figure above
+its standing, now or in any later Append, is final: this store is done, and a new one takes its place (rule 4).
 
 **What is covered.** The loss is noticed when any store that answers holds a figure above the copy's standing. A
 figure is held by the leader as soon as the acknowledgement arrives; by the others with the next Append they get: in
@@ -102,10 +102,10 @@ class Doubt:
         return self.figure > self.standing
 
     def ask(self, now: int, again_ms: int) -> Iterator[Recall]:
-        """To the voters that have not answered; in `again_ms` again."""
+        """To the members that have not answered; in `again_ms` again."""
         if now >= self.ask_at:
             self.ask_at = now + again_ms
-            yield from (self._recall(store) for store in self._unanswered())
+            yield from (self._recall(one) for one in self._members.ids if one != self._me and one not in self._answered)
 
     def hear(self, message: Recollection | Append, now: int) -> Iterator[Recall]:
         """An answer to this start's Recall (others are ignored), or what a leader tells everybody. Whom to ask then: a

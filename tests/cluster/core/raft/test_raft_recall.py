@@ -53,6 +53,24 @@ def test_a_majority_frees_it_when_the_rest_had_their_time():
     assert raft.role is Role.FOLLOWER
 
 
+def test_a_learner_that_became_a_voter_tells_so():
+    """Found by the simulator (seed 163): the promotion of `c` was on the disks of `b` and `c`, and all lost power. `b` came
+    back as a new store; `a`, which waited for `b` alone, was never freed, and without it `c` led nobody."""
+    raft, asked = doubtful(members=of("ab", "c"))
+    assert sorted(asked) == ["b", "c"]
+    raft.receive(answer(asked["c"], members=ABC, at=Point(2, 4)), 1)
+    raft.tick(SETTINGS.election_ms)
+    assert raft.role is Role.FOLLOWER
+
+
+def test_a_learner_frees_nobody():
+    raft, asked = doubtful(members=of("ab", "c"))
+    for now in range(0, 20_000, 50):
+        raft.tick(now)
+        raft.receive(answer(asked["c"], members=of("ab", "c")), now)
+    assert raft.role is Role.DOUBTFUL
+
+
 def test_a_minority_never_does():
     raft, asked = doubtful(members=ABCDE)
     for now in range(0, 20_000, 50):
