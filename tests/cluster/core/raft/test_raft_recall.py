@@ -54,8 +54,8 @@ def test_a_majority_frees_it_when_the_rest_had_their_time():
 
 
 def test_a_learner_that_became_a_voter_tells_so():
-    """Found by the simulator (seed 163): the promotion of `c` was on the disks of `b` and `c`, and all lost power. `b` came
-    back as a new store; `a`, which waited for `b` alone, was never freed, and without it `c` led nobody."""
+    """Found by the simulator (seed 163): the promotion of `c` was on the disks of `b` and `c`, and all lost power. `b`
+    had lost something; `a`, which waited for `b` alone, was never freed, and without it `c` could not be elected."""
     raft, asked = doubtful(members=of("ab", "c"))
     assert sorted(asked) == ["b", "c"]
     raft.receive(answer(asked["c"], members=ABC, at=Point(2, 4)), 1)
