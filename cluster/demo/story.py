@@ -178,7 +178,7 @@ async def _crash(stage: Stage, writing: trio.Nursery, region: str, name: str, *,
     pairs = [(writer, to) for to in stage.people for writer in writers if to is not writer.owner]
     hanging, node = stage.unanswered[region], stage.federation.pid(region, name)
     os.kill(node, signal.SIGSTOP)
-    writing.start_soon(stage.volley, spread(pairs, 320 if back else 160))
+    writing.start_soon(stage.volley, spread(pairs, 560 if back else 160))
     enough, seconds = (8 * UNANSWERED, STALL_S) if back else (2 * UNANSWERED, FAILOVER_S)
     await stage.until(lambda: len(hanging & stage.written) >= enough, seconds)
     os.kill(node, signal.SIGCONT)
