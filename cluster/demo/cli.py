@@ -36,8 +36,8 @@ _PATH: Final = click.Path(path_type=Path)
 def demo(directory: Path | None, json_path: Path | None, regions: str, nodes: int) -> None:
     """Start three regions, use them, hurt them, and look at every byte they leave.
 
-    Nodes are killed, a region is cut off, the lights go out. With several nodes in each region, a disk is emptied as
-    well, and in every region a node stays dead: the others carry on.
+    Nodes are killed, and a region is cut off. With one node in each region all are killed at once while mail waits;
+    with several, a disk is emptied, and in every region a node stays dead: the others carry on.
 
     Exit status 0 says that nothing was lost, duplicated, reordered, or found where it must not be; 1 says that
     something was.

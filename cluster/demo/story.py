@@ -267,9 +267,9 @@ _OF_SEVERAL = (
     Chapter("A node loses its disk, and comes back", with_a_store_wiped),
     Chapter("In every region a node dies for good", with_one_dead_in_every_region),
 )
+_CUT = Chapter("A region is cut off for a while", while_a_region_is_cut_off)
+_DARK = Chapter("The lights go out", while_the_lights_are_out)  # of several, some die with mail waiting, and stay so
 _AFTER = (
-    Chapter("A region is cut off for a while", while_a_region_is_cut_off),
-    Chapter("The lights go out", while_the_lights_are_out),
     Chapter("Drain, and stop", drain),
     Chapter("The last audit", look_at_the_disks),
 )
@@ -277,4 +277,4 @@ _AFTER = (
 
 def chapters(nodes: int) -> tuple[Chapter, ...]:
     """The story of regions with so many nodes each."""
-    return (*_BEFORE, *(_OF_ONE if nodes == 1 else _OF_SEVERAL), *_AFTER)
+    return (*_BEFORE, *((*_OF_ONE, _CUT, _DARK) if nodes == 1 else (*_OF_SEVERAL, _CUT)), *_AFTER)
