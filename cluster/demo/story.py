@@ -268,7 +268,7 @@ _OF_SEVERAL = (
     Chapter("In every region a node dies for good", with_one_dead_in_every_region),
 )
 _CUT = Chapter("A region is cut off for a while", while_a_region_is_cut_off)
-_DARK = Chapter("The lights go out", while_the_lights_are_out)  # of several, some die with mail waiting, and stay so
+_DARK = Chapter("The lights go out", while_the_lights_are_out)  # of several, some stay dead, and are looked at
 _AFTER = (
     Chapter("Drain, and stop", drain),
     Chapter("The last audit", look_at_the_disks),
