@@ -137,10 +137,12 @@ class Cell:
             raft = journal.raft
             for node in [node for node, (store, _) in self._joining.items() if store in raft.members.ids]:
                 del self._joining[node]  # granted, once: a store that is removed later does not come back
+            others = [store for store in raft.members.voter_ids if store != journal.own.store]
+            journal.clocks.keep(raft.members.ids)
+            journal.clocks.mend(others)
             if raft.role is not Role.LEADER:
                 continue
-            journal.clocks.keep(raft.members.ids)
-            apart = journal.clocks.apart([store for store in raft.members.voter_ids if store != journal.own.store])
+            apart = journal.clocks.apart(others)
             if apart:
                 _log.error("clock_apart", ahead_ms=apart, remedy="mend this node's clock: it does not lead meanwhile")
                 raft.step_down()

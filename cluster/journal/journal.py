@@ -57,7 +57,7 @@ class RaftJournal:
         self._chain = chain
         self._links = links
         self._clock = env.clock
-        self._post = Post(own, disk, links, env.clock, self.clocks)
+        self._post = Post(own, disk, links, self.clocks)
         self._proposals = Proposals(len(nodes))
         self._wake = trio.Event()
         self._job: Output | None = None  # the write under way

@@ -15,7 +15,6 @@ from cluster.journal.stamp import CellClock
 from cluster.links import Links
 from relay.errors import PeerError
 from relay.limits import MAX_INBOX, RAFT_INFLIGHT_APPENDS
-from relay.ports import Clock
 
 _KNOWN = 64  # stores whose nodes are remembered beside the members
 
@@ -23,11 +22,10 @@ _KNOWN = 64  # stores whose nodes are remembered beside the members
 class Post:
     """The messages of one store."""
 
-    def __init__(self, own: Member, disk: RaftDisk, links: Links, clock: Clock, clocks: CellClock) -> None:
+    def __init__(self, own: Member, disk: RaftDisk, links: Links, clocks: CellClock) -> None:
         self._own = own
         self._disk = disk
         self._links = links
-        self._clock = clock
         self._clocks = clocks
         self._where: dict[bytes, str] = {}  # store → node, as far as it was heard
         self._inbox: deque[Message] = deque()
@@ -98,4 +96,4 @@ class Post:
 
     def _note(self, node: str, payload: bytes) -> None:
         log_id = self._disk.tail.log_id
-        self._links.note(node, CellNote(log_id, self._own.store, self._clock.wall_ms(), payload))
+        self._links.note(node, CellNote(log_id, self._own.store, self._clocks.now(), payload))

@@ -30,3 +30,7 @@ class Stamp:
             else:
                 _log.warning("clock_jump_over", wall_ms=wall)
         return steady if jumped else wall
+
+    def follow(self) -> None:
+        """What the wall clock shows now is right: others vouch for it."""
+        self._offset = self._clock.wall_ms() - self._clock.monotonic_ms()

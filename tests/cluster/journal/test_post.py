@@ -53,7 +53,7 @@ async def test_what_is_sent_while_it_is_written_is_not_looked_for_on_the_disk(tm
         term = log.tip.term
         entries = (Entry(kept.index, term, kept.size, None, None), Entry(fresh.index, term, fresh.size, None, fresh))
         links, peer = Links(), Member(b"p" * 16, "n2")
-        post = Post(journal.own, disk, links, RealEnv().clock, journal.clocks)
+        post = Post(journal.own, disk, links, journal.clocks)
         message = Append(journal.own.store, peer.store, term, log.tip, entries, 0, (), False)
         disk.tail.released(kept.index + 1)  # memory does not have it
         disk.tail.first = 1
@@ -84,7 +84,7 @@ async def test_no_more_blocks_are_read_for_a_peer_than_may_be_in_flight():
         raise LookupError
 
     clock, tail = FakeClock(), SimpleNamespace(log_id=LOG, recent=lambda index: None)
-    post = Post(OWN, SimpleNamespace(tail=tail, load_entries=load_entries), Links(), clock, CellClock(clock))
+    post = Post(OWN, SimpleNamespace(tail=tail, load_entries=load_entries), Links(), CellClock(clock))
     message = Append(OWN.store, PEER.store, 3, Point(3, 1), (Entry(2, 3, 4, None, None),), 1, (), False)
     async with trio.open_nursery() as nursery:
         for _ in range(3 * RAFT_INFLIGHT_APPENDS):
@@ -105,7 +105,7 @@ CELL = Members((OWN, PEER))
 
 def a_post():
     clock = FakeClock()
-    return Post(OWN, SimpleNamespace(tail=SimpleNamespace(log_id=LOG)), Links(), clock, CellClock(clock))
+    return Post(OWN, SimpleNamespace(tail=SimpleNamespace(log_id=LOG)), Links(), CellClock(clock))
 
 
 def note_of(message, store=None, log_id=LOG):

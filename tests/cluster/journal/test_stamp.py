@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.journal.stamp import CellClock
-from relay.limits import MAX_CLOCK_APART
+from relay.limits import MAX_CLOCK_APART, MAX_CLOCK_JUMP
 from tests.relay.journal.conftest import FakeClock
 
 HOUR = 3_600_000
@@ -85,10 +85,35 @@ def test_a_jump_of_the_own_clock_moves_no_stamp_before_the_others_have_spoken_ag
     truth = clock.wall_ms()
     clock.wall += jump
     assert cell.stamp(voters) == truth
-    assert cell.apart(voters) == -jump
+    assert cell.apart(voters) == (-jump if jump < MAX_CLOCK_JUMP else 0)  # a greater one is not followed at all
     for voter in voters:
         cell.heard(voter, truth)
     assert cell.stamp(voters) == truth
+
+
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_clocks_that_jump_together_are_not_followed(jump: int) -> None:
+    """What a store tells the others is what it believes itself: else a cell's time would stand still after a jump back."""
+    cell, clock, voters = clock_of([0, 0])
+    clock.wall += jump
+    clock.pass_ms(10)
+    assert cell.now() == cell.stamp(voters) == clock.wall_ms() - jump
+    assert cell.apart(voters) == 0
+    cell.mend(voters)
+    assert cell.now() == clock.wall_ms() - jump
+
+
+@pytest.mark.parametrize("wrong", [-HOUR, HOUR])
+def test_a_clock_that_was_wrong_at_the_start_and_is_set_right_is_believed_when_most_others_agree(wrong: int) -> None:
+    cell, clock, voters = clock_of([-wrong] * 4)
+    clock.wall -= wrong
+    for others in (voters[:1], voters[:1] + [b"not heard", b"neither"]):
+        cell.mend(others)
+        assert cell.now() == clock.wall_ms() + wrong
+        assert cell.apart(others) == (-wrong if wrong > 0 else 0)  # of two the lower counts
+    cell.mend(voters[:3] + [b"not heard"])
+    assert cell.now() == cell.stamp(voters) == clock.wall_ms()
+    assert cell.apart(voters) == 0
 
 
 def test_strangers_take_no_room() -> None:
