@@ -120,7 +120,7 @@ class LinkFault(Struct, tag=9):
 # Only nodes of one cell say them to each other (section 5, rule 1): what is in a log does not leave its region.
 
 class CellNote(Struct, tag=10):
-    """What one store's Raft says to another's; it may be lost. `clock_ms`: the time that the sender believes, Unix ms (rule 14)."""
+    """What one store's Raft says to another's; it may be lost. `clock_ms`: the time it believes, Unix ms (rule 14)."""
 
     log_id: LogId
     store: StoreId

@@ -111,6 +111,14 @@ class _Connection(aiosqlite.Connection):
         execute: Callable[..., Awaitable[T]] = self._execute  # what all of aiosqlite's own methods are made of
         return await execute(function, self._conn)
 
+    def submit(self, function: Callable[[], None]) -> None:
+        """Have the thread call `function`, which raises nothing, after what it was given before. Nobody is told."""
+        self._tx.put_nowait((None, function))  # aiosqlite's own queue
+
+    @property
+    def handle(self) -> Connection:
+        return self._conn
+
 
 class Database:
     """An open file. Methods raise StoreDamaged where SQLite finds damage, DiskFailed from the first I/O error on, and
@@ -135,7 +143,9 @@ class Database:
         """Call `function(connection, …)` in the connection's thread."""
         self.check()
         try:
-            return await self._portal.run(self._connection.call, lambda handle: function(handle, *args, **named))
+            return await self._portal.hand(
+                self._connection.submit, lambda: function(self._connection.handle, *args, **named)
+            )
         except sqlite3.Error as error:
             ours = translate(error, self.file)
             if isinstance(ours, DiskFailed):

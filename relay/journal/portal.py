@@ -3,6 +3,8 @@
 `Portal.run` is to asyncio what `trio.to_thread.run_sync` is to threads: it may be cancelled before the call starts and
 not after, so that a commit that began is known to have ended, and the state that follows from it is never left stale.
 It waits in real time, at most DISK_DEADLINE_S: a disk that hangs breaks the portal, and nothing runs behind its back.
+`Portal.hand` gives the same for a function that a thread of aiosqlite's calls, without the way through asyncio: each
+change of threads on a busy machine costs a write about a millisecond.
 """
 
 from __future__ import annotations
@@ -11,13 +13,19 @@ import asyncio
 import contextlib
 import contextvars
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
+import outcome
 import trio
+from outcome import Outcome
 
 from relay.limits import DISK_DEADLINE_S
+
+_LOOKS = 10  # times within the deadline it is looked what is beyond it
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -35,6 +43,27 @@ class _Call(Generic[T]):
     async def carry(self) -> None:
         """Run it to its end; in the asyncio thread."""
         self.result.append(await self._function())
+
+
+class _Handed(Generic[T]):
+    """A function on its way through another thread."""
+
+    def __init__(self, function: Callable[[], T], tell_trio: Callable[[Callable[[], object]], None]) -> None:
+        self.since = time.monotonic()
+        self.ended = trio.Event()
+        self.outcome: Outcome[T] | None = None
+        self._function = function
+        self._tell_trio = tell_trio
+
+    def carry(self) -> None:
+        """Call it; in the other thread."""
+        self._tell_trio(partial(self.end, outcome.capture(self._function)))
+
+    def end(self, how: Outcome[T]) -> None:
+        """The first end counts; in trio's thread."""
+        if self.outcome is None:
+            self.outcome = how
+            self.ended.set()
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -61,6 +90,7 @@ class Portal:
         self._loop: asyncio.AbstractEventLoop | None = None  # while the thread serves
         self._stop: asyncio.Event | None = None
         self._calls: set[asyncio.Task[None]] = set()  # of the asyncio thread
+        self._handed: set[_Handed[Any]] = set()
         self._broken = False
 
     async def run(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
@@ -69,18 +99,35 @@ class Portal:
         Not cancellable once started. Raises trio.BrokenResourceError when the call did not end within the deadline
         (and from then on, because it may still be running), trio.ClosedResourceError after the portal closed."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._broken:
-            raise trio.BrokenResourceError("an earlier call hangs")
-        if self._loop is None:
-            raise trio.ClosedResourceError("the portal is closed")
+        loop = self._serving()
         call: _Call[T] = _Call(lambda: function(*args))
-        self._loop.call_soon_threadsafe(self._start, call)
-        with trio.CancelScope(shield=True):  # bounded by the deadline that `carry` keeps
+        loop.call_soon_threadsafe(self._start, call)
+        with trio.CancelScope(shield=True):  # bounded by the deadline that `_start` keeps
             await call.ended.wait()
         if call.error is None:
             return call.result[0]
         self._broken |= isinstance(call.error, trio.BrokenResourceError)
         raise call.error
+
+    async def hand(self, submit: Callable[[Callable[[], None]], None], function: Callable[[], T]) -> T:
+        """Have `function` called by the thread that `submit` gives functions to; its result or exception. As `run`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._serving()
+        call = _Handed(function, self._tell_trio)
+        self._handed.add(call)
+        submit(call.carry)
+        with trio.CancelScope(shield=True):  # bounded by the deadline that `_give_up_late` keeps
+            await call.ended.wait()
+        self._handed.remove(call)
+        assert call.outcome is not None
+        return call.outcome.unwrap()
+
+    def _serving(self) -> asyncio.AbstractEventLoop:
+        if self._broken:
+            raise trio.BrokenResourceError("an earlier call hangs")
+        if self._loop is None:
+            raise trio.ClosedResourceError("the portal is closed")
+        return self._loop
 
     def post(self, function: Callable[[], Awaitable[object]]) -> None:
         """Start a last call that nobody waits for, also where an earlier one hangs; closing gives it its deadline."""
@@ -96,7 +143,7 @@ class Portal:
 
         def give_up() -> None:
             """It runs on, but nobody waits for it any longer."""
-            end(trio.BrokenResourceError(f"a call did not end within {self._deadline_s} s"))
+            end(self._late())
 
         def end(error: BaseException | None) -> None:
             self._calls.remove(task)
@@ -108,6 +155,16 @@ class Portal:
         self._calls.add(task)
         task.add_done_callback(done)
 
+    def _late(self) -> trio.BrokenResourceError:
+        return trio.BrokenResourceError(f"a call did not end within {self._deadline_s} s")
+
+    def _give_up_late(self) -> None:
+        """Nobody waits any longer for what was handed over before the deadline's time; in trio's thread."""
+        for call in self._handed:
+            if time.monotonic() - call.since > self._deadline_s:
+                self._broken = True
+                call.end(outcome.Error(self._late()))
+
     def _tell_trio(self, action: Callable[[], object]) -> None:
         with contextlib.suppress(trio.RunFinishedError):
             self._trio.run_sync_soon(action)
@@ -116,7 +173,10 @@ class Portal:
         self._stop = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._tell_trio(ready.set)
-        await self._stop.wait()
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), self._deadline_s / _LOOKS)
+            self._tell_trio(self._give_up_late)
         if self._calls:
             await asyncio.wait(self._calls, timeout=self._deadline_s)
 
@@ -140,8 +200,10 @@ class Portal:
             loop, stop = self._loop, self._stop
             assert loop is not None and stop is not None
             self._loop = None
-            loop.call_soon_threadsafe(stop.set)
             with trio.CancelScope(shield=True):
+                for call in list(self._handed):
+                    await call.ended.wait()
+                loop.call_soon_threadsafe(stop.set)
                 await ended.wait()
             thread.join()
 

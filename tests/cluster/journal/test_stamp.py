@@ -93,7 +93,7 @@ def test_a_jump_of_the_own_clock_moves_no_stamp_before_the_others_have_spoken_ag
 
 @pytest.mark.parametrize("jump", [-HOUR, HOUR])
 def test_clocks_that_jump_together_are_not_followed(jump: int) -> None:
-    """What a store tells the others is what it believes itself: else a cell's time would stand still after a jump back."""
+    """A store tells the others what it believes itself: else a cell's time would stand still after a jump back."""
     cell, clock, voters = clock_of([0, 0])
     clock.wall += jump
     clock.pass_ms(10)
@@ -107,11 +107,11 @@ def test_clocks_that_jump_together_are_not_followed(jump: int) -> None:
 def test_a_clock_that_was_wrong_at_the_start_and_is_set_right_is_believed_when_most_others_agree(wrong: int) -> None:
     cell, clock, voters = clock_of([-wrong] * 4)
     clock.wall -= wrong
-    for others in (voters[:1], voters[:1] + [b"not heard", b"neither"]):
+    for others in (voters[:1], [voters[0], b"not heard", b"neither"]):
         cell.mend(others)
         assert cell.now() == clock.wall_ms() + wrong
         assert cell.apart(others) == (-wrong if wrong > 0 else 0)  # of two the lower counts
-    cell.mend(voters[:3] + [b"not heard"])
+    cell.mend([*voters[:3], b"not heard"])
     assert cell.now() == cell.stamp(voters) == clock.wall_ms()
     assert cell.apart(voters) == 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ async def test_a_hanging_disk_has_failed(tmp_path: Path, solo, monkeypatch) -> N
     async with open_portal(deadline_s=0.3) as portal, solo(tmp_path, portal=portal) as journal:
         await journal.append([b"x"])
         follower = journal.follow(1)
-        monkeypatch.setattr(journal._disk.store._db._connection, "call", lambda *_: asyncio.sleep(3600))
+        monkeypatch.setattr(journal._disk.store._db._connection, "submit", lambda function: None)
         for call in (lambda: journal.append([b"y"]), lambda: journal.append([b"z"]), lambda: anext(follower)):
             with pytest.raises(DiskFailed, match="did not end within"):
                 await call()
@@ -42,11 +41,11 @@ async def test_a_write_that_fails_in_any_way_ends_the_journal(tmp_path: Path, so
     async with solo(tmp_path) as journal:
         await journal.append([b"x"])
 
-        async def no_memory(*_: object) -> None:
+        def no_memory(*_: object) -> None:
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(journal._disk.store._db._connection, "call", no_memory)
+            patch.setattr(type(journal._disk.store._db._connection), "handle", property(no_memory))
             with pytest.raises(DiskFailed, match="MemoryError"):
                 await journal.save_checkpoint(1, [b"state"])
         with pytest.raises(DiskFailed):

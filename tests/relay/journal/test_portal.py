@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
 
 from relay.journal.portal import open_portal
+
+
+def in_a_thread(function: Callable[[], None]) -> None:
+    threading.Thread(target=function).start()
 
 
 def threads() -> set[str]:
@@ -93,11 +99,62 @@ async def test_a_hanging_call_breaks_the_portal() -> None:
     assert not threads()
 
 
+async def test_what_is_handed_over_comes_back() -> None:
+    async with open_portal() as portal:
+        assert await portal.hand(in_a_thread, partial(int, "21")) == 21
+        with pytest.raises(ValueError, match="what"):
+            await portal.hand(in_a_thread, partial(int, "what"))
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await portal.hand(pytest.fail, partial(int, "1"))
+        assert scope.cancelled_caught
+
+
+async def test_what_was_handed_over_ends_before_its_cancelled_caller_and_the_portal_do() -> None:
+    started, go, ended = threading.Event(), threading.Event(), []
+
+    def commit() -> None:
+        started.set()
+        go.wait(10)
+
+    async def caller() -> None:
+        await portal.hand(in_a_thread, commit)
+        ended.append(1)
+
+    async with trio.open_nursery() as nursery:
+        async with open_portal() as portal:
+            nursery.start_soon(caller)
+            await trio.to_thread.run_sync(started.wait, 10)
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            assert not ended
+            trio.lowlevel.current_trio_token().run_sync_soon(go.set)
+        assert go.is_set()
+    assert ended
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_function_that_hangs_in_another_thread_breaks_the_portal(comes_back: bool) -> None:
+    go, submitted = threading.Event(), []
+    async with open_portal(deadline_s=0.05) as portal:
+        with pytest.raises(trio.BrokenResourceError, match="did not end"):
+            await portal.hand(in_a_thread if comes_back else submitted.append, partial(go.wait, 10))
+        go.set()
+        with pytest.raises(trio.BrokenResourceError, match="hangs"):
+            await portal.run(double, 1)
+        with pytest.raises(trio.BrokenResourceError, match="hangs"):
+            await portal.hand(in_a_thread, threads)
+    assert not threads()
+
+
 async def test_a_closed_portal_takes_no_call() -> None:
     async with open_portal() as portal:
         pass
     with pytest.raises(trio.ClosedResourceError):
         await portal.run(double, 1)
+    with pytest.raises(trio.ClosedResourceError):
+        await portal.hand(pytest.fail, threads)
 
 
 async def test_the_portal_closes_cleanly_when_its_block_is_cancelled_or_fails() -> None:
