@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -14,6 +15,9 @@ import trio
 
 from cluster.config import NodeConfig, load_config
 from relay.observe.logs import configure_logs
+
+# Python's default of 5 ms is what SQLite's thread may wait for trio's after each of its calls, ten times a block.
+_SWITCH_S = 0.0005
 
 _config_argument = click.argument("path", metavar="CONFIG", type=click.Path(path_type=Path))
 
@@ -34,6 +38,7 @@ def run(path: Path, with_parent: bool) -> None:
     """
     config = load_config(path)
     configure_logs(config.log.level, region=config.node.region, node=config.node.name)
+    sys.setswitchinterval(_SWITCH_S)
     trio.run(_run, config, with_parent)
 
 
