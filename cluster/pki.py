@@ -33,8 +33,6 @@ AUTHORITY_LIFETIME: Final = timedelta(days=3_653)  # ten years: a new one means 
 NODE_LIFETIME: Final = timedelta(days=365)
 _SKEW: Final = timedelta(hours=1)  # certificates start this long ago, for clocks that are behind
 _SCHEME: Final = "posthouse"
-RENEW: Final = "Renew it with `posthouse init certificate` where the region's authority key is, and copy it here"
-RENEW_AUTHORITY: Final = "Renew it with `posthouse init authority` where its key is, and have the new root signed"
 
 
 # --- making --------------------------------------------------------------------------------------
@@ -134,6 +132,16 @@ def _node(
     builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
     builder = builder.add_extension(names, critical=False)
     return builder.sign(signer, None).public_bytes(Encoding.PEM)
+
+
+def renewal_of(node: str = "NAME") -> str:
+    """What to do about a node's certificate before or after its end."""
+    return f"Renew it with `posthouse init certificate {node}` where the authority's key is, and copy it here"
+
+
+def renewal_of_authority() -> str:
+    """The same for an authority's."""
+    return "Renew it with `posthouse init authority` where its key is, and have the root signed and joined again"
 
 
 def valid_until_ms(cert: x509.Certificate) -> int:
@@ -338,7 +346,7 @@ def _load_certificate(path: Path, now_ms: int | None) -> x509.Certificate:
         raise OperatorError(f"{path} is not a PEM certificate", "Issue it again with posthouse init") from error
     now = _time(now_ms)
     if now >= cert.not_valid_after_utc:
-        raise OperatorError(f"{path} expired on {cert.not_valid_after_utc:%Y-%m-%d}", RENEW)
+        raise OperatorError(f"{path} expired on {cert.not_valid_after_utc:%Y-%m-%d}", renewal_of())
     if now < cert.not_valid_before_utc:
         raise OperatorError(f"{path} is valid from {cert.not_valid_before_utc:%Y-%m-%d} on", "Set this machine's clock")
     return cert
