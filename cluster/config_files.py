@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cluster.config_keys import ListenSection, NodeSection, PathsSection
+from cluster.pki import renewal_of, renewal_of_authority, valid_until_ms
 from relay.core.trust import Root, RootNode, verify_root
 from relay.errors import NotValidNow, OperatorError, PosthouseError
 from relay.journal.seal import StorageRing
@@ -163,11 +164,15 @@ def _check_certificate(node: NodeSection, paths: PathsSection, root: Root | None
     except ValueError:
         return [(where, f"{path} is not a PEM certificate", "Use the one that the region's authority issued")]
     findings += _check_subject(certificate, node, path)
-    findings += _check_dates(certificate, path, now_ms)
+    findings += _check_dates(certificate, path, node.name, now_ms)
     region = next((entry for entry in root.payload.regions if entry.name == node.region), None) if root else None
     if region is not None:
         try:
-            certificate.verify_directly_issued_by(x509.load_der_x509_certificate(region.authority))
+            authority = x509.load_der_x509_certificate(region.authority)
+            certificate.verify_directly_issued_by(authority)
+            if now_ms >= valid_until_ms(authority):
+                what = f"the authority of {region.name} expired on {authority.not_valid_after_utc:%Y-%m-%d}"
+                findings.append(("paths.root", what, renewal_of_authority()))
         except (InvalidSignature, ValueError, TypeError):
             what = f"{path} was not issued by the authority that the root names for region {region.name}"
             findings.append((where, what, f"Have it issued by {region.name}'s authority"))
@@ -187,11 +192,11 @@ def _check_subject(certificate: x509.Certificate, node: NodeSection, path: Path)
         yield "paths.certificate", what, "Use this node's own certificate, or mend [node]"
 
 
-def _check_dates(certificate: x509.Certificate, path: Path, now_ms: int) -> Iterator[Finding]:
+def _check_dates(certificate: x509.Certificate, path: Path, node: str, now_ms: int) -> Iterator[Finding]:
     now = datetime.fromtimestamp(now_ms / 1000, UTC)
-    if now > certificate.not_valid_after_utc:
+    if now >= certificate.not_valid_after_utc:
         what = f"{path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
-        yield "paths.certificate", what, "Have the region's authority issue a new one"
+        yield "paths.certificate", what, renewal_of(node)
     if now < certificate.not_valid_before_utc:
         what = f"{path} is valid only from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on"
         yield "paths.certificate", what, "Set this machine's clock, or wait"

@@ -18,6 +18,7 @@ from cluster.config_keys import Address
 from cluster.control import CellControl, cell_pages
 from cluster.control.views import control_of
 from cluster.core.linkwire import federation_id
+from cluster.credentials import OwnCredentials
 from cluster.directory.federation import FederationDirectory
 from cluster.env import NodeEnv, RealEnv, clients_that_fit
 from cluster.forwarder import Forwarders
@@ -25,7 +26,6 @@ from cluster.handover import LinksAbroad, Reception
 from cluster.journal import RaftJournal, Rejoin, StoreSetAside, open_raft
 from cluster.journal.cell import majority_of
 from cluster.links import Links
-from cluster.pki import NodeCredentials
 from cluster.readiness import MAJORITY, Readiness
 from cluster.switchboard import Switchboard
 from relay.core import records
@@ -84,7 +84,7 @@ class Kit:
     """What a node runs on beside its config: the world, its keys. The simulator brings its own."""
 
     env: NodeEnv
-    credentials: NodeCredentials
+    credentials: OwnCredentials
     ring: StorageRing
 
 
@@ -272,6 +272,7 @@ async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], No
     """One life of a node. Raises PosthouseError, in a group; Rejoin where the next life is due."""
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     metrics, switchboard = Metrics(), Switchboard()
+    metrics.certificate_expires.set_function(lambda: kit.credentials.expires_ms / 1000)
     readiness = Readiness(ready)
     control: list[CellControl | None] = [None]
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)
@@ -379,10 +380,11 @@ async def run_node(config: NodeConfig, task_status: trio.TaskStatus[None] = trio
     """Run a node until SIGTERM or SIGINT. Raises PosthouseError."""
     paths = config.paths
     async with open_portal() as portal:
-        credentials = NodeCredentials.load(paths.certificate, paths.private_key, config.root)
+        credentials = OwnCredentials(paths.certificate, paths.private_key, config.root)
         kit = Kit(RealEnv(portal), credentials, StorageRing.load(paths.storage_key))
         stop = Stop()
         async with trio.open_nursery() as watch:
+            watch.start_soon(credentials.watch)
             await watch.start(_stop_on_signal, stop)
             await serve_node(config, kit, stop, task_status)
             watch.cancel_scope.cancel()

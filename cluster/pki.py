@@ -39,11 +39,14 @@ _SCHEME: Final = "posthouse"
 def make_authority(region: str, *, now_ms: int | None = None) -> tuple[bytes, bytes]:
     """(certificate DER, private key PEM) of a new authority for `region`."""
     key = Ed25519PrivateKey.generate()
-    name = _name(f"Posthouse authority of {region}")
-    builder = _builder(name, name, key.public_key(), key.public_key(), AUTHORITY_LIFETIME, now_ms)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(sign_certificates=True), critical=True)
-    return builder.sign(key, None).public_bytes(Encoding.DER), _pem(key)
+    return _authority(_name(f"Posthouse authority of {region}"), key, now_ms), _pem(key)
+
+
+def renew_authority(authority_cert: bytes, authority_key: bytes, *, now_ms: int | None = None) -> bytes:
+    """A new certificate (DER) for an authority (certificate DER, key PEM), expired or not: the same name and key, so
+    that what it signed holds under the old one and the new one alike. Raises OperatorError."""
+    authority, signer = _pair(authority_cert, authority_key)
+    return _authority(authority.subject, signer, now_ms)
 
 
 def issue_node(
@@ -57,23 +60,97 @@ def issue_node(
     now_ms: int | None = None,
 ) -> tuple[bytes, bytes]:
     """(certificate PEM, private key PEM) of a node, by the authority (certificate DER, key PEM). `hosts`: names and IP
-    addresses under which clients reach it. Raises OperatorError where the parts do not belong together."""
+    addresses under which clients reach it. Raises OperatorError where the parts do not belong together, or the
+    authority has expired."""
     if not cell.startswith(region + "/"):
         raise OperatorError(f"cell {cell} is not one of region {region}", f"Name it {region}/…")
+    key = Ed25519PrivateKey.generate()
+    subject = _name(f"Posthouse node {cell}/{node}")
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"{_SCHEME}://{cell}/{node}"), *map(_host, hosts)]
+    pair = _pair(authority_cert, authority_key)
+    return _node(pair, key.public_key(), subject, x509.SubjectAlternativeName(names), now_ms), _pem(key)
+
+
+def renew_node(
+    certificate: bytes, authority_cert: bytes, authority_key: bytes, peer: Peer, *, now_ms: int | None = None
+) -> bytes:
+    """A new certificate (PEM) for the node `peer`, whose old one (PEM, expired or not) the authority (certificate DER,
+    key PEM) issued: the same names and key, another year. Raises OperatorError, which does not name the files."""
+    authority, signer = _pair(authority_cert, authority_key)
+    try:
+        old = x509.load_pem_x509_certificate(certificate)
+        old.verify_directly_issued_by(authority)
+        claimed = _claimed(old)
+        names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except InvalidSignature:
+        what = f"the certificate was not issued by the authority of {peer.region}"
+        raise OperatorError(what, "Use the one that the node has on its server") from None
+    except (ValueError, TypeError) as error:
+        what = f"not the certificate of a Posthouse node of {peer.region}"
+        raise OperatorError(what, "Use the one that the node has on its server") from error
+    if claimed != peer:
+        what = f"the certificate is of {claimed.cell}/{claimed.node}, not of {peer.cell}/{peer.node}"
+        raise OperatorError(what, "Use the one that the node has on its server")
+    key = old.public_key()
+    assert isinstance(key, Ed25519PublicKey)  # the authority signs no others
+    return _node((authority, signer), key, old.subject, names, now_ms)
+
+
+def _pair(authority_cert: bytes, authority_key: bytes) -> tuple[x509.Certificate, Ed25519PrivateKey]:
     authority = x509.load_der_x509_certificate(authority_cert)
     signer = _private_key(authority_key, "the authority's key")
     if _raw(signer.public_key()) != _raw(authority.public_key()):
         raise OperatorError("the authority's key does not belong to its certificate", "Use the pair made together")
-    key = Ed25519PrivateKey.generate()
-    subject = _name(f"Posthouse node {cell}/{node}")
-    builder = _builder(subject, authority.subject, key.public_key(), signer.public_key(), NODE_LIFETIME, now_ms)
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"{_SCHEME}://{cell}/{node}"), *map(_host, hosts)]
+    return authority, signer
+
+
+def _authority(name: x509.Name, key: Ed25519PrivateKey, now_ms: int | None) -> bytes:
+    until = _time(now_ms) + AUTHORITY_LIFETIME
+    builder = _builder(name, name, key.public_key(), key.public_key(), until, now_ms)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(sign_certificates=True), critical=True)
+    return builder.sign(key, None).public_bytes(Encoding.DER)
+
+
+def _node(
+    pair: tuple[x509.Certificate, Ed25519PrivateKey],
+    key: Ed25519PublicKey,
+    subject: x509.Name,
+    names: x509.SubjectAlternativeName,
+    now_ms: int | None,
+) -> bytes:
+    """A node's certificate ends with its authority's: nobody believes it for longer."""
+    authority, signer = pair
+    now, end = _time(now_ms), authority.not_valid_after_utc
+    if now >= end:
+        remedy = "Renew it first: `posthouse init authority`"
+        raise OperatorError(f"the authority's own certificate expired on {end:%Y-%m-%d}", remedy)
+    builder = _builder(subject, authority.subject, key, signer.public_key(), min(now + NODE_LIFETIME, end), now_ms)
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(sign_certificates=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage(both), critical=False)
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    return builder.sign(signer, None).public_bytes(Encoding.PEM), _pem(key)
+    builder = builder.add_extension(names, critical=False)
+    return builder.sign(signer, None).public_bytes(Encoding.PEM)
+
+
+def renewal_of(node: str = "NAME") -> str:
+    """What to do about a node's certificate before or after its end."""
+    return f"Renew it with `posthouse init certificate {node}` where the authority's key is, and copy it here"
+
+
+def renewal_of_authority() -> str:
+    """The same for an authority's."""
+    return "Renew it with `posthouse init authority` where its key is, and have the root signed and joined again"
+
+
+def valid_until_ms(cert: x509.Certificate) -> int:
+    """Unix ms from which on nobody believes it."""
+    return int(cert.not_valid_after_utc.timestamp()) * 1000
+
+
+def _time(now_ms: int | None) -> datetime:
+    return datetime.now(UTC) if now_ms is None else datetime.fromtimestamp(now_ms / 1000, UTC)
 
 
 def _name(text: str) -> x509.Name:
@@ -85,12 +162,11 @@ def _builder(
     issuer: x509.Name,
     key: Ed25519PublicKey,
     issuer_key: Ed25519PublicKey,
-    lifetime: timedelta,
+    until: datetime,
     now_ms: int | None,
 ) -> x509.CertificateBuilder:
-    now = datetime.now(UTC) if now_ms is None else datetime.fromtimestamp(now_ms / 1000, UTC)
     return (
-        x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), now - _SKEW, now + lifetime)
+        x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), _time(now_ms) - _SKEW, until)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
@@ -200,6 +276,8 @@ class NodeCredentials:
 
     peer: Peer
     root: Root = field(repr=False)
+    until_ms: int  # Unix ms: the certificate's end
+    authority_until_ms: int  # that of the region's authority, as the root has it
     links_server: ssl.SSLContext = field(repr=False)  # for inbound links: a client certificate is required
     clients_server: ssl.SSLContext = field(repr=False)  # for clients' wss: they prove device keys, not certificates
     _links_client: dict[str, ssl.SSLContext] = field(repr=False)
@@ -221,6 +299,8 @@ class NodeCredentials:
         return cls(
             peer=peer,
             root=root,
+            until_ms=valid_until_ms(cert),
+            authority_until_ms=valid_until_ms(x509.load_der_x509_certificate(authorities[peer.region])),
             links_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, list(authorities.values())),
             clients_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, []),
             _links_client={
@@ -264,9 +344,9 @@ def _load_certificate(path: Path, now_ms: int | None) -> x509.Certificate:
         cert = x509.load_pem_x509_certificate(_read(path))
     except ValueError as error:
         raise OperatorError(f"{path} is not a PEM certificate", "Issue it again with posthouse init") from error
-    now = datetime.now(UTC) if now_ms is None else datetime.fromtimestamp(now_ms / 1000, UTC)
+    now = _time(now_ms)
     if now >= cert.not_valid_after_utc:
-        raise OperatorError(f"{path} expired on {cert.not_valid_after_utc:%Y-%m-%d}", "Issue a new one for this node")
+        raise OperatorError(f"{path} expired on {cert.not_valid_after_utc:%Y-%m-%d}", renewal_of())
     if now < cert.not_valid_before_utc:
         raise OperatorError(f"{path} is valid from {cert.not_valid_before_utc:%Y-%m-%d} on", "Set this machine's clock")
     return cert

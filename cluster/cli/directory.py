@@ -61,7 +61,8 @@ def verify(pin: str | None, root_path: Path | None, directory: Path) -> None:
     when something does not hold.
     """
     home = Home(directory)
-    certificates = {str(path.relative_to(directory)): path.read_bytes() for path in directory.glob("nodes/*/tls/*.pem")}
+    paths = [*directory.glob("nodes/*/tls/*.pem"), *sorted(directory.glob("server*/tls/*.pem"))]
+    certificates = {str(path.relative_to(directory)): path.read_bytes() for path in paths}
     chains = {f"user {name}": own_records(home.store(name)) for name in home.names()}
     findings = verify_bundle(
         _read(root_path, directory), now_ms=now_ms(), pinned=_pinned(pin), certificates=certificates, chains=chains

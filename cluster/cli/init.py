@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,10 @@ from nacl.signing import SigningKey
 
 from cluster.cli.directory import fingerprint
 from cluster.cli.options import now_ms
+from cluster.cli.region import (
+    authority_key_of, load_region, node_of, own_region, region_option, replace_file, write_region,
+)  # fmt: skip
+from cluster.cli.renewal import authority, certificate
 from cluster.config import load_config
 from cluster.config_keys import Address
 from cluster.local.home import Home, read_root
@@ -21,20 +24,17 @@ from cluster.provision import (
     write_node, write_public, write_secret,
 )  # fmt: skip
 from relay.client import update_root
-from relay.core.codec import Decoder, encode
+from relay.core.codec import encode
 from relay.core.shapes import Name
 from relay.core.trust import Root, RootNode, RootRegion, verify_root
-from relay.errors import OperatorError, ProtocolError
+from relay.errors import OperatorError
 from relay.journal.seal import StorageRing
-from relay.limits import KIB
 
-_read_region: Decoder[RootRegion] = Decoder(RootRegion, "region file", 64 * KIB)
 _ALONE = (
     "Make a region of three under another name (`posthouse init region`), and new users there. To bring a node that "
     "is alone to another machine stop it, move its whole directory, and keep its host name"
 )
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
-_dir_option = click.option("--dir", "directory", type=click.Path(path_type=Path), required=True, help="Where to write.")
 
 
 @click.group()
@@ -64,7 +64,12 @@ def init() -> None:
     A region that comes later: step 1, then step 2 with the new file in the
     same --dir (the root gets a new version), then step 3 for everybody.
     A node that comes later, for a cell of several: `posthouse init node`.
+    Every year: new certificates for the nodes, `posthouse init certificate`.
     """
+
+
+init.add_command(certificate)
+init.add_command(authority)
 
 
 def _ports(command: Callable[..., None]) -> Callable[..., None]:
@@ -88,7 +93,7 @@ def _ports(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--nodes", type=int, help="Nodes of the region's cell: 1, 3 or 5.  [default: as many as --host]")
 @_ports
-@_dir_option
+@region_option
 def region(
     region: str, hosts: tuple[str, ...], nodes: int | None, clients: int, links: int, admin: int, listen: str,
     directory: Path,
@@ -128,7 +133,7 @@ def region(
 @click.argument("name")
 @click.option("--host", required=True, help="Name or address under which clients and other nodes reach the server.")
 @_ports
-@_dir_option
+@region_option
 def node_(name: str, host: str, clients: int, links: int, admin: int, listen: str, directory: Path) -> None:
     """Make a further node, NAME, of the region in DIR: to take another's place, or to make three nodes five.
 
@@ -140,52 +145,42 @@ def node_(name: str, host: str, clients: int, links: int, admin: int, listen: st
     signed that file (`posthouse init root`), and `posthouse init join` has brought the new root to every server of the
     region. Then start it, and see it come up with `posthouse cell add-node NAME`.
     """
-    path, entry = _own_region(directory)
+    path, entry = own_region(directory)
     _check_name(name, "a node's name")
     cell = entry.cells[0]
     if name in [node.name for node in cell.nodes]:
         raise OperatorError(f"{cell.name} has a node {name!r} already", "Choose a name that no node of it has")
     if len(cell.nodes) == 1:
         raise OperatorError(f"{cell.name} has one node, whose log cannot be spread over several", _ALONE)
-    secrets = directory / "secrets"
-    try:
-        authority_key = (secrets / f"{entry.name}.authority.pem").read_bytes()
-        first = next(directory.glob("server*/secrets/storage.key")).parents[1]
-    except (OSError, StopIteration):
-        remedy = "Run it where `posthouse init region` was run: the authority's key and a storage key are needed"
-        raise OperatorError(f"{directory} lacks the keys of {entry.name}", remedy) from None
-    keys = RegionKeys(entry.authority, authority_key, load_signing_key(secrets / f"{entry.name}.registrar.key"))
+    authority_key, first = authority_key_of(directory, entry), next(directory.glob("server*/secrets/storage.key"), None)
+    if first is None:
+        remedy = "Run it where `posthouse init region` was run, or put a server's secrets/storage.key there"
+        raise OperatorError(f"{directory} lacks the storage key of {entry.name}", remedy)
+    registrar = load_signing_key(directory / "secrets" / f"{entry.name}.registrar.key")
+    keys = RegionKeys(entry.authority, authority_key, registrar)
     place = _place(entry.name, name, host, clients, links, admin, listen)
-    _write_server(place, keys, directory / f"server-{name}", first)
-    _renew(path, entry, (*cell.nodes, place.entry()))
+    _write_server(place, keys, directory / f"server-{name}", first.parents[1])
+    _write_nodes(path, entry, (*cell.nodes, place.entry()))
 
 
 @init.command("drop-node")
 @click.argument("name")
-@_dir_option
+@region_option
 def drop_node(name: str, directory: Path) -> None:
     """Take the node NAME out of REGION.region, after `posthouse cell remove-node NAME`.
 
     As long as the root lists a node it counts: clients are served only while more than half of a cell's nodes vote. Its
     files here, DIR/server-NAME, become DIR/dropped-NAME.
     """
-    path, entry = _own_region(directory)
+    path, entry = own_region(directory)
     left = tuple(node for node in entry.cells[0].nodes if node.name != name)
     if len(left) == len(entry.cells[0].nodes) or not left:
         names = ", ".join(node.name for node in entry.cells[0].nodes)
         raise OperatorError(f"{entry.cells[0].name} cannot do without {name!r}", f"Its nodes are: {names}")
-    gone = [config.parent for config in directory.glob("server*/node.toml") if _node_of(config) == name]
-    _renew(path, entry, left)
+    gone = [config.parent for config in directory.glob("server*/node.toml") if node_of(config) == name]
+    _write_nodes(path, entry, left)
     for server in gone:
         server.rename(directory / f"dropped-{name}")
-
-
-def _node_of(config: Path) -> str:
-    try:
-        return str(tomllib.loads(config.read_text("utf-8"))["node"]["name"])
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError):
-        remedy = "Mend it; `posthouse config check` says more. Nothing was changed"
-        raise OperatorError(f"{config} does not say which node it is", remedy) from None
 
 
 def _place(region: str, name: str, host: str, clients: int, links: int, admin: int, listen: str) -> Place:
@@ -213,28 +208,18 @@ def _private(directory: Path) -> Path:
     return directory
 
 
-def _own_region(directory: Path) -> tuple[Path, RootRegion]:
-    """The region file in DIR, and what is in it. Raises OperatorError."""
-    paths = sorted(directory.glob("*.region"))
-    if len(paths) != 1:
-        raise OperatorError(f"{directory} holds {len(paths)} regions", "Give the --dir of `posthouse init region`")
-    return paths[0], _load_region(paths[0])
-
-
-def _renew(path: Path, entry: RootRegion, nodes: tuple[RootNode, ...]) -> None:
+def _write_nodes(path: Path, entry: RootRegion, nodes: tuple[RootNode, ...]) -> None:
     """Other nodes in the region's first cell."""
     cell = msgspec.structs.replace(entry.cells[0], nodes=nodes)
-    entry = msgspec.structs.replace(entry, cells=(cell, *entry.cells[1:]))
-    _replace(path, encode(entry))
     names = ", ".join(node.name for node in nodes)
-    click.echo(f"{cell.name} has the nodes {names} in {path}: send it to the root's keeper.")
-    click.echo(f"Its fingerprint, to be compared over the phone: {fingerprint(entry)}")
+    entry = msgspec.structs.replace(entry, cells=(cell, *entry.cells[1:]))
+    write_region(path, entry, f"{cell.name} has the nodes {names}")
 
 
 @init.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--federation", default="posthouse", show_default=True, help="A name for the federation (at the start).")
-@_dir_option
+@region_option
 def root(files: tuple[Path, ...], federation: str, directory: Path) -> None:
     """Sign a root document over the regions in FILES (REGION.region).
 
@@ -242,7 +227,7 @@ def root(files: tuple[Path, ...], federation: str, directory: Path) -> None:
     federation. Later, with the same DIR, the regions in FILES join the others, or replace those of the same name, in
     the next version of the root.
     """
-    entries = [_load_region(path) for path in files]
+    entries = [load_region(path) for path in files]
     path = directory / "root.bin"
     prev = _kept_root(path)
     if prev is None:
@@ -254,7 +239,7 @@ def root(files: tuple[Path, ...], federation: str, directory: Path) -> None:
     signed = new_root(federation, list(merged.values()), key, now_ms(), prev)
     verified = verify_root(signed, now_ms(), prev=prev)
     write_public(directory / f"root.v{verified.payload.version}.bin", signed)
-    _replace(path, signed)
+    replace_file(path, signed)
     click.echo(f"Signed {path}, version {verified.payload.version}. Send it to every operator.")
     click.echo(f"digest  {verified.digest.hex()}")
     for entry in verified.payload.regions:
@@ -263,7 +248,7 @@ def root(files: tuple[Path, ...], federation: str, directory: Path) -> None:
 
 @init.command()
 @click.argument("source", metavar="ROOT", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@_dir_option
+@region_option
 def join(source: Path, directory: Path) -> None:
     """Take a signed ROOT document into the region in DIR.
 
@@ -278,13 +263,13 @@ def join(source: Path, directory: Path) -> None:
     if not regions:
         raise OperatorError(f"{directory} holds no region", "Give the --dir of `posthouse init region`")
     for path in regions:
-        own = _load_region(path)
+        own = load_region(path)
         if own not in new.payload.regions:
             what = f"{source} does not have the region {own.name} as it was made here ({fingerprint(own)})"
             raise OperatorError(what, f"Send {path} to the root's keeper again, and compare fingerprints")
     servers = sorted(path.parent for path in directory.glob("server*/node.toml"))
     for target in (directory, *servers):
-        _replace(target / "root.bin", new.signed)
+        replace_file(target / "root.bin", new.signed)
     home = Home(directory)
     for name in home.names():
         update_root(home.store(name), new.signed)
@@ -293,14 +278,6 @@ def join(source: Path, directory: Path) -> None:
     click.echo(f"Joined: root version {new.payload.version} with {', '.join(r.name for r in new.payload.regions)}.")
     for server in servers:
         click.echo(f"Copy {server} to its server and run: posthouse node run {server.name}/node.toml")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """A file that at any moment is the old or the new one."""
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    write_public(fresh, data)
-    fresh.replace(path)
 
 
 def _check_name(name: str, what: str = "a region's name") -> None:
@@ -315,13 +292,6 @@ def _address(host: str, port: int) -> Address:
     if not _HOST.fullmatch(host):
         raise OperatorError(f"{host!r} is no host", "Give a name or an address, IPv6 in brackets, without a port")
     return Address.parse(f"{host}:{port}")
-
-
-def _load_region(path: Path) -> RootRegion:
-    try:
-        return _read_region(path.read_bytes())
-    except ProtocolError as error:
-        raise OperatorError(f"{path} is no region file: {error.text}", "Ask its operator to send it again") from None
 
 
 def _kept_root(path: Path) -> Root | None:

@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cluster.links.secure import split_address
-from cluster.pki import identify
+from cluster.pki import identify, renewal_of, renewal_of_authority, valid_until_ms
 from relay.core.codec import digest
 from relay.core.trust import HomeRecord, Root, RootRegion, read_home, verify_chain, verify_root
 from relay.errors import PeerError, ProtocolError, TrustError
@@ -109,9 +109,9 @@ def _check_authority(where: str, authority: x509.Certificate | None, now_ms: int
         may_sign = False
     if not may_sign:
         return Finding(where, "its authority is no self-signed authority certificate", False, remedy)
-    until = int(authority.not_valid_after_utc.timestamp() * 1000)
+    until = valid_until_ms(authority)
     if now_ms >= until:
-        return Finding(where, f"its authority expired on {_day(until)}", False, remedy)
+        return Finding(where, f"its authority expired on {_day(until)}", False, renewal_of_authority())
     return Finding(where, f"authority valid until {_day(until)}", True)
 
 
@@ -124,9 +124,9 @@ def _check_certificate(name: str, pem: bytes, root: Root, now_ms: int) -> Findin
         return Finding(name, "not a PEM certificate", False, remedy)
     except PeerError as error:
         return Finding(name, error.text, False, error.remedy or remedy)
-    until = int(cert.not_valid_after_utc.timestamp() * 1000)
+    until = valid_until_ms(cert)
     if now_ms >= until:
-        return Finding(name, f"expired on {_day(until)}", False, remedy)
+        return Finding(name, f"expired on {_day(until)}", False, renewal_of(peer.node))
     return Finding(name, f"node {peer.cell}/{peer.node}, valid until {_day(until)}", True)
 
 

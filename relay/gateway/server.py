@@ -6,7 +6,7 @@ Accepts in an inner nursery and serves in an outer one, so that accepting can st
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,10 +32,10 @@ _REQUEST: Final = 4096  # bytes of a refused client's request that are read befo
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """One listener, with TLS spoken on what it accepts when there is a context."""
+    """One listener, and for TLS what gives each connection its context: the certificate may be renewed meanwhile."""
 
     listener: trio.abc.Listener[trio.abc.Stream]
-    context: ssl.SSLContext | None = None
+    context: Callable[[], ssl.SSLContext] | None = None
 
 
 class Gateway:
@@ -90,13 +90,14 @@ class Gateway:
                     _log.warning("accept_failed", errno=error.errno, retry_s=ACCEPT_RETRY_S)
                     await trio.sleep(ACCEPT_RETRY_S)
                     continue
+                context = entrance.context() if entrance.context else None
                 if len(self._connections) < self._max_connections:
-                    connection = Connection(stream, self._around, serving, entrance.context)
+                    connection = Connection(stream, self._around, serving, context)
                     self._connections[connection] = None
                     serving.start_soon(self._serve, connection, name="client")
                 elif self._refusing < MAX_REFUSALS:
                     self._refusing += 1
-                    serving.start_soon(self._refuse, stream, entrance.context, name="refusal")
+                    serving.start_soon(self._refuse, stream, context, name="refusal")
                 else:
                     await trio.aclose_forcefully(stream)
 

@@ -13,7 +13,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from nacl.signing import SigningKey
 
 from cluster.core.linkwire import Peer
-from cluster.pki import AUTHORITY_LIFETIME, NODE_LIFETIME, NodeCredentials, identify, issue_node, make_authority
+from cluster.pki import (
+    AUTHORITY_LIFETIME, NODE_LIFETIME, NodeCredentials, identify, issue_node, make_authority, renew_authority,
+    renew_node,
+)  # fmt: skip
 from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, sign_root, verify_root
 from relay.errors import OperatorError, PeerError
 
@@ -22,12 +25,12 @@ YEAR = 366 * 86_400_000
 NORDEN, SUEDEN = make_authority("norden", now_ms=NOW), make_authority("sueden", now_ms=NOW)
 
 
-def make_root(other: bytes = SUEDEN[0]) -> Root:
+def make_root(other: bytes = SUEDEN[0], own: bytes = NORDEN[0]) -> Root:
     key = SigningKey(bytes(32))
     public = bytes(key.verify_key)
     regions = [
         RootRegion(name, authority, public, (RootCell(f"{name}/1", (RootNode("n1", "127.0.0.1:1", ()),)),))
-        for name, authority in (("norden", NORDEN[0]), ("sueden", other))
+        for name, authority in (("norden", own), ("sueden", other))
     ]
     payload = RootPayload(1, "test", 1, b"", NOW + 20 * YEAR, (public,), 1, tuple(regions))
     return verify_root(sign_root(payload, [key]), NOW)
@@ -163,3 +166,66 @@ def test_names_that_the_parser_chokes_on_are_the_peers_fault(names: bytes) -> No
     ).add_extension(x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, names), critical=False)
     with pytest.raises(PeerError, match="not the certificate"):
         identify(builder.sign(key, None).public_bytes(Encoding.DER), make_root())
+
+
+# --- renewing ------------------------------------------------------------------------------------
+N1 = Peer("norden", "norden/1", "n1")
+
+
+def test_a_renewed_certificate_has_the_same_names_and_key_and_another_year(tmp_path: Path) -> None:
+    old, key = norden()
+    later = NOW + 2 * YEAR  # the old one may have expired
+    new = renew_node(old, *NORDEN, N1, now_ms=later)
+    before, after = x509.load_pem_x509_certificate(old), x509.load_pem_x509_certificate(new)
+    assert after.subject == before.subject and after.public_key() == before.public_key()
+    for kind in (x509.SubjectAlternativeName, x509.KeyUsage, x509.ExtendedKeyUsage, x509.AuthorityKeyIdentifier):
+        assert after.extensions.get_extension_for_class(kind) == before.extensions.get_extension_for_class(kind)
+    assert after.serial_number != before.serial_number
+    lives = [cert.not_valid_after_utc - cert.not_valid_before_utc for cert in (before, after)]
+    assert lives[0] == lives[1] and after.not_valid_before_utc > before.not_valid_after_utc
+    paths = write(tmp_path, new, key)
+    assert NodeCredentials.load(*paths, make_root(), now_ms=later).peer == N1
+    with pytest.raises(OperatorError, match=r"node\.crt expired on 2030.*posthouse init certificate"):
+        NodeCredentials.load(*paths, make_root(), now_ms=later + YEAR)
+
+
+@pytest.mark.parametrize(
+    ("old", "why"),
+    [
+        (b"junk", "not the certificate of a Posthouse node of norden"),
+        (issue_node(*NORDEN, "norden", "norden/1", "n2", [], now_ms=NOW)[0], "is of norden/1/n2, not of norden/1/n1"),
+        (issue_node(*make_authority("norden"), "norden", "norden/1", "n1", [])[0], "not issued by the authority"),
+        (issue_node(*SUEDEN, "sueden", "sueden/1", "n1", [], now_ms=NOW)[0], "not the certificate of a Posthouse node"),
+    ],
+)
+def test_nothing_but_the_nodes_own_certificate_is_renewed(old: bytes, why: str) -> None:
+    with pytest.raises(OperatorError, match=why) as caught:
+        renew_node(old, *NORDEN, N1, now_ms=NOW)
+    assert "server" in caught.value.remedy
+
+
+def test_a_node_certificate_ends_with_its_authority(tmp_path: Path) -> None:
+    until = x509.load_der_x509_certificate(NORDEN[0]).not_valid_after_utc
+    end = int(until.timestamp() * 1000)
+    late = renew_node(norden()[0], *NORDEN, N1, now_ms=end - 1000)
+    assert x509.load_pem_x509_certificate(late).not_valid_after_utc == until
+    for issue in (
+        lambda: renew_node(norden()[0], *NORDEN, N1, now_ms=end),
+        lambda: issue_node(*NORDEN, "norden", "norden/1", "n1", [], now_ms=end),
+    ):
+        with pytest.raises(OperatorError, match=r"authority's own .*expired on 2037.*posthouse init authority"):
+            issue()
+
+
+def test_what_a_renewed_authority_signed_before_and_after_holds_under_both(tmp_path: Path) -> None:
+    end = int(x509.load_der_x509_certificate(NORDEN[0]).not_valid_after_utc.timestamp() * 1000)
+    renewed = renew_authority(*NORDEN, now_ms=end + 1000)  # late, and still possible
+    assert x509.load_der_x509_certificate(renewed).subject == x509.load_der_x509_certificate(NORDEN[0]).subject
+    old, key = norden()
+    new = renew_node(old, renewed, NORDEN[1], N1, now_ms=end + 1000)
+    for root in (make_root(), make_root(own=renewed)):
+        assert identify(der(old), root) == identify(der(new), root) == N1
+    credentials = NodeCredentials.load(*write(tmp_path, new, key), make_root(own=renewed), now_ms=end + 1000)
+    assert credentials.until_ms == end + 1000 + NODE_LIFETIME.total_seconds() * 1000 < credentials.authority_until_ms
+    with pytest.raises(OperatorError, match="does not belong to its certificate"):
+        renew_authority(NORDEN[0], SUEDEN[1])

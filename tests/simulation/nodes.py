@@ -29,6 +29,8 @@ from tests.simulation.world import World
 class OpenSecurity:
     """cluster.links.secure.Security without TLS: the network itself says who is at the other end."""
 
+    expires_ms = 2**53  # never
+
     def __init__(self, peer: Peer, who: Callable[[Host], Peer]) -> None:
         self._peer, self._who = peer, who
 

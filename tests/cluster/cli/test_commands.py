@@ -271,7 +271,7 @@ def test_mistakes_about_nodes(posthouse: Posthouse, args: list[str], what: str) 
     for key in Path("norden").glob("server-*/secrets/storage.key"):
         key.unlink()
     lacks = posthouse("init", "node", "n9", "--host", "a", "--dir", "norden", status=Exit.OPERATOR).stderr
-    assert "lacks the keys" in lacks and not Path("norden/server-n9").exists()
+    assert "lacks the storage key" in lacks and not Path("norden/server-n9").exists()
     nowhere = posthouse("init", "node", "n2", "--host", "a", "--dir", "nowhere", status=Exit.OPERATOR).stderr
     assert "holds 0 regions" in nowhere
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,8 @@ async def test_tls_a_unix_socket_and_plain_tcp_side_by_side(authority: trustme.C
     unix = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     await unix.bind(str(tmp_path / "s"))
     unix.listen()
-    entrances = [Entrance(plain), Entrance(secure, server_context(authority)), Entrance(trio.SocketListener(unix))]
+    served = server_context(authority)
+    entrances = [Entrance(plain), Entrance(secure, lambda: served), Entrance(trio.SocketListener(unix))]
     office = HonestOffice()
     urls = [
         f"ws://127.0.0.1:{plain.socket.getsockname()[1]}",
@@ -286,7 +288,7 @@ async def test_tls_a_unix_socket_and_plain_tcp_side_by_side(authority: trustme.C
 async def test_tls_errors_reach_the_client_and_a_silent_handshake_ends(authority: trustme.CA) -> None:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
-    entrances = [Entrance(listener, server_context(authority))]
+    entrances = [Entrance(listener, partial(server_context, authority))]
     bounds = Bounds(handshake_s=0.5, linger_s=0.1)
     async with open_house(entrances=entrances, max_connections=1, bounds=bounds) as house:
         async with ws.connect(f"wss://127.0.0.1:{port}", client_context(authority)) as socket:
@@ -300,6 +302,24 @@ async def test_tls_errors_reach_the_client_and_a_silent_handshake_ends(authority
         silent = await trio.open_tcp_stream("127.0.0.1", port)
         assert await whole(silent) == b""
         await until(lambda: house.gateway.connections == 0)
+
+
+async def test_each_connection_gets_the_context_of_its_time(authority: trustme.CA) -> None:
+    """A certificate that is renewed is shown to whoever comes after that; who is there stays."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = f"wss://127.0.0.1:{listener.socket.getsockname()[1]}"
+    newer = trustme.CA()
+    contexts = [server_context(authority), server_context(newer), server_context(newer)]
+    async with (
+        open_house(entrances=[Entrance(listener, lambda: contexts.pop(0))]),
+        ws.connect(url, client_context(authority)) as socket,
+    ):
+        with pytest.raises(TrustError, match="certificate"):
+            async with ws.connect(url, client_context(authority)):
+                pass
+        async with ws.connect(url, client_context(newer)) as other:
+            await other.ping()
+        await socket.ping()
 
 
 async def test_many_come_and_go_at_once() -> None:

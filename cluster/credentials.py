@@ -1,0 +1,121 @@
+"""A running node's certificate: taken anew when its file is replaced, and spoken of before it ends."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from cluster.core.linkwire import Peer
+from cluster.env import RealClock
+from cluster.pki import Claim, NodeCredentials, renewal_of, renewal_of_authority
+from relay.core.trust import Root
+from relay.errors import OperatorError
+from relay.limits import DAY
+
+_log = structlog.get_logger("cluster.credentials")
+_LOOK_S: Final = 2.0  # seconds between two looks at the files; a look is two stat(2)
+_WARN_MS: Final = 30 * DAY  # before the end: time for a person who is on holiday
+_WARN_AGAIN_S: Final = 86_400.0  # seconds between two warnings
+_Stamp = tuple[int, int, int, int]  # of a file: inode, size, and the nanoseconds when content and status changed
+_wall_ms: Final = RealClock().wall_ms
+
+
+class OwnCredentials:
+    """What a node proves with, now (cluster.links.secure.Security; and TLS for its clients).
+
+    A replaced certificate holds for connections that begin after it was taken. Those that are open go on: what they
+    began with was good, and TLS looks at it only then."""
+
+    def __init__(
+        self, certificate: Path, private_key: Path, root: Root, now_ms: Callable[[], int] = _wall_ms
+    ) -> None:
+        """Raises OperatorError, as NodeCredentials.load. `now_ms`: Unix time, ms."""
+        self._paths, self._root, self._now_ms = (certificate, private_key), root, now_ms
+        self._seen = self._taken = self._stamps()
+        self._now = NodeCredentials.load(certificate, private_key, root, now_ms=now_ms())
+
+    @property
+    def peer(self) -> Peer:
+        """The node that they prove; it never changes."""
+        return self._now.peer
+
+    @property
+    def expires_ms(self) -> int:
+        """Unix ms from which on no other node believes them: the end of the certificate, or of its authority."""
+        return min(self._now.until_ms, self._now.authority_until_ms)
+
+    def clients_server(self) -> ssl.SSLContext:
+        """For the next client's wss."""
+        return self._now.clients_server
+
+    async def secure_client(self, transport: trio.abc.Stream, region: str) -> tuple[trio.abc.Stream, Claim]:
+        """As Security says."""
+        return await self._now.secure_client(transport, region)
+
+    async def secure_server(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, Claim]:
+        """As Security says."""
+        return await self._now.secure_server(transport)
+
+    async def watch(self) -> None:
+        """Look at the files, and at the time that is left, until cancelled. Raises nothing: whatever lies there, the
+        node goes on with what it has."""
+        warned = -_WARN_AGAIN_S
+        while True:
+            if trio.current_time() - warned >= _WARN_AGAIN_S:
+                warned = trio.current_time()
+                self._warn()
+            await trio.sleep(_LOOK_S)
+            self._look()
+
+    def _look(self) -> None:
+        """Take what was put there, unless it does not hold. What has changed since the last look waits for the next
+        one: somebody may still be writing it, or about to replace the second file."""
+        found = self._stamps()
+        settled, self._seen = found == self._seen, found
+        if not settled or found == self._taken:
+            return
+        self._taken = found
+        try:
+            fresh = NodeCredentials.load(*self._paths, self._root, now_ms=self._now_ms())
+            if fresh.peer != self.peer:
+                what = f"{self._paths[0]} is of {fresh.peer.cell}/{fresh.peer.node}, not of this node"
+                raise OperatorError(what, renewal_of(self.peer.node))
+        except (OperatorError, ssl.SSLError, OSError) as error:  # the latter two: replaced once more, this moment
+            _log.error("certificate_not_taken", text=str(error), until=_day(self.expires_ms))
+            return
+        self._now = fresh
+        _log.info("certificate_renewed", until=_day(self.expires_ms))
+
+    def _stamps(self) -> list[_Stamp | None]:
+        return [_stamp(path) for path in self._paths]
+
+    def _warn(self) -> None:
+        left_ms = self.expires_ms - self._now_ms()
+        if left_ms >= _WARN_MS:
+            return
+        own = self._now.until_ms < self._now.authority_until_ms
+        whose = str(self._paths[0]) if own else f"the authority of {self.peer.region}"
+        when = f"expires on {_day(self.expires_ms)}, in {left_ms // DAY} days"
+        if left_ms <= 0:
+            when = f"expired on {_day(self.expires_ms)}: no new link is opened with it"
+        remedy = renewal_of(self.peer.node) if own else renewal_of_authority()
+        log = _log.warning if left_ms > 0 else _log.error
+        log("certificate_expires", text=f"{whose} {when}", remedy=remedy)
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _day(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d}"
