@@ -22,7 +22,7 @@ from relay.client import Card, Client, open_client
 from tests.e2e.test_cell import PATIENCE_S, Operator, Servers, whole
 
 NAMES = ("n1", "n2", "n3")
-SHORT_S = 45  # until the first certificates end; to start the nodes and to renew them takes about 25 on a slow machine
+SHORT_S = 60  # until the first certificates end; to start the nodes and to renew them takes about 25 on a slow machine
 
 
 class Town:
