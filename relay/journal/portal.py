@@ -75,7 +75,7 @@ class Portal:
             raise trio.ClosedResourceError("the portal is closed")
         call: _Call[T] = _Call(lambda: function(*args))
         self._loop.call_soon_threadsafe(self._start, call)
-        with trio.CancelScope(shield=True):  # bounded by the deadline that `carry` keeps
+        with trio.CancelScope(shield=True):  # bounded by the deadline that `_start` sets
             await call.ended.wait()
         if call.error is None:
             return call.result[0]
