@@ -252,6 +252,10 @@ async def look_at_the_disks(stage: Stage) -> str:
     look = await trio.to_thread.run_sync(stage.auditor, "when everything is delivered")
     for region in stage.regions:
         await trio.to_thread.run_sync(look, region)
+    found = {shelf.region for audit in stage.audits for shelf in audit.shelves if shelf.home}
+    if stage.nodes_killed:  # who was stopped has let go of what is settled; who was killed has it
+        empty = [region for region in stage.regions if region not in found]
+        stage.failures += [f"the audit: no envelope was found in {region}, so it shows nothing" for region in empty]
     return "every store is unsealed and decoded, every file scanned"
 
 
