@@ -63,7 +63,7 @@ class Reception:
         last = request.first + len(request.items) - 1
         if request.first > vector() + 1:
             with trio.move_on_after(LINK_DEADLINE_S / 2):  # this node may be behind; to say less would prove a loss
-                await self._delivery.wait_for(lambda: vector() >= request.confirmed)
+                await self._delivery.wait_for(lambda: vector() + 1 >= request.first)
         if request.first > vector() + 1 or last <= vector():
             return self._answer(key, request.first, last)
         fresh, size, learned = list[records.HandIn](), 0, False

@@ -41,7 +41,7 @@ from relay.intake import Intake
 from relay.journal.database import found_in
 from relay.journal.guard import ResidencyGuard
 from relay.journal.portal import open_portal
-from relay.journal.files import STORE_FILE
+from relay.journal.files import STORE_FILE, check_repaired
 from relay.journal.scrub import Scrubber
 from relay.journal.seal import StorageRing
 from relay.journal.solo import SoloJournal, open_solo
@@ -250,6 +250,7 @@ async def _open_journal(
     guard, federation = ResidencyGuard(own.region, own.cell, root), federation_id(root)
     listed = root.cell(own.cell)
     nodes = [node.name for node in listed.nodes] if listed else []
+    check_repaired(paths.data)
     if len(nodes) <= 1:
         check_data(paths.data)
         async with open_solo(

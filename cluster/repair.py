@@ -23,11 +23,11 @@ from relay.core.mailroom.state import State
 from relay.errors import DiskFailed, OperatorError, StoreDamaged
 from relay.journal.api import CheckpointHead, Hard, LogStore, Meta, StoreEnv, Write
 from relay.journal.database import found_in
-from relay.journal.files import STORE_FILE, mark_file, sync_directory
+from relay.journal.files import REPAIRED, STORE_FILE, put_in_place, sync_directory
 from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint
 from relay.journal.seal import StorageRing
 
-_FRESH = "repaired"  # in the data directory, while the new store is being made
+_FRESH = "repairing"  # in the data directory, while the new store is being made
 _KEEP = "Keep the directory: this command cannot save what waits in it"
 
 
@@ -51,10 +51,9 @@ async def renew_log(
     blocks count then, known to be committed or not: what was confirmed may be among either.
 
     Raises StoreLocked, StoreForeign, DiskFailed; StoreDamaged where the fold cannot be had without what is damaged."""
+    if not (env.store_exists(directory) or (directory / STORE_FILE).exists()):
+        raise OperatorError(f"{directory} has no store", "There is nothing to repair")
     fresh = directory / _FRESH
-    if not env.store_exists(directory):
-        what = f"{directory} was left in the midst of a repair" if fresh.exists() else f"{directory} has no store"
-        raise OperatorError(what, f"The old store is in {directory / 'quarantine'}, what was made of it in {fresh}")
     shutil.rmtree(fresh, ignore_errors=True)  # of a repair that did not come to its end
     log, own = env.random_bytes(16), env.random_bytes(16)
     sealer = Sealer(ring, log, env.random_bytes)
@@ -73,10 +72,10 @@ async def renew_log(
         finally:
             await new.close()
         lost = old.lost or store.behind or ""
+        _is_whole(fresh)
     finally:
         await store.close()
-    env.set_aside(directory, aside)
-    _put_in_place(fresh, directory)
+    put_in_place(directory, aside, env.clock.wall_ms())
     return Renewed(log, meta.first, room.state.index, lost, aside)
 
 
@@ -172,13 +171,11 @@ def _renumber(state: State, log: bytes) -> None:
         outbox.done, outbox.last = 0, len(outbox.items)
 
 
-def _put_in_place(fresh: Path, directory: Path) -> None:
-    """The mark last: until then what is there is a store without one, which nobody trusts. Raises DiskFailed."""
-    mark = mark_file(fresh / STORE_FILE).name
+def _is_whole(fresh: Path) -> None:
+    """The new store is complete: from here on it is the one that counts, whatever happens. Raises DiskFailed."""
     try:
-        for path in sorted(fresh.iterdir(), key=lambda path: path.name == mark):
-            path.rename(directory / path.name)
-            sync_directory(directory)
-        fresh.rmdir()
+        sync_directory(fresh)
+        fresh.rename(fresh.with_name(REPAIRED))
+        sync_directory(fresh.parent)
     except OSError as error:
-        raise DiskFailed(f"{directory}: {error.strerror}", f"The new store is in {fresh}") from error
+        raise DiskFailed(f"{fresh}: {error.strerror}", "Nothing was changed") from error

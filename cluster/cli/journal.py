@@ -17,7 +17,7 @@ from cluster.cli.options import Decorator
 from cluster.config import NodeConfig, load_config
 from cluster.stopped import Examination, examine, known_store
 from relay.errors import OperatorError, PosthouseError, StoreDamaged, StoreLocked
-from relay.journal.files import REMOVED, store_exists
+from relay.journal.files import REMOVED, REPAIRED, check_repaired, put_in_place, store_exists
 from relay.journal.inspect import open_stopped
 from relay.journal.seal import StorageRing
 
@@ -96,6 +96,9 @@ def repair(directory: Path, yes: bool, alone: bool) -> None:
     config = _config_of(directory)
     data, cell = config.paths.data, config.root.cell(config.node.cell)
     nodes = [node.name for node in cell.nodes] if cell else []
+    if (data / REPAIRED).exists():
+        _finish(data)
+        return
     _check_stopped(data, config)
     if alone:
         _check_alone(config, nodes)
@@ -115,6 +118,7 @@ def repair(directory: Path, yes: bool, alone: bool) -> None:
 # --- what they do --------------------------------------------------------------------------------
 def _examine(directory: Path, key: Path | None) -> Examination:
     data, beside = _find(directory, key)
+    check_repaired(data)
     return examine(data, StorageRing.load(key or beside))
 
 
@@ -200,6 +204,14 @@ def _say_what_may_be_lost(config: NodeConfig, nodes: list[str]) -> None:
         f"With --alone this is the log of {seen.cell} from now on, and the stores of {others} are given up. What was\n"
         "confirmed and only they had is lost: mail with a receipt, users, groups. No node may run with one of them."
     )
+
+
+def _finish(data: Path) -> None:
+    """A repair that was cut short had made the new store, and no node starts before that is in its place."""
+    from cluster.env import RealEnv
+
+    put_in_place(data, known_store(data), RealEnv().clock.wall_ms())
+    click.echo("A repair was cut short. It is finished now, as it was begun. Start the node.")
 
 
 def _set_aside(data: Path) -> None:

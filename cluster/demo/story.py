@@ -244,14 +244,22 @@ async def drain(stage: Stage) -> str:
     for (region, name), lost in stage.renewed.items():
         if text := _not_renewed(await stage.cell(region), name, lost):
             stage.failures.append(f"at the end: {text} in {region}")
-    await stage.federation.stop_all()
-    return "every device has everything; clients and nodes are stopped"
+    if not stage.renewed:
+        await stage.federation.stop_all()
+        return "every device has everything; clients and nodes are stopped"
+    for node in stage.federation.running():  # who is stopped lets go of what is settled; who is killed has it
+        stage.kill(node.region, node.name)
+    return "every device has everything; clients are stopped, and all nodes killed"
 
 
 async def look_at_the_disks(stage: Stage) -> str:
     look = await trio.to_thread.run_sync(stage.auditor, "when everything is delivered")
     for region in stage.regions:
         await trio.to_thread.run_sync(look, region)
+    found = {shelf.region for audit in stage.audits for shelf in audit.shelves if shelf.home}
+    if stage.nodes_killed:  # who was stopped has let go of what is settled; who was killed has it
+        empty = [region for region in stage.regions if region not in found]
+        stage.failures += [f"the audit: no envelope was found in {region}, so it shows nothing" for region in empty]
     return "every store is unsealed and decoded, every file scanned"
 
 

@@ -135,8 +135,8 @@ class Cell:
         while True:
             await trio.sleep(_LOOK_S)
             raft = journal.raft
-            for node in [node for node, (store, _) in self._joining.items() if store in raft.members.ids]:
-                del self._joining[node]  # granted, once: a store that is removed later does not come back
+            for node in [node for node, (store, _) in self._joining.items() if raft.log.had(store, raft.log.last)]:
+                del self._joining[node]  # granted, once: a store that was removed, too, does not come back
             others = [store for store in raft.members.voter_ids if store != journal.own.store]
             journal.clocks.keep(raft.members.ids)
             journal.clocks.mend(others)
@@ -181,7 +181,7 @@ async def ask_all(links: Links, message: linkwire.Request, deadline_s: float) ->
 
 
 async def ask_to_join(links: Links, store: bytes, deadline_s: float) -> None:
-    """Ask all other nodes to let `store` in, which is on the disk: what it asks for counts until it is granted."""
+    """Ask all other nodes to let `store` in, which is on the disk. What it asks for counts for _JOIN_KEPT_S."""
     await ask_all(links, linkwire.Join(store), deadline_s)
 
 

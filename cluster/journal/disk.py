@@ -245,8 +245,6 @@ class RaftDisk(LogDisk):
         if head is None:
             return [], 0
         sealed = await self.store.checkpoint_rows(head.generation, row)
-        if head not in (self.head, self.lent):
-            return [], 0
         try:
             return [self.sealer.open_checkpoint_row(index, row + n, one) for n, one in enumerate(sealed)], head.count
         except StoreDamaged:

@@ -10,6 +10,7 @@ Everything that was queued or yielded lives in the local store: it survives reco
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -36,6 +37,7 @@ from relay.limits import HANDSHAKE_S, MAX_STRING, MIB
 log = structlog.get_logger("relay.client")
 
 LEVELS = {"queued": QUEUED, "accepted": ACCEPTED, "stored": STORED}
+STRAY_S = 300.0  # seconds in which the session of a connection that was given up may start late, and fence the next
 FOR_GOOD = (Fenced, NotServed, RolledBack, OperatorError)  # errors that no reconnect heals
 FETCH, FETCH_BYTES = 32, 4 * MIB  # messages and bytes taken from the inbox at a time
 FAREWELL_S = 2.0  # seconds that closing waits until the last ack has gone out
@@ -208,6 +210,7 @@ class Client:
     async def run(self) -> None:
         """Keep connected until cancelled, or until something happens that no reconnect heals."""
         desk, failed, turn = self._desk, 0, 0
+        left = pardoned = -math.inf  # when the last connection ended, and when a FENCED was taken for our own
         start = int(desk.seams.random_float() * len(self._urls))
         while True:
             url = self._urls[(start + turn) % len(self._urls)]
@@ -220,9 +223,13 @@ class Client:
                     self._line = Line(desk, socket, welcome, receive=self.receives)
                     await self._line.serve()
             except FOR_GOOD as error:
-                log.error("client_ended", reason=error.text)
-                desk.end(error)
-                return
+                now = trio.current_time()
+                if not isinstance(error, Fenced) or not now - left < STRAY_S <= now - pardoned:
+                    log.error("client_ended", reason=error.text)
+                    desk.end(error)
+                    return
+                pardoned = now  # once: two copies of a store would fence each other for ever
+                log.info("disconnected", reason=error.text)
             except (PosthouseError, trio.TooSlowError, OSError) as error:
                 if isinstance(error, HungUp):
                     after_ms = error.after_ms
@@ -231,6 +238,7 @@ class Client:
                 log.info("disconnected", reason=str(error) or type(error).__name__)
             finally:
                 self._line = None
+            left = trio.current_time()
             desk.stats.reconnects += 1
             turn, failed = turn + 1, 0 if lived else failed + 1
             backoff = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(failed, 10)) * (0.5 + desk.seams.random_float())

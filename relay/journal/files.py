@@ -8,13 +8,14 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from relay.errors import DiskFailed
+from relay.errors import DiskFailed, OperatorError
 
 STORE_FILE = "log.sqlite"  # in a node's data directory
 _MARK, _WAL, _SHM = ".mark", "-wal", "-shm"  # added to it
 _BOOTSTRAP = "bootstrap"
 REMOVED = "removed"
 _QUARANTINE = "quarantine"
+REPAIRED = "repaired"  # in it a repair leaves the new store, whole, until that is in its place
 
 
 def mark_file(file: Path) -> Path:
@@ -30,6 +31,28 @@ def wal_file(file: Path) -> Path:
 def store_exists(directory: Path) -> bool:
     """Was a store ever made here? Its mark is made last, and taken away first."""
     return mark_file(directory / STORE_FILE).exists()
+
+
+def check_repaired(directory: Path) -> None:
+    """Raises OperatorError where a repair was cut short: what lies in the directory is an old store, half of one, or
+    none, and must not be used, nor begun anew."""
+    if (directory / REPAIRED).exists():
+        remedy = "Run `posthouse journal repair` again: it finishes that"
+        raise OperatorError(f"{directory}: a repair of its store was cut short", remedy)
+
+
+def put_in_place(directory: Path, store: bytes, now_ms: int) -> None:
+    """Set aside the closed store `store`, and put the one that a repair made in its place; or finish that after a
+    crash. The mark comes last: a store without one nobody trusts. Raises DiskFailed."""
+    made = directory / REPAIRED
+    if (made / STORE_FILE).exists() and any(directory.glob(f"{STORE_FILE}*")):
+        set_aside(directory, store, now_ms)
+    with _errors(made):
+        for path in sorted(made.iterdir(), key=lambda path: (path.name == STORE_FILE + _MARK, path.name != STORE_FILE)):
+            path.rename(directory / path.name)
+            sync_directory(directory)
+        made.rmdir()
+        sync_directory(directory)
 
 
 def set_aside(directory: Path, store: bytes, now_ms: int) -> Path:

@@ -102,7 +102,7 @@ class Portal:
         loop = self._serving()
         call: _Call[T] = _Call(lambda: function(*args))
         loop.call_soon_threadsafe(self._start, call)
-        with trio.CancelScope(shield=True):  # bounded by the deadline that `_start` keeps
+        with trio.CancelScope(shield=True):  # bounded by the deadline that `_start` sets
             await call.ended.wait()
         if call.error is None:
             return call.result[0]
@@ -116,7 +116,7 @@ class Portal:
         call = _Handed(function, self._tell_trio)
         self._handed.add(call)
         submit(call.carry)
-        with trio.CancelScope(shield=True):  # bounded by the deadline that `_give_up_late` keeps
+        with trio.CancelScope(shield=True):  # bounded by the deadline that `_give_up_late` holds it to
             await call.ended.wait()
         self._handed.remove(call)
         assert call.outcome is not None

@@ -11,6 +11,7 @@ from cluster.handover import Reception
 from relay.core import records
 from relay.core.wire import Code
 from relay.errors import ResidencyError
+from relay.limits import LINK_DEADLINE_S
 from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv
 from tests.relay.core.mailroom.conftest import User
 from tests.relay.test_office import seal
@@ -127,5 +128,25 @@ async def test_a_node_that_is_behind_does_not_say_so_little_that_it_proves_a_los
         await world.reception(PEER, hand_over(2, *sealed[1:3]))  # what the other node had applied comes
         await trio.sleep(1)
         assert [answer.vector for answer in answers] == [4]
+        began = trio.current_time()
         missing = await world.reception(PEER, hand_over(9, sealed[0], confirmed=8))
         assert (missing.log, missing.vector) == (world.cell.state.log_id, 4)
+        assert trio.current_time() - began < LINK_DEADLINE_S
+
+
+async def test_a_node_that_is_behind_takes_what_is_skipped_as_soon_as_it_may(autojump_clock):
+    """What a renewed log lost is below what was confirmed: it is not waited for."""
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(2)]
+        answers = []
+
+        async def ask():
+            void = linkwire.HandItem(records.HANDIN_VOID, b"", b"")
+            answers.append(await world.reception(PEER, linkwire.HandOver(b"o" * 16, 8, 3, (void,) * 6)))
+
+        world.nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        assert not answers
+        await world.reception(PEER, hand_over(1, *sealed))
+        await trio.sleep(1)
+        assert [answer.vector for answer in answers] == [8]

@@ -18,6 +18,7 @@ from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.people import create_user, find_card
 from relay.client import open_client
+from relay.errors import OperatorError
 
 PATIENCE_S = 60
 
@@ -208,3 +209,50 @@ async def test_what_cannot_be_repaired_is_left_alone(layout: Layout, tmp_path: P
     assert "nothing was changed" in said and "--yes" in said
     assert "no node.toml" in await post("verify", str(tmp_path), status=Exit.OPERATOR)
     assert "no store here" in await post("verify", str(layout.node("birch").directory), status=Exit.OPERATOR)
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+async def test_a_repair_that_is_cut_short_is_finished_by_the_next_one(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever file was moved last. Until then no node starts beside it: it would begin an empty log."""
+    data, node = layout.node("amber").data_dir, str(layout.node("amber").directory)
+    async with LocalFederation(layout) as fed:
+        await fed.start("amber")
+        async with open_client(layout.home.store("bob")) as client:
+            await client.caught_up()
+        fed.kill("amber")
+        await trio.sleep(0.2)
+        shutil.copytree(data, tmp_path / "before")
+        rename, left = Path.rename, 0
+
+        def rename_some(path: Path, target: Path) -> Path:
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", rename_some)
+        for count in range(20):
+            shutil.rmtree(data)
+            shutil.copytree(tmp_path / "before", data)
+            left = count
+            try:
+                await post("repair", "--yes", node)
+                break
+            except Killed:
+                left = -1
+            if (data / "repaired").exists():
+                with pytest.raises(OperatorError, match="was cut short"):
+                    await fed.start("amber")
+                assert "was cut short" in await post("verify", node, status=Exit.OPERATOR)
+            await post("repair", "--yes", node)
+            assert "good  " in await post("verify", node)
+            assert json.loads(await post("inspect", "--json", node))["users"] == 1
+            assert sorted(path.name for path in data.glob("quarantine/*/log.sqlite")) == ["log.sqlite"]
+        assert count > 4
+        await fed.start("amber")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from cluster.control import CellView, StoreView
-from cluster.demo.story import _not_renewed, chapters
+from cluster.demo.audit import Shelf
+from cluster.demo.report import Audit
+from cluster.demo.story import _not_renewed, chapters, look_at_the_disks
 
 OLD, NEW = "a" * 32, "b" * 32
 
@@ -41,3 +47,20 @@ def test_a_cell_of_several_is_hurt_in_other_ways() -> None:
     assert set(one) - set(three) == {"A node is killed in the middle of it", "The lights go out"}
     assert set(three) - set(one) == {"A node loses its disk, and comes back", "In every region a node dies for good"}
     assert three == [chapter.title for chapter in chapters(5)]
+
+
+@pytest.mark.parametrize(("killed", "found", "failures"), [(1, 1, 0), (1, 0, 1), (0, 0, 0)])
+async def test_an_audit_that_found_nothing_where_a_node_was_killed_shows_nothing(
+    killed: int, found: int, failures: int
+) -> None:
+    earlier = Audit("before", [Shelf("amber", home=Counter({"anna": 1})), Shelf("birch")])
+    stage: Any = SimpleNamespace(regions=("amber", "birch"), audits=[earlier], failures=[], nodes_killed=killed)
+
+    def auditor(when: str) -> Any:
+        stage.audits.append(Audit(when, []))
+        home = Counter({"anna": found} if found else {})
+        return lambda region: stage.audits[-1].shelves.append(Shelf(region, home=home))
+
+    stage.auditor = auditor
+    await look_at_the_disks(stage)
+    assert len(stage.failures) == failures and all("in birch" in text for text in stage.failures)

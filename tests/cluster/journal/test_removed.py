@@ -86,6 +86,18 @@ async def test_a_request_of_a_store_that_was_removed_is_not_granted(tmp_path):
 
 
 @virtually
+async def test_a_request_is_dropped_where_its_store_came_and_went_since(tmp_path):
+    """A follower that lagged gets both changes at once, and leads before the request has run out."""
+    async with virtual_cell(tmp_path, nodes=FOUR) as world:
+        leader, gone, _ = await a_removal(world)
+        store = gone.journal.own.store
+        world.kill(gone.name)
+        leader.cell._joining[gone.name] = (store, trio.current_time())
+        await trio.sleep(5)
+        assert store not in leader.journal.raft.members.ids
+
+
+@virtually
 async def test_a_store_that_nobody_frees_from_its_doubt_says_so_once_a_minute(tmp_path):
     async with virtual_cell(tmp_path) as world:
         world.kill(*NODES)

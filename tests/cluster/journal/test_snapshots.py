@@ -165,6 +165,33 @@ async def test_a_checkpoint_that_somebody_fetches_stays_until_he_has_it_however_
 
 
 @virtually
+async def test_who_needs_a_newer_checkpoint_than_the_one_that_is_lent_waits(tmp_path):
+    """Of one only more rows are kept than of the newest: the first to come keeps them."""
+    async with virtual_cell(tmp_path, nodes=("n1",)) as world:
+        journal = world.leader().journal
+        disk = journal.disk
+
+        async def saved():
+            await journal.append([b"a letter"])
+            await journal.save_checkpoint(journal.tip, [b"row %d" % journal.tip])
+            return journal.tip
+
+        first = await saved()
+        async with disk.lending() as (lent, _):
+            async with disk.lending() as (same, _):  # the other of two that need it
+                assert lent == same == first
+            await saved()
+            async with disk.lending() as refused:
+                assert refused == (0, 0)
+            await saved()
+            assert (await disk.checkpoint_part(first, 0))[0][1:] == [b"row %d" % first]
+        last = await saved()
+        assert await disk.checkpoint_part(first, 0) == ([], 0)
+        async with disk.lending() as (lent, _):
+            assert lent == last
+
+
+@virtually
 async def test_a_release_under_way_stops_before_what_somebody_begins_to_fetch(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.simulation.store._RELEASE_STEP", 2)
     async with virtual_cell(tmp_path, nodes=("n1",)) as world:

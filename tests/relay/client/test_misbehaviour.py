@@ -17,7 +17,7 @@ from relay.core import wire
 from relay.core.codec import encode
 from relay.core.envelope import To, join
 from relay.core.sealing import Inner, make_header, seal_mailbox
-from relay.core.wire import Code
+from relay.core.wire import Code, Fault
 from relay.errors import OperatorError, RolledBack, StoreLocked
 from tests.relay.client.fake_cell import Cell, Federation
 from tests.relay.client.helpers import collect, enrol, opened, rest, texts
@@ -65,6 +65,32 @@ async def test_a_second_session_of_one_device_fences_the_first(
             await second.caught_up()
             with pytest.raises(Fenced, match="newer session"):
                 await collect(first, 1)
+
+
+async def test_a_session_of_ours_that_starts_late_is_no_copy_of_the_store(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    """A node that stalled may write what it was asked before we went to another one. Once that is pardoned."""
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    cell = fed.cells["norden/1"]
+
+    def fence(client: Client) -> None:
+        cell.sessions[client.device].socket.say(wire.Error(Fault.FENCED, "a newer session", 0))
+
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        await alice.caught_up()
+        await bob.caught_up()
+        fence(bob)  # it had no other
+        with pytest.raises(Fenced):
+            await collect(bob, 1)
+        cell.drop_connections()
+        await trio.sleep(30)
+        fence(alice)
+        await trio.sleep(30)
+        await alice.send(bob.card, b"1", wait="stored")
+        fence(alice)
+        with pytest.raises(Fenced):
+            await collect(alice, 1)
 
 
 async def test_one_receives_while_others_submit(clock: MockClock, fed: Federation, tmp_path: Path) -> None:

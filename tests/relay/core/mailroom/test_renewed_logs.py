@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgpack
 import pytest
 
 from relay.core import records
@@ -67,6 +68,25 @@ def test_a_renewed_log_of_the_origin_counts_from_its_own_beginning(log, make_use
     log.apply(*renewed, *renewed)  # its first is one that it handed over before: known, and not filed twice
     assert log.room.state.origins[ABROAD, OLD].vector == 3 and log.room.state.origins[ABROAD, NEW].vector == 2
     assert len(log.pending("b1")) == 4
+
+
+def test_few_logs_of_an_origin_are_remembered(log, make_user):
+    bob = make_user("bob", log.cell)
+    log.enrol(bob, "b1")
+    logs = [bytes([n]) * 16 for n in range(1, 10)]
+    for own in logs:
+        sealed = log.seal(bob.id, body=own)
+        log.apply(records.HandIn(ABROAD, own, 1, 0, records.HANDIN_ENVELOPE, sealed, b""))
+    assert list(log.room.state.origins) == [(ABROAD, own) for own in logs[-MAX_LOGS:]]
+
+
+def test_a_checkpoint_of_another_format_is_refused(log):
+    first, *others = log.room.checkpoint()
+    section, (packed,) = msgpack.unpackb(first)
+    form, *rest = msgpack.unpackb(packed)
+    again = msgpack.packb([section, [msgpack.packb([form - 1, *rest])]])
+    with pytest.raises(StoreForeign, match=f"format {form - 1}"):
+        Mailroom.from_checkpoint([again, *others])
 
 
 @pytest.mark.parametrize(("version", "says"), [(FOLD_VERSION + 1, "newer"), (FOLD_VERSION - 1, "wrote it")])
