@@ -37,7 +37,8 @@ def demo(directory: Path | None, json_path: Path | None, regions: str, nodes: in
     """Start three regions, use them, hurt them, and look at every byte they leave.
 
     Nodes are killed, and a region is cut off. With one node in each region all are killed at once while mail waits;
-    with several, a disk is emptied, and in every region a node stays dead: the others carry on.
+    with several, a disk is emptied, in every region a node stays dead while the others carry on, and these are killed
+    before the last look.
 
     Exit status 0 says that nothing was lost, duplicated, reordered, or found where it must not be; 1 says that
     something was.

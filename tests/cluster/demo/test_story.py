@@ -53,14 +53,14 @@ def test_a_cell_of_several_is_hurt_in_other_ways() -> None:
 async def test_an_audit_that_found_nothing_where_a_node_was_killed_shows_nothing(
     killed: int, found: int, failures: int
 ) -> None:
-    earlier = Audit("before", [Shelf("amber", home=Counter({"anna": 1})), Shelf("birch")])
+    earlier = Audit("before", [Shelf("amber", "n1", home=Counter({"anna": 1})), Shelf("birch", "n1")])
     stage: Any = SimpleNamespace(regions=("amber", "birch"), audits=[earlier], failures=[], nodes_killed=killed)
 
     def auditor(when: str) -> Any:
         stage.audits.append(Audit(when, []))
         home = Counter({"anna": found} if found else {})
-        return lambda region: stage.audits[-1].shelves.append(Shelf(region, home=home))
+        return lambda region: stage.audits[-1].shelves.append(Shelf(region, "n1", home=home))
 
     stage.auditor = auditor
     await look_at_the_disks(stage)
-    assert len(stage.failures) == failures and all("in birch" in text for text in stage.failures)
+    assert len(stage.failures) == failures and all("birch-n1" in text for text in stage.failures)
