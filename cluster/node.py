@@ -1,10 +1,9 @@
-"""The composition root: one node of one cell, from its config to its last checkpoint.
+"""The composition root: one life of one node of one cell, from its config to its last checkpoint.
 
 Links come up first, since a node may need its cell to start; then the log, the fold over it, and last the gateway."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -20,27 +19,27 @@ from cluster.control.views import control_of
 from cluster.core.linkwire import federation_id
 from cluster.credentials import OwnCredentials
 from cluster.directory.federation import FederationDirectory
-from cluster.env import NodeEnv, RealEnv, clients_that_fit
+from cluster.env import NodeEnv, clients_that_fit
 from cluster.forwarder import Forwarders
 from cluster.handover import LinksAbroad, Reception
-from cluster.journal import RaftJournal, Rejoin, StoreSetAside, open_raft
+from cluster.journal import RaftJournal, open_raft
 from cluster.journal.cell import majority_of
 from cluster.links import Links
 from cluster.readiness import MAJORITY, Readiness
+from cluster.stopping import Stop
 from cluster.switchboard import Switchboard
 from relay.core import records
 from relay.core.mailroom import Mailroom
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.trust import HomeRecord
 from relay.delivery import Delivery
-from relay.errors import OperatorError, PosthouseError, StoreDamaged, StoreError
+from relay.errors import OperatorError, StoreDamaged, StoreError
 from relay.gateway.api import Identity
 from relay.gateway.connection import Bounds
 from relay.gateway.server import Entrance, Gateway
 from relay.intake import Intake
 from relay.journal.database import found_in
 from relay.journal.guard import ResidencyGuard
-from relay.journal.portal import open_portal
 from relay.journal.files import STORE_FILE, check_repaired
 from relay.journal.scrub import Scrubber
 from relay.journal.seal import StorageRing
@@ -55,11 +54,8 @@ _log = structlog.get_logger("cluster.node")
 OwnJournal = RaftJournal | SoloJournal
 DIRECTORY_FILE = "directory.sqlite"  # in the data directory, beside the store
 _REPLAY_S = 600.0  # seconds for what follows the checkpoint to be applied; the checkpoint bounds how much that is
-_AGAIN_S = 1.0  # seconds after which a signal is a second one: Ctrl-C may reach a node twice, by terminal and parent
 _SAVE_S = 30.0  # seconds for the last checkpoint of a stopping node
 _RETIRE_S = 2.0  # seconds for another node to take over the leadership of a stopping one
-_SET_ASIDE = 3  # stores in a row; one is damaged by chance, not three before the node ever served
-_LIVES_S = 1.0  # seconds between two lives of a node whose store was replaced
 
 
 @dataclass(frozen=True)
@@ -86,30 +82,6 @@ class Kit:
     env: NodeEnv
     credentials: OwnCredentials
     ring: StorageRing
-
-
-class Stop:
-    """How a node is asked to stop: once to drain, once more to end at once."""
-
-    def __init__(self) -> None:
-        self.asked = trio.Event()
-        self._at_once = False
-        self._parts = trio.CancelScope()
-
-    def ask(self) -> None:
-        """Drain; or, if that was asked for before, end at once."""
-        if self.asked.is_set():
-            self._at_once = True
-            self._parts.cancel()
-        self.asked.set()
-        _log.info("stopping", at_once=self._at_once)
-
-    def parts(self) -> trio.CancelScope:
-        """The scope of one life of the node: everything but the last checkpoint."""
-        self._parts = trio.CancelScope()
-        if self._at_once:
-            self._parts.cancel()
-        return self._parts
 
 
 class Node:
@@ -269,7 +241,7 @@ async def _open_journal(
             nursery.cancel_scope.cancel()
 
 
-async def _live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], None]) -> None:
+async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], None]) -> None:
     """One life of a node. Raises PosthouseError, in a group; Rejoin where the next life is due."""
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     metrics, switchboard = Metrics(), Switchboard()
@@ -322,80 +294,3 @@ async def _open_faces(
     if listen.control is not None:
         faces = await listen_at(kit.env, "control", listen.control)
         await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=True))
-
-
-async def serve_node(
-    config: NodeConfig, kit: Kit, stop: Stop, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Run a node until `stop`; again from its disk whenever its store was replaced. Started when it first is ready.
-    Raises PosthouseError (the first, where several parts failed at once)."""
-    told, lost = False, 0
-
-    def ready() -> None:
-        nonlocal told, lost
-        lost = 0
-        if not told:
-            told = True
-            task_status.started()
-
-    while True:
-        try:
-            await _live(config, kit, stop, ready)
-            return
-        except BaseExceptionGroup as group:
-            ours, unexpected = _first_of_ours(group), group.split(PosthouseError)[1]
-            if ours is not None and unexpected is not None:
-                _log.error("unexpected", exc_info=unexpected)
-            lost += isinstance(ours, StoreSetAside)
-            if isinstance(ours, Rejoin) and lost < _SET_ASIDE:
-                _log.warning("rejoins", text=ours.text)
-            elif isinstance(ours, Rejoin):
-                what = f"{lost} stores in a row were set aside before this node served: {ours.text}"
-                raise OperatorError(what, "Look at the disk, then start it again; they are in quarantine/") from group
-            elif ours is not None:
-                raise ours from group
-            else:
-                raise
-        await trio.sleep(_LIVES_S * (1 + kit.env.random_float()))
-
-
-def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> PosthouseError | None:
-    """The first of our own errors; one that is not Rejoin, if there is one: it ends the node."""
-    ours = group.subgroup(PosthouseError)
-    found: list[PosthouseError] = []
-
-    def collect(one: BaseException) -> None:
-        if isinstance(one, BaseExceptionGroup):
-            for inner in one.exceptions:
-                collect(inner)
-        elif isinstance(one, PosthouseError):
-            found.append(one)
-
-    if ours is not None:
-        collect(ours)
-    graver = [one for one in found if not isinstance(one, Rejoin)]
-    return next(iter(graver or found), None)
-
-
-async def run_node(config: NodeConfig, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Run a node until SIGTERM or SIGINT. Raises PosthouseError."""
-    paths = config.paths
-    async with open_portal() as portal:
-        credentials = OwnCredentials(paths.certificate, paths.private_key, config.root)
-        kit = Kit(RealEnv(portal), credentials, StorageRing.load(paths.storage_key))
-        stop = Stop()
-        async with trio.open_nursery() as watch:
-            watch.start_soon(credentials.watch)
-            await watch.start(_stop_on_signal, stop)
-            await serve_node(config, kit, stop, task_status)
-            watch.cancel_scope.cancel()
-
-
-async def _stop_on_signal(stop: Stop, task_status: trio.TaskStatus[None]) -> None:
-    asked = 0.0
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for _ in signals:
-            if not stop.asked.is_set() or trio.current_time() - asked >= _AGAIN_S:
-                asked = trio.current_time()
-                stop.ask()

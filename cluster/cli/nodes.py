@@ -43,7 +43,7 @@ def run(path: Path, with_parent: bool) -> None:
 
 
 async def _run(config: NodeConfig, with_parent: bool) -> None:
-    from cluster.node import run_node  # the whole house: only when it is needed
+    from cluster.lives import run_node  # the whole house: only when it is needed
 
     async with trio.open_nursery() as nursery:
         if with_parent:

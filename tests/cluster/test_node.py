@@ -19,7 +19,8 @@ import structlog.testing
 import trio
 from msgspec import structs
 
-from cluster import node
+from cluster import lives as process
+from cluster import node, stopping
 from cluster.config import NodeConfig, load_config
 from cluster.core.linkwire import federation_id
 from cluster.directory.seen import Seen, SeenFile, Sighting
@@ -49,11 +50,11 @@ def make(folder: Path) -> tuple[NodeConfig, Layout]:
 
 
 async def test_a_second_signal_ends_the_draining_and_the_checkpoint_is_saved(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(node, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(stopping, "_AGAIN_S", 0.0)
     config, layout = make(tmp_path)
     with trio.fail_after(8), structlog.testing.capture_logs() as logs:  # draining takes 10 s for a client that stays
         async with trio.open_nursery() as nursery:
-            await nursery.start(node.run_node, config)
+            await nursery.start(process.run_node, config)
             async with open_raw(layout, "norden", now()) as raw:
                 await raw.sign_in(Person(layout, "norden", now()))
                 signal.raise_signal(signal.SIGTERM)
@@ -79,7 +80,7 @@ async def test_a_listener_that_cannot_be_names_its_key(tmp_path: Path, key: str)
         if key != "unix":
             await nursery.start(partial(trio.serve_tcp, trio.aclose_forcefully, taken.port, host=taken.host))
         with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(5):
-            await node.run_node(config)
+            await process.run_node(config)
         nursery.cancel_scope.cancel()
     (error,) = _leaves(caught.value)
     assert isinstance(error, OperatorError) and error.text.startswith(f"listen.{key}: ") and error.remedy
@@ -92,7 +93,7 @@ async def test_a_checkpoint_that_means_nothing_names_its_file(tmp_path: Path) ->
         await journal.append([encode_record(FoldVersion(FOLD_VERSION))])
         await journal.save_checkpoint(1, [b"sealed well, and no mailroom"])
     with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(5):
-        await node.run_node(config)
+        await process.run_node(config)
     (error,) = _leaves(caught.value)
     assert isinstance(error, StoreDamaged)
     assert re.search(r"log\.sqlite: the checkpoint cannot be read.*restore nothing old", str(error))
@@ -109,7 +110,7 @@ async def test_a_signal_while_starting_ends_the_start(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Delivery, "wait_for", replay)
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.run_node, config)
+            nursery.start_soon(process.run_node, config)
             await replaying.wait()
             signal.raise_signal(signal.SIGTERM)
 
@@ -127,7 +128,7 @@ async def test_clients_go_elsewhere_until_a_node_can_serve_them(tmp_path: Path, 
     monkeypatch.setattr(Delivery, "wait_for", replay)
     with trio.fail_after(8):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(node.run_node, config)
+            nursery.start_soon(process.run_node, config)
             await replaying.wait()
             with pytest.raises(OSError, match="all attempts to connect"):
                 await trio.open_tcp_stream(*config.listen.clients)
@@ -169,7 +170,7 @@ async def test_a_disk_that_fails_under_the_directory_ends_the_node(tmp_path: Pat
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         try:
-            await node.run_node(config, task_status)
+            await process.run_node(config, task_status)
         except* DiskFailed as group:
             ended.extend(_leaves(group))
 
@@ -197,7 +198,7 @@ async def test_a_node_that_rejoins_lives_again_and_can_still_be_stopped(tmp_path
     async def meet_the_cell(self: node.Node) -> None:
         lives.append(1)
         if len(lives) == 1:
-            raise node.Rejoin("another store")
+            raise process.Rejoin("another store")
         await meet(self)
 
     async def listen_and_keep(self: RealEnv, host: str, port: int) -> Any:
@@ -207,10 +208,10 @@ async def test_a_node_that_rejoins_lives_again_and_can_still_be_stopped(tmp_path
 
     monkeypatch.setattr(node.Node, "_meet_the_cell", meet_the_cell)
     monkeypatch.setattr(RealEnv, "listen", listen_and_keep)
-    monkeypatch.setattr(node, "_LIVES_S", 0.0)
+    monkeypatch.setattr(process, "_LIVES_S", 0.0)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            await nursery.start(node.run_node, config)
+            await nursery.start(process.run_node, config)
             signal.raise_signal(signal.SIGTERM)
     assert len(lives) == 2
 
@@ -240,7 +241,7 @@ async def test_a_node_whose_store_failed_under_it_is_not_ready_and_can_be_stoppe
     monkeypatch.setattr(node, "_open_journal", open_journal)
     with trio.fail_after(8):
         async with trio.open_nursery() as nursery:
-            await nursery.start(node.run_node, config)
+            await nursery.start(process.run_node, config)
             assert await _ask_ready(config.listen.admin) is None
             failed.set()
             await waits.wait()
@@ -260,13 +261,13 @@ async def test_a_node_whose_stores_are_set_aside_one_after_the_other_stops(
         lived.append(lives[len(lived)])
         if lived[-1] == "served":
             ready()
-        kind = node.Rejoin if lived[-1] == "snapshot" else node.StoreSetAside
+        kind = process.Rejoin if lived[-1] == "snapshot" else process.StoreSetAside
         raise BaseExceptionGroup("", [kind("block 7 rotted")])
 
-    monkeypatch.setattr(node, "_live", live)
+    monkeypatch.setattr(process, "live", live)
     kit: Any = SimpleNamespace(env=RealEnv())
     with pytest.raises(OperatorError, match=r"3 stores in a row.*block 7 rotted") as caught:
-        await node.serve_node(config, kit, node.Stop())
+        await process.serve_node(config, kit, stopping.Stop())
     assert "disk" in caught.value.remedy and lived == lives[:7]
 
 
@@ -276,10 +277,10 @@ async def test_a_mistake_of_ours_is_not_hidden_by_what_it_led_to(tmp_path: Path,
     async def live(*_: Any) -> None:
         raise BaseExceptionGroup("", [StoreDamaged("block 7 rotted"), BaseExceptionGroup("", [KeyError("a mistake")])])
 
-    monkeypatch.setattr(node, "_live", live)
+    monkeypatch.setattr(process, "live", live)
     kit: Any = SimpleNamespace(env=RealEnv())
     with structlog.testing.capture_logs() as logs, pytest.raises(StoreDamaged, match="block 7 rotted"):
-        await node.serve_node(config, kit, node.Stop())
+        await process.serve_node(config, kit, stopping.Stop())
     (entry,) = logs
     assert entry["event"] == "unexpected" and [repr(leaf) for leaf in _leaves(entry["exc_info"])] == [
         "KeyError('a mistake')"
@@ -294,7 +295,7 @@ async def test_a_node_scrubs_what_it_keeps_and_renews_a_checkpoint_that_rotted(
     config, _ = make(tmp_path)
     with trio.fail_after(8), structlog.testing.capture_logs() as logs:
         async with trio.open_nursery() as nursery:
-            await nursery.start(node.run_node, config)
+            await nursery.start(process.run_node, config)
             signal.raise_signal(signal.SIGTERM)
     file, damage = config.paths.data / "log.sqlite", "UPDATE checkpoint_row SET sealed = zeroblob(60)"
     checks = node.SoloJournal.load_checkpoint
@@ -308,7 +309,7 @@ async def test_a_node_scrubs_what_it_keeps_and_renews_a_checkpoint_that_rotted(
     monkeypatch.setattr(node.SoloJournal, "load_checkpoint", load_and_damage)
     with trio.fail_after(8), structlog.testing.capture_logs() as logs:
         async with trio.open_nursery() as nursery:
-            await nursery.start(node.run_node, config)
+            await nursery.start(process.run_node, config)
             while not any(entry["event"] == "checkpoint_damaged" for entry in logs):  # noqa: ASYNC110
                 await trio.sleep(0.01)
             await trio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Simulated machines that run real node code (cluster.node.serve_node): started, crashed, stopped, and again."""
+"""Simulated machines that run real node code (cluster.lives.serve_node): started, crashed, stopped, and again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import trio
 from cluster.config import NodeConfig
 from cluster.config_keys import Address, LimitsSection, ListenSection, LogSection, NodeSection, PathsSection
 from cluster.core.linkwire import Peer
-from cluster.node import Kit, Stop, serve_node
+from cluster.lives import serve_node
+from cluster.node import Kit
+from cluster.stopping import Stop
 from cluster.pki import Claim
 from relay.core.trust import Root
 from relay.delivery import Delivery
