@@ -169,7 +169,7 @@ def _check_certificate(node: NodeSection, paths: PathsSection, root: Root | None
     region = next((entry for entry in root.payload.regions if entry.name == node.region), None) if root else None
     if region is not None:
         try:
-            authority = x509.load_der_x509_certificate(region.authority)
+            authority = parse_certificate(region.authority, der=True)
             certificate.verify_directly_issued_by(authority)
             if now_ms >= valid_until_ms(authority):
                 what = f"the authority of {region.name} expired on {authority.not_valid_after_utc:%Y-%m-%d}"

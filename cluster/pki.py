@@ -97,7 +97,11 @@ def renew_node(
 
 
 def _pair(authority_cert: bytes, authority_key: bytes) -> tuple[x509.Certificate, Ed25519PrivateKey]:
-    authority = x509.load_der_x509_certificate(authority_cert)
+    try:
+        authority = parse_certificate(authority_cert, der=True)
+    except ValueError as error:
+        what = "the region's authority is no certificate"
+        raise OperatorError(what, "Use the region file that `posthouse init` wrote") from error
     signer = _private_key(authority_key, "the authority's key")
     if _raw(signer.public_key()) != _raw(authority.public_key()):
         raise OperatorError("the authority's key does not belong to its certificate", "Use the pair made together")
@@ -263,7 +267,7 @@ def _claimed(cert: x509.Certificate) -> Peer:
 
 def _issued_by(cert: x509.Certificate, region: RootRegion) -> bool:
     try:
-        cert.verify_directly_issued_by(x509.load_der_x509_certificate(region.authority))
+        cert.verify_directly_issued_by(parse_certificate(region.authority, der=True))
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
@@ -339,11 +343,11 @@ def _read(path: Path, *, private: bool = False) -> bytes:
         raise OperatorError(f"cannot read {path}: {error.strerror}", remedy) from error
 
 
-def parse_certificate(pem: bytes) -> x509.Certificate:
-    """A certificate with a key of a kind that is known here. Raises ValueError, where the parser has errors of more
-    kinds: also a key's, when that is asked for."""
+def parse_certificate(data: bytes, *, der: bool = False) -> x509.Certificate:
+    """A certificate (PEM, or `der`) with a key of a kind that is known here. Raises ValueError, where the parser has
+    errors of more kinds: also a key's, when that is asked for."""
     try:
-        cert = x509.load_pem_x509_certificate(pem)
+        cert = x509.load_der_x509_certificate(data) if der else x509.load_pem_x509_certificate(data)
         cert.public_key()
     except (x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise ValueError(str(error)) from error

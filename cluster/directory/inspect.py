@@ -58,7 +58,7 @@ def _day(ms: int) -> str:
 
 def _authority(region: RootRegion) -> x509.Certificate | None:
     try:
-        return x509.load_der_x509_certificate(region.authority)
+        return parse_certificate(region.authority, der=True)
     except ValueError:
         return None
 
