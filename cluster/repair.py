@@ -179,4 +179,4 @@ def _is_whole(fresh: Path) -> None:
         fresh.rename(fresh.with_name(REPAIRED))
         sync_directory(fresh.parent)
     except OSError as error:
-        raise DiskFailed(f"{fresh}: {error.strerror}", "Nothing was changed") from error
+        raise DiskFailed(f"{fresh}: {error.strerror}", "Look at the disk, then run the repair again") from error
