@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cluster.config_keys import ListenSection, NodeSection, PathsSection
-from cluster.pki import renewal_of, renewal_of_authority, valid_until_ms
+from cluster.pki import parse_certificate, renewal_of, renewal_of_authority, valid_until_ms
 from relay.core.trust import Root, RootNode, verify_root
 from relay.errors import NotValidNow, OperatorError, PosthouseError
 from relay.journal.seal import StorageRing
@@ -160,15 +160,16 @@ def _check_certificate(node: NodeSection, paths: PathsSection, root: Root | None
     if data is None:
         return findings
     try:
-        certificate = x509.load_pem_x509_certificate(data)
+        certificate = parse_certificate(data)
     except ValueError:
-        return [(where, f"{path} is not a PEM certificate", "Use the one that the region's authority issued")]
+        what = f"{path} is not a PEM certificate, or of an unknown kind"
+        return [(where, what, "Use the one that the region's authority issued")]
     findings += _check_subject(certificate, node, path)
     findings += _check_dates(certificate, path, node.name, now_ms)
     region = next((entry for entry in root.payload.regions if entry.name == node.region), None) if root else None
     if region is not None:
         try:
-            authority = x509.load_der_x509_certificate(region.authority)
+            authority = parse_certificate(region.authority, der=True)
             certificate.verify_directly_issued_by(authority)
             if now_ms >= valid_until_ms(authority):
                 what = f"the authority of {region.name} expired on {authority.not_valid_after_utc:%Y-%m-%d}"
@@ -208,7 +209,7 @@ def _check_key(certificate: x509.Certificate, path: Path) -> Iterator[Finding]:
     where = "paths.private_key"
     try:
         key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
         remedy = "Use the key that was made with the certificate"
         yield where, f"{path} is not a PEM private key without a password", remedy
         return

@@ -37,7 +37,7 @@ class OwnCredentials:
     ) -> None:
         """Raises OperatorError, as NodeCredentials.load. `now_ms`: Unix time, ms."""
         self._paths, self._root, self._now_ms = (certificate, private_key), root, now_ms
-        self._seen = self._taken = self._stamps()
+        self._seen = self._taken = self._refused = self._stamps()
         self._now = NodeCredentials.load(certificate, private_key, root, now_ms=now_ms())
 
     @property
@@ -75,21 +75,23 @@ class OwnCredentials:
 
     def _look(self) -> None:
         """Take what was put there, unless it does not hold. What has changed since the last look waits for the next
-        one: somebody may still be writing it, or about to replace the second file."""
+        one: somebody may still be writing it, or about to replace the second file. What does not hold is tried again,
+        since its time may come, and told once."""
         found = self._stamps()
         settled, self._seen = found == self._seen, found
         if not settled or found == self._taken:
             return
-        self._taken = found
         try:
             fresh = NodeCredentials.load(*self._paths, self._root, now_ms=self._now_ms())
             if fresh.peer != self.peer:
                 what = f"{self._paths[0]} is of {fresh.peer.cell}/{fresh.peer.node}, not of this node"
                 raise OperatorError(what, renewal_of(self.peer.node))
         except (OperatorError, ssl.SSLError, OSError) as error:  # the latter two: replaced once more, this moment
-            _log.error("certificate_not_taken", text=str(error), until=_day(self.expires_ms))
+            if found != self._refused:
+                self._refused = found
+                _log.error("certificate_not_taken", text=str(error), until=_day(self.expires_ms))
             return
-        self._now = fresh
+        self._now, self._taken = fresh, found
         _log.info("certificate_renewed", until=_day(self.expires_ms))
 
     def _stamps(self) -> list[_Stamp | None]:

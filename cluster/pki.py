@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key,
@@ -78,7 +78,7 @@ def renew_node(
     key PEM) issued: the same names and key, another year. Raises OperatorError, which does not name the files."""
     authority, signer = _pair(authority_cert, authority_key)
     try:
-        old = x509.load_pem_x509_certificate(certificate)
+        old = parse_certificate(certificate)
         old.verify_directly_issued_by(authority)
         claimed = _claimed(old)
         names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -97,7 +97,11 @@ def renew_node(
 
 
 def _pair(authority_cert: bytes, authority_key: bytes) -> tuple[x509.Certificate, Ed25519PrivateKey]:
-    authority = x509.load_der_x509_certificate(authority_cert)
+    try:
+        authority = parse_certificate(authority_cert, der=True)
+    except ValueError as error:
+        what = "the region's authority is no certificate"
+        raise OperatorError(what, "Use the region file that `posthouse init` wrote") from error
     signer = _private_key(authority_key, "the authority's key")
     if _raw(signer.public_key()) != _raw(authority.public_key()):
         raise OperatorError("the authority's key does not belong to its certificate", "Use the pair made together")
@@ -198,7 +202,7 @@ def _pem(key: Ed25519PrivateKey) -> bytes:
 def _private_key(pem: bytes, what: str) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(pem, None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise OperatorError(f"{what} is not an unencrypted PEM private key", "Issue the node's pair again") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise OperatorError(f"{what} is not an Ed25519 key", "Issue the node's pair again")
@@ -263,7 +267,7 @@ def _claimed(cert: x509.Certificate) -> Peer:
 
 def _issued_by(cert: x509.Certificate, region: RootRegion) -> bool:
     try:
-        cert.verify_directly_issued_by(x509.load_der_x509_certificate(region.authority))
+        cert.verify_directly_issued_by(parse_certificate(region.authority, der=True))
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
@@ -339,11 +343,23 @@ def _read(path: Path, *, private: bool = False) -> bytes:
         raise OperatorError(f"cannot read {path}: {error.strerror}", remedy) from error
 
 
+def parse_certificate(data: bytes, *, der: bool = False) -> x509.Certificate:
+    """A certificate (PEM, or `der`) with a key of a kind that is known here. Raises ValueError, where the parser has
+    errors of more kinds: also a key's, when that is asked for."""
+    try:
+        cert = x509.load_der_x509_certificate(data) if der else x509.load_pem_x509_certificate(data)
+        cert.public_key()
+    except (x509.InvalidVersion, UnsupportedAlgorithm) as error:
+        raise ValueError(str(error)) from error
+    return cert
+
+
 def _load_certificate(path: Path, now_ms: int | None) -> x509.Certificate:
     try:
-        cert = x509.load_pem_x509_certificate(_read(path))
+        cert = parse_certificate(_read(path))
     except ValueError as error:
-        raise OperatorError(f"{path} is not a PEM certificate", "Issue it again with posthouse init") from error
+        what = f"{path} is not a PEM certificate, or of an unknown kind"
+        raise OperatorError(what, "Issue it again with posthouse init") from error
     now = _time(now_ms)
     if now >= cert.not_valid_after_utc:
         raise OperatorError(f"{path} expired on {cert.not_valid_after_utc:%Y-%m-%d}", renewal_of())

@@ -51,7 +51,8 @@ async def renew_log(
     blocks count then, known to be committed or not: what was confirmed may be among either.
 
     Raises StoreLocked, StoreForeign, DiskFailed; StoreDamaged where the fold cannot be had without what is damaged."""
-    if not (env.store_exists(directory) or (directory / STORE_FILE).exists()):
+    file = directory / STORE_FILE
+    if not (env.store_exists(directory) or (file.exists() and file.stat().st_size)):
         raise OperatorError(f"{directory} has no store", "There is nothing to repair")
     fresh = directory / _FRESH
     shutil.rmtree(fresh, ignore_errors=True)  # of a repair that did not come to its end
@@ -178,4 +179,4 @@ def _is_whole(fresh: Path) -> None:
         fresh.rename(fresh.with_name(REPAIRED))
         sync_directory(fresh.parent)
     except OSError as error:
-        raise DiskFailed(f"{fresh}: {error.strerror}", "Nothing was changed") from error
+        raise DiskFailed(f"{fresh}: {error.strerror}", "Look at the disk, then run the repair again") from error

@@ -38,7 +38,7 @@ CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows made and not written yet: t
 CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this share of it is still live
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
 CARRY_BATCH: Final = 64 * KIB  # bytes of records in one CARRY; reading one of them decodes them all
-MAX_CLOCK_JUMP: Final = 1 * MINUTE  # ms the wall clock may depart from the monotonic one (rule 14, solo)
+MAX_CLOCK_JUMP: Final = 1 * MINUTE  # ms the wall clock may depart from the monotonic one (rule 14)
 
 # --- the store -----------------------------------------------------------------------------------
 MAX_CHECKPOINT_ROW: Final = 1 * MIB  # bytes of one checkpoint row; rows are written and read one batch at a time

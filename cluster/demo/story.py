@@ -223,7 +223,7 @@ async def while_the_lights_are_out(stage: Stage) -> str:
     running = stage.federation.running()
     for node in running:
         stage.kill(node.region, node.name)
-    await trio.sleep(0.2)
+    await stage.federation.ended()
     look = await trio.to_thread.run_sync(stage.auditor, "after all nodes were killed with mail waiting")
     async with trio.open_nursery() as nursery:
         for region in stage.regions:
@@ -249,6 +249,7 @@ async def drain(stage: Stage) -> str:
         return "every device has everything; clients and nodes are stopped"
     for node in stage.federation.running():  # who is stopped lets go of what is settled; who is killed has it
         stage.kill(node.region, node.name)
+    await stage.federation.ended()
     return "every device has everything; clients are stopped, and all nodes killed"
 
 

@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cluster.links.secure import split_address
-from cluster.pki import identify, renewal_of, renewal_of_authority, valid_until_ms
+from cluster.pki import identify, parse_certificate, renewal_of, renewal_of_authority, valid_until_ms
 from relay.core.codec import digest
 from relay.core.trust import HomeRecord, Root, RootRegion, read_home, verify_chain, verify_root
 from relay.errors import PeerError, ProtocolError, TrustError
@@ -58,7 +58,7 @@ def _day(ms: int) -> str:
 
 def _authority(region: RootRegion) -> x509.Certificate | None:
     try:
-        return x509.load_der_x509_certificate(region.authority)
+        return parse_certificate(region.authority, der=True)
     except ValueError:
         return None
 
@@ -118,10 +118,10 @@ def _check_authority(where: str, authority: x509.Certificate | None, now_ms: int
 def _check_certificate(name: str, pem: bytes, root: Root, now_ms: int) -> Finding:
     remedy = "Issue the node's certificate again"
     try:
-        cert = x509.load_pem_x509_certificate(pem)
+        cert = parse_certificate(pem)
         peer = identify(cert.public_bytes(Encoding.DER), root)
     except ValueError:
-        return Finding(name, "not a PEM certificate", False, remedy)
+        return Finding(name, "not a PEM certificate, or of an unknown kind", False, remedy)
     except PeerError as error:
         return Finding(name, error.text, False, error.remedy or remedy)
     until = valid_until_ms(cert)

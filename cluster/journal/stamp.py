@@ -52,9 +52,10 @@ class CellClock:
 
     def mend(self, voters: Sequence[bytes]) -> None:
         """Follow the wall clock again after a jump where most of the cell, without us, shows the same: so a clock that
-        was wrong when the node started and was set right does not stay wrong until a restart."""
+        was wrong when the node started and was set right does not stay wrong until a restart. (Not without a jump: of
+        clocks that all go wrong in small steps each would be followed.)"""
         wall, steady = self._clock.wall_ms(), self._clock.monotonic_ms()
         shown = [steady + self._offsets[store] for store in voters if store in self._offsets]
         agreeing = sum(abs(other - wall) <= MAX_CLOCK_APART for other in shown)
-        if 2 * agreeing > len(voters) + 1:
+        if self._own.jumped and 2 * agreeing > len(voters) + 1:
             self._own.follow()

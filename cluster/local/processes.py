@@ -136,6 +136,12 @@ class LocalFederation:
         running.stopping = True
         running.process.kill()
 
+    async def ended(self) -> None:
+        """Wait until every node that was killed or told to stop has ended: before that nobody can open its store."""
+        for running in list(self._running.values()):
+            if running.stopping:
+                await running.exited.wait()
+
     async def stop(self, region: str, name: str = FIRST) -> int:
         """SIGTERM, and SIGKILL where that is not enough. Returns the exit status (negative: the signal)."""
         running = self._running[region, name]

@@ -3,8 +3,8 @@
 `Portal.run` is to asyncio what `trio.to_thread.run_sync` is to threads: it may be cancelled before the call starts and
 not after, so that a commit that began is known to have ended, and the state that follows from it is never left stale.
 It waits in real time, at most DISK_DEADLINE_S: a disk that hangs breaks the portal, and nothing runs behind its back.
-`Portal.hand` gives the same for a function that a thread of aiosqlite's calls, without the way through asyncio: each
-change of threads on a busy machine costs a write about a millisecond.
+`Portal.hand` gives the same (its deadline to a tenth) for a function that a thread of aiosqlite's calls, without the
+way through asyncio: each change of threads on a busy machine costs a write about a millisecond.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Portal:
     def _give_up_late(self) -> None:
         """Nobody waits any longer for what was handed over before the deadline's time; in trio's thread."""
         for call in self._handed:
-            if time.monotonic() - call.since > self._deadline_s:
+            if call.outcome is None and time.monotonic() - call.since > self._deadline_s:
                 self._broken = True
                 call.end(outcome.Error(self._late()))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import ssl
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,6 +15,7 @@ import structlog.testing
 import trio
 import trio.testing
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from nacl.signing import SigningKey
 
 from cluster import credentials
@@ -27,6 +30,20 @@ YEAR = 365 * DAY
 AUTHORITY = make_authority("norden", now_ms=NOW)
 N1, N2 = (Peer("norden", "norden/1", name) for name in ("n1", "n2"))
 PAIRS = {peer: issue_node(*AUTHORITY, "norden", "norden/1", peer.node, ["127.0.0.1"], now_ms=NOW) for peer in (N1, N2)}
+
+
+def of_version_4() -> bytes:
+    """What the parser has an error of its own for."""
+    der = x509.load_pem_x509_certificate(PAIRS[N1][0]).public_bytes(Encoding.DER)
+    return ssl.DER_cert_to_PEM_cert(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)).encode()
+
+
+def with_a_key_of_an_unknown_kind() -> bytes:
+    """And another one, when it is asked for the key. (So it has for all but a few elliptic curves.)"""
+    der = x509.load_pem_x509_certificate(PAIRS[N1][0]).public_bytes(Encoding.DER)
+    ed25519, unknown = b"\x06\x03\x2b\x65\x70\x03\x21", b"\x06\x03\x2b\x65\x01\x03\x21"
+    assert der.count(ed25519) == 1
+    return ssl.DER_cert_to_PEM_cert(der.replace(ed25519, unknown)).encode()
 
 
 def make_root(authority: bytes = AUTHORITY[0]) -> Root:
@@ -138,6 +155,8 @@ async def test_what_is_still_being_written_is_not_taken(desk: Desk, logs: list[A
     ("make", "why"),
     [
         (lambda: b"", "is not a PEM certificate"),
+        (of_version_4, "is not a PEM certificate"),
+        (with_a_key_of_an_unknown_kind, "is not a PEM certificate"),
         (lambda: PAIRS[N2][0], "is not the key of"),
         (lambda: issue_node(*AUTHORITY, "norden", "norden/1", "n1", [], now_ms=NOW)[0], "is not the key of"),
         (lambda: renew_node(PAIRS[N1][0], *AUTHORITY, N1, now_ms=NOW - 2 * YEAR), "expired on"),
@@ -162,6 +181,31 @@ async def test_what_does_not_hold_is_told_once_and_the_node_goes_on(
         await trio.sleep(100)
         assert "No such file" in logs[2]["text"] and len(logs) == 3
         nursery.cancel_scope.cancel()
+
+
+async def test_a_key_of_an_unknown_kind_is_not_taken(desk: Desk, logs: list[Any], autojump_clock: Any) -> None:
+    der = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x01\x04\x22\x04\x20" + bytes(32)
+    pem = base64.encodebytes(der)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.own.watch)
+        desk.paths[1].write_bytes(b"-----BEGIN PRIVATE KEY-----\n" + pem + b"-----END PRIVATE KEY-----\n")
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+    assert [entry["event"] for entry in logs] == ["certificate_not_taken"]
+
+
+async def test_a_certificate_that_does_not_hold_yet_is_taken_when_it_does(
+    desk: Desk, logs: list[Any], autojump_clock: Any
+) -> None:
+    """The clock of the node was wrong, and is set right; or a file could not be opened for a moment."""
+    desk.put(renew_node(PAIRS[N1][0], *AUTHORITY, N1, now_ms=NOW + DAY))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.own.watch)
+        await trio.sleep(100)
+        desk.now_ms = NOW + DAY
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+    assert [entry["event"] for entry in logs] == ["certificate_not_taken", "certificate_renewed"]
 
 
 async def test_another_nodes_pair_is_not_taken(desk: Desk, logs: list[Any], autojump_clock: Any) -> None:

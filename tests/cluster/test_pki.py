@@ -189,6 +189,17 @@ def test_a_renewed_certificate_has_the_same_names_and_key_and_another_year(tmp_p
         NodeCredentials.load(*paths, make_root(), now_ms=later + YEAR)
 
 
+@pytest.mark.parametrize("authority", [b"junk", NORDEN[0].replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)])
+def test_an_authority_that_is_no_certificate_issues_nothing(authority: bytes) -> None:
+    for issue in (
+        lambda: issue_node(authority, NORDEN[1], "norden", "norden/1", "n1", []),
+        lambda: renew_node(norden()[0], authority, NORDEN[1], N1),
+        lambda: renew_authority(authority, NORDEN[1]),
+    ):
+        with pytest.raises(OperatorError, match="authority is no certificate"):
+            issue()
+
+
 @pytest.mark.parametrize(
     ("old", "why"),
     [

@@ -11,7 +11,7 @@ import pytest
 from cluster.control import CellView, StoreView
 from cluster.demo.audit import Shelf
 from cluster.demo.report import Audit
-from cluster.demo.story import _not_renewed, chapters, look_at_the_disks
+from cluster.demo.story import _not_renewed, chapters, drain, look_at_the_disks
 
 OLD, NEW = "a" * 32, "b" * 32
 
@@ -64,3 +64,26 @@ async def test_an_audit_that_found_nothing_where_a_node_was_killed_shows_nothing
     stage.auditor = auditor
     await look_at_the_disks(stage)
     assert len(stage.failures) == failures and all("birch-n1" in text for text in stage.failures)
+
+
+async def test_nobody_looks_at_the_disks_before_the_killed_nodes_have_ended(autojump_clock: Any) -> None:
+    """A process that is killed holds its store until it is gone: up to a second on a busy machine."""
+    happened: list[str] = []
+
+    async def note(what: str) -> None:
+        happened.append(what)
+
+    nodes = [SimpleNamespace(region="amber", name=name) for name in ("n1", "n3")]
+    federation = SimpleNamespace(running=lambda: nodes, ended=lambda: note("ended"))
+    stage: Any = SimpleNamespace(
+        federation=federation, failures=[], gadgets=[], renewed={("amber", "n2"): OLD},
+        settled=lambda *_: note("settled"), go_offline=lambda _: note("offline"),
+        kill=lambda region, name: happened.append(f"killed {region}-{name}"),
+    )  # fmt: skip
+
+    async def cell(region: str) -> CellView:
+        return view({NEW: 0})
+
+    stage.cell = cell
+    await drain(stage)
+    assert happened == ["settled", "offline", "killed amber-n1", "killed amber-n3", "ended"] and not stage.failures

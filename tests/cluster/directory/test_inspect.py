@@ -63,7 +63,9 @@ def test_regions_that_do_not_hold() -> None:
     assert "authority" in bad(verify_bundle(signed(GOOD[0], shared), now_ms=NOW))
     assert "registrar key" in bad(verify_bundle(signed(GOOD[0], region("sueden", SUEDEN[0], b"n")), now_ms=NOW))
     assert "region norden stands there 2 times" in bad(verify_bundle(signed(GOOD[0], GOOD[0]), now_ms=NOW))
-    assert "no X.509" in bad(verify_bundle(signed(region("norden", b"junk", b"n")), now_ms=NOW))
+    of_version_4 = NORDEN[0].replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)  # an error of its own
+    for junk in (b"junk", of_version_4):
+        assert "no X.509" in bad(verify_bundle(signed(region("norden", junk, b"n")), now_ms=NOW))
     leaf = issue_node(*NORDEN, "norden", "norden/1", "n1", [], now_ms=NOW)[0]
     assert "no self-signed authority" in bad(verify_bundle(signed(region("norden", der(leaf), b"n")), now_ms=NOW))
     old = make_authority("norden", now_ms=NOW - 11 * YEAR)[0]

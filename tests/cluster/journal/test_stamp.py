@@ -116,6 +116,18 @@ def test_a_clock_that_was_wrong_at_the_start_and_is_set_right_is_believed_when_m
     assert cell.apart(voters) == 0
 
 
+def test_clocks_that_go_wrong_together_in_steps_are_not_followed_further_than_one_jump() -> None:
+    """Each step is too small to be refused by itself, and all others show the same."""
+    cell, clock, voters = clock_of([0, 0])
+    start = clock.wall_ms()
+    for _ in range(10):
+        clock.wall += MAX_CLOCK_JUMP - 1000
+        for voter in voters:
+            cell.heard(voter, cell.now())
+        cell.mend(voters)
+    assert cell.now() - start <= MAX_CLOCK_JUMP
+
+
 def test_strangers_take_no_room() -> None:
     """Any node of the cell may speak for stores that nobody knows yet."""
     cell, clock, _ = clock_of([])

@@ -72,6 +72,8 @@ async def test_start_stop_kill_and_start_again(layout: Layout) -> None:
         first = fed.pid("norden")
         assert os.getsid(first) == first != os.getsid(0), "a session of its own"
         fed.kill("norden")
+        await fed.ended()
+        assert not alive(first)
         await fed.start("norden")
         assert fed.pid("norden") != first and not alive(first)
         assert await fed.stop("norden") == 0

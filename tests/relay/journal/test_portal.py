@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -146,6 +147,18 @@ async def test_a_function_that_hangs_in_another_thread_breaks_the_portal(comes_b
         with pytest.raises(trio.BrokenResourceError, match="hangs"):
             await portal.hand(in_a_thread, threads)
     assert not threads()
+
+
+async def test_what_ended_in_time_while_trio_itself_stood_still_breaks_nothing() -> None:
+    """A long computation, or a machine short of processors: the disk did not hang."""
+
+    def submit(carry: Callable[[], None]) -> None:
+        carry()
+        time.sleep(0.3)
+
+    async with open_portal(deadline_s=0.1) as portal:
+        assert await portal.hand(submit, lambda: 6) == 6
+        assert await portal.hand(in_a_thread, lambda: 7) == 7
 
 
 async def test_a_closed_portal_takes_no_call() -> None:
