@@ -1,7 +1,8 @@
 """Bits that flip on a disk. Each must be noticed by a node that takes up the store, or touch nothing that it holds.
 
 A flip is judged on a copy, by what a node does when it starts and when it reads: the store is opened, what follows the
-checkpoint is verified, then everything. What nobody noticed must leave every row, and SQLite's own structure, alone.
+checkpoint is verified, then everything. What nobody noticed must leave every row, and SQLite's own structure, alone, or
+be noticed before the page that it is on is changed.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ async def judge(data: Path, layout: Layout, flips: Sequence[Flip]) -> Counter[st
             for flip in flips:
                 flip.apply(_copied(data, copy))
                 after = await _look(portal, copy, fresh, ring)
-                fate = after if isinstance(after, str) else "on no live page" if after == before else UNNOTICED
+                fate = after if isinstance(after, str) else "on no live page" if after == before else _emptied(copy)
                 tally[fate] += 1
                 if fate == UNNOTICED:
                     flip.apply(_copied(data, copy))
@@ -153,6 +154,22 @@ def _content(file: Path) -> bytes:
         except sqlite3.Error as error:
             return repr(error).encode()
     return hashlib.sha256(repr((rows, whole)).encode()).digest()
+
+
+def _emptied(directory: Path) -> str:
+    """What comes of a flip in SQLite's own book-keeping of a page when a node lets go of the rows on it, as it does
+    with all in time. (SQLite looks at a page's free space before it changes the page, not when it reads it; a node
+    whose SQLite says then that the file is malformed sets the store aside.)"""
+    with closing(sqlite3.connect(directory / STORE_FILE)) as db:
+        try:
+            for table in ("block", "checkpoint_row", "fact"):
+                db.execute(f"DELETE FROM {table} WHERE rowid >= 0")  # without a condition it would drop whole pages
+            db.commit()
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CORRUPT:
+                return "noticed when changed"
+            raise
+    return UNNOTICED
 
 
 class _Anything:
