@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.core.tlog.errors import Fork, LogError, Malformed, TooFewWitnesses, UnknownKey, UnsoundTrust
+from cluster.core.tlog.errors import Fork, Malformed, TooFewWitnesses, UnknownKey, UnsoundTrust
 from cluster.core.tlog.keys import COSIGNATURE, ED25519, SignerKey, VerifierKey
 from cluster.core.tlog.note import Note, new_note, parse_note, signers
 from cluster.core.tlog.text import base64, decimal, is_line, unbase64, utf8
@@ -123,7 +123,7 @@ def verify_checkpoint(note: Note, trust: Trust) -> Opened:
 
 def check_same_log(first: Note, second: Note, log: VerifierKey) -> None:
     """Two checkpoints that `log` signed do not contradict each other by themselves. Raises Fork, with both as evidence,
-    when they have one size and two roots; LogError's kinds when one of them is not the log's at all.
+    when they have one size and two roots; what `verify_checkpoint` raises when one of them is not the log's at all.
 
     Of different sizes only a consistency proof tells; gossip of what others saw needs no more than this."""
     trust = Trust(log, (), 0)
@@ -132,7 +132,7 @@ def check_same_log(first: Note, second: Note, log: VerifierKey) -> None:
         raise fork(one, first, second)
 
 
-def fork(checkpoint: Checkpoint, first: Note, second: Note) -> LogError:
+def fork(checkpoint: Checkpoint, first: Note, second: Note) -> Fork:
     """The error that carries the evidence."""
     return Fork(
         f"log {checkpoint.origin}: two roots of size {checkpoint.size}, both signed",

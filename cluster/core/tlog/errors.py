@@ -1,18 +1,18 @@
 """What can be wrong with a region's log. All of it is a TrustError; two of its kinds are those of relay.errors.
 
-    TrustError
-    ├── LogError
-    │   ├── Malformed          bytes or a text that are not of the format, or longer than allowed
-    │   ├── UnknownKey         nothing here is signed by a key that we were told to trust
-    │   ├── TooFewWitnesses    signed by the log, but fewer than k witnesses stand by it
-    │   ├── BadProof           an inclusion or consistency proof that does not lead to the root
-    │   ├── Fork               two signed roots of one size: the log lies, and this is the evidence
-    │   ├── StaleProof         a consistency proof that starts elsewhere than the witness stands
-    │   ├── NotInTree          an index or size beyond the tree that was asked about
-    │   ├── BadTile            a stored tile is missing or of a wrong length
-    │   └── UnsoundTrust       a choice of keys and k that cannot mean what it says
-    ├── BadSignature           (relay.errors) a signature by a trusted key that does not hold
-    └── Rollback               (relay.errors) a smaller tree than one that was already seen
+TrustError
+├── LogError
+│   ├── Malformed          bytes or a text that are not of the format, or longer than allowed
+│   ├── UnknownKey         nothing here is signed by a key that we were told to trust
+│   ├── TooFewWitnesses    signed by the log, but fewer than k witnesses stand by it
+│   ├── BadProof           an inclusion or consistency proof that does not lead to the root
+│   ├── Fork               two signed roots of one size: the log lies, and this is the evidence
+│   ├── StaleProof         a consistency proof that starts elsewhere than the witness stands
+│   ├── NotInTree          an index or size beyond the tree that was asked about
+│   ├── BadTile            a stored tile is missing or of a wrong length
+│   └── UnsoundTrust       a choice of keys and k that cannot mean what it says
+├── BadSignature           (relay.errors) a signature by a trusted key that does not hold
+└── Rollback               (relay.errors) a smaller tree than one that was already seen
 """
 
 from __future__ import annotations

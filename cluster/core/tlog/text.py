@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import binascii
+import re
 from typing import Final
 
 from cluster.core.tlog.errors import Malformed
 from relay.limits import MAX_TREE
 
 _DIGITS: Final = len(str(MAX_TREE))
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f]")  # newline is none
 _AGAIN: Final = "Fetch it anew; if it stays so, whoever made it is at fault"
 
 
@@ -44,7 +46,7 @@ def utf8(data: bytes, what: str) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise Malformed(f"{what}: not UTF-8", _AGAIN) from None
-    if any(char < " " and char != "\n" for char in text):
+    if _CONTROL.search(text):
         raise Malformed(f"{what}: a control character", _AGAIN)
     return text
 
@@ -52,6 +54,6 @@ def utf8(data: bytes, what: str) -> str:
 def is_line(text: str, most: int) -> bool:
     """Can `text` be one line of such a text: 1 to `most` bytes?"""
     try:
-        return 0 < len(text.encode("utf-8")) <= most and not any(char < " " for char in text)
+        return 0 < len(text.encode("utf-8")) <= most and "\n" not in text and not _CONTROL.search(text)
     except UnicodeEncodeError:  # a lone surrogate
         return False

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cluster.core.tlog.checkpoint import Trust, fork, open_checkpoint
+from cluster.core.tlog.checkpoint import Trust, fork, verify_checkpoint
 from cluster.core.tlog.errors import Malformed, StaleProof, UnknownKey, UnsoundTrust
 from cluster.core.tlog.keys import COSIGNATURE, SignerKey, VerifierKey
 from cluster.core.tlog.note import Note, Signature, parse_note
@@ -80,7 +80,7 @@ def consider(
         raise UnsoundTrust(f"witness {witness.name}: a key of another kind", "Make a key for cosignatures")
     if log is None:
         raise UnknownKey("checkpoint of a log that we have no key of", "Use the logs that the root document names")
-    checkpoint = open_checkpoint(request.note.encode(), Trust(log, (), 0)).checkpoint
+    checkpoint = verify_checkpoint(request.note, Trust(log, (), 0)).checkpoint
     size, root = (seen.size, seen.root) if seen else (0, EMPTY_ROOT)
     if seen and checkpoint.size == size and checkpoint.root != root:
         raise fork(checkpoint, parse_note(seen.note), request.note)
