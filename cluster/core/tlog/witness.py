@@ -76,10 +76,10 @@ def consider(
     Raises Rollback: a smaller tree than the one that was seen.
     Raises StaleProof: the proof starts elsewhere; `size` of it says where it must start. The log asks again.
     Raises BadProof: the proof does not connect the two trees. Either it is wrong or the log is."""
-    if witness.kind != COSIGNATURE:
-        raise UnsoundTrust(f"witness {witness.name}: a key of another kind", "Make a key for cosignatures")
     if log is None:
         raise UnknownKey("checkpoint of a log that we have no key of", "Use the logs that the root document names")
+    if witness.kind != COSIGNATURE or witness.verifier.public == log.public:
+        raise UnsoundTrust(f"witness {witness.name}: the key of a log", "Make a key for cosignatures alone")
     checkpoint = verify_checkpoint(request.note, Trust(log, (), 0)).checkpoint
     size, root = (seen.size, seen.root) if seen else (0, EMPTY_ROOT)
     if seen and checkpoint.size == size and checkpoint.root != root:

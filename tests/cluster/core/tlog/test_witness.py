@@ -123,8 +123,9 @@ def test_who_is_not_the_log_is_refused() -> None:
     broken = replace(line, value=naive.flipped(line.value, 7))
     with pytest.raises(BadSignature):
         ask(None, AddCheckpoint(0, (), replace(BOOK.note(5), signatures=(broken,))))
-    with pytest.raises(UnsoundTrust):
-        consider(None, BOOK.request(0, 5), LOG.verifier, LOG, NOW)
+    for itself in (LOG, replace(WITNESS, seed=LOG.seed)):
+        with pytest.raises(UnsoundTrust):
+            consider(None, BOOK.request(0, 5), LOG.verifier, itself, NOW)
 
 
 def test_what_it_remembers_is_the_logs_word_alone() -> None:
