@@ -69,6 +69,12 @@ def test_any_other_index_size_or_root_fails(index: int, size: int, root: bytes) 
         verify_staple(replace(STAPLE, note=replace(STAPLE.note, text=text)).encode(), BOOK.entries[700], trust(3))
 
 
+def test_an_index_beyond_the_tree_is_named() -> None:
+    for index in (1000, 1700, 700 + 2**32):
+        with pytest.raises(NotInTree):
+            verify_staple(replace(STAPLE, index=index).encode(), BOOK.entries[700], trust(3))
+
+
 @given(st.integers(1, 1000).flatmap(lambda size: st.tuples(st.integers(0, size - 1), st.just(size))))
 def test_every_entry_can_be_proven(where: tuple[int, int]) -> None:
     index, size = where

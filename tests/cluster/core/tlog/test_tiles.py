@@ -120,7 +120,9 @@ def test_tiles_that_are_not_as_they_must_be() -> None:
             frontier(700, {**tiles, first: b"", **broken})
         with pytest.raises(BadTile):
             grow(700, broken, HASHES[:1])
-    assert frontier(700, {**tiles, first: ALL[Tile(0, 2)]}).root() == naive.mth(ENTRIES[:700])  # a wider one will do
+    wider = {**tiles, first: ALL[Tile(0, 2)]}  # will do
+    assert frontier(700, wider).root() == naive.mth(ENTRIES[:700])
+    assert grow(700, wider, HASHES[700:710]) == grow(700, tiles, HASHES[700:710])
     for level, number, size in ((0, 3, 700), (1, 0, 255), (0, -1, 700)):
         with pytest.raises(NotInTree):
             tile_at(level, number, size)
