@@ -82,4 +82,5 @@ $(VENV)/.installed: pyproject.toml configs/constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml configs/constraints.txt | $(BIN)/python
 	@echo "installing Posthouse and its development tools into $(VENV)"
 	@$(INSTALL) --editable ".[dev]"
+	@$(INSTALL) --no-deps --ignore-requires-python aics-tlog aics-witness  # ask for 3.12, and run on 3.11
 	@touch $@ $(VENV)/.installed

@@ -122,3 +122,12 @@ RAFT_TAIL: Final = 16 * MIB  # bytes of blocks that a leader holds uncommitted; 
 MAX_CELL: Final = 9  # stores of one cell: 5 voters, replacements that were added before the old ones go, learners
 MAX_INBOX: Final = 16 * MIB  # bytes of notes that wait for a store's Raft; past it they are dropped
 MAX_CLOCK_APART: Final = 10 * SECOND  # ms a leader's clock may be from the median of the voters'; then it steps down
+
+# --- the region logs -----------------------------------------------------------------------------
+MAX_TREE: Final = 2**63 - 1  # leaves of a log: what a signed 64-bit column of a store holds
+MAX_LOG_ENTRY: Final = 65_535  # bytes of one entry of a log: its length is 16 bits in an entry bundle (tlog-tiles)
+MAX_PROOF: Final = 63  # hashes of one proof: the height of the greatest tree; tlog-witness sends no more, either
+MAX_SIGNATURES: Final = 64  # signatures of one note; the format asks for 16, 20 regions that rotate have 40
+MAX_SIGNED_NOTE: Final = 128 * KIB  # bytes of a note: 16 post-quantum signatures that we pass over still fit
+MAX_KEY_NAME: Final = 255  # bytes of a key's name, and of a log's origin
+MAX_STAPLE: Final = 8 * KIB  # bytes of a proof that travels with a record; 2 KiB is the aim at 1,000,000 entries

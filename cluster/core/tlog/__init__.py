@@ -1,0 +1,80 @@
+"""The log of a region, pure: a Merkle tree in tiles, signed checkpoints, witnesses, proofs that travel with a record.
+
+    read, then append   tiles = {tile: stored for tile in edge(size)}
+                        write grow(size, tiles, leaves) and grow_bundles(size, last, entries)
+                        frontier(size, tiles).extend(leaves).root() is the new root
+    publish             Checkpoint(origin, size, root).sign(log_key), to each witness as AddCheckpoint
+    witness             consider(seen, request, log, witness, now): remember, then answer
+    prove               Staple(index, inclusion_proof(…), note with cosignatures)
+    verify, offline     verify_staple(data, entry, trust)
+
+All formats are published ones: RFC 6962 and C2SP's signed-note, tlog-checkpoint, tlog-cosignature, tlog-tiles,
+tlog-witness and tlog-proof ([ADR 17](../../../docs/adr/0017-region-logs-in-c2sp-formats.md)). Whatever the bytes, what
+is raised is of errors.py.
+"""
+
+from __future__ import annotations
+
+from cluster.core.tlog.checkpoint import (
+    Checkpoint,
+    Opened,
+    Trust,
+    check_same_log,
+    open_checkpoint,
+    parse_checkpoint,
+    verify_checkpoint,
+)
+from cluster.core.tlog.errors import (
+    BadProof,
+    BadTile,
+    Fork,
+    LogError,
+    Malformed,
+    NotInTree,
+    StaleProof,
+    TooFewWitnesses,
+    UnknownKey,
+    UnsoundTrust,
+)
+from cluster.core.tlog.keys import COSIGNATURE, ED25519, SignerKey, VerifierKey
+from cluster.core.tlog.note import Note, Signature, new_note, open_note, parse_note, parse_signatures, signers
+from cluster.core.tlog.proofs import consistency_proof, consistency_tiles, inclusion_proof, inclusion_tiles
+from cluster.core.tlog.staple import Proven, Staple, parse_staple, verify_staple
+from cluster.core.tlog.tiles import (
+    Bundle,
+    Tile,
+    bundles_written,
+    decode_bundle,
+    edge,
+    encode_bundle,
+    frontier,
+    grow,
+    grow_bundles,
+    parse_path,
+    tile_at,
+    tiles_written,
+)
+from cluster.core.tlog.tree import (
+    EMPTY_ROOT,
+    Frontier,
+    leaf_hash,
+    node_hash,
+    root_of_inclusion,
+    verify_consistency,
+    verify_inclusion,
+)
+from cluster.core.tlog.witness import AddCheckpoint, Seen, consider, parse_add_checkpoint
+
+__all__ = [
+    "EMPTY_ROOT", "Frontier", "leaf_hash", "node_hash", "root_of_inclusion", "verify_inclusion", "verify_consistency",
+    "Tile", "Bundle", "parse_path", "tile_at", "edge", "tiles_written", "bundles_written", "grow", "grow_bundles",
+    "frontier", "encode_bundle", "decode_bundle",
+    "inclusion_tiles", "inclusion_proof", "consistency_tiles", "consistency_proof",
+    "ED25519", "COSIGNATURE", "SignerKey", "VerifierKey",
+    "Note", "Signature", "new_note", "parse_note", "parse_signatures", "open_note", "signers",
+    "Checkpoint", "Opened", "Trust", "parse_checkpoint", "open_checkpoint", "verify_checkpoint", "check_same_log",
+    "AddCheckpoint", "Seen", "consider", "parse_add_checkpoint",
+    "Staple", "Proven", "parse_staple", "verify_staple",
+    "LogError", "Malformed", "UnknownKey", "TooFewWitnesses", "BadProof", "Fork", "StaleProof", "NotInTree", "BadTile",
+    "UnsoundTrust",
+]  # fmt: skip
