@@ -87,7 +87,7 @@ def show(console: Console, result: Result) -> None:
 
 def _resting(audit: Audit) -> Table:
     """A line for each node; whose it is, below, for each region, since the nodes of a region have the same."""
-    table = shelf_table(f"What rests where, {audit.when}", audit.shelves)
+    table = shelf_table(f"What rests where, {audit.when}", audit.shelves, sizes=True)
     regions: dict[str, str] = {}
     for shelf in audit.shelves:
         regions.setdefault(shelf.region, _whose(shelf))

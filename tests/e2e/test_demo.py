@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from cluster.cli import app
 from cluster.core.linkwire import federation_id
 from cluster.demo import cli, story
 from cluster.demo.ledger import Account
@@ -46,6 +47,11 @@ def test_the_demo_is_clean(tmp_path: Path, nodes: int) -> None:
     assert set(counted) == {"sent", "delivered", "wire_duplicates", "nodes_killed", "seconds"}
     assert len(list(kept.glob("clients/*/store.sqlite"))) >= 30 and len(list(kept.glob("nodes/*/data"))) == 3 * nodes
     assert {path.stat().st_mode & 0o777 for path in (kept / "secrets").iterdir()} == {0o600}
+    audited = CliRunner().invoke(app, ["audit", "residency", str(kept)])  # by the signed records alone
+    assert audited.exit_code == 0, audited.output
+    proven = nodes > 1  # a node of a cell of one has let go of everything when it is stopped
+    said = " ".join(audited.output.split())
+    assert ("belong there, by signed records" if proven else "No envelope rests here") in said
 
 
 # --- planted -------------------------------------------------------------------------------------
