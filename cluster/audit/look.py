@@ -19,7 +19,7 @@ from relay.core import records
 from relay.core.block import Block
 from relay.core.envelope import envelope_id
 from relay.core.mailroom import checkpoint
-from relay.errors import PosthouseError, ProtocolError, StoreError, TrustError
+from relay.errors import DiskFailed, PosthouseError, ProtocolError, StoreDamaged, StoreError, TrustError
 from relay.journal.files import STORE_FILE
 from relay.journal.inspect import Saved, StoppedStore
 
@@ -84,15 +84,18 @@ class Look:
     def store(self, store: StoppedStore, file: str) -> None:
         """A store: its blocks and those of a snapshot that was being fetched, all generations of its checkpoint, and
         what the disk writer knows. `file` names it in findings; so does what cannot be read."""
-        shelf = self.shelf
-        shelf.stores += 1
-        for staged, blocks in ((False, store.blocks(self.told)), (True, store.staged(self.told))):
-            for block in blocks:
-                self._block(block, file, staged)
-        for saved in store.checkpoints(self.told):
-            self._checkpoint(saved, file)
-        for _, value in store.facts(self.told):
-            self._scan_unsealed(f"a fact of {file}", self.scanner.scan_bytes(value))
+        self.shelf.stores += 1
+        try:
+            for block in store.blocks(self.told):
+                self._block(block, file, False)
+            for block in store.staged(self.told):
+                self._block(block, file, True)
+            for saved in store.checkpoints(self.told):
+                self._checkpoint(saved, file)
+            for _, value in store.facts(self.told):
+                self._scan_unsealed(f"a fact of {file}", self.scanner.scan_bytes(value))
+        except (StoreDamaged, DiskFailed) as error:  # the database itself
+            self.told(error)
 
     def told(self, error: PosthouseError) -> None:
         """Something cannot be read: nobody knows what it is."""

@@ -42,11 +42,11 @@ class Register:
 
     def __init__(self, root: Root) -> None:
         self.homes: dict[bytes, Home] = {}
-        self.devices: dict[bytes, bytes] = {}  # every device that a version enrolled → its user
+        self._users: dict[bytes, tuple[bytes, ...]] = {}  # every device that a version enrolled → whose it is
         self.findings: dict[str, None] = {}  # in order, each once
         self._root = root
         self._later: dict[tuple[bytes, int], bytes] = {}  # (user, version) whose predecessor has not been seen
-        self._members: dict[bytes, dict[bytes, str]] = defaultdict(dict)  # group → user → by what it is a member
+        self._members: dict[bytes, dict[tuple[bytes, str], str]] = defaultdict(dict)  # group → (user, cell) → by what
         self._known: dict[tuple[bytes, str], str] = {}  # (group, region) → what `member` said
 
     # --- learning --------------------------------------------------------------------------------
@@ -94,7 +94,9 @@ class Register:
         home = verify_home(signed, self._root, read_home(known.signed) if known else None)
         digests = (*(known.digests if known else ()), home.digest)
         self.homes[home.user] = Home(home.user, home.payload.region, home.cell, digests, signed)
-        self.devices.update((device.id, home.user) for device in home.devices)
+        for device in home.devices:
+            users = self._users.get(device.id, ())
+            self._users[device.id] = users if home.user in users else (*users, home.user)
         if (following := self._later.pop((home.user, version + 2), None)) is not None:
             self._home(following)
 
@@ -108,7 +110,7 @@ class Register:
             for cell in head.head.cells:
                 if cell.part in named:
                     members = verify_part(named[cell.part], head, cell.cell).members
-                    self._add(head, (member.user for member in members))
+                    self._add(head, cell.cell, (member.user for member in members))
         except (TrustError, ProtocolError) as error:
             self.findings[f"{where}: a roster that does not verify: {error.text}"] = None
 
@@ -120,16 +122,16 @@ class Register:
         if roster.head is not None:
             made = digest(make_part(roster.version, now))
             if any(named.cell == cell and named.part == made for named in roster.head.head.cells):
-                self._add(roster.head, (member.user for member in now))
+                self._add(roster.head, cell, (member.user for member in now))
         for user, each in stays:
-            if each[-1].until:
-                self._members[group].setdefault(user, f"by the checkpoint, a member until version {each[-1].until}")
+            if until := each[-1].until:
+                self._members[group].setdefault((user, cell), f"until version {until}, by the checkpoint alone")
 
-    def _add(self, head: VerifiedHead, users: Iterable[bytes]) -> None:
+    def _add(self, head: VerifiedHead, cell: str, users: Iterable[bytes]) -> None:
         members = self._members[head.group]
         for user in users:
-            if not members.get(user, "").startswith("by roster"):
-                members[user] = f"by roster version {head.head.version} ({head.digest.hex()[:8]})"
+            if not members.get((user, cell), "").startswith("by"):
+                members[user, cell] = f"by roster version {head.head.version} ({head.digest.hex()[:8]})"
 
     # --- asking ----------------------------------------------------------------------------------
     def unproven(self) -> list[str]:
@@ -144,13 +146,19 @@ class Register:
         home = self.homes.get(user)
         return home if home is not None and home.region == region else None
 
+    def sender(self, device: bytes, region: str) -> Home | None:
+        """The home record of a user whose device that is, or was, and who is at home in the region."""
+        return next((home for user in self._users.get(device, ()) if (home := self.resident(user, region))), None)
+
     def member(self, group: bytes, region: str) -> str:
-        """By what somebody who is at home in the region is a member of the group; empty where nobody is known to be."""
+        """By what somebody who is at home in the region is a member of the group; empty where nobody is known to be.
+        Who is on the list of another cell than the own does not count."""
         if (group, region) not in self._known:
+            members = sorted((by, user, cell) for (user, cell), by in self._members.get(group, {}).items())
             said = (
                 f"user {short(user)} is a member {by}, and at home here by {home}"
-                for user, by in sorted(self._members.get(group, {}).items(), key=lambda item: (item[1][:4], item[0]))
-                if (home := self.resident(user, region)) is not None
+                for by, user, cell in members
+                if (home := self.resident(user, region)) is not None and home.cell == cell
             )
             self._known[group, region] = next(said, "")
         return self._known[group, region]

@@ -20,10 +20,11 @@ from cluster.audit.sites import NothingHere, Site, newest_root
 from cluster.core.linkwire import federation_id
 from cluster.stopped import without_head
 from relay.core import records
+from relay.core.block import Block
 from relay.core.envelope import Header, To, envelope_id, read_header
-from relay.core.mailroom import Mailroom, checkpoint
+from relay.core.mailroom import Mailroom
 from relay.core.trust import Root
-from relay.errors import PosthouseError, ProtocolError, StoreDamaged, StoreForeign, TrustError
+from relay.errors import DiskFailed, PosthouseError, ProtocolError, StoreDamaged, StoreForeign, TrustError
 from relay.journal.files import STORE_FILE
 from relay.journal.inspect import StoppedStore, open_stopped
 from relay.journal.seal import StorageRing
@@ -139,7 +140,7 @@ def _open(node: NodeReport, root: Root, stack: ExitStack) -> Iterator[Opened]:
         file = site.name(directory / STORE_FILE)
         try:
             store = stack.enter_context(open_stopped(directory, ring))
-        except (StoreForeign, StoreDamaged) as error:
+        except (StoreForeign, StoreDamaged, DiskFailed) as error:
             findings.append(f"{file} cannot be looked into: {error.text}")
             continue
         node.files.append(file)
@@ -179,25 +180,40 @@ def _unheard(error: PosthouseError) -> None:
 
 def _learn(one: Opened, register: Register, pieces: Pieces) -> None:
     """What a store has of signed records, and what waits in its outboxes."""
-    store, room = one.store, Mailroom(one.store.cell, one.store.log_id) if one.store.first == 1 else None
+    where = f"{one.node.shelf.label}: {one.file}"
+    try:
+        room = _learn_checkpoints(one.store, where, register)
+        for block in one.store.blocks(_unheard):
+            _learn_records(block.records, f"{where}, block {block.index}", register, pieces)
+            if room is not None and block.index > room.state.index:
+                room = _applied(room, block)
+        for block in one.store.staged(_unheard):
+            _learn_records(block.records, f"{where}, staged block {block.index}", register, pieces)
+    except (StoreDamaged, DiskFailed):
+        return  # the second pass tells
+    one.waiting = _waiting(room) if room else None
+
+
+def _learn_checkpoints(store: StoppedStore, where: str, register: Register) -> Mailroom | None:
+    """The fold as of the current checkpoint, or of the beginning; None where neither is there."""
+    room = Mailroom(store.cell, store.log_id) if store.first == 1 else None
     for saved in store.checkpoints(_unheard):
         try:
-            state = checkpoint.load(without_head(saved.rows))
+            loaded = Mailroom.from_checkpoint(without_head(saved.rows))
         except (StoreDamaged, StoreForeign, TrustError, ProtocolError):
             continue
-        register.checkpoint(state, f"{one.node.shelf.label}: {one.file}, the checkpoint after block {saved.index}")
-        if saved.current:
-            room = Mailroom.from_checkpoint(without_head(saved.rows))
-    for block in store.blocks(_unheard):
-        _learn_records(block.records, f"{one.node.shelf.label}: {one.file}, block {block.index}", register, pieces)
-        try:
-            if room is not None and block.index > room.state.index:
-                room.apply(block)
-        except PosthouseError:
-            room = None
-    for block in store.staged(_unheard):
-        _learn_records(block.records, f"{one.node.shelf.label}: {one.file}, staged block", register, pieces)
-    one.waiting = _waiting(room) if room else None
+        register.checkpoint(loaded.state, f"{where}, the checkpoint after block {saved.index}")
+        room = loaded if saved.current else room
+    return room
+
+
+def _applied(room: Mailroom, block: Block) -> Mailroom | None:
+    """None where the block cannot be applied: a log that somebody has tampered with may break any rule of the fold."""
+    try:
+        room.apply(block)
+    except (PosthouseError, AssertionError, LookupError, ValueError):
+        return None
+    return room
 
 
 def _learn_records(encoded: tuple[bytes, ...], where: str, register: Register, pieces: Pieces) -> None:
@@ -262,7 +278,7 @@ class ByRecords:
 
     def _sender(self, device: bytes) -> str:
         """By what the device's user is at home here."""
-        home = self.register.resident(self.register.devices.get(device, b""), self.site.region)
+        home = self.register.sender(device, self.site.region)
         return f"user {short(home.user)}, at home here by {home}" if home else ""
 
     def _in_transit(self, header: Header, found: Found, record: records.Submit) -> str:

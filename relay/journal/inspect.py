@@ -13,7 +13,7 @@ from typing import Any
 from relay.core.block import Block
 from relay.errors import OperatorError, PosthouseError, StoreDamaged, StoreForeign
 from relay.journal.api import BlockRow, CheckpointHead, Meta
-from relay.journal.database import found_in, translate
+from relay.journal.database import DAMAGED, found_in, translate
 from relay.journal.files import STORE_FILE
 from relay.journal.queries import (
     ALL_FACTS, CHECKPOINT, CHECKPOINT_ROWS, GENERATION, GENERATIONS, KIND, META, NEXT_BLOCK, NEXT_STAGED, TERM, TIPS,
@@ -158,6 +158,8 @@ def _rows(connection: sqlite3.Connection, query: str, file: Path, values: tuple[
         return connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
         raise translate(error, file) from error
+    except UnicodeDecodeError as error:  # sqlite3's, for text that is none
+        raise StoreDamaged(f"{file}: {error}", DAMAGED) from error
 
 
 @contextmanager

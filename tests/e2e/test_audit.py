@@ -124,3 +124,24 @@ async def test_what_rests_is_proven_and_what_is_foreign_is_named(layout: Layout)
     (alone,) = (await report(amber.data_dir, status=Exit.FAILED))["nodes"]  # nobody here knows where carol lives
     assert alone["foreign_envelopes"][0]["home_region"] is None and alone["at_home"] == 2
     assert "no home record was found" in await audit("--config", amber.config_path, status=Exit.FAILED)
+
+
+async def test_a_cell_of_three_that_was_stopped_is_proven_by_its_checkpoints(tmp_path: Path) -> None:
+    layout = make_federation(tmp_path / "f", ["amber"], RealEnv(), nodes=3)
+    for name in ("alice", "bob"):
+        create_user(layout.home, name, "amber", RealEnv().clock.wall_ms())
+    async with LocalFederation(layout) as fed:
+        await fed.start_all()
+        async with open_client(layout.home.store("bob")) as bob:
+            await bob.caught_up()
+        async with open_client(layout.home.store("alice"), receive=False) as alice:
+            group = await alice.create_group("friends", [find_card(layout.home, "bob")])
+            await alice.send_group(group.id, b"hello, all")
+        await send(layout, "bob", "one", "two")
+        await fed.stop_all()
+    found = await report(layout.directory)
+    assert found["clean"] and len(found["nodes"]) == 3
+    for node in found["nodes"]:
+        assert node["checkpoint_rows"] and node["at_home"] >= 3 and not node["in_outbox"]
+        (group_mail,) = (one for one in node["envelopes"] if one["whose"] == f"group {group.id.hex()[:8]}")
+        assert "is a member by roster version 1" in group_mail["by"]

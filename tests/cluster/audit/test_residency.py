@@ -152,6 +152,28 @@ async def test_groups_are_proven_by_rosters_also_after_the_log_was_let_go(tmp_pa
         assert "is a member by roster version" in proof.why and "at home here by home record 1" in proof.why
 
 
+async def test_who_is_on_another_cells_list_makes_no_group_resident(tmp_path: Path, anna: Person) -> None:
+    group = Group("phone")
+    home, listed = anna.home("phone"), group.publish({ABROAD: [anna]})
+    await Disk(tmp_path).write([home, listed, handed(letter(group.id, 1, To.ROSTER))])
+    assert any("no member at home here" in text for text in findings(tmp_path))
+
+
+async def test_a_device_that_two_users_enrolled_counts_for_both(tmp_path: Path, anna: Person, lucia: Person) -> None:
+    here, there = Disk(tmp_path), Disk(tmp_path, ABROAD)
+    await here.write([anna.home("phone"), submit("phone", letter(digest(b"somebody"), 1), ABROAD)])
+    await there.write([lucia.home("phone")])
+    assert look(tmp_path).clean
+
+
+async def test_a_log_that_cannot_be_applied_is_judged_all_the_same(tmp_path: Path, anna: Person) -> None:
+    home = anna.home("phone")
+    bound = submit("phone", letter(digest(b"somebody"), 1), ABROAD)
+    await Disk(tmp_path).write([records.FoldVersion(999), home, bound])
+    report = look(tmp_path)
+    assert report.clean and "whether it still waits is not known" in next(iter(report.nodes[0].proofs)).why
+
+
 async def test_records_that_do_not_verify_prove_nothing(tmp_path: Path, anna: Person) -> None:
     forged = Person("mallory")
     await Disk(tmp_path).write([
@@ -199,9 +221,13 @@ async def test_what_cannot_be_read_is_no_pass(tmp_path: Path, anna: Person) -> N
     await here.write([anna.home("phone")], [handed(letter(anna.id, 1))], [handed(letter(anna.id, 2))])
     change(here.directory, "UPDATE block SET sealed = x'00' WHERE idx = 2")
     assert any("block 2" in text for text in findings(tmp_path))
-    (here.directory / "storage.key").unlink()
-    StorageRing.generate(here.directory / "storage.key")
-    assert any("cannot be looked into" in text and "storage key" in text for text in findings(tmp_path))
+    change(here.directory, "UPDATE meta SET cell = CAST(x'cccc' AS TEXT)")
+    assert any("cannot be looked into" in text and "decode" in text for text in findings(tmp_path))
+    more = Disk(tmp_path / "more")
+    await more.write([anna.home("phone", "pad")])
+    (more.directory / "storage.key").unlink()
+    StorageRing.generate(more.directory / "storage.key")
+    assert any("cannot be looked into" in text and "storage key" in text for text in findings(tmp_path / "more"))
 
 
 def run(*words: str | Path) -> tuple[int, str]:
