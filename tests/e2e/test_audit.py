@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +12,14 @@ from click.testing import CliRunner
 
 from cluster.cli import app
 from cluster.cli.exits import Exit
-from cluster.core.linkwire import federation_id
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.people import create_user, find_card
 from relay.client import open_client
-from relay.core import records
-from relay.core.codec import encode
-from relay.core.envelope import Header, To, envelope_id, join
-from relay.journal.portal import open_portal
-from relay.journal.seal import StorageRing
-from relay.journal.solo import open_solo
+from relay.core.envelope import envelope_id
+from tests.e2e.planting import plant
 
 PATIENCE_S = 60
-
-
-class AnythingGoes:
-    """The disk writer's residency check, switched off."""
-
-    def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
-    ) -> Sequence[tuple[bytes, bytes]]:
-        return ()
-
-    def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
-        pass
 
 
 async def audit(*words: str | Path, status: int = 0) -> str:
@@ -59,20 +40,6 @@ async def send(layout: Layout, to: str, *texts: str, wait: str = "stored") -> No
         async with open_client(layout.home.store("alice"), receive=False) as alice:
             for text in texts:
                 await alice.send(find_card(layout.home, to), text.encode(), wait=wait)
-
-
-async def plant(layout: Layout, user: bytes) -> bytes:
-    """An envelope for `user` of birch, correctly sealed and chained, as the newest block of amber's stopped node."""
-    node, home = layout.node("amber"), layout.home
-    envelope = join(encode(Header(1, To.MAILBOX, user, 1, 1, 2, 1)), bytes(range(256)) * 3)
-    record = records.HandIn("birch/1", bytes(16), 1, 0, records.HANDIN_ENVELOPE, envelope, b"")
-    async with open_portal() as portal, open_solo(
-        node.data_dir, env=RealEnv(portal), ring=StorageRing.load(home.secrets / "amber.storage.key"),
-        residency=AnythingGoes(), cell=node.cell, federation=federation_id(home.root(time.time_ns() // 1_000_000)),
-    ) as journal:  # fmt: skip
-        tick = records.encode_record(records.Tick())
-        await journal.append([tick, records.encode_record(record)])
-    return envelope_id(envelope)
 
 
 @pytest.fixture
@@ -111,7 +78,7 @@ async def test_what_rests_is_proven_and_what_is_foreign_is_named(layout: Layout)
     assert home["whose"] == f"user {carol.hex()[:8]}" and home["by"].startswith("by home record 1 (")
     assert all(one["since_ms"] > 0 for one in here["envelopes"])
 
-    own = await plant(layout, carol)
+    own = envelope_id(await plant(layout, "amber", carol, "birch"))
     said = await audit(top, status=Exit.FAILED)
     what = f"amber-n1: foreign envelope {own.hex()[:8]}"
     assert what in " ".join(said.split()) and "who is at home in birch by home record 1" in " ".join(said.split())
