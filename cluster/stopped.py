@@ -79,7 +79,7 @@ def _read_checkpoint(store: StoppedStore, seen: Examination) -> Mailroom | None:
         head = _head(rows)
         if head is not None:
             _note_members(seen, head.members)
-        room = Mailroom.from_checkpoint(rows[1:] if head else rows)
+        room = Mailroom.from_checkpoint(without_head(rows))
         if room.state.index != seen.checkpoint:
             raise StoreDamaged(f"the checkpoint after block {seen.checkpoint} is of block {room.state.index}")
         return room
@@ -94,6 +94,11 @@ def _head(rows: list[bytes]) -> Head | None:
         return read_head(rows[0]) if rows else None
     except ProtocolError:
         return None
+
+
+def without_head(rows: list[bytes]) -> list[bytes]:
+    """The rows of a checkpoint that are the fold's: all but the first, where that is the head."""
+    return rows[1:] if _head(rows) else rows
 
 
 def _note_members(seen: Examination, encoded: bytes) -> None:

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "node": "cluster.cli.nodes:node",
     "cell": "cluster.cli.cell:cell",
     "journal": "cluster.cli.journal:journal",
+    "audit": "cluster.cli.audit:audit",
     "directory": "cluster.cli.directory:directory_",
     "bench": "bench.cli:bench",
     "version": "cluster.cli.nodes:version",

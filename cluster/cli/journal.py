@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 import msgspec
 import trio
 
+from cluster.audit.sites import read_site
 from cluster.cli.exits import Exit
 from cluster.cli.options import Decorator
 from cluster.config import NodeConfig, load_config
@@ -130,14 +130,8 @@ def _find(directory: Path, key: Path | None) -> tuple[Path, Path]:
     config = own or beside
     if config is None:
         raise OperatorError(f"no node.toml in {directory} or above it", "Give --storage-key FILE")
-    try:
-        paths = tomllib.loads(config.read_text("utf-8"))["paths"]
-        base = config.absolute().parent
-        data = base / Path(paths["data"]).expanduser() if own else directory
-        return data, base / Path(paths["storage_key"]).expanduser()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        remedy = "`posthouse config check` says more"
-        raise OperatorError(f"{config} does not say where data and storage_key are ({error!r})", remedy) from None
+    site = read_site(config, None if own else directory)
+    return site.data, site.storage_key
 
 
 def _config_in(directory: Path) -> Path | None:

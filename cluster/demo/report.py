@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cluster.demo.audit import Shelf
+from cluster.audit.shelf import Shelf
+from cluster.audit.table import number, shelf_table, show_findings
 from cluster.demo.ledger import Account
-from relay.limits import KIB
 
 
 @dataclass(frozen=True)
@@ -77,41 +77,22 @@ def show(console: Console, result: Result) -> None:
     for audit in result.audits:
         console.print(_resting(audit))
     console.print(_counted(result))
-    findings = [*result.failures, *(f"{_place(shelf)}: {text}" for shelf in result.shelves for text in shelf.findings)]
-    for text in findings[:MAX_SHOWN]:
-        console.print(f"  [red]✗[/red] {text}", highlight=False)
-    if len(findings) > MAX_SHOWN:
-        console.print(f"  … and {len(findings) - MAX_SHOWN} more findings")
+    findings = [*result.failures, *(f"{shelf.label}: {text}" for shelf in result.shelves for text in shelf.findings)]
+    show_findings(console, findings)
     if result.clean:
         console.print("[bold green]Nothing lost, nothing twice, nothing out of order, nothing where it must not be.[/]")
     else:
         console.print("[bold red]Something went wrong: see above.[/]")
 
 
-MAX_SHOWN = 20  # findings on the terminal
-
-
 def _resting(audit: Audit) -> Table:
     """A line for each node; whose it is, below, for each region, since the nodes of a region have the same."""
-    table = Table(title=f"What rests where, {audit.when}", title_justify="left", caption_justify="left")
-    table.add_column("node", no_wrap=True)
-    for column in ("at home", "KiB", "outbox", "KiB", "foreign", "open", "files", "KiB"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = shelf_table(f"What rests where, {audit.when}", audit.shelves, sizes=True)
     regions: dict[str, str] = {}
-    for place, shelf in enumerate(audit.shelves):
-        last = place + 1 == len(audit.shelves) or audit.shelves[place + 1].region != shelf.region
-        numbers = (
-            shelf.home.total(), shelf.home_bytes // KIB, shelf.transit.total(), shelf.transit_bytes // KIB,
-            _number(shelf.foreign_bytes), _number(shelf.in_the_open), shelf.files, shelf.file_bytes // KIB,
-        )  # fmt: skip
-        table.add_row(_place(shelf), *map(str, numbers), end_section=last)
+    for shelf in audit.shelves:
         regions.setdefault(shelf.region, _whose(shelf))
     table.caption = "\n".join(f"{region}: {whose}" for region, whose in regions.items() if whose)
     return table
-
-
-def _place(shelf: Shelf) -> str:
-    return f"{shelf.region}-{shelf.node}" if shelf.node else shelf.region
 
 
 def _whose(shelf: Shelf) -> str:
@@ -127,12 +108,12 @@ def _counted(result: Result) -> Table:
     table.add_row("messages sent", str(account.sent))
     table.add_row("envelopes they took", str(result.envelopes))
     table.add_row("delivered to devices", f"{account.delivered} of {account.expected}")
-    table.add_row("lost", _number(account.lost))
-    table.add_row("duplicated", _number(account.duplicated))
-    table.add_row("reordered", _number(account.reordered))
-    table.add_row("strange (never sent, or to another)", _number(account.strange))
-    table.add_row("foreign bytes at rest", _number(result.foreign_bytes))
-    table.add_row("plaintext, keys or unsealed bytes found", _number(result.in_the_open))
+    table.add_row("lost", number(account.lost))
+    table.add_row("duplicated", number(account.duplicated))
+    table.add_row("reordered", number(account.reordered))
+    table.add_row("strange (never sent, or to another)", number(account.strange))
+    table.add_row("foreign bytes at rest", number(result.foreign_bytes))
+    table.add_row("plaintext, keys or unsealed bytes found", number(result.in_the_open))
     table.add_row("late, after a marked gap (allowed)", str(account.late))
     table.add_row("seen twice on the wire (allowed)", str(result.wire_duplicates))
     table.add_row("nodes of each region", str(result.nodes))
@@ -140,7 +121,3 @@ def _counted(result: Result) -> Table:
     table.add_row("stores wiped", str(result.stores_wiped))
     table.add_row("seconds", f"{result.seconds:.1f}")
     return table
-
-
-def _number(count: int) -> str:
-    return f"[red]{count}[/red]" if count else "[green]0[/green]"

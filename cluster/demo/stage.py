@@ -19,7 +19,8 @@ import trio
 
 from cluster.cli.reach import Door, Reach
 from cluster.control import CellView
-from cluster.demo.audit import CANARY_RANGE, Book, Seen, audit
+from cluster.audit.look import Seen, storage_keys
+from cluster.demo.audit import CANARY_RANGE, Book, audit
 from cluster.demo.ledger import Ledger, Yielded
 from cluster.demo.report import Audit
 from cluster.local import Layout, LocalFederation
@@ -159,8 +160,7 @@ class Stage:
         scanned. What it finds goes into one audit of all regions."""
         secrets = self.layout.home.secrets
         rings = {region: secrets / f"{region}.storage.key" for region in self.regions}
-        keys = [bytes.fromhex(line) for path in rings.values() for line in path.read_text("ascii").split()]
-        scanner = self.book.scanner(keys)
+        scanner = self.book.scanner(key for path in rings.values() for key in storage_keys(path))
         loaded = {region: StorageRing.load(path) for region, path in rings.items()}
         found = Audit(when, [])
         self.audits.append(found)

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from relay.core.block import Block
-from relay.errors import OperatorError
+from relay.errors import OperatorError, PosthouseError, StoreDamaged, StoreForeign
 from relay.journal.api import BlockRow, CheckpointHead, Meta
-from relay.journal.database import found_in, translate
+from relay.journal.database import DAMAGED, found_in, translate
 from relay.journal.files import STORE_FILE
-from relay.journal.queries import BLOCKS, CHECKPOINT, CHECKPOINT_ROWS, KIND, META, TERM, read_meta
+from relay.journal.queries import (
+    ALL_FACTS, CHECKPOINT, CHECKPOINT_ROWS, GENERATION, GENERATIONS, KIND, META, NEXT_BLOCK, NEXT_STAGED, TERM, TIPS,
+    read_meta,
+)
 from relay.journal.rows import Sealer, check_link, check_rows, verify_checkpoint
 from relay.journal.seal import StorageRing
+
+
+Told = Callable[[PosthouseError], None]
+SEARCHED = 250_000  # blocks beyond a store's own that a checkpoint may be of which it was fetching; some seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The rows of one generation of a checkpoint, taken after block `index`; an unfinished one lacks its last."""
+
+    generation: int
+    index: int
+    current: bool
+    rows: list[bytes]
 
 
 class StoppedStore:
@@ -31,22 +50,43 @@ class StoppedStore:
         self._meta = meta
         self._sealer = sealer
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, told: Told | None = None) -> Iterator[Block]:
         """All blocks that are kept, in order, each verified and chained to the one before.
 
-        Raises StoreDamaged naming the block; StoreForeign where its storage key is not in the ring."""
+        Raises StoreDamaged naming the block; StoreForeign where its storage key is not in the ring. `told` hears of
+        these instead, and gets what follows as far as it can be read, too."""
         meta = self._meta
-        last = Block(meta.log_id, meta.first - 1, b"", meta.time, (), meta.prev)  # what is left of the released ones
-        (tip,) = _rows(self._connection, "SELECT max(idx) FROM block", self._file)[0]
-        while last.index < (tip or 0):
-            index = last.index + 1
-            rows = [BlockRow(*row) for row in _rows(self._connection, BLOCKS, self._file, (index, index))]
+        return self._each(NEXT_BLOCK, Block(meta.log_id, meta.first - 1, b"", meta.time, (), meta.prev), told)
+
+    def staged(self, told: Told | None = None) -> Iterator[Block]:
+        """The blocks of a snapshot that was being fetched, verified in the same way."""
+        return self._each(NEXT_STAGED, None, told)
+
+    def _each(self, query: str, before: Block | None, told: Told | None) -> Iterator[Block]:
+        """Every block that `query` finds. `before`: the one that they have to follow, or what is left of it."""
+        at = before.index + 1 if before else 0
+        while rows := _rows(self._connection, query, self._file, (at,)):
+            row, block = BlockRow(*rows[0]), None
+            at = row.index + 1
+            with self._telling(told):
+                block = self._sealer.block(row)
+            if block is not None and before is not None:
+                with self._telling(told):
+                    check_rows([row], before.index + 1)
+                    check_link(block, before)
+            if block is not None:
+                yield block
+            before = block
+
+    @contextmanager
+    def _telling(self, told: Told | None) -> Iterator[None]:
+        try:
             with found_in(self._file):
-                check_rows(rows, index)
-                block = self._sealer.block(rows[0])
-                check_link(block, last)
-            yield block
-            last = block
+                yield
+        except (StoreDamaged, StoreForeign) as error:
+            if told is None:
+                raise
+            told(error)
 
     def term(self, index: int) -> int:
         """The term of block `index`, or of the one before the oldest that is kept; 0 in a cell of one. What `blocks`
@@ -68,11 +108,58 @@ class StoppedStore:
         return head.index, rows
 
 
+    def checkpoints(self, told: Told) -> Iterator[Saved]:
+        """Every generation of a checkpoint that has rows here: the current one, verified, and what else there is.
+        `told` hears of what cannot be opened."""
+        heads = [CheckpointHead(*row) for row in _rows(self._connection, CHECKPOINT, self._file)]
+        known = {head.generation: head for head in heads}
+        here: set[int] = {row[0] for row in _rows(self._connection, GENERATIONS, self._file)}
+        for generation in sorted(here | known.keys()):
+            sealed, head = _rows(self._connection, GENERATION, self._file, (generation,)), known.get(generation)
+            index = head.index if head else self._index_of(*sealed[0])
+            if index is None:
+                what = f"{self._file}: {len(sealed)} rows of an unfinished checkpoint cannot be unsealed"
+                told(StoreForeign(what, "Start the node, which clears them, stop it, and look again"))
+                continue
+            rows: list[bytes] = []
+            with self._telling(told):
+                rows += (self._sealer.open_checkpoint_row(index, ordinal, row) for ordinal, row in sealed)
+                if head is not None:
+                    verify_checkpoint(head, self.log_id, rows)
+            yield Saved(generation, index, head is not None, rows)
+
+    def _index_of(self, ordinal: int, sealed: bytes) -> int | None:
+        """The block after which a checkpoint was taken whose head is not written: no other opens its rows. None where
+        it is far beyond everything that this store has."""
+        tips: list[int] = [row[0] or 0 for row in _rows(self._connection, TIPS, self._file)]
+        tip = max(tips)
+        for index in chain(tips[:1], range(tip, -1, -1), range(tip + 1, tip + SEARCHED)):
+            try:
+                self._sealer.open_checkpoint_row(index, ordinal, sealed)
+            except StoreDamaged:
+                continue
+            except StoreForeign:
+                return None
+            return index
+        return None
+
+    def facts(self, told: Told) -> Iterator[tuple[bytes, bytes]]:
+        """Every fact of the residency check: key and value. `told` hears of what cannot be opened."""
+        for key, sealed in _rows(self._connection, ALL_FACTS, self._file):
+            value = None
+            with self._telling(told):
+                value = self._sealer.open_fact(key, sealed)
+            if value is not None:
+                yield key, value
+
+
 def _rows(connection: sqlite3.Connection, query: str, file: Path, values: tuple[int, ...] = ()) -> list[Any]:
     try:
         return connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
         raise translate(error, file) from error
+    except UnicodeDecodeError as error:  # sqlite3's, for text that is none
+        raise StoreDamaged(f"{file}: {error}", DAMAGED) from error
 
 
 @contextmanager

@@ -23,6 +23,9 @@ ENDS = "SELECT min(idx), max(idx) FROM block"
 LAST = "SELECT idx, hash FROM block ORDER BY idx DESC LIMIT 1"
 SIZES = "SELECT idx, ifnull(length(sealed), 0) FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT 256"
 BLOCKS = "SELECT idx, term, prev, time, hash, sealed FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx"
+NEXT_BLOCK = "SELECT idx, term, prev, time, hash, sealed FROM block WHERE idx >= ? ORDER BY idx LIMIT 1"
+NEXT_STAGED = "SELECT idx, term, prev, time, hash, sealed FROM staged_block WHERE idx >= ? ORDER BY idx LIMIT 1"
+TIPS = "SELECT max(idx) FROM staged_block UNION ALL SELECT max(idx) FROM block UNION ALL SELECT first - 1 FROM meta"
 ADD_BLOCK = "INSERT INTO block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
 REPAIR_BLOCK = "REPLACE INTO block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
 TERMS = "SELECT idx, term, hash FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT ?"
@@ -39,10 +42,13 @@ SET_CHECKPOINT = "REPLACE INTO checkpoint (only, generation, idx, count, checksu
 _CHECKPOINT_ROW = "FROM checkpoint_row WHERE generation = ? AND ordinal"
 CHECKPOINT_SIZES = f"SELECT ordinal, ifnull(length(sealed), 0) {_CHECKPOINT_ROW} >= ? ORDER BY ordinal LIMIT 256"
 CHECKPOINT_ROWS = f"SELECT sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY ordinal"
+GENERATIONS = "SELECT DISTINCT generation FROM checkpoint_row ORDER BY generation"
+GENERATION = "SELECT ordinal, sealed FROM checkpoint_row WHERE generation = ? ORDER BY ordinal"
 ADD_CHECKPOINT_ROW = "INSERT INTO checkpoint_row (generation, ordinal, sealed) VALUES (?, ?, ?)"
 DROP_CHECKPOINT_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?)"
 
 ADD_FACT = "INSERT INTO fact (key, idx, sealed) VALUES (?, ?, ?)"
+ALL_FACTS = "SELECT key, sealed FROM fact ORDER BY key, idx"
 FACTS = (  # of a group SQLite gives the row that has its max() (https://sqlite.org/lang_select.html#bareagg)
     "SELECT key, max(idx), sealed FROM fact WHERE key > ? AND idx <= ? GROUP BY key ORDER BY key LIMIT ?"
 )

@@ -5,28 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import trio
 from click.testing import CliRunner
 from rich.console import Console
 
-from cluster.core.linkwire import federation_id
+from cluster.cli import app
 from cluster.demo import cli, story
 from cluster.demo.ledger import Account
 from cluster.demo.report import Result
 from cluster.demo.stage import Stage, WatchedSocket
 from cluster.demo.story import Chapter
-from cluster.env import RealEnv
-from relay.core import records, wire
-from relay.core.codec import encode
-from relay.core.envelope import Header, To, join
+from cluster.local import Layout
+from cluster.local.people import find_card
+from relay.core import wire
+from relay.core.envelope import envelope_id
 from relay.errors import OperatorError
-from relay.journal.portal import open_portal
-from relay.journal.seal import StorageRing
-from relay.journal.solo import open_solo
+from tests.e2e.planting import plant
 
 REGIONS = ("amber", "birch", "cedar")
 
@@ -46,6 +44,19 @@ def test_the_demo_is_clean(tmp_path: Path, nodes: int) -> None:
     assert set(counted) == {"sent", "delivered", "wire_duplicates", "nodes_killed", "seconds"}
     assert len(list(kept.glob("clients/*/store.sqlite"))) >= 30 and len(list(kept.glob("nodes/*/data"))) == 3 * nodes
     assert {path.stat().st_mode & 0o777 for path in (kept / "secrets").iterdir()} == {0o600}
+    audited = CliRunner().invoke(app, ["audit", "residency", str(kept)])  # by the signed records alone
+    assert audited.exit_code == 0, audited.output
+    proven = nodes > 1  # a node of a cell of one has let go of everything when it is stopped
+    said = " ".join(audited.output.split())
+    assert ("belong there, by signed records" if proven else "No envelope rests here") in said
+    if nodes == 1:
+        layout = Layout.load(kept)
+        bruno = find_card(layout.home, "bruno").user
+        own = envelope_id(trio.run(plant, layout, "norden", bruno, "sauda"))
+        audited = CliRunner().invoke(app, ["audit", "residency", str(kept)])
+        said = " ".join(audited.output.split())
+        assert audited.exit_code == 1 and f"norden-n1: foreign envelope {own.hex()[:8]}" in said, said
+        assert f"for user {bruno.hex()[:8]}, who is at home in sauda by home record" in said
 
 
 # --- planted -------------------------------------------------------------------------------------
@@ -63,31 +74,10 @@ async def _play(directory: Path, before: Sequence[Chapter], after: Sequence[Chap
     return await cli.run_demo(directory / "kept", REGIONS, Console(quiet=True), story=short)
 
 
-class AnythingGoes:
-    """The disk writer's residency check, switched off."""
-
-    def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
-    ) -> Sequence[tuple[bytes, bytes]]:
-        return ()
-
-    def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
-        pass
-
-
 async def _plant_foreign(stage: Stage) -> str:
     """An envelope of birch for birch, appended to the store of amber's stopped node."""
-    node, home = stage.layout.node("amber"), stage.layout.home
-    root = home.root(time.time_ns() // 1_000_000)
-    header = encode(Header(1, To.MAILBOX, stage.of("birch")[0].card.user, 1, 1, 2, 1))
-    envelope = join(header, bytes(range(256)) * 3)
+    envelope = await plant(stage.layout, "amber", stage.of("birch")[0].card.user, "birch")
     stage.book.post(envelope, "birch", 5)
-    record = records.HandIn("birch/1", bytes(16), 1, 0, records.HANDIN_ENVELOPE, envelope, b"")
-    async with open_portal() as portal, open_solo(
-        node.data_dir, env=RealEnv(portal), ring=StorageRing.load(home.secrets / "amber.storage.key"),
-        residency=AnythingGoes(), cell=node.cell, federation=federation_id(root),
-    ) as journal:  # fmt: skip
-        await journal.append([records.encode_record(record)])
     return "planted"
 
 

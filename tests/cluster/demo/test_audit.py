@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sqlite3
 from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from cluster.demo.audit import CANARY_RANGE, Book, Kind, Role, Secret, Shelf, audit
+from cluster.audit.look import Kind, Secret
+from cluster.audit.shelf import Role, Shelf
+from cluster.demo.audit import CANARY_RANGE, Book, audit
 from cluster.env import RealEnv
 from relay.core import records
 from relay.core.envelope import Header, To, envelope_id, join
 from relay.core.codec import encode
+from relay.core.mailroom import Mailroom
 from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
@@ -84,7 +89,7 @@ async def test_everything_in_its_place(tmp_path: Path) -> None:
     carried = records.encode_record(records.Carry((records.Carried(1, 0, submit(mine)),)))
     ring = await keep(
         tmp_path / "node", [submit(mine), submit(abroad, "there/1")], [hand_in(received), submit(group)], [carried],
-        rows=[b"a row of the fold's state"],
+        rows=list(Mailroom("here/1", LOG).checkpoint()),
     )  # fmt: skip
     shelf = look(own, tmp_path / "node", ring)
     assert shelf.clean, shelf.findings
@@ -132,6 +137,53 @@ async def test_foreign_bytes_in_a_checkpoint_are_found(tmp_path: Path) -> None:
     assert shelf.foreign_bytes == 16 and "checkpoint" in shelf.findings[0]
 
 
+def change(node: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(node / "data/log.sqlite")) as database, database:
+        for statement in statements:
+            database.execute(statement)
+
+
+async def test_a_snapshot_that_was_being_fetched_is_looked_into(tmp_path: Path) -> None:
+    own = book()
+    foreign = envelope(CHIARA, 1)
+    own.post(foreign, "there", 0)
+    ring = await keep(tmp_path / "node", [records.encode_record(records.Tick())], [hand_in(foreign)])
+    change(tmp_path / "node", "INSERT INTO staged_block SELECT * FROM block", "DELETE FROM staged_block WHERE idx = 1")
+    change(tmp_path / "node", "DELETE FROM block WHERE idx = 2")
+    shelf = look(own, tmp_path / "node", ring)
+    assert shelf.blocks == 2 and shelf.foreign == 2  # the envelope, and its bytes in the record
+    assert "staged block 2, record 0" in shelf.findings[0]
+
+
+async def test_a_checkpoint_that_is_not_the_current_one_is_looked_into(tmp_path: Path) -> None:
+    own = book()
+    foreign = envelope(CHIARA, 1)
+    own.post(foreign, "there", 0)
+    tick = records.encode_record(records.Tick())
+    rows = [*Mailroom("here/1", LOG).checkpoint(), foreign]
+    ring = await keep(tmp_path / "node", [tick], [tick], rows=rows)
+    change(tmp_path / "node", "UPDATE checkpoint_row SET generation = 7", "DELETE FROM checkpoint")
+    shelf = look(own, tmp_path / "node", ring)
+    assert shelf.rows == 2 and shelf.foreign_bytes == 16
+    assert "unfinished or older checkpoint after block 2" in shelf.findings[0]
+    assert "cannot be read" in shelf.findings[1]  # an envelope is no row of a checkpoint
+
+    change(tmp_path / "node", "UPDATE checkpoint_row SET ordinal = ordinal + 9")
+    shelf = look(own, tmp_path / "node", ring)
+    assert not shelf.foreign and "2 rows of an unfinished checkpoint cannot be unsealed" in shelf.findings[0]
+
+
+async def test_what_follows_a_damaged_block_is_looked_into(tmp_path: Path) -> None:
+    own = book()
+    foreign = envelope(CHIARA, 1)
+    own.post(foreign, "there", 0)
+    tick = records.encode_record(records.Tick())
+    ring = await keep(tmp_path / "node", [tick], [tick], [hand_in(foreign)])
+    change(tmp_path / "node", "UPDATE block SET sealed = x'00' WHERE idx = 2")
+    shelf = look(own, tmp_path / "node", ring)
+    assert shelf.blocks == 2 and "block 2" in shelf.findings[0] and "foreign envelope" in shelf.findings[1]
+
+
 @pytest.mark.parametrize("spell", [bytes, lambda data: data.hex().encode(), b64encode])
 @pytest.mark.parametrize("kind", Kind)
 async def test_what_lies_in_the_open_is_found(tmp_path: Path, kind: Kind, spell: type[bytes]) -> None:
@@ -151,7 +203,7 @@ async def test_a_plaintext_inside_a_record_is_found(tmp_path: Path) -> None:
     letter = join(encode(Header(1, To.MAILBOX, ANNA, 1, 1_000, 2_000, 1)), bytes(600) + PLAINTEXT + bytes(600))
     own.post(letter, "here", 600 - 8)
     shelf = look(own, tmp_path / "node", await keep(tmp_path / "node", [submit(letter)]))
-    assert shelf.in_the_open == 1 and shelf.findings == ["plaintext (raw) in a record"]
+    assert shelf.in_the_open == 1 and shelf.findings == ["plaintext (raw) in data/log.sqlite, block 1, record 0"]
 
 
 def test_the_scanner_carries_what_it_found() -> None:

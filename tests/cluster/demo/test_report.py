@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.demo.audit import Shelf
+from cluster.audit.shelf import Shelf
 from cluster.demo.ledger import Account
 from cluster.demo.report import Audit, Result, show, write_json
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.control import CellView, StoreView
-from cluster.demo.audit import Shelf
+from cluster.audit.shelf import Shelf
 from cluster.demo.report import Audit
 from cluster.demo.story import _not_renewed, chapters, drain, look_at_the_disks
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.demo.scan import CHUNK, MIN_SECRET, SPELLED, Scanner, files_below, spellings
+from cluster.audit.scan import CHUNK, MIN_SECRET, SPELLED, Scanner, files_below, spellings
 
 SECRET = bytes(range(0xE0, 0xF0))
 OTHER = b"another secret of it"

@@ -1,0 +1,1 @@
+"""Looks at what stopped nodes left on their disks: whose envelopes rest where, and by what right."""

@@ -1,0 +1,63 @@
+"""`posthouse audit …`: prove what the disks of stopped nodes hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+
+from cluster.audit.report import line, show, write_json
+from cluster.audit.residency import audit_residency
+from cluster.audit.shelf import Found, Shelf, Verdict
+from cluster.audit.sites import NothingHere, find_sites, unclaimed_stores
+from cluster.cli.exits import Exit
+from cluster.cli.options import result_file
+
+_PATH: Final = click.Path(path_type=Path)
+
+
+@click.group()
+def audit() -> None:
+    """Prove what lies on the disks of stopped nodes."""
+
+
+@audit.command()
+@click.option("--config", type=_PATH, metavar="FILE", help="A node's node.toml; DIR is then its data, or a copy of it.")
+@click.option("--each", is_flag=True, help="A line for each envelope.")
+@click.option("--json", "json_path", type=_PATH, callback=result_file, metavar="FILE", help="Write everything here.")
+@click.argument("directory", metavar="[DIR]", required=False, type=_PATH)
+def residency(directory: Path | None, config: Path | None, each: bool, json_path: Path | None) -> None:
+    """Prove by the signed records that every envelope on the disks in DIR belongs in its region.
+
+    DIR is what `posthouse up` or `demo --dir` keeps, the directory of a region's or node's config, or a data directory
+    beside its node.toml; on a server, give --config alone. No node may run on any of the stores.
+
+    Unseals every store with the key that the config names: its blocks and their chain, every checkpoint, a snapshot
+    that was being fetched, stores that were set aside and copies beside them. Each envelope is for somebody who is at
+    home in the region by a home record (of a group: by a roster) that verifies, or a copy in the outbox of a sender who
+    is; else it is foreign, and named. Then every file is scanned for pieces of the envelopes, and for the storage
+    keys, in the open. docs/OPERATIONS.md says what that proves, and what not.
+
+    Exit status 0 says that all belongs there, and what was looked at; 1, that something does not, or cannot be read;
+    2, that there is nothing to look at; 3, that a node runs.
+    """
+    if directory is None and config is None:
+        raise click.UsageError("Name a DIR, or a node's config with --config.")
+
+    def say(shelf: Shelf, found: Found, verdict: Verdict) -> None:
+        click.echo(line(shelf, found, verdict))
+
+    try:
+        sites = find_sites(directory, config)
+        report = audit_residency(sites, say if each else None)
+    except NothingHere as error:
+        raise click.UsageError(f"{error}.") from None
+    report.findings += [f"{path}: the store of no node.toml: it was not looked into"
+                        for path in unclaimed_stores(directory, sites)]  # fmt: skip
+    if json_path is not None:
+        write_json(json_path, report)
+    show(Console(highlight=False), report)
+    if not report.clean:
+        click.get_current_context().exit(Exit.FAILED)
