@@ -49,10 +49,12 @@ def test_a_cell_of_several_is_hurt_in_other_ways() -> None:
     assert three == [chapter.title for chapter in chapters(5)]
 
 
-@pytest.mark.parametrize(("found", "failures"), [(1, 0), (0, 1)])
-async def test_an_audit_that_found_nothing_on_a_node_shows_nothing(found: int, failures: int) -> None:
+@pytest.mark.parametrize(("killed", "found", "failures"), [(1, 1, 0), (1, 0, 1), (0, 0, 0)])
+async def test_an_audit_that_found_nothing_where_a_node_was_killed_shows_nothing(
+    killed: int, found: int, failures: int
+) -> None:
     earlier = Audit("before", [Shelf("amber", "n1", home=Counter({"anna": 1})), Shelf("birch", "n1")])
-    stage: Any = SimpleNamespace(regions=("amber", "birch"), audits=[earlier], failures=[])
+    stage: Any = SimpleNamespace(regions=("amber", "birch"), audits=[earlier], failures=[], nodes_killed=killed)
 
     def auditor(when: str) -> Any:
         stage.audits.append(Audit(when, []))
