@@ -21,7 +21,7 @@ from relay.errors import DiskFailed, StoreDamaged
 from relay.journal.database import DAMAGED, Connection, Database, Kind, fetch, open_database
 from relay.journal.portal import Portal
 
-_KIND: Final = Kind("directory", 0x50687365, 1)  # "Phse"
+_KIND: Final = Kind("directory", 0x50687365, 2)  # "Phse"
 _TABLES: Final = (
     "CREATE TABLE meta (one INTEGER PRIMARY KEY CHECK (one = 1), key BLOB NOT NULL)",
     "CREATE TABLE seen (user BLOB PRIMARY KEY, version INTEGER NOT NULL, mark BLOB NOT NULL) WITHOUT ROWID",

@@ -41,6 +41,7 @@ _PRAGMAS = (
     "PRAGMA cell_size_check = ON",
     "PRAGMA trusted_schema = OFF",
 )
+_THRICE = 0x10101
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}  # rows that we never wrote
 
@@ -53,13 +54,23 @@ class Kind:
     application_id: int
     format: int
 
+    @property
+    def version(self) -> int:
+        """The format as it is written: two formats differ in three bits or more, so that no bit that flips makes
+        damage look like another release's file."""
+        return self.format * _THRICE
+
     def check(self, application_id: int, version: int, file: Path) -> None:
-        """Raises StoreForeign for a database of another kind, or one of another format."""
+        """Raises StoreForeign for a database of another kind, or one of another format; StoreDamaged where all that
+        stands between it and one of ours is a bit."""
+        if 1 in ((application_id ^ self.application_id).bit_count(), (version ^ self.version).bit_count()):
+            raise StoreDamaged(f"{file}: a bit of the header has flipped", DAMAGED)
         if application_id != self.application_id:
             raise StoreForeign(f"{file}: a database, but not a Posthouse {self.name}", "Check [paths] data")
-        if version != self.format:
+        if version != self.version:
+            other = version if version % _THRICE else version // _THRICE
             raise StoreForeign(
-                f"{file}: format {version}; this release reads format {self.format}", "Run the release that wrote it"
+                f"{file}: format {other}; this release reads format {self.format}", "Run the release that wrote it"
             )
 
 
@@ -257,6 +268,7 @@ def _prepare(
     def value(query: str) -> Any:
         return connection.execute(query).fetchone()[0]
 
+    _check_header(file)
     value("PRAGMA locking_mode = EXCLUSIVE")
     is_new = not value("SELECT count(*) FROM sqlite_master") and not value("PRAGMA application_id")
     if not is_new:
@@ -267,10 +279,19 @@ def _prepare(
         connection.execute(pragma)
     connection.execute("BEGIN IMMEDIATE")  # from here on the lock is held until the file is closed
     if is_new:
-        numbers = (f"PRAGMA application_id = {kind.application_id}", f"PRAGMA user_version = {kind.format}")
+        numbers = (f"PRAGMA application_id = {kind.application_id}", f"PRAGMA user_version = {kind.version}")
         for statement in (*tables, *numbers):
             connection.execute(statement)
         execute(connection, first)
     rows = fetch(connection, whose)
     connection.execute("COMMIT")
     return rows
+
+
+def _check_header(file: Path) -> None:
+    """Raises StoreDamaged where the header (https://sqlite.org/fileformat2.html, 1.3) has what SQLite refuses as if the
+    file were read-only, or a newer SQLite's: a write version beyond 2, a schema format beyond 4."""
+    with file.open("rb") as opened:
+        header = opened.read(100)
+    if len(header) == 100 and (header[18] > 2 or int.from_bytes(header[44:48]) > 4):
+        raise StoreDamaged(f"{file}: the header of the database is damaged", DAMAGED)

@@ -13,7 +13,7 @@ from relay.journal.api import Hard, Meta
 from relay.journal.database import DAMAGED, Kind
 from relay.limits import MIB
 
-KIND = Kind("store", 0x506F7374, 3)  # "Post"
+KIND = Kind("store", 0x506F7374, 4)  # "Post"
 
 META = "SELECT federation, cell, log_id, store, key_check, first, prev, prev_term, time, members, checksum FROM meta"
 SET_META = "REPLACE INTO meta VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"

@@ -1,4 +1,4 @@
--- A log's store, format 3. One connection, WAL, synchronous=FULL, locking_mode=EXCLUSIVE (DESIGN.md, rule 9).
+-- A log's store, format 4. One connection, WAL, synchronous=FULL, locking_mode=EXCLUSIVE (DESIGN.md, rule 9).
 -- `sealed` columns are sealed values (relay/journal/seal.py); hashes are over the plaintext. A `checksum` at the end of
 -- a row is over the rest of it (relay/journal/queries.py). Beside it lies the mark (relay/journal/mark.py).
 

@@ -166,9 +166,9 @@ async def test_a_foreign_store_is_refused_and_left_alone(tmp_path: Path, solo, o
 
 async def test_a_newer_format_is_refused(tmp_path: Path, solo) -> None:
     await fill(solo, tmp_path)
-    change(tmp_path, "PRAGMA user_version = 4")
+    change(tmp_path, f"PRAGMA user_version = {0x050505}")
     for opened in (solo(tmp_path), _stopped(tmp_path)):
-        with pytest.raises(StoreForeign, match=r"format 4; this release reads format 3\. Run"):
+        with pytest.raises(StoreForeign, match=r"format 5; this release reads format 4\. Run"):
             async with opened:
                 pass
 
