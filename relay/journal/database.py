@@ -148,9 +148,7 @@ class Database:
         if self._ended is not None:
             raise self._ended.with_traceback(None)
 
-    async def run(
-        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **named: P.kwargs
-    ) -> T:
+    async def run(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **named: P.kwargs) -> T:
         """Call `function(connection, …)` in the connection's thread."""
         self.check()
         try:
@@ -293,5 +291,7 @@ def _check_header(file: Path) -> None:
     file were read-only, or a newer SQLite's: a write version beyond 2, a schema format beyond 4."""
     with file.open("rb") as opened:
         header = opened.read(100)
-    if len(header) == 100 and (header[18] > 2 or int.from_bytes(header[44:48]) > 4):
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        return  # new, cut short or no database: SQLite says which
+    if header[18] > 2 or int.from_bytes(header[44:48]) > 4:
         raise StoreDamaged(f"{file}: the header of the database is damaged", DAMAGED)
