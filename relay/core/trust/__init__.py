@@ -1,0 +1,69 @@
+"""What is signed, and how it is verified: the root document, home records, rosters (DESIGN sections 5 and 6).
+
+Verify the exact bytes first, then parse them. Nothing here signs anything that a relay could sign for a user: the
+`sign_*` helpers take the private key from whoever holds it (the device, the registrar, the root's keeper).
+"""
+
+from __future__ import annotations
+
+from relay.core.trust.homes import (
+    Device,
+    HomePayload,
+    HomeRecord,
+    sign_home,
+    endorse_home,
+    read_home,
+    verify_home,
+    verify_chain,
+    check_current,
+)
+from relay.core.trust.root import (
+    RootNode,
+    RootCell,
+    RootRegion,
+    RootPayload,
+    Root,
+    sign_root,
+    verify_root,
+)
+from relay.core.trust.rosters import (
+    RosterCell,
+    RosterHead,
+    Member,
+    RosterPart,
+    VerifiedHead,
+    group_id,
+    sign_roster,
+    verify_roster,
+    verify_part,
+    make_part,
+)
+
+__all__ = [
+    "Device",
+    "HomePayload",
+    "HomeRecord",
+    "sign_home",
+    "endorse_home",
+    "read_home",
+    "verify_home",
+    "verify_chain",
+    "check_current",
+    "RootNode",
+    "RootCell",
+    "RootRegion",
+    "RootPayload",
+    "Root",
+    "sign_root",
+    "verify_root",
+    "RosterCell",
+    "RosterHead",
+    "Member",
+    "RosterPart",
+    "VerifiedHead",
+    "group_id",
+    "sign_roster",
+    "verify_roster",
+    "verify_part",
+    "make_part",
+]
