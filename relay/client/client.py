@@ -319,6 +319,8 @@ async def open_client(
         if receive and not receives:
             raise StoreLocked(f"another process receives with {store.path}", "Stop it, or open with receive=False")
         own = await store.run(lambda db: load_own(db, seams.wall_ms()))
+        if seams.wall_ms() >= own.root.payload.fresh_until:
+            log.warning("root_stale", store=str(store.path), remedy="Give it the newest root document: update_root")
         desk = Desk(store, own, seams, dedup=dedup, hold_ms=int(hold_s * 1000))
         await desk.recall()
         client = Client(desk, addresses(own, connect_to), receives=receives)

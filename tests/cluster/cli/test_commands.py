@@ -167,6 +167,10 @@ def make_two_regions(posthouse: Posthouse, nodes: int = 1) -> None:
 
 def test_two_operators_and_a_roots_keeper(posthouse: Posthouse, tmp_path: Path) -> None:
     make_two_regions(posthouse)
+    wrong = posthouse(
+        "init", "join", "keeper/root.bin", "--federation-id", "0" * 64, "--dir", "norden", status=Exit.UNTRUSTED
+    )
+    assert "another federation's" in wrong.stderr and not Path("norden/root.bin").exists()
     for region in ("norden", "sauda"):
         result = posthouse("init", "join", "keeper/root.bin", "--dir", region)
         assert "posthouse node run server/node.toml" in result.stdout
