@@ -70,9 +70,8 @@ def verify(pin: str | None, root_path: Path | None, directory: Path) -> None:
     paths = [*directory.glob("nodes/*/tls/*.pem"), *sorted(directory.glob("server*/tls/*.pem"))]
     certificates = {str(path.relative_to(directory)): path.read_bytes() for path in paths}
     chains = {f"user {name}": own_records(home.store(name)) for name in home.names()}
-    findings = verify_bundle(
-        _read(root_path, directory), now_ms=now_ms(), pinned=federation_pin(pin), certificates=certificates, chains=chains
-    )
+    signed, pinned = _read(root_path, directory), federation_pin(pin)
+    findings = verify_bundle(signed, now_ms=now_ms(), pinned=pinned, certificates=certificates, chains=chains)
     for finding in findings:
         click.echo(f"{'good' if finding.ok else 'BAD '}  {finding.where}: {finding.what}", err=not finding.ok)
     bad = [finding for finding in findings if not finding.ok]
