@@ -1,7 +1,7 @@
 """What is signed, and how it is verified: the root document, home records, rosters (DESIGN sections 5 and 6).
 
 Verify the exact bytes first, then parse them. Nothing here signs anything that a relay could sign for a user: the
-`sign_*` helpers take the private key from whoever holds it (the device, the registrar, the root's keeper).
+`sign_*` helpers take the private key from whoever holds it (the device, the registrar).
 """
 
 from __future__ import annotations
