@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from cluster.core.linkwire import federation_id
 from cluster.env import RealEnv
@@ -14,18 +13,7 @@ from relay.core.envelope import Header, To, join
 from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
-
-
-class AnythingGoes:
-    """The disk writer's residency check, switched off."""
-
-    def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
-    ) -> Sequence[tuple[bytes, bytes]]:
-        return ()
-
-    def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
-        pass
+from tests.residency import AnythingGoes
 
 
 async def plant(layout: Layout, region: str, user: bytes, home: str) -> bytes:
