@@ -24,6 +24,7 @@ import trio
 
 from cluster.config_keys import Address
 from cluster.local.border import Border, Crossing
+from cluster.local.capture import Capture
 from cluster.local.layout import FIRST, Layout, NodeLayout
 from cluster.local.make import port_is_free
 from cluster.provision import make_data
@@ -54,9 +55,10 @@ class _Running:
 
 
 class LocalFederation:
-    """The processes of a Layout, as an async context manager; leaving it stops them all."""
+    """The processes of a Layout, as an async context manager; leaving it stops them all. `capture` keeps what crosses
+    the borders, where the layout was made with borders."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, capture: Capture | None = None) -> None:
         self.layout = layout
         self._running: dict[tuple[str, str], _Running] = {}
         self._died = trio.Event()
@@ -64,7 +66,9 @@ class LocalFederation:
         self._stack = AsyncExitStack()
         self._crossings = {
             (border.source, border.target, border.node): Crossing(
-                Address("127.0.0.1", border.port), layout.node(border.target, border.node).links_addr
+                Address("127.0.0.1", border.port),
+                layout.node(border.target, border.node).links_addr,
+                capture.reel(border.source, border.target, border.node) if capture else None,
             )
             for border in layout.file.borders
         }
