@@ -53,14 +53,16 @@ def line(report: Sightings, canary: Canary) -> str:
 
 
 def _at_rest(sightings: list[tuple[Mark, Sighting]]) -> list[str]:
-    by: dict[str, dict[str, int]] = {words: {} for words in (_HOME, _WAITS, _GONE, _FOREIGN)}
+    by: dict[str, dict[tuple[str, int], list[str]]] = {words: {} for words in (_HOME, _WAITS, _GONE, _FOREIGN)}
     for mark, sighting in sightings:
         words = {Role.HOME: _HOME, Role.FOREIGN: _FOREIGN}.get(
             sighting.role, _GONE if mark.code == Code.STORED else _WAITS
         )
-        by[words].setdefault(sighting.node.shelf.label, sighting.place.block)
+        nodes = by[words].setdefault((sighting.node.site.region, sighting.place.block), [])
+        if sighting.node.site.node not in nodes:
+            nodes.append(sighting.node.site.node)
     return [
-        f"{words} {', '.join(f'{label} (block {block})' for label, block in where.items())}"
+        f"{words} " + ", ".join(f"{region}-{'/'.join(nodes)} (block {at})" for (region, at), nodes in where.items())
         for words, where in by.items() if where
     ]  # fmt: skip
 
@@ -87,6 +89,9 @@ def verdict(report: Sightings) -> str:
     if report.shut:
         what = f"not all was looked into: {len(report.shut)} stores were not unsealed; stop their nodes and look again"
         return f"Nothing of {about} was found where it must not be, but {what}. Looked at: {looked}"
+    if not report.found:
+        what = f"Nothing of {about} is where it must not be, but nothing of them is at rest in these stores either"
+        return f"{what}: leave somebody --away, and look before the mail is collected. Looked at: {looked}"
     return f"All {about} are where they may be, and nothing of them anywhere else. Looked at: {looked}"
 
 

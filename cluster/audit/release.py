@@ -7,6 +7,7 @@ sender was told, who got them.
 from __future__ import annotations
 
 import secrets
+import shutil
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -257,8 +258,8 @@ async def release(
     home: Home, people: list[Person], directory: Path, now_ms: int, count: int, seconds: float
 ) -> tuple[Kit, bool]:
     """Send canaries between `people`, and leave the kit in a new `directory`, also when cut short: what was sent can be
-    looked for. (The kit, whether all were sent) after `seconds` at the latest; what cannot be handed over now is no
-    reason to wait longer. Raises OperatorError."""
+    looked for. Where nothing was, there is no kit. (The kit, whether all were sent) after `seconds` at the latest; what
+    cannot be handed over now is no reason to wait longer. Raises OperatorError."""
     if all(person.away for person in people) or len(people) < 2:
         raise OperatorError("canaries need a sender and a recipient", "Name a --user, and others (or --away)")
     make_kit(directory)
@@ -268,5 +269,8 @@ async def release(
         with trio.move_on_after(seconds):
             await sending.run(home, count)
     finally:
-        kit.save(directory)
+        if kit.canaries:
+            kit.save(directory)
+        else:
+            shutil.rmtree(directory)
     return kit, sending.all_sent

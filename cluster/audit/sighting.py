@@ -87,6 +87,11 @@ def look_for(
     if federation_id(root) != kit.federation:
         what = f"the canaries in {directory} were sent in another federation than {root.payload.federation}"
         raise OperatorError(what, "Give the KIT that was made there")
+    if not kit.canaries:
+        raise OperatorError(f"{directory} has no canaries", "Send some again, to a new KIT, when the nodes run")
+    if beside := [site for site in sites if directory.resolve().is_relative_to(site.top.resolve())]:
+        what = f"{directory} lies with the files of {beside[0].region}-{beside[0].node}, and has all plaintexts"
+        raise OperatorError(what, "Move it elsewhere: these files are looked into")
     report = Sightings(kit, [NodeLook(site, Shelf(site.region, site.node)) for site in sites])
     scanner, marks, seen = kit.scanner(), kit.marks(), dict[str, Seen]()
     for node in report.nodes:
@@ -214,6 +219,8 @@ def _check_links(report: Sightings, spoken: dict[str, set[bytes]]) -> None:
 def _check_rest(report: Sightings) -> None:
     """What waits must be found where it waits, where stores of that region were unsealed; and all must be somewhere."""
     looked = {node.site.region for node in report.nodes if node.unsealed}
+    if not any(mark.taken for _, mark in report.kit.marks().values()):
+        report.findings.append("no node took any of the canaries: there was nothing to look for")
     for canary in report.kit.canaries:
         if not canary.marks:
             report.findings.append(f"{canary.name}, {canary.what}: it was never sent")

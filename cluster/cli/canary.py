@@ -55,12 +55,15 @@ def send(users: tuple[str, ...], away: tuple[str, ...], count: int, seconds: flo
     home = Home(directory)
     people = find_people(home, users, away, now_ms())
     made, whole = trio.run(release, home, people, kit, now_ms(), count, seconds)
-    envelopes = sum(len(one.marks) for one in made.canaries)
-    regions = sorted({person.card.region for person in people})
-    click.echo(f"{len(made.canaries)} canaries ({envelopes} envelopes) between {len(people)} users of "
-               f"{', '.join(regions)}: {kit}")  # fmt: skip
+    if made.canaries:
+        envelopes = sum(len(one.marks) for one in made.canaries)
+        where = ", ".join(sorted({person.card.region for person in people}))
+        said = f"{len(made.canaries)} canaries ({envelopes} envelopes) between {len(people)} users of {where}"
+        click.echo(f"{said}: {kit}")
     if not whole:
-        what = f"not all canaries could be sent within {seconds:g} s; {kit} has those that were"
+        what = f"not all canaries could be sent within {seconds:g} s; " + (
+            f"{kit} has those that were" if made.canaries else "there is no KIT"
+        )
         raise NoAnswer(what, "Do the nodes of all their users run? A longer --deadline waits longer")
 
 

@@ -17,6 +17,7 @@ from cluster.cli.exits import Exit
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.capture import Capture, captured
+from relay.client import open_client
 from relay.core import records
 from relay.core.codec import digest
 from relay.core.envelope import envelope_id
@@ -76,6 +77,7 @@ async def test_canaries_are_where_they_may_be_and_what_is_elsewhere_is_named(tmp
         assert not running["findings"] and not running["clean"]
         assert "its node runs" in running["said"] and "stop their nodes and look again" in running["verdict"]
         assert [node["pages"] for node in running["nodes"]] == [3, 3, 3] and all(n["files"] for n in running["nodes"])
+        assert len(fed.running()) == 3, "nobody minds being looked at"
         for node in fed.running():
             fed.kill(node.region, node.name)
         await fed.ended()
@@ -175,12 +177,14 @@ async def test_what_cannot_be_handed_over_waits_with_its_sender(layout: Layout, 
     top = layout.directory
     async with LocalFederation(layout) as fed:
         await fed.start_all()
-        own = ("send", "--dir", top, "--user", "alice", "--away", "bob", "--away", "carol")
-        assert "7 canaries" in await canary(*own, "--count", "2", tmp_path / "first")
+        own = ("send", "--dir", top, "--user", "alice", "--user", "bob", "--away", "carol")
+        assert "7 canaries" in await canary(*own, tmp_path / "first")
         fed.kill("birch")
         await canary(*own, "--deadline", "20", tmp_path / "second")
         fed.kill("amber")
         await fed.ended()
+    async with open_client(layout.home.store("bob")) as bob:
+        assert (await bob.unread())[0] == 4, "an operator's user can still read what came"
     for kit in (tmp_path / "first", tmp_path / "second"):
         found = await look(kit, top)
         assert found["clean"], found

@@ -91,6 +91,7 @@ def test_users_devices_and_cards(posthouse: Posthouse, layout: Layout) -> None:
         (["audit", "canary", "send", "--user", "alice", "kit"], Exit.OPERATOR, "a sender and a recipient"),
         (["audit", "canary", "send", "--user", "alise", "kit"], Exit.OPERATOR, "alise"),
         (["audit", "canary", "send", "posthouse-data"], Exit.OPERATOR, "is not empty"),
+        (["audit", "canary", "send", "--deadline", "0.2", "kit"], Exit.UNREACHABLE, "there is no KIT. Do the nodes"),
         (["audit", "canary", "look", "kit"], Exit.USAGE, "Name a DIR"),
         (["audit", "canary", "look", "kit", "nowhere"], Exit.USAGE, "no directory is there"),
         (["audit", "canary", "look", "kit", "posthouse-data"], Exit.OPERATOR, "`posthouse audit canary send` made"),
