@@ -18,7 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from cluster.audit.look import PIECE, Kind, Secret
-from cluster.audit.scan import Scanner
+from cluster.audit.scan import Scanner, unmasked
 from cluster.audit.shelf import Found, Role, Verdict
 from relay.core.wire import Code
 from relay.errors import OperatorError
@@ -89,6 +89,13 @@ class Kit(msgspec.Struct, kw_only=True):
     def scanner(self) -> Scanner[Secret]:
         """Looks for all pieces and texts."""
         return Scanner(self._secrets())
+
+    def masked(self) -> Scanner[Secret]:
+        """Looks for all texts in what `unmasked` makes of what a WebSocket client said."""
+        return Scanner(
+            (b"".join(unmasked([secret])), carried) for secret, carried in self._secrets()
+            if carried.kind is Kind.PLAINTEXT
+        )  # fmt: skip
 
     def _secrets(self) -> Iterator[tuple[bytes, Secret]]:
         for canary in self.canaries:

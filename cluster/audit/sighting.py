@@ -17,7 +17,7 @@ from typing import Final
 
 from cluster.audit.kit import HEARD, LINKS, SENT, ByKit, Canary, Kit, Mark
 from cluster.audit.look import Kind, Look, Secret, Seen, stores_below
-from cluster.audit.scan import Scanner, files_below
+from cluster.audit.scan import Scanner, files_below, unmasked
 from cluster.audit.shelf import Found, Place, Role, Shelf, Verdict
 from cluster.audit.sites import Site, newest_root
 from cluster.config_keys import Address
@@ -177,14 +177,14 @@ def _files(path: Path) -> list[Path]:
 
 def _scan(report: Sightings, path: Path, scanner: Scanner[Secret], where: str, link: bool = False) -> set[bytes]:
     """The envelopes in a file. What must not be in it is a finding: a plaintext always, ciphertext unless it is a
-    client link in the clear."""
-    ids = set()
+    client link in the clear; there what clients say may be masked."""
     report.files[str(path)] = path.stat().st_size
-    for hit in scanner.scan_file(path):
-        ids.add(hit.secret.envelope)
-        if not link or hit.secret.kind is not Kind.ENVELOPE:
-            report.findings.append(f"{hit.secret} ({hit.encoding}) in {where} at byte {hit.offset}")
-    return ids
+    hits = list(scanner.scan_file(path))
+    bad = {(hit.offset, hit.secret): hit.encoding for hit in hits if not link or hit.secret.kind is not Kind.ENVELOPE}
+    for hit in report.kit.masked().scan_file(path, unmasked) if link else ():
+        bad.setdefault((hit.offset, hit.secret), "masked")
+    report.findings += (f"{secret} ({how}) in {where} at byte {at}" for (at, secret), how in bad.items())
+    return {hit.secret.envelope for hit in hits}
 
 
 def _borders(report: Sightings, capture: Path, scanner: Scanner[Secret]) -> None:

@@ -132,6 +132,9 @@ async def _in_the_clear(layout: Layout, kit: Path, one: Canary, mark: Mark) -> N
     assert (await look(kit, top, "--client-link", link))["clean"]
     (finding,) = (await look(kit, top, "--also", backup, status=Exit.FAILED))["findings"]
     assert f"envelope bytes of {one.name} (raw) in {backup}" in finding
+    link.write_bytes(b"noise" + bytes(byte ^ b"mask"[place % 4] for place, byte in enumerate(one.texts[0].encode())))
+    (finding,) = (await look(kit, top, "--client-link", link, status=Exit.FAILED))["findings"]
+    assert f"plaintext of {one.name} (masked) in the client link {link} at byte 5" in finding
     link.write_bytes(one.texts[1].encode())
     (finding,) = (await look(kit, top, "--client-link", link, status=Exit.FAILED))["findings"]
     assert f"plaintext of {one.name} (raw) in the client link {link}" in finding
