@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.audit.kit import HEARD, LINKS, SENT, ByKit, Canary, Kit, Mark
-from cluster.audit.look import Kind, Look, Secret, Seen, stores_below
+from cluster.audit.look import Kind, Look, Secret, stores_below
 from cluster.audit.scan import Scanner, files_below, unmasked
 from cluster.audit.shelf import Found, Place, Role, Shelf, Verdict
 from cluster.audit.sites import Site, newest_root
@@ -93,12 +93,9 @@ def look_for(
         what = f"{directory} lies with the files of {beside[0].region}-{beside[0].node}, and has all plaintexts"
         raise OperatorError(what, "Move it elsewhere: these files are looked into")
     report = Sightings(kit, [NodeLook(site, Shelf(site.region, site.node)) for site in sites])
-    scanner, marks, seen = kit.scanner(), kit.marks(), dict[str, Seen]()
+    scanner, marks = kit.scanner(), kit.marks()
     for node in report.nodes:
-        look = Look(
-            node.shelf, ByKit(marks, node.site.region), scanner, seen.setdefault(node.site.region, {}),
-            note=_noting(report, node),
-        )  # fmt: skip
+        look = Look(node.shelf, ByKit(marks, node.site.region), scanner, note=_noting(report, node))
         _unseal(node, look)
         look.files(node.site.top)
         _ask(node, scanner)

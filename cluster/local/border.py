@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 
 import trio
 
 from cluster.config_keys import Address
-from cluster.local.capture import Reel
+from cluster.local.capture import Reel, Tape
 from relay.errors import OperatorError
 from relay.limits import KIB
 
@@ -87,15 +87,15 @@ class Border:
             crossing.open(self.region)
 
 
-def _kept_nowhere(data: bytes) -> None:
+def _kept_nowhere(data: bytes | bytearray) -> None:
     pass
 
 
 async def _pump(
-    source: trio.SocketStream, target: trio.SocketStream, keep: Callable[[bytes], None], either_ends: trio.CancelScope
+    source: trio.SocketStream, target: trio.SocketStream, keep: Tape, either_ends: trio.CancelScope
 ) -> None:
     with suppress(*_GONE):
         while data := await source.receive_some(_PIECE):
-            keep(bytes(data))
+            keep(data)
             await target.send_all(data)
     either_ends.cancel()

@@ -18,7 +18,7 @@ ROOM: Final = 256 * MIB  # bytes that one run of a federation keeps at most: wha
 FULL: Final = "full"
 _OUT, _IN = "out", "in"
 
-Tape = Callable[[bytes], None]
+Tape = Callable[[bytes | bytearray], None]
 
 
 class Stream(NamedTuple):
@@ -42,7 +42,7 @@ class Capture:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         return Reel(self, place, node)
 
-    def keep(self, path: Path, data: bytes) -> None:
+    def keep(self, path: Path, data: bytes | bytearray) -> None:
         """Append to a file, as far as there is room. Raises DiskFailed."""
         taken = data[: self._room]
         self._room -= len(taken)
