@@ -48,7 +48,8 @@ def send(users: tuple[str, ...], away: tuple[str, ...], count: int, seconds: flo
     are not there. Their nodes must run. Named users may not receive anywhere else meanwhile; what comes for them stays
     in their stores in --dir.
 
-    KIT has the plaintexts, and what the clients said to their nodes and heard: keep it off the nodes' disks.
+    KIT has the plaintexts, and what the clients said to their nodes and heard: keep it off the nodes' disks. To look on
+    a server, copy it to memory there (/dev/shm).
     """
     if away and not users:
         raise click.UsageError("Name who writes with --user, where --away is given.")
