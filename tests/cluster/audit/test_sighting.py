@@ -112,9 +112,11 @@ def admin(disk: Disk, said: bytes) -> Iterator[None]:
             file.write(f'[listen]\nadmin = "127.0.0.1:{server.server_port}"\n')
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield
-        server.shutdown()
-        thread.join()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 async def test_a_metric_that_tells_is_named(tmp_path: Path, lucia: Person) -> None:
