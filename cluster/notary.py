@@ -117,14 +117,18 @@ class Notary:
             await self._applied(max(one.position for one in wanted) >> SLOT_BITS)
             searches = _SEARCHES
             for one in wanted:
-                index, searched = self._find(one, searches > 0)
-                searches -= searched
+                index = self._find(one)
+                gone = one.position > 0 and not self._book.has(one.position >> SLOT_BITS)
+                if index is None and searches and not gone:
+                    searches -= 1
+                    index = self._book.search(one.id, one.code)
+                    await trio.lowlevel.checkpoint()
+                elif index is None and not gone:
+                    continue  # let it ask again: who asks for many that are not there waits
                 if index is None:
                     unknown.append(one)
                 else:
                     places.setdefault(index, []).append(one)
-                if searched:
-                    await trio.lowlevel.checkpoint()
             await self._sign(places)
         blocks, missing = [], list[Missing]()
         for index, items in places.items():
@@ -134,7 +138,7 @@ class Notary:
             else:
                 blocks.append(block)
         named = {item.id for item in [*unknown, *(one for items in places.values() for one in items)]}
-        missing += _missing([one for one in wanted if one.id not in named], Code.UNREACHABLE)  # too late for these
+        missing += _missing([one for one in wanted if one.id not in named], Code.UNREACHABLE)
         if unknown and ask_peers:
             more, unproven = await self._ask_peers(unknown)
             return blocks + more, missing + unproven
@@ -161,15 +165,13 @@ class Notary:
             return blocks, _missing(left.values(), Code.UNREACHABLE if away else Code.UNPROVEN)
         return blocks, _missing(left.values(), Code.UNREACHABLE)
 
-    def _find(self, one: Wanted, may_search: bool) -> tuple[int | None, bool]:
-        """(the index of the block that took it, if that is known here; whether the whole book was searched)."""
+    def _find(self, one: Wanted) -> int | None:
+        """The index of the block that took it, if that can be told without a search."""
         index = self._book.find(one.id, one.code, one.position)
         known = self._delivery.room.state.outcomes.get(one.id)
         if index is None and known is not None:
             index = self._book.find(one.id, one.code, known.position)
-        if index is not None or one.position or not may_search:
-            return index, False
-        return self._book.search(one.id, one.code), True
+        return index
 
     def _block(self, index: int, wanted: Sequence[Wanted]) -> ProvenBlock | None:
         """None where too few have signed."""

@@ -76,6 +76,10 @@ class Book:
         page = self._pages.get(index)
         return index if page is not None and _place(page, id_, code) is not None else None
 
+    def has(self, index: int) -> bool:
+        """Is what block `index` took remembered?"""
+        return index in self._pages
+
     def search(self, id_: bytes, code: int) -> int | None:
         """The same where the position is not known: looks at every page, the newest first; milliseconds."""
         for index in reversed(self._pages):

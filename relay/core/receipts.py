@@ -13,7 +13,7 @@ says, so that no byte can be changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final, Literal, TypeVar
 
 from msgspec import Meta
@@ -183,6 +183,11 @@ def read_statement(data: bytes) -> Statement:
     return _read(_statement, data)
 
 
+def read_receipt(data: bytes) -> Statement:
+    """What a receipt's bytes say of the block, unverified. Raises NotAReceipt."""
+    return read_statement(_read(_receipt, data).statement)
+
+
 def read_leaf(data: bytes) -> Leaf:
     """Raises NotAReceipt."""
     return _read(_leaf, data)
@@ -196,8 +201,8 @@ def verify_receipt(
     Raises NotAReceipt, ReceiptContradicts, WrongPath, NotCertified, NotValidNow (at the block's time), BadSignature,
     TooFewStores, OtherLog: all of them TrustErrors."""
     receipt = _read(_receipt, data)
-    leaf, statement = _read(_leaf, receipt.leaf), _read(_statement, receipt.statement)
-    _check_agree(leaf, statement)
+    statement = read_statement(receipt.statement)
+    leaf = _check_leaf(receipt.leaf, receipt.ordinal, receipt.path, statement)
     if envelope_id is not None and leaf.id != envelope_id:
         raise ReceiptContradicts("the receipt is another envelope's", "Ask for that envelope's own")
     if log_id is not None and statement.log_id != log_id:
@@ -205,19 +210,33 @@ def verify_receipt(
             f"the receipt is of log {statement.log_id.hex()}, not of log {log_id.hex()}",
             "The cell's log was renewed by a repair, which may have lost what the older one held; ask the cell",
         )
-    _check_path(receipt, statement)
-    return verify_attestations(leaf, statement, receipt, root, certify)
+    return _verified(leaf, receipt.statement, statement, receipt.attestations, root, certify)
 
 
-def verify_attestations(
-    leaf: Leaf, statement: Statement, receipt: Receipt, root: Root, certify: Certify
+def verify_block(block: ProvenBlock, root: Root, certify: Certify) -> list[tuple[Verified, bytes]]:
+    """(what is verified, receipt) of each envelope of a PROOF's block; signatures are looked at once. Raises as
+    `verify_receipt`: then nothing of it holds."""
+    statement = read_statement(block.statement)
+    found = []
+    for item in block.items:
+        leaf = _check_leaf(item.leaf, item.ordinal, item.path, statement)
+        receipt = make_receipt(item.leaf, item.ordinal, item.path, block.statement, block.attestations)
+        found.append((leaf, receipt))
+    if not found:
+        return []
+    first = _verified(found[0][0], block.statement, statement, block.attestations, root, certify)
+    return [(replace(first, leaf=leaf), receipt) for leaf, receipt in found]
+
+
+def _verified(
+    leaf: Leaf, signed: bytes, statement: Statement, words: Sequence[Attestation], root: Root, certify: Certify
 ) -> Verified:
     """The stores of a majority of the nodes that the root lists for the cell stand by the statement."""
     nodes = cell_nodes(root, statement.cell)
     seen: set[tuple[str, object]] = set()
     names = []
-    for one in receipt.attestations:
-        who = check_attestation(one, receipt.statement, statement, root, certify)
+    for one in words:
+        who = check_attestation(one, signed, statement, root, certify)
         marks = {("node", who.node), ("store", one.store), ("key", who.key)}
         if seen & marks:
             raise TooFewStores(f"{who.node}, its store or its key stands by this receipt twice", "Ask for another one")
@@ -268,24 +287,23 @@ def _read(decoder: Decoder[T], data: bytes) -> T:
     return found
 
 
-def _check_agree(leaf: Leaf, statement: Statement) -> None:
-    """A leaf says nothing that its block does not say."""
+def _check_leaf(data: bytes, ordinal: int, path: Sequence[bytes], statement: Statement) -> Leaf:
+    """A leaf of that block, which says nothing that the block does not say."""
+    leaf = read_leaf(data)
     place = (leaf.cell, leaf.region, leaf.position >> SLOT_BITS, leaf.stored_at)
     block = (statement.cell, statement.cell.partition("/")[0], statement.index, statement.time)
     if place != block:
         raise ReceiptContradicts("the envelope's place and time are not those of the block", "Ask for it again")
     if leaf.code not in TAKEN:
         raise ReceiptContradicts(f"outcome {leaf.code} is not that of an envelope that was taken")
-
-
-def _check_path(receipt: Receipt, statement: Statement) -> None:
-    if receipt.ordinal >= statement.count:
-        raise WrongPath(f"leaf {receipt.ordinal} of a block that took {statement.count} envelopes")
-    inner, border = merkle.way(receipt.ordinal, statement.count)
-    if len(receipt.path) != inner + border:
+    if ordinal >= statement.count:
+        raise WrongPath(f"leaf {ordinal} of a block that took {statement.count} envelopes")
+    inner, border = merkle.way(ordinal, statement.count)
+    if len(path) != inner + border:
         raise WrongPath("the path is of another length than the way to that leaf", "Ask for the receipt again")
-    if merkle.climb(merkle.leaf_hash(receipt.leaf), receipt.ordinal, inner, receipt.path) != statement.outcomes:
+    if merkle.climb(merkle.leaf_hash(data), ordinal, inner, path) != statement.outcomes:
         raise WrongPath(
             "the path does not lead from the envelope to what the block took",
             "The outcome, or the path, is not that of this block; ask for the receipt again",
         )
+    return leaf
