@@ -19,9 +19,9 @@ import trio
 from cluster.core import linkwire
 from cluster.core.linkwire import Peer
 from cluster.links import Links
-from relay.core.book import Book
+from relay.core.book import Book, key
 from relay.core.receipts import (
-    Attestation, Certified, Certify, Missing, ProvenBlock, ProvenItem, Statement, cell_nodes, check_attestation,
+    Attestation, Certified, Certify, Missing, ProvenBlock, Statement, cell_nodes, check_attestation,
     majority, read_statement,
 )
 from relay.core.trust import Root
@@ -67,7 +67,7 @@ class Notary:
         self._certify_anew = certify
         self._links = links
         self._certified: dict[bytes, Certified] = {}
-        self._signed: OrderedDict[int, tuple[bytes, tuple[Attestation, ...]]] = OrderedDict()  # by index
+        self._signed: OrderedDict[int, tuple[Attestation, ...]] = OrderedDict()  # by index
         self._open: dict[int, trio.Event] = {}  # blocks that are asked for; set when it is known whether enough signed
         self._asked = trio.Event()
         self._peers = list(links.peers())  # who signed last comes first
@@ -115,34 +115,46 @@ class Notary:
         unknown: list[Wanted] = []
         with trio.move_on_after(PROVE_S / 2):
             await self._applied(max(one.position for one in wanted) >> SLOT_BITS)
-            searches = _SEARCHES
-            for one in wanted:
-                index = self._find(one)
-                gone = one.position > 0 and not self._book.has(one.position >> SLOT_BITS)
-                if index is None and searches and not gone:
-                    searches -= 1
-                    index = self._book.search(one.id, one.code)
-                    await trio.lowlevel.checkpoint()
-                elif index is None and not gone:
-                    continue  # let it ask again: who asks for many that are not there waits
-                if index is None:
-                    unknown.append(one)
-                else:
-                    places.setdefault(index, []).append(one)
+            await self._place(wanted, places, unknown)
             await self._sign(places)
         blocks, missing = [], list[Missing]()
         for index, items in places.items():
-            block = self._block(index, items)
+            words = self._signed.get(index)
+            block = self._book.prove(index, [key(one.id, one.code) for one in items], words) if words else None
             if block is None:
                 missing += _missing(items, Code.UNREACHABLE)
             else:
                 blocks.append(block)
-        named = {item.id for item in [*unknown, *(one for items in places.values() for one in items)]}
-        missing += _missing([one for one in wanted if one.id not in named], Code.UNREACHABLE)
+            await trio.lowlevel.checkpoint()
+        if len(unknown) + sum(map(len, places.values())) < len(wanted):  # more than one question may ask for
+            named = {item.id for item in [*unknown, *(one for items in places.values() for one in items)]}
+            missing += _missing([one for one in wanted if one.id not in named], Code.UNREACHABLE)
         if unknown and ask_peers:
             more, unproven = await self._ask_peers(unknown)
             return blocks + more, missing + unproven
         return blocks, missing + _missing(unknown, Code.UNPROVEN)
+
+    async def _place(self, wanted: Sequence[Wanted], places: dict[int, list[Wanted]], unknown: list[Wanted]) -> None:
+        """In which blocks they are; what is left out of both was too much for one question, and is asked for again."""
+        book, outcomes, searches = self._book, self._delivery.room.state.outcomes, _SEARCHES
+        for one in wanted:
+            row = key(one.id, one.code)
+            index = book.find(row, one.position)
+            if index is None and (known := outcomes.get(one.id)) is not None:
+                index = book.find(row, known.position)
+            if index is None and (not one.position or book.has(one.position >> SLOT_BITS)):
+                if not searches:
+                    continue
+                searches -= 1
+                index = book.search(row)
+                await trio.lowlevel.checkpoint()
+            if index is None:
+                unknown.append(one)
+            elif index in places:
+                places[index].append(one)
+            elif len(places) < PROVE_BLOCKS:
+                places[index] = [one]
+                await trio.lowlevel.checkpoint()  # a block was hashed
 
     async def _ask_peers(self, wanted: Sequence[Wanted]) -> Proven:
         """This node may have started since, and remember less than the others, or be behind them."""
@@ -164,22 +176,6 @@ class Notary:
                     left = {own: one for own, one in left.items() if own in refused}
             return blocks, _missing(left.values(), Code.UNREACHABLE if away else Code.UNPROVEN)
         return blocks, _missing(left.values(), Code.UNREACHABLE)
-
-    def _find(self, one: Wanted) -> int | None:
-        """The index of the block that took it, if that can be told without a search."""
-        index = self._book.find(one.id, one.code, one.position)
-        known = self._delivery.room.state.outcomes.get(one.id)
-        if index is None and known is not None:
-            index = self._book.find(one.id, one.code, known.position)
-        return index
-
-    def _block(self, index: int, wanted: Sequence[Wanted]) -> ProvenBlock | None:
-        """None where too few have signed."""
-        signed = self._signed.get(index)
-        if signed is None:
-            return None
-        proofs = [proof for one in wanted if (proof := self._book.proof(index, one.id, one.code)) is not None]
-        return ProvenBlock(*signed, tuple(ProvenItem(*proof) for proof in proofs))
 
     async def _applied(self, index: int) -> None:
         state = self._delivery.room.state
@@ -233,7 +229,7 @@ class Notary:
                     nursery.start_soon(self._ask, node, lacking)
         for index, one in rounds.items():
             if len(one.words) >= needed:
-                self._signed[index] = (one.statement, tuple(one.words[:MAX_CELL]))
+                self._signed[index] = tuple(one.words[:MAX_CELL])
         while len(self._signed) > MAX_STATEMENTS:
             self._signed.popitem(last=False)
 

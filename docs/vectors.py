@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from nacl.signing import SigningKey
 from relay.client import Card
 from relay.core import receipts, sealing, trust, wire
 from relay.core.block import make_block, position
-from relay.core.book import Book, Taken
+from relay.core.book import Book, Taken, key
 from relay.core.codec import Struct, digest, encode
 from relay.core.envelope import Header, To, envelope_id, join
 from relay.core.merkle import leaf_hash
@@ -129,23 +130,25 @@ def proven_block() -> receipts.ProvenBlock:
     book.keep(make_block(LOG_ID, 7, bytes(32), NOW, list(envelopes)), taken)
     statement = book.statement(7) or b""
     words = []
-    for place, (node, key) in enumerate(NODE_KEYS.items()):
+    for place, (node, signing) in enumerate(NODE_KEYS.items()):
         certificate, store = f"certificate of amber/1/{node}".encode(), bytes([place]) * 16
-        signature = bytes(key.sign(receipts.signed_bytes(statement, store, certificate)).signature)
+        signature = bytes(signing.sign(receipts.signed_bytes(statement, store, certificate)).signature)
         words.append(receipts.Attestation(store, certificate, signature))
-    proof = book.proof(7, envelope_id(envelope()), wire.Code.STORED)
-    assert proof is not None
-    return receipts.ProvenBlock(statement, tuple(words), (receipts.ProvenItem(*proof),))
+    block = book.prove(7, [key(envelope_id(envelope()), wire.Code.STORED)], words)
+    assert block is not None
+    return block
 
 
 def receipt() -> dict[str, Any]:
     block = proven_block()
     item = block.items[0]
-    [(own, data)] = block.receipts()
+    leaf = receipts.read_leaf(item.leaf)
+    data = receipts.make_receipt(item.leaf, item.ordinal, item.path, block.statement, block.attestations)
     return {
         "node_key_seeds": {node: bytes(key).hex() for node, key in NODE_KEYS.items()},
-        "id": own.hex(), "leaf": plain(receipts.read_leaf(item.leaf)), "leaf_bytes": item.leaf.hex(),
-        "leaf_hash": leaf_hash(item.leaf).hex(), "ordinal": item.ordinal, "path": plain(item.path),
+        "id": leaf.id.hex(), "leaf": {name: plain(value) for name, value in asdict(leaf).items()},
+        "leaf_bytes": item.leaf.hex(), "leaf_hash": leaf_hash(item.leaf).hex(),
+        "ordinal": item.ordinal, "path": item.path.hex(),
         "statement": plain(receipts.read_statement(block.statement)), "statement_bytes": block.statement.hex(),
         "attestations": [
             plain(one) | {"signed_bytes": receipts.signed_bytes(block.statement, one.store, one.certificate).hex()}

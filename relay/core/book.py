@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from struct import Struct
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from relay.core.block import Block
 from relay.core.codec import encode
 from relay.core.merkle import Tree, leaf_hash
-from relay.core.receipts import Leaf, Statement
-from relay.limits import BOOK_BYTES, BOOK_TREES, SLOT_BITS
+from relay.core.receipts import ROW, TAKEN, Attestation, ProvenBlock, ProvenItem, Statement, make_leaves
+from relay.limits import BOOK_BYTES, BOOK_LEAVES, SLOT_BITS
 
-_ROW: Final = Struct("<32sBqqqq")
+_KEY: Final = 33  # bytes of a row: id and code
+_CODES: Final = {code: bytes([code]) for code in TAKEN}
 _PAGE: Final = 256  # bytes counted for a page beside its rows
 
 
@@ -37,12 +38,29 @@ class _Page(NamedTuple):
     rows: bytes
 
 
-class Proof(NamedTuple):
-    """A leaf and the way from it to the root of its block's outcomes."""
+@dataclass(slots=True)
+class _Hashed:
+    """A page that was asked for: its leaves, the tree over them, and, once it is asked for, where an id with an outcome
+    is and the hashes of all leaves joined."""
 
-    leaf: bytes
-    ordinal: int
-    path: tuple[bytes, ...]
+    statement: bytes
+    leaves: list[bytes]
+    tree: Tree
+    rows: bytes
+    _places: dict[bytes, int] | None = None
+    _hashes: bytes = b""
+
+    @property
+    def places(self) -> dict[bytes, int]:
+        if self._places is None:
+            rows, size = self.rows, ROW.size
+            self._places = {rows[at : at + _KEY]: at // size for at in range(0, len(rows), size)}
+        return self._places
+
+    @property
+    def hashes(self) -> bytes:
+        self._hashes = self._hashes or b"".join(self.tree.leaves)
+        return self._hashes
 
 
 class Book:
@@ -54,80 +72,81 @@ class Book:
         self._max_bytes = max_bytes
         self._pages: OrderedDict[int, _Page] = OrderedDict()  # by index, rising
         self._bytes = 0
-        self._trees: OrderedDict[int, tuple[Tree, bytes]] = OrderedDict()
+        self._hashed: OrderedDict[int, _Hashed] = OrderedDict()
         self._leaves = 0
 
     def keep(self, block: Block, taken: Sequence[Taken]) -> None:
         """The fold has applied `block`, and taken these envelopes."""
         if not taken:
             return
-        page = _Page(block.time, block.hash, b"".join([_ROW.pack(*one) for one in taken]))
+        page = _Page(block.time, block.hash, b"".join([ROW.pack(*one) for one in taken]))
         self._pages[block.index] = page
         self._bytes += len(page.rows) + _PAGE
         while self._bytes > self._max_bytes:
             index, gone = self._pages.popitem(last=False)
             self._bytes -= len(gone.rows) + _PAGE
-            self._forget_tree(index)
-
-    def find(self, id_: bytes, code: int, position: int) -> int | None:
-        """The index of the block that took the envelope, with this outcome, at `position`; None where it did not, or
-        has gone."""
-        index = position >> SLOT_BITS
-        page = self._pages.get(index)
-        return index if page is not None and _place(page, id_, code) is not None else None
+            self._forget(index)
 
     def has(self, index: int) -> bool:
         """Is what block `index` took remembered?"""
         return index in self._pages
 
-    def search(self, id_: bytes, code: int) -> int | None:
+    def find(self, key: bytes, position: int) -> int | None:
+        """The index of the block that took the envelope, with this outcome (see `key`), at `position`; None where it
+        did not, or has gone."""
+        hashed = self._hash(index := position >> SLOT_BITS)
+        return index if hashed is not None and key in hashed.places else None
+
+    def search(self, key: bytes) -> int | None:
         """The same where the position is not known: looks at every page, the newest first; milliseconds."""
         for index in reversed(self._pages):
-            if _place(self._pages[index], id_, code) is not None:
+            rows = self._pages[index].rows
+            at = rows.find(key)
+            while at >= 0 and at % ROW.size:
+                at = rows.find(key, at + 1)
+            if at >= 0:
                 return index
         return None
 
     def statement(self, index: int) -> bytes | None:
         """What is to be signed of block `index`: an encoded Statement. None where its page has gone."""
-        made = self._tree(index)
-        return made[1] if made else None
+        hashed = self._hash(index)
+        return hashed.statement if hashed else None
 
-    def proof(self, index: int, id_: bytes, code: int) -> Proof | None:
-        """The way from an envelope's leaf to the root that `statement` has."""
-        page, made = self._pages.get(index), self._tree(index)
-        ordinal = _place(page, id_, code) if page is not None else None
-        if page is None or made is None or ordinal is None:
+    def prove(self, index: int, keys: Sequence[bytes], words: Sequence[Attestation]) -> ProvenBlock | None:
+        """The way from these envelopes' leaves (see `key`) to the root that `statement` has, and who stands by it. None
+        where the page has gone."""
+        hashed = self._hash(index)
+        if hashed is None:
             return None
-        return Proof(self._leaf(page, ordinal), ordinal, made[0].path(ordinal))
+        places, leaves, tree = hashed.places, hashed.leaves, hashed.tree
+        ordinals = [places[key] for key in keys if key in places]
+        if len(ordinals) * (len(leaves) - 1).bit_length() > len(leaves):
+            items = tuple([ProvenItem(leaves[ordinal], ordinal, b"") for ordinal in ordinals])
+            return ProvenBlock(hashed.statement, tuple(words), hashed.hashes, items)
+        items = tuple([ProvenItem(leaves[ordinal], ordinal, tree.path(ordinal)) for ordinal in ordinals])
+        return ProvenBlock(hashed.statement, tuple(words), b"", items)
 
-    def _tree(self, index: int) -> tuple[Tree, bytes] | None:
-        page = self._pages.get(index)
-        if page is None or index in self._trees:
-            return self._trees.get(index)
-        count = len(page.rows) // _ROW.size
-        tree = Tree(leaf_hash(self._leaf(page, ordinal)) for ordinal in range(count))
-        said = Statement(1, self._cell, self._log_id, index, page.hash, page.time, count, tree.root)
-        self._trees[index] = made = (tree, encode(said))
-        self._leaves += count
-        while self._leaves > BOOK_TREES and len(self._trees) > 1:
-            self._forget_tree(next(iter(self._trees)))
-        return made
+    def _hash(self, index: int) -> _Hashed | None:
+        hashed = self._hashed.get(index)
+        page = self._pages.get(index) if hashed is None else None
+        if page is None:
+            return hashed
+        leaves = make_leaves(self._cell, page.time, page.rows)
+        tree = Tree(map(leaf_hash, leaves))
+        said = Statement(1, self._cell, self._log_id, index, page.hash, page.time, len(leaves), tree.root)
+        hashed = self._hashed[index] = _Hashed(encode(said), leaves, tree, page.rows)
+        self._leaves += len(leaves)
+        while self._leaves > BOOK_LEAVES and len(self._hashed) > 1:
+            self._forget(next(iter(self._hashed)))
+        return hashed
 
-    def _forget_tree(self, index: int) -> None:
-        gone = self._trees.pop(index, None)
+    def _forget(self, index: int) -> None:
+        gone = self._hashed.pop(index, None)
         if gone is not None:
-            self._leaves -= len(gone[0])
-
-    def _leaf(self, page: _Page, ordinal: int) -> bytes:
-        id_, code, position, sealed_for, newest, expires = _ROW.unpack_from(page.rows, ordinal * _ROW.size)
-        region = self._cell.partition("/")[0]
-        return encode(Leaf(1, id_, code, region, self._cell, position, sealed_for, newest, page.time, expires))
+            self._leaves -= len(gone.leaves)
 
 
-def _place(page: _Page, id_: bytes, code: int) -> int | None:
-    """The row of an envelope with this outcome."""
-    row = id_ + bytes([code])
-    at = page.rows.find(row)
-    while at >= 0 and at % _ROW.size:
-        at = page.rows.find(row, at + 1)
-    return at // _ROW.size if at >= 0 else None
+def key(id_: bytes, code: int) -> bytes:
+    """An envelope with an outcome (1 or 2), as its row begins."""
+    return id_ + _CODES.get(code, b"\xff")

@@ -41,6 +41,11 @@ def climb(leaf: bytes, index: int, inner: int, siblings: Sequence[bytes]) -> byt
     return node
 
 
+def cut(hashes: bytes) -> list[bytes]:
+    """Joined hashes, one by one."""
+    return [hashes[at : at + HASH] for at in range(0, len(hashes), HASH)]
+
+
 class Tree:
     """A whole tree in memory, at least one leaf: 32 bytes a leaf, and about as many above them."""
 
@@ -61,11 +66,16 @@ class Tree:
     def root(self) -> bytes:
         return self._levels[-1][0]
 
-    def path(self, index: int) -> tuple[bytes, ...]:
-        """The siblings on the way of leaf `index`, the leaf's first."""
+    @property
+    def leaves(self) -> list[bytes]:
+        """The leaf hashes."""
+        return self._levels[0]
+
+    def path(self, index: int) -> bytes:
+        """The siblings on the way of leaf `index`, the leaf's first, joined."""
         siblings = []
         for level in self._levels[:-1]:
             if (beside := index ^ 1) < len(level):
                 siblings.append(level[beside])
             index >>= 1
-        return tuple(siblings)
+        return b"".join(siblings)

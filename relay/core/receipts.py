@@ -12,15 +12,16 @@ says, so that no byte can be changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from struct import Struct as Row
 from typing import Annotated, Final, Literal, TypeVar
 
 from msgspec import Meta
 
 from relay.core import merkle
 from relay.core.codec import Decoder, Struct, digest, encode, pack
-from relay.core.shapes import CellName, Hash, LogId, Millis, Name, Position, Signature, StoreId, UInt
+from relay.core.shapes import CellName, Hash, LogId, Millis, Name, Signature, StoreId, UInt
 from relay.core.trust import Root
 from relay.core.trust.signing import verify
 from relay.errors import (
@@ -38,26 +39,37 @@ from relay.limits import KIB, MAX_CELL, MAX_CERTIFICATE, MAX_OUTCOME_PATH, MAX_R
 T = TypeVar("T", bound=Struct)
 # What TLS 1.3 has the same key sign begins with 64 spaces (RFC 8446 section 4.4.3), a certificate (RFC 5280) with 0x30.
 _DOMAIN: Final = b"posthouse.receipt\x00"
+ROW: Final = Row(">32sBQQQQ")  # of a leaf: id, code, position, sealed_for, newest, expires
 TAKEN: Final = (1, 2)  # ACCEPTED and STORED of relay.core.wire.Code, which builds on this file
 _Certificate = Annotated[bytes, Meta(min_length=1, max_length=MAX_CERTIFICATE)]
-Path = Annotated[tuple[Hash, ...], Meta(max_length=MAX_OUTCOME_PATH)]
+Path = Annotated[bytes, Meta(max_length=MAX_OUTCOME_PATH * merkle.HASH)]
 
 
-class Leaf(Struct, frozen=True):
+class _Leaf(Struct, frozen=True):
+    """A leaf's bytes: what the leaves of a block have in common, then what is the envelope's own, all of one length."""
+
+    format: Literal[1]
+    region: Name
+    cell: CellName
+    stored_at: Millis
+    row: Annotated[bytes, Meta(min_length=ROW.size, max_length=ROW.size)]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
     """What became of envelope `id`. `code`: ACCEPTED or STORED. It was sealed for version `sealed_for` of its address
     (home record or roster); `newest` is the newest one that the cell knew then, 0 for an address of another cell.
     `stored_at` is the block's time, `expires` the envelope's; Unix ms."""
 
-    format: Literal[1]
-    id: Hash
-    code: UInt
-    region: Name
-    cell: CellName
-    position: Position
-    sealed_for: UInt
-    newest: UInt
-    stored_at: Millis
-    expires: Millis
+    id: bytes
+    code: int
+    region: str
+    cell: str
+    position: int
+    sealed_for: int
+    newest: int
+    stored_at: int
+    expires: int
 
 
 class Statement(Struct, frozen=True):
@@ -100,7 +112,7 @@ class Receipt(Struct, frozen=True):
 
 # --- as nodes and clients hand it on: what the envelopes of a block have in common goes once -------
 class ProvenItem(Struct, frozen=True):
-    """One envelope's part."""
+    """One envelope's part. `path`: empty where its block has `hashes`."""
 
     leaf: LeafBytes
     ordinal: UInt
@@ -108,17 +120,13 @@ class ProvenItem(Struct, frozen=True):
 
 
 class ProvenBlock(Struct, frozen=True):
-    """Envelopes of one block, and who stands by it."""
+    """Envelopes of one block, and who stands by it. `hashes`: of all leaves of the block, joined, where that is shorter
+    than a path for each; empty otherwise."""
 
     statement: StatementBytes
     attestations: Attestations
+    hashes: Annotated[bytes, Meta(max_length=merkle.HASH << SLOT_BITS)]
     items: tuple[ProvenItem, ...]
-
-    def receipts(self) -> Iterator[tuple[bytes, bytes]]:
-        """(envelope id, receipt) of each. Raises NotAReceipt for leaves that are none."""
-        for item in self.items:
-            receipt = make_receipt(item.leaf, item.ordinal, item.path, self.statement, self.attestations)
-            yield read_leaf(item.leaf).id, receipt
 
 
 class Missing(Struct, frozen=True):
@@ -157,7 +165,7 @@ class Verified:
 
 
 _receipt: Decoder[Receipt] = Decoder(Receipt, "receipt", MAX_RECEIPT)
-_leaf: Decoder[Leaf] = Decoder(Leaf, "leaf of a receipt", KIB)
+_leaf: Decoder[_Leaf] = Decoder(_Leaf, "leaf of a receipt", KIB)
 _statement: Decoder[Statement] = Decoder(Statement, "statement of a receipt", KIB)
 
 
@@ -172,10 +180,16 @@ def signed_bytes(statement: bytes, store: bytes, certificate: bytes) -> bytes:
 
 
 def make_receipt(
-    leaf: bytes, ordinal: int, path: Sequence[bytes], statement: bytes, attestations: Sequence[Attestation]
+    leaf: bytes, ordinal: int, path: bytes, statement: bytes, attestations: Sequence[Attestation]
 ) -> bytes:
     """A receipt's bytes, from its parts as a node gives them."""
-    return encode(Receipt("posthouse receipt 1", leaf, ordinal, tuple(path), statement, tuple(attestations)))
+    return encode(Receipt("posthouse receipt 1", leaf, ordinal, path, statement, tuple(attestations)))
+
+
+def make_leaves(cell: str, time: int, rows: bytes) -> list[bytes]:
+    """The leaves of a block of this time (Unix ms), from their rows."""
+    head = encode(_Leaf(1, cell.partition("/")[0], cell, time, rows[: ROW.size]))[: -ROW.size]
+    return [head + rows[at : at + ROW.size] for at in range(0, len(rows), ROW.size)]
 
 
 def read_statement(data: bytes) -> Statement:
@@ -190,7 +204,9 @@ def read_receipt(data: bytes) -> Statement:
 
 def read_leaf(data: bytes) -> Leaf:
     """Raises NotAReceipt."""
-    return _read(_leaf, data)
+    leaf = _read(_leaf, data)
+    own, code, position, sealed_for, newest, expires = ROW.unpack(leaf.row)
+    return Leaf(own, code, leaf.region, leaf.cell, position, sealed_for, newest, leaf.stored_at, expires)
 
 
 def verify_receipt(
@@ -217,15 +233,24 @@ def verify_block(block: ProvenBlock, root: Root, certify: Certify) -> list[tuple
     """(what is verified, receipt) of each envelope of a PROOF's block; signatures are looked at once. Raises as
     `verify_receipt`: then nothing of it holds."""
     statement = read_statement(block.statement)
+    tree = _tree(block, statement) if block.hashes else None
     found = []
     for item in block.items:
-        leaf = _check_leaf(item.leaf, item.ordinal, item.path, statement)
-        receipt = make_receipt(item.leaf, item.ordinal, item.path, block.statement, block.attestations)
-        found.append((leaf, receipt))
+        if tree is not None and item.ordinal >= len(tree):
+            raise WrongPath(f"leaf {item.ordinal} of a block that took {len(tree)} envelopes")
+        path = item.path if tree is None else tree.path(item.ordinal)
+        leaf = _check_leaf(item.leaf, item.ordinal, path, statement)
+        found.append((leaf, make_receipt(item.leaf, item.ordinal, path, block.statement, block.attestations)))
     if not found:
         return []
     first = _verified(found[0][0], block.statement, statement, block.attestations, root, certify)
     return [(replace(first, leaf=leaf), receipt) for leaf, receipt in found]
+
+
+def _tree(block: ProvenBlock, statement: Statement) -> merkle.Tree:
+    if len(block.hashes) != statement.count * merkle.HASH:
+        raise WrongPath("not the hashes of all that the block took", "Ask for the receipt again")
+    return merkle.Tree(merkle.cut(block.hashes))
 
 
 def _verified(
@@ -287,7 +312,7 @@ def _read(decoder: Decoder[T], data: bytes) -> T:
     return found
 
 
-def _check_leaf(data: bytes, ordinal: int, path: Sequence[bytes], statement: Statement) -> Leaf:
+def _check_leaf(data: bytes, ordinal: int, path: bytes, statement: Statement) -> Leaf:
     """A leaf of that block, which says nothing that the block does not say."""
     leaf = read_leaf(data)
     place = (leaf.cell, leaf.region, leaf.position >> SLOT_BITS, leaf.stored_at)
@@ -299,9 +324,9 @@ def _check_leaf(data: bytes, ordinal: int, path: Sequence[bytes], statement: Sta
     if ordinal >= statement.count:
         raise WrongPath(f"leaf {ordinal} of a block that took {statement.count} envelopes")
     inner, border = merkle.way(ordinal, statement.count)
-    if len(path) != inner + border:
+    if len(path) != (inner + border) * merkle.HASH:
         raise WrongPath("the path is of another length than the way to that leaf", "Ask for the receipt again")
-    if merkle.climb(merkle.leaf_hash(data), ordinal, inner, path) != statement.outcomes:
+    if merkle.climb(merkle.leaf_hash(data), ordinal, inner, merkle.cut(path)) != statement.outcomes:
         raise WrongPath(
             "the path does not lead from the envelope to what the block took",
             "The outcome, or the path, is not that of this block; ask for the receipt again",

@@ -17,7 +17,7 @@ from relay.certificates import certify
 from relay.core import receipts, records
 from relay.core.book import Book
 from relay.core.codec import digest
-from relay.core.receipts import Missing, ProvenBlock, verify_receipt
+from relay.core.receipts import Missing, ProvenBlock, verify_block, verify_receipt
 from relay.core.wire import Code, Wanted
 from relay.errors import PeerError, Refused
 from relay.limits import BOOK_BYTES
@@ -114,10 +114,13 @@ class Cell:
 
 
 def verified(cell: Cell, blocks: list[ProvenBlock]) -> dict[bytes, receipts.Verified]:
-    return {
-        own: verify_receipt(data, cell.root, certify, envelope_id=own, log_id=cell.houses["n1"].log.log_id)
-        for block in blocks for own, data in block.receipts()
-    }  # fmt: skip
+    log_id = cell.houses["n1"].log.log_id
+    found = {}
+    for block in blocks:
+        for one, data in verify_block(block, cell.root, certify):
+            assert verify_receipt(data, cell.root, certify, envelope_id=one.leaf.id, log_id=log_id) == one
+            found[one.leaf.id] = one
+    return found
 
 
 async def test_two_of_three_sign_and_one_question_serves_a_whole_block() -> None:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from cluster.pki import make_authority
 from relay.certificates import certify
 from relay.core.block import make_block, position
-from relay.core.book import Book, Taken
+from relay.core.book import Book, Taken, key
 from relay.core.codec import digest, encode
 from relay.core.envelope import envelope_id
 from relay.core.receipts import (
-    Leaf, Receipt, Statement, Verified, _leaf, _receipt, _statement, majority, make_receipt, verify_receipt,
+    ROW, ProvenBlock, Receipt, Statement, Verified, _Leaf, _leaf, _receipt, _statement, majority, make_receipt,
+    verify_block, verify_receipt,
 )
 from relay.core.wire import Code
 from relay.errors import (
@@ -47,10 +48,15 @@ class Page:
         assert statement is not None
         self.index, self.statement = index, statement
 
-    def parts(self, number: int) -> tuple[bytes, int, tuple[bytes, ...]]:
-        found = self.book.proof(self.index, self.ids[number], Code.ACCEPTED if number % 2 else Code.STORED)
-        assert found is not None
+    def block(self, *numbers: int) -> ProvenBlock:
+        keys = [key(self.ids[number], Code.ACCEPTED if number % 2 else Code.STORED) for number in numbers]
+        found = self.book.prove(self.index, keys, [one.attest(self.statement) for one in (N1, N2)])
+        assert found is not None and len(found.items) == len(numbers)
         return found
+
+    def parts(self, number: int) -> tuple[bytes, int, bytes]:
+        [item] = self.block(number).items
+        return item.leaf, item.ordinal, item.path
 
     def receipt(self, number: int = 0, *signers: Signer, statement: bytes = b"") -> bytes:
         statement = statement or self.statement
@@ -67,6 +73,14 @@ def check(data: bytes, **more: bytes) -> Verified:
 
 def changed(data: bytes, **parts: object) -> bytes:
     return encode(msgspec.structs.replace(_receipt(data), **parts))
+
+
+def releafed(field: int, value: object) -> bytes:
+    """The good leaf with another field of its row."""
+    leaf = _leaf(_receipt(GOOD).leaf)
+    row = list(ROW.unpack(leaf.row))
+    row[field] = value
+    return encode(msgspec.structs.replace(leaf, row=ROW.pack(*row)))
 
 
 def restated(**parts: object) -> bytes:
@@ -90,6 +104,21 @@ def test_all_nodes_may_stand_by_it_and_a_cell_of_one_needs_one() -> None:
     alone = verify_receipt(PAGE.receipt(0, N1), make_root(("n1",)), certify)
     assert (alone.nodes, alone.needed, alone.of) == (("n1",), 1, 1)
     assert [majority(nodes) for nodes in (1, 3, 5)] == [1, 2, 3]
+
+
+def test_what_a_node_hands_on_verifies_as_a_whole_with_paths_and_with_hashes() -> None:
+    few, many = PAGE.block(3), PAGE.block(*range(COUNT))
+    assert not few.hashes and many.hashes and not any(item.path for item in many.items)
+    for block in (few, many):
+        for verified, data in verify_block(block, ROOT, certify):
+            assert check(data) == verified
+    assert [one.leaf.id for one, _ in verify_block(many, ROOT, certify)] == PAGE.ids
+    for hashes in (many.hashes[:-32], bytes(32) + many.hashes[32:], many.hashes + bytes(32), many.hashes[:-1]):
+        with pytest.raises(WrongPath):
+            verify_block(msgspec.structs.replace(many, hashes=hashes), ROOT, certify)
+    far = msgspec.structs.replace(many.items[0], ordinal=COUNT)
+    with pytest.raises(WrongPath):
+        verify_block(msgspec.structs.replace(many, items=(far,)), ROOT, certify)
 
 
 # --- who signs -------------------------------------------------------------------------------------
@@ -139,7 +168,7 @@ def test_a_node_of_another_cell_of_the_region() -> None:
 def test_a_cell_that_the_root_does_not_list() -> None:
     page = Page()
     page.book._cell = "norden/9"
-    page.book._trees.clear()
+    page.book._hashed.clear()
     page.statement = page.book.statement(INDEX) or b""
     attack(page.receipt(0), NotCertified)
 
@@ -178,17 +207,17 @@ def test_a_store_that_another_nodes_signature_is_claimed_for() -> None:
 
 # --- what is proven --------------------------------------------------------------------------------
 def test_a_refused_envelope_that_claims_the_path_of_a_taken_one() -> None:
-    leaf = encode(msgspec.structs.replace(_leaf(_receipt(GOOD).leaf), id=digest(b"refused")))
+    leaf = releafed(0, digest(b"refused"))
     attack(changed(GOOD, leaf=leaf), WrongPath)
 
 
 def test_an_outcome_that_is_none_of_a_taken_envelope() -> None:
-    leaf = encode(msgspec.structs.replace(_leaf(_receipt(GOOD).leaf), code=Code.MAILBOX_FULL))
+    leaf = releafed(1, Code.MAILBOX_FULL)
     attack(changed(GOOD, leaf=leaf), ReceiptContradicts)
 
 
 def test_accepted_that_claims_to_be_stored() -> None:
-    leaf = encode(msgspec.structs.replace(_leaf(_receipt(GOOD).leaf), code=Code.STORED))
+    leaf = releafed(1, Code.STORED)
     attack(changed(GOOD, leaf=leaf), WrongPath)
 
 
@@ -203,8 +232,9 @@ def test_the_path_of_another_block() -> None:
 def test_another_place_in_the_block_or_another_length() -> None:
     for ordinal in (*set(range(COUNT)) - {3}, COUNT, 1 << 40):
         attack(changed(GOOD, ordinal=ordinal), WrongPath)
+    attack(changed(GOOD, path=_receipt(GOOD).path[:-32]), WrongPath)
+    attack(changed(GOOD, path=_receipt(GOOD).path + bytes(32)), WrongPath)
     attack(changed(GOOD, path=_receipt(GOOD).path[:-1]), WrongPath)
-    attack(changed(GOOD, path=(*_receipt(GOOD).path, bytes(32))), WrongPath)
 
 
 def test_another_envelopes_receipt() -> None:
@@ -258,12 +288,14 @@ def test_the_book_forgets_its_oldest_pages_and_finds_the_others() -> None:
         taken = [Taken(own, Code.STORED, position(index, 0), 1, 1, NOW)]
         book.keep(make_block(LOG_ID, index, bytes(32), NOW, [b"record"]), taken)
     last = digest(b"19")
-    assert book.find(digest(b"1"), Code.STORED, position(1, 0)) is None and book.statement(1) is None
-    assert book.search(digest(b"1"), Code.STORED) is None
-    assert book.find(last, Code.STORED, position(19, 5)) == 19 == book.search(last, Code.STORED)
-    assert book.find(last, Code.ACCEPTED, position(19, 0)) is None
-    assert book.find(last, Code.STORED, position(18, 0)) is None
-    assert book.proof(19, last, Code.STORED) is not None and book.proof(18, last, Code.STORED) is None
+    assert book.find(key(digest(b"1"), Code.STORED), position(1, 0)) is None and book.statement(1) is None
+    assert book.search(key(digest(b"1"), Code.STORED)) is None and not book.has(1)
+    stored = key(last, Code.STORED)
+    assert book.find(stored, position(19, 5)) == 19 == book.search(stored) and book.has(19)
+    assert book.find(key(last, Code.ACCEPTED), position(19, 0)) is None and book.find(stored, position(18, 0)) is None
+    assert book.find(key(last, 77_777), position(19, 0)) is None and book.search(key(last, 77_777)) is None
+    proven, other, gone = (book.prove(index, [stored], ()) for index in (19, 18, 1))
+    assert proven is not None and len(proven.items) == 1 and other is not None and not other.items and gone is None
 
 
 # --- the fold --------------------------------------------------------------------------------------
@@ -295,8 +327,6 @@ def test_only_what_is_taken_is_in_the_book(house: tuple[Log, User, User]) -> Non
 
 
 def test_leaf_and_statement_have_exact_shapes() -> None:
-    assert Leaf.__struct_fields__[1:] == (
-        "id", "code", "region", "cell", "position", "sealed_for", "newest", "stored_at", "expires",
-    )  # fmt: skip
+    assert _Leaf.__struct_fields__[1:] == ("region", "cell", "stored_at", "row")
     assert Statement.__struct_fields__[1:] == ("cell", "log_id", "index", "block", "time", "count", "outcomes")
     assert Receipt.__struct_fields__[1:] == ("leaf", "ordinal", "path", "statement", "attestations")
