@@ -27,6 +27,7 @@ from cluster.journal.cell import majority_of
 from cluster.links import Links
 from cluster.notary import Notary
 from cluster.readiness import MAJORITY, Readiness
+from cluster.rootfile import RootFile
 from cluster.stopping import Stop
 from cluster.switchboard import Switchboard
 from relay.certificates import certify
@@ -85,6 +86,7 @@ class Kit:
     env: NodeEnv
     credentials: OwnCredentials
     ring: StorageRing
+    root: RootFile | None = None  # the simulator has no files
     certify: Certify = certify
 
 
@@ -256,6 +258,7 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     metrics, switchboard = Metrics(), Switchboard()
     metrics.certificate_expires.set_function(lambda: kit.credentials.expires_ms / 1000)
+    metrics.root_fresh.set_function(lambda: (kit.root.trusted if kit.root else root).payload.fresh_until / 1000)
     readiness = Readiness(ready)
     control: list[CellControl | None] = [None]
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)

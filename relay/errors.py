@@ -9,7 +9,9 @@
     │   ├── BadSignature
     │   ├── BrokenChain
     │   ├── Rollback
+    │   ├── MixAndMatch
     │   ├── NotValidNow
+    │   │   └── Frozen
     │   └── ReceiptError       a receipt does not hold
     │       ├── NotAReceipt           bytes that are none, or not as they were written
     │       ├── ReceiptContradicts    its parts say different things, or it is another envelope's
@@ -84,8 +86,16 @@ class Rollback(TrustError):
     """An older version than one that was already seen."""
 
 
+class MixAndMatch(TrustError):
+    """Parts that are signed, but that were never published together."""
+
+
 class NotValidNow(TrustError):
     """Expired, or not valid yet."""
+
+
+class Frozen(NotValidNow):
+    """A root document whose timestamp has run out: somebody may be keeping newer ones away."""
 
 
 class ReceiptError(TrustError):

@@ -10,7 +10,8 @@ from nacl.signing import SigningKey
 from cluster.pki import issue_node, make_authority
 from relay.core.codec import digest
 from relay.core.receipts import Attestation, signed_bytes
-from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, sign_root, verify_root
+from relay.core.trust import Root, RootCell, RootNode, RootRegion
+from tests.roots import verified_root
 
 NOW = 1_800_000_000_000  # Unix ms
 DAY = 86_400_000
@@ -20,14 +21,12 @@ AUTHORITIES = {region: make_authority(region, now_ms=NOW - DAY) for region in ("
 
 def make_root(nodes: tuple[str, ...] = NODES) -> Root:
     """norden/1 and sueden/1, each with these nodes."""
-    key = SigningKey(bytes(32))
-    public = bytes(key.verify_key)
+    public = bytes(SigningKey(bytes(32)).verify_key)
     listed = tuple(RootNode(name, "127.0.0.1:1", ()) for name in nodes)
-    regions = tuple(
+    regions = [
         RootRegion(name, pair[0], public, (RootCell(f"{name}/1", listed),)) for name, pair in AUTHORITIES.items()
-    )
-    payload = RootPayload(1, "test", 1, b"", NOW + 4_000 * DAY, (public,), 1, regions)
-    return verify_root(sign_root(payload, [key]), NOW)
+    ]
+    return verified_root(regions, NOW + 4_000 * DAY)
 
 
 class Signer:

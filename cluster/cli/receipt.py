@@ -28,7 +28,7 @@ def receipt() -> None:
 @receipt.command()
 @click.option("--root", "root_path", type=click.Path(path_type=Path), metavar="FILE",
               help="The federation's root document.  [default: root.bin in --dir]")  # fmt: skip
-@click.option("--digest", "pin", metavar="HEX", help="The digest that the root document must have.")
+@click.option("--federation-id", "pin", metavar="HEX", help="The federation id that the root document must have.")
 @click.option("--log-id", metavar="HEX", help="The log that the receipt must be of: the cell's log of today, say.")
 @click.option("--envelope", "envelope_path", type=_FILE, metavar="FILE", help="The envelope that it must be of.")
 @dir_option
@@ -51,8 +51,8 @@ def verify(
             own = envelope_id(source.read(MAX_ENVELOPE + 1))
     time = read_receipt(data).time  # not believed yet: a root document that had run out by then is refused
     root = read_root(root_path or Home(directory).root_path, time)
-    if pin is not None and root.digest != _hex(pin, 32, "--digest"):
-        raise TrustError("the root document is not the one of that digest", "Get the right one from somebody you trust")
+    if pin is not None and root.federation_id != _hex(pin, 32, "--federation-id"):
+        raise TrustError("the root document is another federation's", "Get the right one from somebody you trust")
     log = _hex(log_id, 16, "--log-id") if log_id is not None else None
     for line in told(verify_receipt(data, root, certify, envelope_id=own, log_id=log), root):
         click.echo(line)

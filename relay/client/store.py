@@ -25,7 +25,7 @@ from nacl.signing import SigningKey
 
 from relay.client.errors import ClientClosed
 from relay.client.shapes import Own
-from relay.core.trust import verify_root
+from relay.core.trust import reopen_root
 from relay.errors import OperatorError, StoreDamaged, StoreError, StoreForeign, StoreLocked
 from relay.limits import MIB
 
@@ -318,7 +318,7 @@ def put_cursor(db: Db, log_id: bytes, cursor: int) -> None:
 
 def load_own(db: Db, now_ms: int) -> Own:
     """Who this store is for. Raises TrustError where the root does not hold (any more)."""
-    root = verify_root(get(db, "root"), now_ms, pinned=get(db, "root_digest"))
+    root = reopen_root(get(db, "root"), now_ms, pinned=get(db, "federation"))
     signing = SigningKey(get(db, "device_seed"))
     return Own(
         user=get(db, "user"), device=bytes(signing.verify_key), signing=signing, private=get(db, "encryption_private"),

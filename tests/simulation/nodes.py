@@ -136,7 +136,7 @@ class SimNode:
         self.world.trace("process started", self.host.name, self.lives)
         env = self.env = SimEnv(self.net, self.host, self.clock, self.disk, self.random)
         self.stop, self.scope, self.ended = Stop(), trio.CancelScope(), None
-        kit = Kit(env, OpenSecurity(self.peer, self._who), self.ring, certify)  # type: ignore[arg-type]
+        kit = Kit(env, OpenSecurity(self.peer, self._who), self.ring, certify=certify)  # type: ignore[arg-type]
         try:
             with self.scope:
                 await serve_node(self._config(), kit, self.stop)
