@@ -16,16 +16,17 @@ from cluster.lives import serve_node
 from cluster.node import Kit
 from cluster.stopping import Stop
 from cluster.pki import Claim
-from relay.core.receipts import Attestation, Certified, signed_bytes
+from relay.core.receipts import Attestation, signed_bytes
 from relay.core.trust import Root
 from relay.core.trust.signing import sign
 from relay.delivery import Delivery
 from relay.errors import PosthouseError
 from tests.simulation.clock import SimClock
 from tests.simulation.env import SimEnv
-from tests.simulation.keys import key, public
+from tests.simulation.keys import key
 from tests.simulation.network import Host, Network
 from tests.simulation.people import ADMIN_PORT, CLIENTS_PORT, LINKS_PORT, host_of
+from tests.simulation.proofs import certify
 from tests.simulation.ring import OpenRing
 from tests.simulation.stream import SimStream
 from tests.simulation.world import World
@@ -59,12 +60,6 @@ class OpenSecurity:
         assert isinstance(transport, SimStream)
         other = self._who(transport.other)
         return transport, Claim(other, other.region)
-
-
-def certify(certificate: bytes, root: Root) -> Certified:
-    """What OpenSecurity's certificates say."""
-    cell, _, node = certificate.decode().partition(" ")
-    return Certified(cell.partition("/")[0], cell, node, public(certificate.decode()), 0, 2**53)
 
 
 class SimNode:
