@@ -22,7 +22,7 @@ from cluster.links import Links
 from relay.core.book import Book, key
 from relay.core.receipts import (
     Attestation, Certified, Certify, Missing, ProvenBlock, Statement, cell_nodes, check_attestation,
-    majority, read_statement,
+    check_certificate, majority, read_statement,
 )
 from relay.core.trust import Root
 from relay.core.wire import Code, Wanted
@@ -32,6 +32,7 @@ from relay.limits import ATTEST_S, MAX_CELL, MAX_STATEMENTS, PROVE_BLOCKS, PROVE
 
 _log = structlog.get_logger("cluster.notary")
 _SEARCHES = 16  # envelopes of one request that are looked for in the whole book; each takes milliseconds
+_Places = dict[int, list[tuple[Wanted, bytes]]]  # index of a block → what is wanted of it, and its key in the book
 Proven = tuple[list[ProvenBlock], list[Missing]]
 
 
@@ -68,6 +69,7 @@ class Notary:
         self._links = links
         self._certified: dict[bytes, Certified] = {}
         self._signed: OrderedDict[int, tuple[Attestation, ...]] = OrderedDict()  # by index
+        self._own: OrderedDict[int, Attestation] = OrderedDict()  # what this store signed, by index
         self._open: dict[int, trio.Event] = {}  # blocks that are asked for; set when it is known whether enough signed
         self._asked = trio.Event()
         self._peers = list(links.peers())  # who signed last comes first
@@ -111,7 +113,7 @@ class Notary:
         return linkwire.ProvenThere(tuple(blocks), tuple(missing))
 
     async def _prove_here(self, wanted: Sequence[Wanted], *, ask_peers: bool) -> Proven:
-        places: dict[int, list[Wanted]] = {}
+        places: _Places = {}
         unknown: list[Wanted] = []
         with trio.move_on_after(PROVE_S / 2):
             await self._applied(max(one.position for one in wanted) >> SLOT_BITS)
@@ -120,21 +122,21 @@ class Notary:
         blocks, missing = [], list[Missing]()
         for index, items in places.items():
             words = self._signed.get(index)
-            block = self._book.prove(index, [key(one.id, one.code) for one in items], words) if words else None
+            block = self._book.prove(index, [row for _, row in items], words) if words else None
             if block is None:
-                missing += _missing(items, Code.UNREACHABLE)
+                missing += _missing([one for one, _ in items], Code.UNREACHABLE)
             else:
                 blocks.append(block)
             await trio.lowlevel.checkpoint()
         if len(unknown) + sum(map(len, places.values())) < len(wanted):  # more than one question may ask for
-            named = {item.id for item in [*unknown, *(one for items in places.values() for one in items)]}
+            named = {item.id for item in [*unknown, *(one for items in places.values() for one, _ in items)]}
             missing += _missing([one for one in wanted if one.id not in named], Code.UNREACHABLE)
         if unknown and ask_peers:
             more, unproven = await self._ask_peers(unknown)
             return blocks + more, missing + unproven
         return blocks, missing + _missing(unknown, Code.UNPROVEN)
 
-    async def _place(self, wanted: Sequence[Wanted], places: dict[int, list[Wanted]], unknown: list[Wanted]) -> None:
+    async def _place(self, wanted: Sequence[Wanted], places: _Places, unknown: list[Wanted]) -> None:
         """In which blocks they are; what is left out of both was too much for one question, and is asked for again."""
         book, outcomes, searches = self._book, self._delivery.room.state.outcomes, _SEARCHES
         for one in wanted:
@@ -151,9 +153,9 @@ class Notary:
             if index is None:
                 unknown.append(one)
             elif index in places:
-                places[index].append(one)
+                places[index].append((one, row))
             elif len(places) < PROVE_BLOCKS:
-                places[index] = [one]
+                places[index] = [(one, row)]
                 await trio.lowlevel.checkpoint()  # a block was hashed
 
     async def _ask_peers(self, wanted: Sequence[Wanted]) -> Proven:
@@ -192,8 +194,7 @@ class Notary:
         certificate, signatures = b"", []
         for index in message.indices:
             # This store has the block, committed, and has applied it: nothing can take its place any more.
-            statement = self._book.statement(index)
-            one = self._credentials.attest(statement, self._store) if statement is not None else None
+            one = self._own_word(index)
             if one is not None and certificate in (b"", one.certificate):
                 certificate = one.certificate
                 signatures.append((index, one.signature))
@@ -218,7 +219,8 @@ class Notary:
             statement = self._book.statement(index)
             if statement is not None:
                 rounds[index] = one = _Round(statement, read_statement(statement))
-                self._take(one, self._credentials.attest(statement, self._store), "")
+                if (own := self._own_word(index)) is not None and self._holds(own, one.read):
+                    one.words.append(own)
             await trio.lowlevel.checkpoint()
         left = list(self._peers)
         while left and (lacking := {index: one for index, one in rounds.items() if len(one.words) < needed}):
@@ -232,6 +234,24 @@ class Notary:
                 self._signed[index] = tuple(one.words[:MAX_CELL])
         while len(self._signed) > MAX_STATEMENTS:
             self._signed.popitem(last=False)
+
+    def _own_word(self, index: int) -> Attestation | None:
+        """This store's signature, once for all who ask; None where the book no longer has the block."""
+        word = self._own.get(index)
+        statement = self._book.statement(index) if word is None else None
+        if statement is not None:
+            word = self._own[index] = self._credentials.attest(statement, self._store)
+            if len(self._own) > MAX_STATEMENTS:
+                self._own.popitem(last=False)
+        return word
+
+    def _holds(self, own: Attestation, said: Statement) -> bool:
+        """Does this node's certificate hold at the block's time, and by the root that it has?"""
+        try:
+            return check_certificate(own, said, self._root, self._certify) is not None
+        except TrustError as error:
+            _log.error("signature_refused", node="this one", index=said.index, text=error.text)
+            return False
 
     async def _ask(self, node: str, rounds: Mapping[int, _Round]) -> None:
         """Ask one node; what holds of what it signed is taken. Who does not sign is asked last from now on."""
@@ -256,14 +276,14 @@ class Notary:
         self._peers.append(node)
 
     def _take(self, round_: _Round, word: Attestation, node: str) -> None:
-        """Take a signature that a client would take. `node` gave it, over its link; empty: it is this node's own."""
+        """Take a signature that a client would take. `node` gave it, over its link."""
         try:
             who = check_attestation(word, round_.statement, round_.read, self._root, self._certify)
-            if node not in ("", who.node) or any(word.store == other.store for other in round_.words):
+            if node != who.node or any(word.store == other.store for other in round_.words):
                 raise NotCertified(f"signed for {who.node}, or for the store of another node")
             round_.words.append(word)
         except TrustError as error:
-            _log.error("signature_refused", node=node or "this one", index=round_.read.index, text=error.text)
+            _log.error("signature_refused", node=node, index=round_.read.index, text=error.text)
 
     def _certify(self, certificate: bytes, root: Root) -> Certified:
         """As `certify`, once for each certificate."""

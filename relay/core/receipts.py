@@ -279,8 +279,15 @@ def _verified(
 def check_attestation(
     one: Attestation, statement: bytes, read: Statement, root: Root, certify: Certify
 ) -> Certified:
-    """Whose word it is: a node that the root lists for the cell of the statement (`read`), certified by the region's
-    authority at the block's time. Raises NotCertified, NotValidNow, BadSignature."""
+    """Whose word it is for a statement (`read`, too). Raises as `check_certificate`; BadSignature."""
+    who = check_certificate(one, read, root, certify)
+    verify(who.key, b"", signed_bytes(statement, one.store, one.certificate), one.signature, f"receipt, {who.node}")
+    return who
+
+
+def check_certificate(one: Attestation, read: Statement, root: Root, certify: Certify) -> Certified:
+    """A node that the root lists for the cell of the statement, certified by the region's authority at the block's
+    time. Raises NotCertified, NotValidNow."""
     who = certify(one.certificate, root)
     if who.cell != read.cell:
         raise NotCertified(f"a node of {who.cell} stands by a receipt of {read.cell}", "Ask that cell for it")
@@ -290,7 +297,6 @@ def check_attestation(
         )
     if not who.from_ms <= read.time < who.until_ms:
         raise NotValidNow(f"the certificate of {who.cell}/{who.node} was not valid when the block was made")
-    verify(who.key, b"", signed_bytes(statement, one.store, one.certificate), one.signature, f"receipt, {who.node}")
     return who
 
 

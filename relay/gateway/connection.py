@@ -323,7 +323,7 @@ class Connection:
 
     async def _prove(self, request: wire.Prove) -> None:
         proof = await self._around.office.prove(self, request)
-        await self._outbox.send(server_frame(wire.encode_message(proof)))
+        await self._outbox.send(server_frame(wire.encode_proof(proof)))
 
     # --- the end ---------------------------------------------------------------------------------
     def _fail(self, error: Exception, state: State) -> None:
