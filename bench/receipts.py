@@ -14,7 +14,7 @@ import json
 import statistics
 import tempfile
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,7 @@ from cluster.env import RealEnv
 from relay.certificates import certify
 from relay.core import wire
 from relay.core.codec import encode
-from relay.core.envelope import Header, To, join
+from relay.core.envelope import Header, To, envelope_id, join
 from relay.core.receipts import verify_block
 from relay.core.trust import Root
 from relay.errors import PeerError, PosthouseError
@@ -101,7 +101,7 @@ class Sender:
     cell: str
     root: Root
     window: int
-    in_flight: int = 0
+    in_flight: set[bytes] = field(default_factory=set)  # ids; a cell that changes its leader may answer twice
     asking: int = 0
     number: int = 0
     to_prove: deque[wire.Wanted] = field(default_factory=deque)
@@ -123,16 +123,17 @@ class Sender:
 
     def _submit(self) -> None:
         now = RealEnv().clock.wall_ms()
-        while self.in_flight + SUBMIT <= self.window:
+        while len(self.in_flight) + SUBMIT <= self.window:
             items = []
             for _ in range(SUBMIT):
                 self.number += 1
                 to = self.recipients[self.number % len(self.recipients)]
                 header = Header(1, To.MAILBOX, to, 1, now, now + 10 * MINUTE, SUITE)
                 body = self.number.to_bytes(8, "big") + self.salt + bytes(232)
-                items.append(wire.SubmitItem("", join(encode(header), body)))
+                envelope = join(encode(header), body)
+                items.append(wire.SubmitItem("", envelope))
+                self.in_flight.add(envelope_id(envelope))
             self.line.session.send(wire.Submit(tuple(items)))
-            self.in_flight += SUBMIT
 
     def _ask(self, *, flush: bool) -> None:
         while self.asking < _PROVES and (len(self.to_prove) >= MAX_BATCH or (flush and self.to_prove)):
@@ -142,8 +143,10 @@ class Sender:
 
     def _take(self, message: wire.ServerMessage, half: Half, prove: bool, counts: bool) -> None:
         if isinstance(message, wire.Receipt):
-            self.in_flight -= len(message.items)
             for item in message.items:
+                if item.id not in self.in_flight:
+                    continue
+                self.in_flight.discard(item.id)
                 if item.code >= wire.Code.STALE:
                     raise PeerError(f"an envelope was refused: {wire.Code(item.code).name}")
                 half.accepted += counts
@@ -230,6 +233,12 @@ def _sum(halves: Iterable[Half]) -> Half:
     return Half(answered=sum(half.answered for half in halves), node_cpu_s=sum(half.node_cpu_s for half in halves))
 
 
+def _best(played: Sequence[tuple[Half, Half]], side: int) -> float:
+    """The mean rate of the best quarter of a side's halves: other programs only ever slow one down."""
+    rates = sorted((pair[side].rate for pair in played), reverse=True)
+    return statistics.mean(rates[: -(-len(rates) // 4)])
+
+
 def summary(played: Iterable[tuple[Half, Half]]) -> dict[str, Any]:
     """Ratios of the rounds, and over all of them."""
     played = list(played)
@@ -237,7 +246,9 @@ def summary(played: Iterable[tuple[Half, Half]]) -> dict[str, Any]:
     without, with_ = (sum(pair[side].rate for pair in played) / len(played) for side in (0, 1))
     return {
         "without_per_s": round(without), "with_per_s": round(with_), "ratio": round(with_ / without, 4),
-        "ratio_median": round(statistics.median(ratios), 4), "ratios": [round(ratio, 4) for ratio in ratios],
+        "ratio_median": round(statistics.median(ratios), 4),
+        "ratio_best": round(_best(played, 1) / _best(played, 0), 4),
+        "ratios": [round(ratio, 4) for ratio in ratios],
         "proven": sum(with_.proven for _, with_ in played), "unproven": sum(with_.unproven for _, with_ in played),
         "node_cpu_us": [round(_each(_sum(side)), 1) for side in zip(*played, strict=True)],
     }  # fmt: skip
@@ -259,7 +270,8 @@ def main(nodes: str, rounds: int, seconds: float, senders: int, window: int, jso
         except* PosthouseError as group:
             raise click.ClickException("\n".join(str(error) for error in group.exceptions)) from None
         found = summary(played) | {"machine": describe_machine(directory)}
-    click.echo(f"over all: {found['ratio']:.3f} of the throughput, median of the rounds {found['ratio_median']:.3f}")
+    click.echo(f"over all: {found['ratio']:.3f} of the throughput, median of the rounds {found['ratio_median']:.3f},"
+               f" best quarter of the halves {found['ratio_best']:.3f}")
     if json_path is not None:
         json_path.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 from relay.core.block import Block
 from relay.core.codec import encode
-from relay.core.merkle import Tree, leaf_hash
-from relay.core.receipts import ROW, TAKEN, Attestation, ProvenBlock, ProvenItem, Statement, make_leaves
+from relay.core.merkle import Tree, leaf_hashes
+from relay.core.receipts import ROW, TAKEN, Attestation, ProvenBlock, ProvenItem, Statement, leaf_head
 from relay.limits import BOOK_BYTES, BOOK_LEAVES, SLOT_BITS
 
 _KEY: Final = 33  # bytes of a row: id and code
@@ -40,11 +40,11 @@ class _Page(NamedTuple):
 
 @dataclass(slots=True)
 class _Hashed:
-    """A page that was asked for: its leaves, the tree over them, and, once it is asked for, where an id with an outcome
-    is and the hashes of all leaves joined."""
+    """A page that was asked for: how its leaves begin, the tree over them, and, once it is asked for, where an id with
+    an outcome is and the hashes of all leaves joined."""
 
     statement: bytes
-    leaves: list[bytes]
+    head: bytes
     tree: Tree
     rows: bytes
     _places: dict[bytes, int] | None = None
@@ -119,24 +119,24 @@ class Book:
         hashed = self._hash(index)
         if hashed is None:
             return None
-        places, leaves, tree = hashed.places, hashed.leaves, hashed.tree
+        places, head, rows, size, tree = hashed.places, hashed.head, hashed.rows, ROW.size, hashed.tree
         ordinals = [places[key] for key in keys if key in places]
-        if len(ordinals) * (len(leaves) - 1).bit_length() > len(leaves):
-            items = tuple([ProvenItem(leaves[ordinal], ordinal, b"") for ordinal in ordinals])
-            return ProvenBlock(hashed.statement, tuple(words), hashed.hashes, items)
-        items = tuple([ProvenItem(leaves[ordinal], ordinal, tree.path(ordinal)) for ordinal in ordinals])
-        return ProvenBlock(hashed.statement, tuple(words), b"", items)
+        whole = len(ordinals) * (len(tree) - 1).bit_length() > len(tree)
+        items = tuple([
+            ProvenItem(head + rows[at * size : (at + 1) * size], at, b"" if whole else tree.path(at)) for at in ordinals
+        ])  # fmt: skip
+        return ProvenBlock(hashed.statement, tuple(words), hashed.hashes if whole else b"", items)
 
     def _hash(self, index: int) -> _Hashed | None:
         hashed = self._hashed.get(index)
         page = self._pages.get(index) if hashed is None else None
         if page is None:
             return hashed
-        leaves = make_leaves(self._cell, page.time, page.rows)
-        tree = Tree(map(leaf_hash, leaves))
-        said = Statement(1, self._cell, self._log_id, index, page.hash, page.time, len(leaves), tree.root)
-        hashed = self._hashed[index] = _Hashed(encode(said), leaves, tree, page.rows)
-        self._leaves += len(leaves)
+        head = leaf_head(self._cell, page.time)
+        tree = Tree(leaf_hashes(head, page.rows, ROW.size))
+        said = Statement(1, self._cell, self._log_id, index, page.hash, page.time, len(tree), tree.root)
+        hashed = self._hashed[index] = _Hashed(encode(said), head, tree, page.rows)
+        self._leaves += len(tree)
         while self._leaves > BOOK_LEAVES and len(self._hashed) > 1:
             self._forget(next(iter(self._hashed)))
         return hashed
@@ -144,7 +144,7 @@ class Book:
     def _forget(self, index: int) -> None:
         gone = self._hashed.pop(index, None)
         if gone is not None:
-            self._leaves -= len(gone.leaves)
+            self._leaves -= len(gone.tree)
 
 
 def key(id_: bytes, code: int) -> bytes:

@@ -21,6 +21,12 @@ def leaf_hash(entry: bytes) -> bytes:
     return sha256(b"\x00" + entry).digest()
 
 
+def leaf_hashes(head: bytes, rows: bytes, size: int) -> list[bytes]:
+    """`leaf_hash(head + row)` of every row of `size` bytes."""
+    head = b"\x00" + head
+    return [sha256(head + rows[at : at + size]).digest() for at in range(0, len(rows), size)]
+
+
 def node_hash(left: bytes, right: bytes) -> bytes:
     """The hash of a node with two children."""
     return sha256(b"\x01" + left + right).digest()
@@ -53,7 +59,8 @@ class Tree:
         """`leaves` are leaf hashes."""
         levels = [list(leaves)]
         while len(level := levels[-1]) > 1:
-            above = [node_hash(level[place], level[place + 1]) for place in range(0, len(level) - 1, 2)]
+            pairs = zip(level[::2], level[1::2], strict=False)
+            above = [sha256(b"\x01" + left + right).digest() for left, right in pairs]  # node_hash, for thousands
             if len(level) % 2:
                 above.append(level[-1])
             levels.append(above)

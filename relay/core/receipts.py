@@ -186,10 +186,9 @@ def make_receipt(
     return encode(Receipt("posthouse receipt 1", leaf, ordinal, path, statement, tuple(attestations)))
 
 
-def make_leaves(cell: str, time: int, rows: bytes) -> list[bytes]:
-    """The leaves of a block of this time (Unix ms), from their rows."""
-    head = encode(_Leaf(1, cell.partition("/")[0], cell, time, rows[: ROW.size]))[: -ROW.size]
-    return [head + rows[at : at + ROW.size] for at in range(0, len(rows), ROW.size)]
+def leaf_head(cell: str, time: int) -> bytes:
+    """How all leaves of a block of this time (Unix ms) begin: a leaf is this and a row."""
+    return encode(_Leaf(1, cell.partition("/")[0], cell, time, bytes(ROW.size)))[: -ROW.size]
 
 
 def read_statement(data: bytes) -> Statement:

@@ -18,6 +18,7 @@ def test_ratios_of_rounds_and_of_all() -> None:
     found = summary(played)
     assert found["without_per_s"] == 750 and found["with_per_s"] == 762
     assert found["ratios"] == [0.95, 1.05] and found["ratio_median"] == 1.0 and found["ratio"] == 1.0167
+    assert found["ratio_best"] == 1.05
     assert found["proven"] == 3_050 and found["unproven"] == 0
     assert found["node_cpu_us"] == [100.0, 101.6]
     assert "ratio 0.950" in told(*played[0]) and "10 a block" in told(*played[0])
