@@ -66,6 +66,17 @@ MAX_NOTICES: Final = 65_536  # unacknowledged outcomes of one device; past it OU
 MAX_UNCONFIRMED: Final = 4_096  # outcomes kept for another cell that it has not confirmed; 16 hand-over batches
 MAX_STAYS: Final = 4 * MAX_MEMBERS  # members of a roster and stays that ended while mail from their time waits
 
+# --- receipts ------------------------------------------------------------------------------------
+MAX_RECEIPT: Final = 32 * KIB  # bytes of a receipt; nine nodes with large certificates fit
+MAX_CERTIFICATE: Final = 2 * KIB  # bytes of a node's certificate (DER) in a receipt; ours have about 600
+MAX_OUTCOME_PATH: Final = 20  # hashes on the way from a leaf to a block's root: as many leaves as a block has slots
+BOOK_BYTES: Final = 16 * MIB  # bytes of what newest blocks took, for receipts that are asked for: 200,000 envelopes
+BOOK_LEAVES: Final = 16_384  # leaves of hashed blocks kept; 8 MiB
+MAX_STATEMENTS: Final = 1_024  # blocks whose signatures are kept; under 2 KiB each in a cell of three
+PROVE_BLOCKS: Final = 64  # blocks that one node of a cell asks another one's signatures for at a time
+PROVE_S: Final = 10.0  # seconds until a client is told that too few nodes signed: within its patience
+ATTEST_S: Final = 1.5  # seconds for another node of the cell to sign; then others are asked
+
 # --- the SDK's store -----------------------------------------------------------------------------
 MAX_STRAY_KEYS: Final = 16_384  # sender keys of non-members; a whole group may write before its roster comes
 MAX_STRAY_KEYS_EACH: Final = 1_024  # the same of one user: no stranger pushes out what others said

@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "cell": "cluster.cli.cell:cell",
     "journal": "cluster.cli.journal:journal",
     "audit": "cluster.cli.audit:audit",
+    "receipt": "cluster.cli.receipt:receipt",
     "directory": "cluster.cli.directory:directory_",
     "bench": "bench.cli:bench",
     "version": "cluster.cli.nodes:version",

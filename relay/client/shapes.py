@@ -191,5 +191,6 @@ class Effects:
     mail: bool = False  # the inbox has more
     inbox_bytes: int = 0  # how much more
     post: bool = False  # there may be something to submit
+    proofs: bool = False  # there are signed receipts to ask for
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)

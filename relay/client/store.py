@@ -40,6 +40,10 @@ _FROM_1 = (  # what was told to many was kept for each of them
     "CREATE TABLE news (nid INTEGER PRIMARY KEY, data BLOB NOT NULL)",
     "PRAGMA user_version=2",
 )
+_RECEIPTS = tuple(  # tables that came later; older software passes them over
+    statement for statement in files("relay.client").joinpath("schema.sql").read_text("utf-8").split(";\n")
+    if "IF NOT EXISTS" in statement
+)
 APPLICATION = 0x506F7374  # "Post", in the file's header
 SHARED = 256  # pieces of work that share one commit at most
 WAL_BYTES = 4 * MIB  # bytes of write-ahead log after which it is folded into the database
@@ -260,6 +264,8 @@ def _connect(path: Path) -> Db:
         if version == 1:
             for statement in ("BEGIN IMMEDIATE", *_FROM_1, "COMMIT"):
                 db.execute(statement)
+        for statement in _RECEIPTS:
+            db.execute(statement)
         return db
     except sqlite3.DatabaseError as error:
         db.close()
