@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "journal": "cluster.cli.journal:journal",
     "audit": "cluster.cli.audit:audit",
     "directory": "cluster.cli.directory:directory_",
+    "registrar": "cluster.cli.registrar:registrar",
     "bench": "bench.cli:bench",
     "version": "cluster.cli.nodes:version",
     "docs": "cluster.cli.reference:docs",

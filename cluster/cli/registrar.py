@@ -1,0 +1,172 @@
+"""`posthouse registrar …`: run a region's registrar, and ask it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import click
+import trio
+
+from cluster.cli.options import now_ms
+from cluster.cli.region import authority_key_of, load_region
+from cluster.config_keys import Address
+from cluster.local.home import read_root
+from cluster.provision import write_public
+from cluster.registrar.asking import Proof, Registrar
+from cluster.registrar.config import load_config
+from cluster.registrar.make import make_registrar
+from relay.client import Card
+from relay.core.codec import encode, pack
+from relay.core.trust import RootRegion, read_home
+from relay.errors import OperatorError
+from relay.observe.logs import configure_logs
+
+_PATH = click.Path(path_type=Path)
+_at = click.option(
+    "--at", "at", type=_PATH, required=True, envvar="POSTHOUSE_REGISTRAR", show_envvar=True,
+    help="The registrar's directory, or its registrar.toml.",
+)  # fmt: skip
+
+
+@click.group()
+def registrar() -> None:
+    """The registrar of a region: checks, signs and logs home records.
+
+    \b
+    It is a process of its own, on a machine of its own, because it has what no
+    relay may have: the registrar's key, which signs home records; the log's key,
+    which signs checkpoints; the witness's key, which stands by other regions' logs.
+    1. Where `posthouse init region` was run:
+         posthouse registrar init norden --dir norden --host r.norden.example
+       It prints what the other regions' registrars put into their registrar.toml.
+    2. Put what they print into norden/registrar-norden/registrar.toml, and set witnesses.
+    3. posthouse registrar run norden/registrar-norden
+    """
+
+
+@registrar.command()
+@click.argument("region")
+@click.option("--host", default="", help="Name or address under which other regions reach it.  [default: not at all]")
+@click.option("--port", default=9301, show_default=True, type=click.IntRange(1, 65535), help="Port of its outer face.")
+@click.option("--name", help="What the names of its log and witness begin with.  [default: HOST/REGION]")
+@click.option("--witnesses", default=0, show_default=True, help="Cosignatures that a checkpoint of its log needs.")
+@click.option("--dir", "directory", type=_PATH, required=True, help="Where the region's secrets/ and root.bin are.")
+def init(region: str, host: str, port: int, name: str | None, witnesses: int, directory: Path) -> None:
+    """Make the registrar of REGION: DIR/registrar-REGION/ with its config, its log's and witness's keys, a certificate.
+
+    The registrar's own key is the one in DIR/secrets that `posthouse init region` or `posthouse up` made. Prints what
+    the other regions' registrars need to know. Nothing that exists is overwritten.
+    """
+    authority, target = None, directory / f"registrar-{region}"
+    if host:
+        entry = _entry(directory, region)
+        authority = entry.authority, authority_key_of(directory, entry)
+    peer = make_registrar(
+        target, region, authority, Address(host or "127.0.0.1", port),
+        name or f"{host or 'posthouse'}/{region}", port=port, witnesses=witnesses, now_ms=now_ms(),
+    )  # fmt: skip
+    click.echo(f"Made {target}. For the registrar.toml of every other region:", err=True)
+    click.echo(peer)
+
+
+def _entry(directory: Path, region: str) -> RootRegion:
+    path = directory / f"{region}.region"
+    if path.exists():
+        return load_region(path)
+    return read_root(directory / "root.bin", now_ms()).region(region)
+
+
+@registrar.command()
+@click.argument("path", metavar="DIR|CONFIG", type=_PATH)
+def run(path: Path) -> None:
+    """Run the registrar in DIR, in the foreground, until SIGTERM or Ctrl-C.
+
+    Logs go to stderr, one JSON object a line. It signs nothing where its registry is an older copy than the mark beside
+    it, or than what another region's registrar has its signature under: that would be a fork of the log.
+    """
+    config = load_config(path, now_ms())
+    configure_logs(config.log_level, region=config.region, node="registrar")
+    from cluster.registrar.run import run_registrar
+
+    async def until_stopped() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_registrar, config)
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+                    return
+
+    trio.run(until_stopped)
+
+
+@registrar.command()
+@click.argument("request", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=_PATH, help="Where to write.  [default: REQUEST.records and REQUEST.staple]")
+@_at
+def enrol(request: Path, out: Path | None, at: Path) -> None:
+    """Have the running registrar sign and log the home record that REQUEST asks for.
+
+    REQUEST is the msgpack array [payload, signature by the user key] of docs/PROTOCOL.md, section 5: of a new user, or
+    of the next version of one (a device more or less, another user key, another year). Writes the user's signed
+    records as AUTH takes them, and the newest one's staple: the proof, by the other regions' cosignatures, that it is
+    in the region's log. Prints the address card. The same request again gives the same record.
+    """
+    config = load_config(at, now_ms())
+    asked = request.read_bytes()
+
+    async def ask() -> tuple[Proof, bytes]:
+        registrar = Registrar.of(config)
+        answer = await registrar.enrol(asked)
+        proof = await registrar.prove(read_home(answer.signed).user, now_ms())
+        chain = [*proof.records[: read_home(answer.signed).version]]
+        if not chain or chain[-1] != answer.signed:
+            raise OperatorError("the registrar's answers contradict each other", "Ask again, and audit its log")
+        prev = read_home(chain[-2]) if len(chain) > 1 else None
+        registrar.verify(answer, prev, now_ms())
+        return proof, answer.staple
+
+    proof, staple = trio.run(ask)
+    assert proof.record is not None
+    target = out or request.with_name(request.name)
+    write_public(target.with_name(f"{target.name}.records"), pack([*proof.records]))
+    write_public(target.with_name(f"{target.name}.staple"), staple)
+    click.echo(f"Logged version {proof.record.version} for {proof.record.cell}: {target}.records, .staple", err=True)
+    click.echo(str(Card(proof.record.payload.region, proof.record.user)))
+
+
+@registrar.command()
+@click.argument("user", metavar="CARD|ID")
+@click.option("--out", type=_PATH, metavar="FILE", help="Write the records with their proof here.")
+@_at
+def proof(user: str, out: Path | None, at: Path) -> None:
+    """Ask the running registrar for a user's records, and verify the proof that they are all.
+
+    ID is a user id in hex. The proof is that of the newest epoch of the log, which the other regions cosigned at most
+    10 minutes ago: the newest record is this one, or there is no such user.
+    """
+    config = load_config(at, now_ms())
+    found = trio.run(Registrar.of(config).prove, _user(user), now_ms())
+    who = ", ".join(sorted(found.times)) or "nobody"
+    if found.record is None:
+        click.echo("There is no such user.")
+    else:
+        devices = len(found.record.devices)
+        click.echo(f"version {found.record.version}, at home in {found.record.cell}, {devices} device(s)")
+    click.echo(f"by epoch {found.epoch.number} of {config.log.name}, {found.epoch.users} user(s); cosigned by {who}")
+    if out is not None:
+        write_public(out, encode(found.standing))
+
+
+def _user(text: str) -> bytes:
+    if text.startswith("posthouse:"):
+        return Card.parse(text).user
+    try:
+        user = bytes.fromhex(text)
+    except ValueError:
+        user = b""
+    if len(user) != 32:
+        raise OperatorError(f"{text[:80]!r} is neither an address card nor a user id", "An id has 64 hex digits")
+    return user
+
+

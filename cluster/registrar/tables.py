@@ -1,0 +1,215 @@
+"""The tables of a registry and what is read and written in them: functions for the connection's thread.
+
+What is read is checked where it costs little: an entry against its leaf in the tile, a bucket against the crown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from cluster.core.epochmap import (
+    BITS, Crown, Summary, bucket_of, change, place_of, summarise, value_of,
+)  # fmt: skip
+from cluster.core.homelog import EpochEntry, Evidence, HomeEntry, home_entry, read_entry
+from cluster.core.tlog import (
+    Checkpoint, Frontier, Note, Staple, Tile, consistency_proof, consistency_tiles, edge, encode_bundle, grow,
+    inclusion_proofs, inclusion_tiles, leaf_hash,
+)  # fmt: skip
+from cluster.core.tlog.tiles import FULL
+from cluster.core.tlog.tree import HASH
+from relay.core.codec import encode
+from relay.core.trust import HomeRecord, read_home
+from relay.errors import StoreDamaged
+from relay.journal.database import DAMAGED, Connection, fetch
+
+TABLES: Final = (
+    """CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL, size INTEGER NOT NULL,
+       note BLOB NOT NULL, epoch INTEGER NOT NULL, users INTEGER NOT NULL, time INTEGER NOT NULL)""",
+    "CREATE TABLE entries (number INTEGER PRIMARY KEY, entry BLOB NOT NULL)",
+    "CREATE TABLE tiles (tile INTEGER PRIMARY KEY, hashes BLOB NOT NULL)",
+    "CREATE TABLE buckets (number INTEGER PRIMARY KEY, hash BLOB NOT NULL, users INTEGER NOT NULL, rows BLOB NOT NULL)",
+    """CREATE TABLE versions (user BLOB NOT NULL, version INTEGER NOT NULL, number INTEGER NOT NULL,
+       PRIMARY KEY (user, version)) WITHOUT ROWID""",
+)
+Sign = Callable[[Checkpoint], Note]
+_LEVEL: Final = 56  # a tile's row is its level << 56 | its number
+
+
+class Head(NamedTuple):
+    """The log after a batch: size and root of the tree, the checkpoint with the log's own signature, the number of the
+    epoch that ends it, users in the map, and the epoch's time (Unix ms)."""
+
+    size: int
+    root: bytes
+    note: bytes
+    epoch: int
+    users: int
+    time: int
+
+
+@dataclass
+class Book:
+    """What is in memory of an open registry."""
+
+    origin: str
+    head: Head
+    tree: Frontier
+    crown: Crown
+
+
+class Found(NamedTuple):
+    """What the registry has of a user: the newest record, and the one that was asked about with its entry's number."""
+
+    newest: HomeRecord | None
+    same: HomeRecord | None
+    number: int
+
+
+# --- writing -------------------------------------------------------------------------------------
+def append(
+    connection: Connection, book: Book, records: Sequence[HomeRecord], time_ms: int, sign: Sign
+) -> Head:
+    """One batch in one transaction. `book.head` stays as it was: whoever calls sets it, once it is marked."""
+    head = book.head
+    epoch = head.epoch + 1 if head.size else 0
+    connection.execute("BEGIN IMMEDIATE")
+    users = head.users + sum(record.version == 1 for record in records)
+    _put_in_map(connection, book.crown, records)
+    last = EpochEntry(epoch, book.crown.root, users, max(time_ms, head.time))
+    entries = [*(home_entry(record.signed) for record in records), encode(last)]
+    leaves = [leaf_hash(entry) for entry in entries]
+    tiles = grow(head.size, edge_tiles(connection, head.size), leaves)
+    book.tree = book.tree.extend(leaves)
+    checkpoint = Checkpoint(book.origin, book.tree.size, book.tree.root())
+    note = sign(checkpoint).encode()
+    numbered = enumerate(records, head.size)
+    connection.executemany("INSERT INTO entries VALUES (?, ?)", enumerate(entries, head.size))
+    connection.executemany("REPLACE INTO tiles VALUES (?, ?)", [(_row(tile), data) for tile, data in tiles.items()])
+    connection.executemany("INSERT INTO versions VALUES (?, ?, ?)", [(r.user, r.version, at) for at, r in numbered])
+    connection.execute(
+        "UPDATE head SET size = ?, note = ?, epoch = ?, users = ?, time = ?",
+        (checkpoint.size, note, epoch, users, last.time),
+    )
+    connection.execute("COMMIT")
+    return Head(checkpoint.size, checkpoint.root, note, epoch, users, last.time)
+
+
+def _put_in_map(connection: Connection, crown: Crown, records: Sequence[HomeRecord]) -> None:
+    changes: dict[int, dict[bytes, bytes]] = {}
+    for record in records:
+        place = place_of(record.user)
+        changes.setdefault(bucket_of(place), {})[place] = value_of(record.version, record.digest)
+    for number, values in changes.items():
+        rows = change(_bucket(connection, crown, number), values)
+        summary = summarise(rows)
+        crown.put(number, summary)
+        connection.execute("REPLACE INTO buckets VALUES (?, ?, ?, ?)", (number, *summary, rows))
+
+
+# --- reading -------------------------------------------------------------------------------------
+def look(connection: Connection, users: Sequence[tuple[bytes, int]]) -> list[Found]:
+    """See Registry.look."""
+    return [_find(connection, user, version) for user, version in users]
+
+
+def _find(connection: Connection, user: bytes, version: int) -> Found:
+    newest_first = "SELECT version, number FROM versions WHERE user = ? ORDER BY version DESC LIMIT 1"
+    rows = fetch(connection, newest_first, (user,))
+    if not rows:
+        return Found(None, None, 0)
+    newest = _record(connection, rows[0][1])
+    if rows[0][0] == version:
+        return Found(newest, newest, rows[0][1])
+    found = fetch(connection, "SELECT number FROM versions WHERE user = ? AND version = ?", (user, version))
+    return Found(newest, _record(connection, found[0][0]), found[0][0]) if found else Found(newest, None, 0)
+
+
+def records(connection: Connection, user: bytes, after: int) -> list[bytes]:
+    """See Registry.records."""
+    query = "SELECT number FROM versions WHERE user = ? AND version > ? ORDER BY version"
+    return [_record(connection, number).signed for (number,) in fetch(connection, query, (user, after))]
+
+
+def _record(connection: Connection, number: int) -> HomeRecord:
+    found = read_entry(entry(connection, number))
+    if not isinstance(found, HomeEntry):
+        raise StoreDamaged(f"entry {number} is no home record, and the table of versions says so", DAMAGED)
+    return read_home(found.signed)
+
+
+def entry(connection: Connection, number: int) -> bytes:
+    """An entry, which is what its leaf says."""
+    rows = fetch(connection, "SELECT entry FROM entries WHERE number = ?", (number,))
+    leaf = tile(connection, Tile(0, number >> 8, number % FULL + 1)) or b""
+    if not rows or leaf_hash(rows[0][0]) != leaf[-HASH:]:
+        raise StoreDamaged(f"entry {number} of the log is not what its tree says", DAMAGED)
+    data: bytes = rows[0][0]
+    return data
+
+
+def edge_tiles(connection: Connection, size: int) -> dict[Tile, bytes]:
+    """The tiles that appending to a tree of `size` needs."""
+    return _tiles(connection, edge(size))
+
+
+def tile(connection: Connection, wanted: Tile) -> bytes | None:
+    """See Registry.tile."""
+    rows = fetch(connection, "SELECT hashes FROM tiles WHERE tile = ?", (_row(wanted),))
+    return rows[0][0][: wanted.width * HASH] if rows and len(rows[0][0]) >= wanted.width * HASH else None
+
+
+def bundle(connection: Connection, number: int, width: int) -> bytes | None:
+    """See Registry.bundle."""
+    first = number * FULL
+    query = "SELECT entry FROM entries WHERE number >= ? AND number < ? ORDER BY number"
+    entries = [data for (data,) in fetch(connection, query, (first, first + width))]
+    return encode_bundle(entries) if len(entries) == width else None
+
+
+def summaries(connection: Connection) -> Iterator[tuple[int, Summary]]:
+    """Of all buckets."""
+    for number, digest, users in connection.execute("SELECT number, hash, users FROM buckets"):
+        if len(digest) != HASH or not 0 <= number < 1 << BITS:
+            raise StoreDamaged(f"bucket {number} of the map: not one of ours", DAMAGED)
+        yield number, Summary(digest, users)
+
+
+def staples(connection: Connection, indexes: Sequence[int], size: int, note: Note) -> list[bytes]:
+    """See Registry.staples."""
+    wanted = {tile for index in indexes for tile in inclusion_tiles(index, size)}
+    proofs = inclusion_proofs(indexes, size, _tiles(connection, tuple(wanted)))
+    return [Staple(index, proof, note).encode() for index, proof in zip(indexes, proofs, strict=True)]
+
+
+def consistency(connection: Connection, old: int, new: int) -> tuple[bytes, ...]:
+    """See Registry.consistency."""
+    return consistency_proof(old, new, _tiles(connection, consistency_tiles(old, new)))
+
+
+def evidence(connection: Connection, book: Book, user: bytes, note: Note) -> Evidence:
+    """See Registry.evidence."""
+    place, size = place_of(user), book.head.size
+    proof = book.crown.prove(place, _bucket(connection, book.crown, book.crown.where(place)))
+    [staple] = staples(connection, [size - 1], size, note)
+    return Evidence(entry(connection, size - 1), staple, proof.encode())
+
+
+def _bucket(connection: Connection, crown: Crown, number: int) -> bytes:
+    rows = fetch(connection, "SELECT rows FROM buckets WHERE number = ?", (number,))
+    data: bytes = rows[0][0] if rows else b""
+    if summarise(data) != crown.summary(number):
+        raise StoreDamaged(f"bucket {number} of the map is not what its root says", DAMAGED)
+    return data
+
+
+def _tiles(connection: Connection, wanted: Sequence[Tile]) -> dict[Tile, bytes]:
+    found = {name: tile(connection, name) for name in wanted}
+    if lacking := [name.path for name, data in found.items() if data is None]:
+        raise StoreDamaged(f"{', '.join(lacking)}: missing, or too short", DAMAGED)
+    return {name: data for name, data in found.items() if data is not None}
+
+
+def _row(name: Tile) -> int:
+    return name.level << _LEVEL | name.number
