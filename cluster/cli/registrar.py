@@ -8,18 +8,24 @@ from pathlib import Path
 import click
 import trio
 
+from cluster.cli.exits import Exit, NoAnswer
 from cluster.cli.options import now_ms
 from cluster.cli.region import authority_key_of, load_region
 from cluster.config_keys import Address
+from cluster.core.tlog import Trust, VerifierKey
 from cluster.local.home import read_root
 from cluster.provision import write_public
 from cluster.registrar.asking import Proof, Registrar
+from cluster.registrar.audit import Audit, from_caller, from_directory
 from cluster.registrar.config import load_config
+from cluster.registrar.endpoints import caller
 from cluster.registrar.make import make_registrar
+from cluster.registrar.notebook import open_notebook
 from relay.client import Card
 from relay.core.codec import encode, pack
 from relay.core.trust import RootRegion, read_home
-from relay.errors import OperatorError
+from relay.errors import OperatorError, PeerError
+from relay.journal.portal import open_portal
 from relay.observe.logs import configure_logs
 
 _PATH = click.Path(path_type=Path)
@@ -170,3 +176,53 @@ def _user(text: str) -> bytes:
     return user
 
 
+
+
+@registrar.command()
+@click.argument("log", metavar="URL|DIR")
+@click.option("--region", required=True, help="The region whose log it is.")
+@click.option("--root", "root_path", type=_PATH, required=True, help="The signed root document.")
+@click.option("--log-key", required=True, metavar="VKEY", help="The log's key, as the region published it.")
+@click.option("--witness-key", "witness_keys", multiple=True, metavar="VKEY", help="A witness's key; once for each.")
+@click.option("--witnesses", default=0, show_default=True, help="How many of them have to stand by a checkpoint.")
+@click.option("--dir", "directory", type=_PATH, required=True, help="Where the audit keeps what it saw.")
+def audit(
+    log: str, region: str, root_path: Path, log_key: str, witness_keys: tuple[str, ...], witnesses: int,
+    directory: Path,
+) -> None:  # fmt: skip
+    """Replay the log of a region to its map, and check every checkpoint that was ever seen.
+
+    URL is the inner face of its registrar (unix:PATH, http://127.0.0.1:PORT), which serves the entries; DIR a copy of
+    them as files (checkpoint, tile/…). Looks at every entry: both signatures, the chain, the root of every epoch; and
+    at every tile. Keeps each checkpoint in --dir before it looks further, and holds all of them against the one
+    history; the next audit with the same --dir goes on from there.
+
+    Exit status 0 says that all of it holds; 5 that something does not; 3 and 4 that it could not be looked at.
+    """
+    root = read_root(root_path, now_ms())
+    trust = Trust(VerifierKey.parse(log_key), tuple(map(VerifierKey.parse, witness_keys)), witnesses)
+    is_url = log.startswith(("unix:", "http:", "https:"))
+    if not is_url and not Path(log).is_dir():
+        raise OperatorError(f"{log} is neither a URL nor a directory", "Name the registrar's inner face, or a copy")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def look() -> Audit:
+        async with open_portal() as portal, open_notebook(directory, portal, str(trust.log)) as notebook:
+            get = from_caller(caller(log, log, root, region)) if is_url else from_directory(Path(log))
+            one = Audit(region, root, trust, get, notebook)
+            try:
+                await one.run()
+            except PeerError as error:
+                raise NoAnswer(error.text, error.remedy or "Is the registrar running?") from None
+            seen = len(await notebook.checkpoints())
+            far = notebook.replayed
+            what = f"{far.size} entries ({one.looked_at} new), {far.users} users, {far.epoch + 1} epochs"
+            click.echo(f"{trust.log.name}: {what}, {seen} checkpoints seen")
+            return one
+
+    done = trio.run(look)
+    for finding in done.findings:
+        click.echo(f"FOUND  {finding}")
+    click.echo("all of it holds" if not done.findings else f"{len(done.findings)} finding(s)")
+    if done.findings:
+        click.get_current_context().exit(Exit.UNTRUSTED)

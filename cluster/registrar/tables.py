@@ -5,7 +5,7 @@ What is read is checked where it costs little: an entry against its leaf in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -24,12 +24,16 @@ from relay.core.trust import HomeRecord, read_home
 from relay.errors import StoreDamaged
 from relay.journal.database import DAMAGED, Connection, fetch
 
+_TILES: Final = "CREATE TABLE tiles (tile INTEGER PRIMARY KEY, hashes BLOB NOT NULL)"
+_BUCKETS: Final = (
+    "CREATE TABLE buckets (number INTEGER PRIMARY KEY, hash BLOB NOT NULL, users INTEGER NOT NULL, rows BLOB NOT NULL)"
+)
+TREES: Final = (_TILES, _BUCKETS)  # of the log and of the map
 TABLES: Final = (
+    *TREES,
     """CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL, size INTEGER NOT NULL,
        note BLOB NOT NULL, epoch INTEGER NOT NULL, users INTEGER NOT NULL, time INTEGER NOT NULL)""",
     "CREATE TABLE entries (number INTEGER PRIMARY KEY, entry BLOB NOT NULL)",
-    "CREATE TABLE tiles (tile INTEGER PRIMARY KEY, hashes BLOB NOT NULL)",
-    "CREATE TABLE buckets (number INTEGER PRIMARY KEY, hash BLOB NOT NULL, users INTEGER NOT NULL, rows BLOB NOT NULL)",
     """CREATE TABLE versions (user BLOB NOT NULL, version INTEGER NOT NULL, number INTEGER NOT NULL,
        PRIMARY KEY (user, version)) WITHOUT ROWID""",
 )
@@ -76,7 +80,7 @@ def append(
     epoch = head.epoch + 1 if head.size else 0
     connection.execute("BEGIN IMMEDIATE")
     users = head.users + sum(record.version == 1 for record in records)
-    _put_in_map(connection, book.crown, records)
+    put_in_map(connection, book.crown, records)
     last = EpochEntry(epoch, book.crown.root, users, max(time_ms, head.time))
     entries = [*(home_entry(record.signed) for record in records), encode(last)]
     leaves = [leaf_hash(entry) for entry in entries]
@@ -86,7 +90,7 @@ def append(
     note = sign(checkpoint).encode()
     numbered = enumerate(records, head.size)
     connection.executemany("INSERT INTO entries VALUES (?, ?)", enumerate(entries, head.size))
-    connection.executemany("REPLACE INTO tiles VALUES (?, ?)", [(_row(tile), data) for tile, data in tiles.items()])
+    put_tiles(connection, tiles)
     connection.executemany("INSERT INTO versions VALUES (?, ?, ?)", [(r.user, r.version, at) for at, r in numbered])
     connection.execute(
         "UPDATE head SET size = ?, note = ?, epoch = ?, users = ?, time = ?",
@@ -96,7 +100,8 @@ def append(
     return Head(checkpoint.size, checkpoint.root, note, epoch, users, last.time)
 
 
-def _put_in_map(connection: Connection, crown: Crown, records: Sequence[HomeRecord]) -> None:
+def put_in_map(connection: Connection, crown: Crown, records: Sequence[HomeRecord]) -> None:
+    """These records, verified or at least parsed, become the newest of their users."""
     changes: dict[int, dict[bytes, bytes]] = {}
     for record in records:
         place = place_of(record.user)
@@ -106,6 +111,11 @@ def _put_in_map(connection: Connection, crown: Crown, records: Sequence[HomeReco
         summary = summarise(rows)
         crown.put(number, summary)
         connection.execute("REPLACE INTO buckets VALUES (?, ?, ?, ?)", (number, *summary, rows))
+
+
+def put_tiles(connection: Connection, tiles: Mapping[Tile, bytes]) -> None:
+    """Tiles, each in the place of a narrower one."""
+    connection.executemany("REPLACE INTO tiles VALUES (?, ?)", [(_row(tile), data) for tile, data in tiles.items()])
 
 
 # --- reading -------------------------------------------------------------------------------------

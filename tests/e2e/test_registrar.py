@@ -142,6 +142,14 @@ async def test_enrolled_by_the_command_and_read_by_foreign_tools(directory: Path
         report = await trio.to_thread.run_sync(aics_tlog.audit_tiles, reader, verdict.size, verdict.root)
         assert report.tiles >= 1 and report.bundles >= 1
 
+        # and by our own auditor, twice
+        words = ["registrar", "audit", url, "--region", "norden", "--root", directory / "root.bin"]
+        words += ["--dir", tmp_path / "audit", "--log-key", registrar.trust.log, "--witnesses", 2]
+        words += [word for key in registrar.trust.witnesses for word in ("--witness-key", key)]
+        for new in (f"({verdict.size} new)", "(0 new)"):
+            done = await trio.to_thread.run_sync(lambda: posthouse(*words))
+            assert new in done.stdout and done.stdout.endswith("all of it holds\n")
+
 
 async def test_what_is_for_the_machine_only_is_not_on_the_outer_face(directory: Path) -> None:
     registrar, other = registrar_of(directory), registrar_of(directory, "sauda")
