@@ -10,7 +10,8 @@ value of who stands in the way. That is also why a value is a hash that is not t
 
 Two parts, so that a million users need not be in memory: a `Crown`, the tree down to `bits` levels, which takes 33
 bytes a node (4.1 MiB with 16 bits), and the buckets below it, which the caller keeps as bytes: rows of (place, value),
-by place. `bits` is about storage only; the root is the same with any.
+by place, each with a number of the caller's that nothing here hashes. `bits` is about storage only; the root is the
+same with any.
 
     put     bucket = change(bucket, values), for each `bucket_of` whoever changes; crown.put(number, summarise(bucket))
     prove   `crown.prove(place, bucket)`, with bucket number `crown.where(place)`
@@ -33,7 +34,8 @@ from relay.errors import ProtocolError
 from relay.limits import KIB, MAX_STAPLE
 
 HASH: Final = 32
-ROW: Final = 2 * HASH  # bytes of a bucket's row: place and value
+NUMBER: Final = 8  # bytes of a row's number
+ROW: Final = 2 * HASH + NUMBER  # bytes of a bucket's row: place, value and number
 LEVELS: Final = 8 * HASH  # bits of a place
 BITS: Final = 16  # of a registry's crown: buckets of 15 users at 1,000,000
 EMPTY: Final = bytes(HASH)  # the root of a tree without users
@@ -87,20 +89,32 @@ def _join(left: Summary, right: Summary) -> Summary:
     return Summary(inner_of(left.hash, right.hash), 2)
 
 
+class Value(NamedTuple):
+    """What a bucket has at a place. An empty `value` stands for nobody."""
+
+    value: bytes
+    number: int = 0
+
+
 def _rows(bucket: bytes) -> list[tuple[bytes, bytes]]:
-    return [(bucket[at : at + HASH], bucket[at + HASH : at + ROW]) for at in range(0, len(bucket), ROW)]
+    """Places and values."""
+    return [(bucket[at : at + HASH], bucket[at + HASH : at + 2 * HASH]) for at in range(0, len(bucket), ROW)]
 
 
-def find(bucket: bytes, place: bytes) -> bytes | None:
-    """The value at a place of this bucket; None where nobody stands."""
+def find(bucket: bytes, place: bytes) -> Value | None:
+    """What is at a place of this bucket; None where nobody stands."""
     at = bisect_left(range(len(bucket) // ROW), place, key=lambda row: bucket[row * ROW : row * ROW + HASH]) * ROW
-    return bucket[at + HASH : at + ROW] if bucket[at : at + HASH] == place else None
+    if bucket[at : at + HASH] != place:
+        return None
+    return Value(bucket[at + HASH : at + 2 * HASH], int.from_bytes(bucket[at + 2 * HASH : at + ROW]))
 
 
-def change(bucket: bytes, values: Mapping[bytes, bytes]) -> bytes:
-    """The bucket with these values (by place) put in; an empty value takes its place out."""
-    rows = {**dict(_rows(bucket)), **values}
-    return b"".join(place + rows[place] for place in sorted(rows) if rows[place])
+def change(bucket: bytes, values: Mapping[bytes, Value]) -> bytes:
+    """The bucket with these values (by place) put in; an empty one takes its place out."""
+    rows = {bucket[at : at + HASH]: bucket[at : at + ROW] for at in range(0, len(bucket), ROW)}
+    for place, (value, number) in values.items():
+        rows[place] = place + value + number.to_bytes(NUMBER) if value else b""
+    return b"".join(rows[place] for place in sorted(rows))
 
 
 def summarise(bucket: bytes, bits: int = BITS) -> Summary:
@@ -132,7 +146,7 @@ class MapProof(Struct, frozen=True):
     depth: Annotated[int, Meta(ge=0, le=LEVELS)]
     present: Annotated[bytes, Meta(max_length=HASH)]
     siblings: Annotated[tuple[Hash, ...], Meta(max_length=LEVELS)]
-    other: Annotated[bytes, Meta(max_length=ROW)]
+    other: Annotated[bytes, Meta(max_length=2 * HASH)]
 
     def encode(self) -> bytes:
         """The proof's bytes."""
@@ -181,7 +195,7 @@ def verify_absent(user: bytes, proof: MapProof, root: bytes) -> None:
     if proof.other:
         other = proof.other[:HASH]
         apart = LEVELS - (int.from_bytes(place) ^ int.from_bytes(other)).bit_length()  # the first level where they part
-        wrong = len(proof.other) != ROW or other == place or apart < proof.depth
+        wrong = len(proof.other) != 2 * HASH or other == place or apart < proof.depth
         start = leaf_of(other, proof.other[HASH:])
     if wrong or _fold(place, start, proof) != root:
         raise BadProof("map proof of absence: it does not lead to the root", "The user may be there; ask anew")

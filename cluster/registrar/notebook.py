@@ -68,7 +68,7 @@ class Notebook:
     def _put(self, connection: Connection, records: Sequence[HomeRecord]) -> None:
         if not connection.in_transaction:
             connection.execute("BEGIN IMMEDIATE")
-        tables.put_in_map(connection, self.crown, records)
+        tables.put_in_map(connection, self.crown, [(0, record) for record in records])
         connection.executemany("REPLACE INTO users VALUES (?, ?)", [(r.user, r.signed) for r in records])
 
     async def edge(self) -> dict[Tile, bytes]:

@@ -57,11 +57,11 @@ class Registry:
 
     async def look(self, users: Sequence[tuple[bytes, int]]) -> list[Found]:
         """For each (user, version): the newest record of the user, and the one of that version, where there are any."""
-        return await self.db.run(tables.look, users)
+        return await self.db.run(tables.look, self._book.crown, users)
 
     async def records(self, user: bytes, after: int) -> list[bytes]:
         """The signed records of a user from version `after` + 1 on."""
-        return await self.db.run(tables.records, user, after)
+        return await self.db.run(tables.records, self._book.crown, user, after)
 
     async def staples(self, indexes: Sequence[int], note: Note) -> list[bytes]:
         """The staples of these entries, with this (cosigned) checkpoint of the log."""

@@ -5,12 +5,13 @@ What is read is checked where it costs little: an entry against its leaf in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from cluster.core.epochmap import (
-    BITS, Crown, Summary, bucket_of, change, place_of, summarise, value_of,
+    BITS, Crown, Summary, Value, bucket_of, change, find, place_of, summarise, value_of,
 )  # fmt: skip
 from cluster.core.homelog import EpochEntry, Evidence, HomeEntry, home_entry, read_entry
 from cluster.core.tlog import (
@@ -34,8 +35,7 @@ TABLES: Final = (
     """CREATE TABLE head (one INTEGER PRIMARY KEY CHECK (one = 1), origin TEXT NOT NULL, size INTEGER NOT NULL,
        note BLOB NOT NULL, epoch INTEGER NOT NULL, users INTEGER NOT NULL, time INTEGER NOT NULL)""",
     "CREATE TABLE entries (number INTEGER PRIMARY KEY, entry BLOB NOT NULL)",
-    """CREATE TABLE versions (user BLOB NOT NULL, version INTEGER NOT NULL, number INTEGER NOT NULL,
-       PRIMARY KEY (user, version)) WITHOUT ROWID""",
+    "CREATE TABLE chains (number INTEGER PRIMARY KEY, before INTEGER NOT NULL)",  # entries of versions 2, 3, …
 )
 Sign = Callable[[Checkpoint], Note]
 _LEVEL: Final = 56  # a tile's row is its level << 56 | its number
@@ -80,7 +80,7 @@ def append(
     epoch = head.epoch + 1 if head.size else 0
     connection.execute("BEGIN IMMEDIATE")
     users = head.users + sum(record.version == 1 for record in records)
-    put_in_map(connection, book.crown, records)
+    chained = put_in_map(connection, book.crown, enumerate(records, head.size))
     last = EpochEntry(epoch, book.crown.root, users, max(time_ms, head.time))
     entries = [*(home_entry(record.signed) for record in records), encode(last)]
     leaves = [leaf_hash(entry) for entry in entries]
@@ -88,10 +88,9 @@ def append(
     book.tree = book.tree.extend(leaves)
     checkpoint = Checkpoint(book.origin, book.tree.size, book.tree.root())
     note = sign(checkpoint).encode()
-    numbered = enumerate(records, head.size)
     connection.executemany("INSERT INTO entries VALUES (?, ?)", enumerate(entries, head.size))
     put_tiles(connection, tiles)
-    connection.executemany("INSERT INTO versions VALUES (?, ?, ?)", [(r.user, r.version, at) for at, r in numbered])
+    connection.executemany("INSERT INTO chains VALUES (?, ?)", chained)
     connection.execute(
         "UPDATE head SET size = ?, note = ?, epoch = ?, users = ?, time = ?",
         (checkpoint.size, note, epoch, users, last.time),
@@ -100,17 +99,28 @@ def append(
     return Head(checkpoint.size, checkpoint.root, note, epoch, users, last.time)
 
 
-def put_in_map(connection: Connection, crown: Crown, records: Sequence[HomeRecord]) -> None:
-    """These records, verified or at least parsed, become the newest of their users."""
-    changes: dict[int, dict[bytes, bytes]] = {}
-    for record in records:
+def put_in_map(
+    connection: Connection, crown: Crown, records: Iterable[tuple[int, HomeRecord]]
+) -> list[tuple[int, int]]:
+    """These records, by entry number, become the newest of their users. For each that had one, both numbers."""
+    old: dict[int, bytes] = {}
+    changes: dict[int, dict[bytes, Value]] = {}
+    chained: list[tuple[int, int]] = []
+    for number, record in records:
         place = place_of(record.user)
-        changes.setdefault(bucket_of(place), {})[place] = value_of(record.version, record.digest)
-    for number, values in changes.items():
-        rows = change(_bucket(connection, crown, number), values)
+        bucket = bucket_of(place)
+        if bucket not in old:
+            old[bucket], changes[bucket] = _bucket(connection, crown, bucket), {}
+        known = changes[bucket].get(place) or find(old[bucket], place)
+        if known is not None:
+            chained.append((number, known.number))
+        changes[bucket][place] = Value(value_of(record.version, record.digest), number)
+    for bucket, values in changes.items():
+        rows = change(old[bucket], values)
         summary = summarise(rows)
-        crown.put(number, summary)
-        connection.execute("REPLACE INTO buckets VALUES (?, ?, ?, ?)", (number, *summary, rows))
+        crown.put(bucket, summary)
+        connection.execute("REPLACE INTO buckets VALUES (?, ?, ?, ?)", (bucket, *summary, rows))
+    return chained
 
 
 def put_tiles(connection: Connection, tiles: Mapping[Tile, bytes]) -> None:
@@ -119,33 +129,52 @@ def put_tiles(connection: Connection, tiles: Mapping[Tile, bytes]) -> None:
 
 
 # --- reading -------------------------------------------------------------------------------------
-def look(connection: Connection, users: Sequence[tuple[bytes, int]]) -> list[Found]:
+def look(connection: Connection, crown: Crown, users: Sequence[tuple[bytes, int]]) -> list[Found]:
     """See Registry.look."""
-    return [_find(connection, user, version) for user, version in users]
+    return [_find(connection, crown, user, version) for user, version in users]
 
 
-def _find(connection: Connection, user: bytes, version: int) -> Found:
-    newest_first = "SELECT version, number FROM versions WHERE user = ? ORDER BY version DESC LIMIT 1"
-    rows = fetch(connection, newest_first, (user,))
-    if not rows:
-        return Found(None, None, 0)
-    newest = _record(connection, rows[0][1])
-    if rows[0][0] == version:
-        return Found(newest, newest, rows[0][1])
-    found = fetch(connection, "SELECT number FROM versions WHERE user = ? AND version = ?", (user, version))
-    return Found(newest, _record(connection, found[0][0]), found[0][0]) if found else Found(newest, None, 0)
+def _find(connection: Connection, crown: Crown, user: bytes, version: int) -> Found:
+    newest: HomeRecord | None = None
+    for number, record in chain(connection, crown, user):
+        newest = newest or record
+        if record.version == version:
+            return Found(newest, record, number)
+        if record.version < version:
+            break
+    return Found(newest, None, 0)
 
 
-def records(connection: Connection, user: bytes, after: int) -> list[bytes]:
+def chain(connection: Connection, crown: Crown, user: bytes) -> Iterator[tuple[int, HomeRecord]]:
+    """A user's records with their entries' numbers, newest first."""
+    place = place_of(user)
+    found = find(_bucket(connection, crown, bucket_of(place)), place)
+    if found is None:
+        return
+    record = _record(connection, found.number)
+    if found.value != value_of(record.version, record.digest):
+        raise StoreDamaged(f"entry {found.number} is not the record that the map has", DAMAGED)
+    number = found.number
+    yield number, record
+    while record.version > 1:
+        rows = fetch(connection, "SELECT before FROM chains WHERE number = ?", (number,))
+        later, number = record, rows[0][0] if rows else 0
+        record = _record(connection, number)
+        if (later.payload.prev, later.version) != (record.digest, record.version + 1):
+            raise StoreDamaged(f"entry {number} is not what was before version {later.version} of its user", DAMAGED)
+        yield number, record
+
+
+def records(connection: Connection, crown: Crown, user: bytes, after: int) -> list[bytes]:
     """See Registry.records."""
-    query = "SELECT number FROM versions WHERE user = ? AND version > ? ORDER BY version"
-    return [_record(connection, number).signed for (number,) in fetch(connection, query, (user, after))]
+    found = itertools.takewhile(lambda one: one[1].version > after, chain(connection, crown, user))
+    return [record.signed for _, record in found][::-1]
 
 
 def _record(connection: Connection, number: int) -> HomeRecord:
     found = read_entry(entry(connection, number))
     if not isinstance(found, HomeEntry):
-        raise StoreDamaged(f"entry {number} is no home record, and the table of versions says so", DAMAGED)
+        raise StoreDamaged(f"entry {number} is no home record, and the map says so", DAMAGED)
     return read_home(found.signed)
 
 

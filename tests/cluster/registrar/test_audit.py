@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nacl.signing import SigningKey
 
-from cluster.core.epochmap import Crown, bucket_of, change, place_of, summarise, value_of
+from cluster.core.epochmap import Crown, Value, bucket_of, change, place_of, summarise, value_of
 from cluster.core.homelog import EpochEntry, home_entry
 from cluster.core.tlog import Checkpoint, Frontier, Trust, encode_bundle, grow, leaf_hash, parse_path
 from cluster.core.tlog.tiles import Bundle, Tile
@@ -68,7 +68,7 @@ class Book:
         if mapped:
             place = place_of(record.user)
             number = bucket_of(place)
-            value = value_of(record.version, record.digest)
+            value = Value(value_of(record.version, record.digest))
             self.buckets[number] = change(self.buckets.get(number, b""), {place: value})
             self.crown.put(number, summarise(self.buckets[number]))
         return record

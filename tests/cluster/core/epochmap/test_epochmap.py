@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cluster.core import epochmap
 from cluster.core.epochmap import (
-    EMPTY, Crown, MapProof, bucket_of, change, find, parse_map_proof, place_of, summarise, value_of, verify_absent,
-    verify_latest,
+    EMPTY, Crown, MapProof, Value, bucket_of, change, find, parse_map_proof, place_of, summarise, value_of,
+    verify_absent, verify_latest,
 )  # fmt: skip
 from cluster.core.tlog import BadProof
 from tests.cluster.core.tlog.naive import flipped
@@ -52,7 +52,7 @@ class Book:
 
     def put(self, place: bytes, value: bytes) -> None:
         number = bucket_of(place, self.bits)
-        self.buckets[number] = change(self.buckets.get(number, b""), {place: value})
+        self.buckets[number] = change(self.buckets.get(number, b""), {place: Value(value, 7)})
         self.crown.put(number, summarise(self.buckets[number], self.bits))
 
     def prove(self, place: bytes) -> MapProof:
@@ -91,7 +91,7 @@ def test_the_root_depends_on_the_contents_alone(changes: list[tuple[bytes, int]]
     assert made.crown.root == book(model, 3).crown.root
     for user in USERS:
         bucket = made.buckets.get(bucket_of(place_of(user), bits), b"")
-        value = value_of(model[user], digest(user, model[user])) if user in model else None
+        value = Value(value_of(model[user], digest(user, model[user])), 7) if user in model else None
         assert find(bucket, place_of(user)) == value
 
 
@@ -190,9 +190,9 @@ def test_places_that_are_alike_for_long(alike: int) -> None:
 def test_proofs_among_many_users_are_short() -> None:
     made = Book(8)
     users = [sha256(b"%d" % n).digest() for n in range(4096)]
-    fresh = dict[int, dict[bytes, bytes]]()
+    fresh = dict[int, dict[bytes, Value]]()
     for user in users:
-        fresh.setdefault(bucket_of(place_of(user), 8), {})[place_of(user)] = value_of(1, user)
+        fresh.setdefault(bucket_of(place_of(user), 8), {})[place_of(user)] = Value(value_of(1, user))
     for number, values in fresh.items():
         made.buckets[number] = change(b"", values)
         made.crown.put(number, summarise(made.buckets[number], 8))
