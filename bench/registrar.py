@@ -19,14 +19,14 @@ from nacl.signing import SigningKey
 
 from cluster.core.homelog import Freshness, read_entry, verify_newest, verify_stapled_home
 from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust
+from cluster.federation.keys import new_signer
+from cluster.federation.making import Keyring, make_federation_root
 from cluster.registrar.choir import Choir
 from cluster.registrar.log import RegionLog
 from cluster.registrar.store import open_registry
 from cluster.registrar.witness import Witness, open_witness
 from relay.core.codec import digest, encode, pack
-from relay.core.trust import (
-    Device, HomePayload, Root, RootCell, RootPayload, RootRegion, read_home, sign_root, verify_root,
-)  # fmt: skip
+from relay.core.trust import Device, HomePayload, Root, RootCell, RootRegion, read_home, verify_root
 from relay.journal.portal import open_portal
 from relay.limits import DAY, MINUTE
 
@@ -83,9 +83,9 @@ def _request(number: int, now_ms: int) -> bytes:
 
 def _root(registrar: SigningKey, now_ms: int) -> Root:
     region = RootRegion(_REGION, b"", bytes(registrar.verify_key), (RootCell(f"{_REGION}/1", ()),))
-    signer = SigningKey(bytes(32))
-    payload = RootPayload(1, "bench", 1, b"", now_ms + DAY, (bytes(signer.verify_key),), 1, (region,))
-    return verify_root(sign_root(payload, [signer]), now_ms)
+    one, two, three, four = (new_signer(digest(name)) for name in (b"root", b"keeper", b"online", b"region"))
+    keys = Keyring((one,), (two,), three, {_REGION: four})
+    return verify_root(make_federation_root("bench", [region], keys, now_ms), now_ms)
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cluster.cli.exits import Exit, NoAnswer
 from cluster.cli.options import now_ms
 from cluster.cli.region import authority_key_of, load_region
 from cluster.config_keys import Address
+from cluster.core.homelog import trust_of
 from cluster.core.tlog import Trust, VerifierKey
 from cluster.local.home import read_root
 from cluster.provision import write_public
@@ -45,8 +47,8 @@ def registrar() -> None:
     which signs checkpoints; the witness's key, which stands by other regions' logs.
     1. Where `posthouse init region` was run:
          posthouse registrar init norden --dir norden --host r.norden.example
-       It prints what the other regions' registrars put into their registrar.toml.
-    2. Put what they print into norden/registrar-norden/registrar.toml, and set witnesses.
+       It prints how to have the root document name its keys and address.
+    2. When the keepers have published that: posthouse init join root.bin
     3. posthouse registrar run norden/registrar-norden
     """
 
@@ -56,13 +58,14 @@ def registrar() -> None:
 @click.option("--host", default="", help="Name or address under which other regions reach it.  [default: not at all]")
 @click.option("--port", default=9301, show_default=True, type=click.IntRange(1, 65535), help="Port of its outer face.")
 @click.option("--name", help="What the names of its log and witness begin with.  [default: HOST/REGION]")
-@click.option("--witnesses", default=0, show_default=True, help="Cosignatures that a checkpoint of its log needs.")
+@click.option("--witnesses", type=click.IntRange(0, 256), help="Cosignatures that its log needs, if no root says.")
 @click.option("--dir", "directory", type=_PATH, required=True, help="Where the region's secrets/ and root.bin are.")
-def init(region: str, host: str, port: int, name: str | None, witnesses: int, directory: Path) -> None:
+def init(region: str, host: str, port: int, name: str | None, witnesses: int | None, directory: Path) -> None:
     """Make the registrar of REGION: DIR/registrar-REGION/ with its config, its log's and witness's keys, a certificate.
 
-    The registrar's own key is the one in DIR/secrets that `posthouse init region` or `posthouse up` made. Prints what
-    the other regions' registrars need to know. Nothing that exists is overwritten.
+    The registrar's own key is the one in DIR/secrets that `posthouse init region` or `posthouse up` made. Prints how to
+    have the root name its keys and address, and what the other regions' registrar.toml needs as long as it does not.
+    Nothing that exists is overwritten.
     """
     authority, target = None, directory / f"registrar-{region}"
     if host:
@@ -72,8 +75,13 @@ def init(region: str, host: str, port: int, name: str | None, witnesses: int, di
         target, region, authority, Address(host or "127.0.0.1", port),
         name or f"{host or 'posthouse'}/{region}", port=port, witnesses=witnesses, now_ms=now_ms(),
     )  # fmt: skip
-    click.echo(f"Made {target}. For the registrar.toml of every other region:", err=True)
-    click.echo(peer)
+    click.echo(f"Made {target}. Have the root document name its keys and address, and say how many witnesses count:")
+    url = f" --registrar-url {peer.url}" if host else ""
+    keys = f"--log-key {peer.log} --witness-key {peer.witness}{url}"
+    click.echo(f"  posthouse init statement --dir {shlex.quote(str(directory))} {keys} --quorum N")
+    click.echo("As long as it does not, every other region's registrar.toml needs:\n\n[[peers]]")
+    for key, value in (("region", region), ("log_key", peer.log), ("witness_key", peer.witness), ("url", peer.url)):
+        click.echo(f'{key} = "{value}"')
 
 
 def _entry(directory: Path, region: str) -> RootRegion:
@@ -182,12 +190,12 @@ def _user(text: str) -> bytes:
 @click.argument("log", metavar="URL|DIR")
 @click.option("--region", required=True, help="The region whose log it is.")
 @click.option("--root", "root_path", type=_PATH, required=True, help="The signed root document.")
-@click.option("--log-key", required=True, metavar="VKEY", help="The log's key, as the region published it.")
+@click.option("--log-key", metavar="VKEY", help="The log's key.  [default: it and what follows as the root says]")
 @click.option("--witness-key", "witness_keys", multiple=True, metavar="VKEY", help="A witness's key; once for each.")
-@click.option("--witnesses", default=0, show_default=True, help="How many of them have to stand by a checkpoint.")
+@click.option("--witnesses", default=0, help="How many of them have to stand by a checkpoint.")
 @click.option("--dir", "directory", type=_PATH, required=True, help="Where the audit keeps what it saw.")
 def audit(
-    log: str, region: str, root_path: Path, log_key: str, witness_keys: tuple[str, ...], witnesses: int,
+    log: str, region: str, root_path: Path, log_key: str | None, witness_keys: tuple[str, ...], witnesses: int,
     directory: Path,
 ) -> None:  # fmt: skip
     """Replay the log of a region to its map, and check every checkpoint that was ever seen.
@@ -200,7 +208,9 @@ def audit(
     Exit status 0 says that all of it holds; 5 that something does not; 3 and 4 that it could not be looked at.
     """
     root = read_root(root_path, now_ms())
-    trust = Trust(VerifierKey.parse(log_key), tuple(map(VerifierKey.parse, witness_keys)), witnesses)
+    trust = trust_of(root, region) if log_key is None else Trust(
+        VerifierKey.parse(log_key), tuple(map(VerifierKey.parse, witness_keys)), witnesses
+    )  # fmt: skip
     is_url = log.startswith(("unix:", "http:", "https:"))
     if not is_url and not Path(log).is_dir():
         raise OperatorError(f"{log} is neither a URL nor a directory", "Name the registrar's inner face, or a copy")

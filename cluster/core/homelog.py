@@ -16,7 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.core.epochmap import MAX_MAP_PROOF, parse_map_proof, verify_absent, verify_latest
-from cluster.core.tlog import BadProof, Malformed, OldEpoch, Proven, StaleCheckpoint, Trust, verify_staple
+from cluster.core.tlog import (
+    BadProof, Malformed, OldEpoch, Proven, StaleCheckpoint, Trust, UnsoundTrust, VerifierKey, verify_staple,
+)  # fmt: skip
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.shapes import Hash, Millis, UInt
 from relay.core.trust import HomeRecord, Root, check_current, verify_home
@@ -41,6 +43,17 @@ class EpochEntry(Struct, frozen=True, tag=2):
 
 
 _read_entry: Decoder[HomeEntry | EpochEntry] = Decoder(HomeEntry | EpochEntry, "log entry", MAX_LOG_ENTRY)
+
+
+def trust_of(root: Root, region: str) -> Trust:
+    """Whom to believe about a region's log, by the root: its log key, the witnesses' keys of all other regions, and the
+    quorum of its policy. Raises UnsoundTrust where the root names no log, or a rule that cannot be kept."""
+    own = root.region(region)
+    if not own.log_key:
+        what = f"the root document names no log of region {region}"
+        raise UnsoundTrust(what, "Its operator has it signed: `posthouse init statement --log-key …`")
+    others = [other.witness_key for other in root.payload.regions if other.name != region and other.witness_key]
+    return Trust(VerifierKey.parse(own.log_key), tuple(map(VerifierKey.parse, others)), own.policy.quorum)
 
 
 def home_entry(signed: bytes) -> bytes:

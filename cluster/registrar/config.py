@@ -23,11 +23,12 @@ from nacl.signing import SigningKey
 from cluster.config_keys import Digest
 from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust, VerifierKey
 from cluster.enrolment import check_registrar
+from cluster.kept import kept_root
 from cluster.provision import load_signing_key
 from cluster.registrar.endpoints import Endpoint
 from relay.core.shapes import Name
-from relay.core.trust import Root, verify_root
-from relay.errors import ConfigError, OperatorError, TrustError
+from relay.core.trust import Root, follow_root
+from relay.errors import ConfigError, OperatorError, ProtocolError, TrustError
 
 FILE: Final = "registrar.toml"
 _REMEDY: Final = "configs/registrar.toml explains every key"
@@ -41,7 +42,7 @@ class _Paths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     witness_key: str
     certificate: str = ""
     private_key: str = ""
-    root_digest: Digest = ""
+    federation_id: Digest = ""
 
 
 class _Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,7 +62,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     region: Name
     paths: _Paths
     listen: _Listen
-    witnesses: int = 0
+    witnesses: int | None = None
     peers: tuple[_Peer, ...] = ()
     log_level: str = "info"
 
@@ -112,10 +113,11 @@ def load_config(path: Path, now_ms: int) -> RegistrarConfig:
     path = config_path(path).absolute()
     file = _read(path)
     base, paths = path.parent, file.paths
-    root = _root(base / paths.root, paths.root_digest, now_ms)
-    registrar = load_signing_key(base / paths.registrar_key)
     try:
+        root = _root(base / paths.root, base / paths.data, paths.federation_id, now_ms)
+        registrar = load_signing_key(base / paths.registrar_key)
         check_registrar(root, file.region, registrar)
+        k, peers = _others(file, root, base)
         config = RegistrarConfig(
             source=path,
             region=file.region,
@@ -129,8 +131,8 @@ def load_config(path: Path, now_ms: int) -> RegistrarConfig:
             open=file.listen.open,
             certificate=base / paths.certificate if paths.certificate else None,
             private_key=base / paths.private_key if paths.private_key else None,
-            k=file.witnesses,
-            peers=tuple(_peer(peer, base) for peer in file.peers),
+            k=k,
+            peers=peers,
             log_level=file.log_level,
         )
         _check(config)
@@ -139,8 +141,29 @@ def load_config(path: Path, now_ms: int) -> RegistrarConfig:
     return config
 
 
+def _others(file: _File, root: Root, base: Path) -> tuple[int, tuple[Peer, ...]]:
+    """How many witnesses count, and the other regions: as the root says, or, where it names no log of this region, as
+    the config does."""
+    own = root.region(file.region)
+    if not own.log_key:
+        return file.witnesses or 0, tuple(_peer(peer, base) for peer in file.peers)
+    if file.peers or file.witnesses is not None:
+        raise OperatorError("the root document names this region's log", "Leave out witnesses and [[peers]]")
+    named = [
+        _Peer(other.name, other.log_key, other.witness_key, other.registrar_url)
+        for other in root.payload.regions
+        if other.name != file.region and other.log_key and other.witness_key and other.registrar_url
+    ]
+    return own.policy.quorum, tuple(_peer(peer, base) for peer in named)
+
+
 def _check(config: RegistrarConfig) -> None:
     _ = config.trust
+    own = config.root.region(config.region)
+    for what, key, named in (("log", config.log, own.log_key), ("witness", config.witness, own.witness_key)):
+        if named and named != str(key.verifier):
+            remedy = "Restore the key, or have the root name this one: `posthouse init statement`"
+            raise OperatorError(f"the root document names another {what} key than the one that is here", remedy)
     inner = Endpoint.parse(config.inner)
     if inner.address is not None and not inner.address.loopback:
         raise OperatorError("[listen] inner is not a loopback address", "Use unix:inner: it gives out users' records")
@@ -170,11 +193,14 @@ def _read(path: Path) -> _File:
     raise ConfigError(str(path), [("file", what, remedy)])
 
 
-def _root(path: Path, pin: str, now_ms: int) -> Root:
+def _root(path: Path, data: Path, pin: str, now_ms: int) -> Root:
+    """The root document, which is or follows what this registrar has trusted before."""
     try:
-        return verify_root(path.read_bytes(), now_ms, pinned=bytes.fromhex(pin) or None)
+        return follow_root(path.read_bytes(), kept_root(data), now_ms, bytes.fromhex(pin) or None)
     except OSError as error:
         raise OperatorError(f"{path}: {error.strerror}", "Take in the root with `posthouse init join`") from None
+    except ProtocolError as error:
+        raise OperatorError(f"{path} is no root document: {error.text}", "Get it again") from None
 
 
 def _peer(peer: _Peer, base: Path) -> Peer:

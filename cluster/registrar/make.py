@@ -10,7 +10,7 @@ from cluster.config_keys import Address
 from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey
 from cluster.pki import issue_node
 from cluster.provision import write_public, write_secret
-from cluster.registrar.config import FILE
+from cluster.registrar.config import FILE, Peer
 from cluster.registrar.endpoints import ROLE
 from relay.errors import OperatorError, TrustError
 
@@ -19,11 +19,11 @@ _NODE: Final = "r1"  # a region has one registrar, whose registry is one file
 
 def make_registrar(
     directory: Path, region: str, authority: tuple[bytes, bytes] | None, address: Address, name: str, *, port: int,
-    witnesses: int, now_ms: int,
-) -> str:  # fmt: skip
+    witnesses: int | None, now_ms: int,
+) -> Peer:  # fmt: skip
     """Write registrar.toml, new log and witness keys, and, with the region's `authority` (certificate DER, key PEM), a
     certificate for the outer face, which is then known as `address` and listens at `port`. `name`: what the keys' names
-    begin with. Returns what the other regions' registrars put into their config. Raises OperatorError."""
+    begin with. `witnesses`: None where the root says it. Returns what others need to know. Raises OperatorError."""
     try:
         log = SignerKey(f"{name}/log", ED25519, os.urandom(32))
         witness = SignerKey(f"{name}/witness", COSIGNATURE, os.urandom(32))
@@ -41,11 +41,9 @@ def make_registrar(
     for path, signer in (("log.key", log), ("witness.key", witness)):
         write_secret(directory / "secrets" / path, signer.export().encode() + b"\n")
     lines = [
-        "# configs/registrar.toml explains every key.", f'region = "{region}"', f"witnesses = {witnesses}", "",
+        "# configs/registrar.toml explains every key.", f'region = "{region}"',
+        *([] if witnesses is None else [f"witnesses = {witnesses}"]), "",
         "[paths]", *(f'{key} = "{value}"' for key, value in paths.items()), "", "[listen]", *listen, "",
     ]  # fmt: skip
     write_public(directory / FILE, "\n".join(lines).encode())
-    return (
-        f'[[peers]]\nregion = "{region}"\nlog_key = "{log.verifier}"\nwitness_key = "{witness.verifier}"\n'
-        f'url = "https://{address}"\n'
-    )
+    return Peer(region, log.verifier, witness.verifier, f"https://{address}")

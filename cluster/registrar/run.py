@@ -11,6 +11,7 @@ import trio
 
 from cluster.core.tlog import Fork
 from cluster.env import RealEnv
+from cluster.kept import keep_root
 from cluster.registrar.choir import Choir
 from cluster.registrar.config import RegistrarConfig
 from cluster.registrar.endpoints import caller, listen
@@ -35,6 +36,7 @@ async def run_registrar(
 ) -> None:
     """Serve until cancelled. Raises OperatorError, StoreError and its kinds, DiskFailed, RolledBack."""
     data = RealEnv().data_dir(config.data)
+    keep_root(data, config.root.signed)
     metrics = RegistrarMetrics()
     doors = {peer.region: HttpDoor(caller(peer.region, peer.url, config.root, peer.region)) for peer in config.peers}
     logs = {peer.log.name: peer.log for peer in config.peers}

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from cluster.core.epochmap import (
     BITS, Crown, Summary, Value, bucket_of, change, find, place_of, summarise, value_of,
 )  # fmt: skip
-from cluster.core.homelog import EpochEntry, Evidence, HomeEntry, home_entry, read_entry
+from cluster.core.homelog import EpochEntry, HomeEntry, home_entry, read_entry
 from cluster.core.tlog import (
     Checkpoint, Frontier, Note, Staple, Tile, consistency_proof, consistency_tiles, edge, encode_bundle, grow,
     inclusion_proofs, inclusion_tiles, leaf_hash,
@@ -227,12 +227,16 @@ def consistency(connection: Connection, old: int, new: int) -> tuple[bytes, ...]
     return consistency_proof(old, new, _tiles(connection, consistency_tiles(old, new)))
 
 
-def evidence(connection: Connection, book: Book, user: bytes, note: Note) -> Evidence:
-    """See Registry.evidence."""
-    place, size = place_of(user), book.head.size
-    proof = book.crown.prove(place, _bucket(connection, book.crown, book.crown.where(place)))
+def last_epoch(connection: Connection, size: int, note: Note) -> tuple[bytes, bytes]:
+    """The entry that ends the log, and its staple."""
     [staple] = staples(connection, [size - 1], size, note)
-    return Evidence(entry(connection, size - 1), staple, proof.encode())
+    return entry(connection, size - 1), staple
+
+
+def map_proof(connection: Connection, crown: Crown, user: bytes) -> bytes:
+    """What the map says of a user."""
+    place = place_of(user)
+    return crown.prove(place, _bucket(connection, crown, crown.where(place))).encode()
 
 
 def _bucket(connection: Connection, crown: Crown, number: int) -> bytes:

@@ -70,7 +70,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "registrar", "init", region, "--dir", place, "--host", "127.0.0.1", "--port", port, "--witnesses", 2,
             "--name", f"{region}.example",
         )  # fmt: skip
-        peers[region] = made.stdout
+        peers[region] = made.stdout[made.stdout.index("[[peers]]") :]
     for region in REGIONS:
         config = place / f"registrar-{region}" / "registrar.toml"
         others = "\n".join(text for other, text in peers.items() if other != region)

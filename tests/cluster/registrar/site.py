@@ -19,13 +19,12 @@ from cluster.registrar.log import RegionLog
 from cluster.registrar.store import Registry, open_registry
 from cluster.registrar.witness import Verdict, Witness, open_witness
 from relay.core.codec import encode, pack
-from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootPayload, RootRegion, sign_root, verify_root,
-)  # fmt: skip
+from relay.core.trust import Device, HomePayload, HomeRecord, Root, RootCell, RootRegion
 from relay.errors import PeerError
 from relay.journal.portal import Portal, open_portal
 from relay.limits import DAY
 from tests.cluster.core.tlog.logbook import key
+from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
 REGIONS = ("norden", "sauda", "vika")
@@ -47,9 +46,7 @@ def make_root() -> Root:
     regions = tuple(
         RootRegion(name, b"", bytes(registrar_key(name).verify_key), (RootCell(f"{name}/1", ()),)) for name in REGIONS
     )
-    signer = SigningKey(bytes(32))
-    payload = RootPayload(1, "test", 1, b"", NOW + 900 * DAY, (bytes(signer.verify_key),), 1, regions)
-    return verify_root(sign_root(payload, [signer]), NOW)
+    return verified_root(regions, NOW + 900 * DAY)
 
 
 ROOT = make_root()
