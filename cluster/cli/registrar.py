@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import trio
 
 from cluster.cli.exits import Exit, NoAnswer
-from cluster.cli.options import now_ms
+from cluster.cli.options import as_option, dir_option, now_ms
 from cluster.cli.region import authority_key_of, load_region
 from cluster.config_keys import Address
 from cluster.core.homelog import trust_of
 from cluster.core.tlog import Trust, VerifierKey
-from cluster.local.home import read_root
+from cluster.local.home import Home, read_root
+from cluster.local.people import introduce
 from cluster.provision import write_public
 from cluster.registrar.asking import Proof, Registrar
 from cluster.registrar.audit import Audit, from_caller, from_directory
@@ -24,9 +26,11 @@ from cluster.registrar.endpoints import caller
 from cluster.registrar.make import make_registrar
 from cluster.registrar.notebook import open_notebook
 from relay.client import Card
+from relay.client.changes import ask_revocation, ask_rotation, own_device, take_records
+from relay.client.identity import own_records
 from relay.core.codec import encode, pack
 from relay.core.trust import RootRegion, read_home
-from relay.errors import OperatorError, PeerError
+from relay.errors import OperatorError, PeerError, TrustError
 from relay.journal.portal import open_portal
 from relay.observe.logs import configure_logs
 
@@ -127,26 +131,79 @@ def enrol(request: Path, out: Path | None, at: Path) -> None:
     in the region's log. Prints the address card. The same request again gives the same record.
     """
     config = load_config(at, now_ms())
-    asked = request.read_bytes()
-
-    async def ask() -> tuple[Proof, bytes]:
-        registrar = Registrar.of(config)
-        answer = await registrar.enrol(asked)
-        proof = await registrar.prove(read_home(answer.signed).user, now_ms())
-        chain = [*proof.records[: read_home(answer.signed).version]]
-        if not chain or chain[-1] != answer.signed:
-            raise OperatorError("the registrar's answers contradict each other", "Ask again, and audit its log")
-        prev = read_home(chain[-2]) if len(chain) > 1 else None
-        registrar.verify(answer, prev, now_ms())
-        return proof, answer.staple
-
-    proof, staple = trio.run(ask)
+    proof, staple = trio.run(_enrol, Registrar.of(config), request.read_bytes())
     assert proof.record is not None
-    target = out or request.with_name(request.name)
+    target = out or request
     write_public(target.with_name(f"{target.name}.records"), pack([*proof.records]))
     write_public(target.with_name(f"{target.name}.staple"), staple)
     click.echo(f"Logged version {proof.record.version} for {proof.record.cell}: {target}.records, .staple", err=True)
     click.echo(str(Card(proof.record.payload.region, proof.record.user)))
+
+
+async def _enrol(registrar: Registrar, request: bytes) -> tuple[Proof, bytes]:
+    """The user's records after it, with the proof that they are all; and the staple of the record asked for."""
+    answer = await registrar.enrol(request)
+    made = read_home(answer.signed)
+    proof = await registrar.prove(made.user, now_ms())
+    if made.version > len(proof.records) or proof.records[made.version - 1] != answer.signed:
+        raise TrustError("the registrar's answers contradict each other", "Ask again, and audit its log")
+    prev = read_home(proof.records[made.version - 2]) if made.version > 1 else None
+    registrar.verify(answer, prev, now_ms())
+    return proof, answer.staple
+
+
+@registrar.command()
+@click.argument("device", metavar="DEVICE")
+@as_option
+@_at
+@dir_option
+def revoke(device: str, name: str, at: Path, directory: Path) -> None:
+    """Revoke a device of a user whose store is in --dir: log a home record without it.
+
+    DEVICE is NAME+DEVICE in --dir, or how the device's id begins, in hex. The record is signed with the user's key,
+    which is in the store of --as, so --as has to be another device of the user. Then the user's node learns of it: who
+    writes to the user from then on does not seal for that device. It keeps what it has, keys of groups included.
+    """
+    home = Home(directory)
+    begins = own_device(home.store(device)) if device in home.names() else _hex(device)
+    _change(home, name, at, lambda store: ask_revocation(store, begins, now_ms()))
+
+
+@registrar.command()
+@as_option
+@_at
+@dir_option
+def rotate(name: str, at: Path, directory: Path) -> None:
+    """Give a user whose store is in --dir another user key: log a home record that names it, signed with the old one.
+
+    The new key is in the store of --as, and there only: further devices of the user keep the old one, with which
+    nothing can be signed any more. The registrar's own key, the log's and the witness's are the root document's to
+    change: a new log key is a new log, and after a new registrar's key old records verify no more.
+    """
+    _change(Home(directory), name, at, lambda store: ask_rotation(store, now_ms()))
+
+
+def _change(home: Home, name: str, at: Path, ask: Callable[[Path], bytes]) -> None:
+    store, registrar = home.store(name), Registrar.of(load_config(at, now_ms()))
+
+    async def change() -> Proof:
+        await registrar.log_all(own_records(store))
+        proof, _ = await _enrol(registrar, ask(store))
+        return proof
+
+    proof = trio.run(change)
+    record = take_records(store, proof.records, now_ms())
+    click.echo(f"Logged version {record.version}: {len(record.devices)} device(s)")
+    if not trio.run(introduce, home, name):
+        click.echo(f"No node of {record.payload.region} answers now; it learns of it when {name} connects.", err=True)
+
+
+def _hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        remedy = "Give NAME+DEVICE as `posthouse user list` has it, or how its id begins, in hex"
+        raise OperatorError(f"{text[:80]!r} is no device", remedy) from None
 
 
 @registrar.command()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cluster.core.homelog import (
     MAX_STANDING, Enrolled, EpochEntry, Freshness, Standing, read_enrolled, read_standing, verify_newest,
@@ -15,6 +18,7 @@ from cluster.core.tlog import (
 from cluster.registrar.config import RegistrarConfig
 from cluster.registrar.endpoints import caller
 from cluster.registrar.http import Caller
+from relay.core.codec import pack
 from relay.core.trust import HomeRecord, verify_home
 from relay.errors import (
     BadSignature, BrokenChain, NotValidNow, OperatorError, Overloaded, PeerError, PosthouseError, Rollback, TrustError,
@@ -60,6 +64,13 @@ class Registrar:
         """Have a request signed and logged. Raises what it refuses with; PeerError where it does not answer."""
         return read_enrolled(await self._ask("POST", "/enrol", request, 32 * KIB))
 
+    async def log_all(self, records: Sequence[bytes]) -> None:
+        """Log a user's signed records, oldest first, those not logged yet. Raises as `enrol`; BrokenChain where
+        the log has others of these versions."""
+        for signed in records:
+            if (await self.enrol(request_of(signed))).signed != signed:
+                raise BrokenChain("the registrar's log has another record of this version", "Audit the log")
+
     def verify(self, answer: Enrolled, prev: HomeRecord | None, now_ms: int) -> tuple[HomeRecord, Proven]:
         """The answer is a record that follows `prev`, logged, and cosigned. Raises TrustError and its kinds."""
         return verify_stapled_home(answer.signed, answer.staple, self.config.root, self.trust, prev, now_ms)
@@ -85,6 +96,12 @@ class Registrar:
         if status != 200:
             raise _refused(answer, f"{self.caller.name} answered {status}")
         return answer
+
+
+def request_of(signed: bytes) -> bytes:
+    """The request that a signed record is the answer to: Ed25519 is deterministic, so the answer is the same again."""
+    payload, user_signature, *_ = msgspec.msgpack.decode(signed)
+    return pack([payload, user_signature])
 
 
 def _refused(answer: bytes, otherwise: str) -> PosthouseError:

@@ -151,6 +151,26 @@ async def test_enrolled_by_the_command_and_read_by_foreign_tools(directory: Path
             assert new in done.stdout and done.stdout.endswith("all of it holds\n")
 
 
+async def test_a_device_is_revoked_and_a_key_rotated_by_the_command(directory: Path) -> None:
+    def steps() -> list[str]:
+        at = ("--at", directory / "registrar-norden", "--dir", directory)
+        posthouse("user", "create", "alice", "--region", "norden", "--dir", directory)
+        posthouse("user", "create", "laptop", "--device-of", "alice", "--dir", directory)
+        refused = posthouse("registrar", "revoke", "alice", "--as", "alice", *at, check=False)
+        assert refused.returncode == 3 and "does not revoke itself" in refused.stderr
+        said = [posthouse("registrar", "revoke", "alice+laptop", "--as", "alice", *at).stdout]
+        said.append(posthouse("registrar", "rotate", "--as", "alice", *at).stdout)
+        card = posthouse("card", "--as", "alice", "--dir", directory).stdout.strip()
+        said.append(posthouse("registrar", "proof", card, *at[:2]).stdout)
+        return said
+
+    with running(directory, *REGIONS):
+        await enrol_patiently(registrar_of(directory), request(1))
+        revoked, rotated, proof = await trio.to_thread.run_sync(steps)
+    assert revoked == "Logged version 3: 1 device(s)\n" and rotated == "Logged version 4: 1 device(s)\n"
+    assert "version 4, at home in norden/1, 1 device(s)" in proof
+
+
 async def test_what_is_for_the_machine_only_is_not_on_the_outer_face(directory: Path) -> None:
     registrar, other = registrar_of(directory), registrar_of(directory, "sauda")
     with running(directory, *REGIONS):
