@@ -8,7 +8,7 @@ batches, when the map is that of the cosigned checkpoint.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -131,6 +131,8 @@ class RegionLog:
         except DiskFailed as error:
             self._failure = error
             raise
+        finally:
+            _leave(self._waiting)
 
     async def _batch(self) -> None:
         wishes = [self._waiting.popleft() for _ in range(min(len(self._waiting), REGISTRAR_BATCH))]
@@ -144,9 +146,7 @@ class RegionLog:
             if not isinstance(error, TooFewWitnesses):
                 raise
         finally:
-            for wish in wishes:  # cancelled: nobody is left waiting
-                if wish.outcome is None:
-                    wish.end(Error(trio.ClosedResourceError("the registrar stops")))
+            _leave(wishes)
 
     async def _serve(self, wishes: Sequence[_Wish]) -> None:
         if not self.choir.confirmed and self.choir.trust.k:
@@ -176,3 +176,10 @@ class RegionLog:
         if note is None:
             raise TooFewWitnesses(f"{what}: fewer than {self.choir.trust.k} witnesses answer", remedy)
         return note
+
+
+def _leave(wishes: Iterable[_Wish]) -> None:
+    """Nobody is left waiting for an answer that does not come."""
+    for wish in wishes:
+        if wish.outcome is None:
+            wish.end(Error(trio.ClosedResourceError("the registrar stops")))

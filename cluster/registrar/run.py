@@ -38,7 +38,7 @@ async def run_registrar(
     data = RealEnv().data_dir(config.data)
     keep_root(data, config.root.signed)
     metrics = RegistrarMetrics()
-    doors = {peer.region: HttpDoor(caller(peer.region, peer.url, config.root, peer.region)) for peer in config.peers}
+    doors, gossips = _doors(config), _doors(config)  # connections of their own: a witness that hangs delays one of them
     logs = {peer.log.name: peer.log for peer in config.peers}
     async with (
         open_portal() as portal,
@@ -56,7 +56,7 @@ async def run_registrar(
         )  # fmt: skip
         log = RegionLog(config.region, registry, choir, config.root, config.registrar, _now_ms)
         log.on_batch = partial(_on_batch, metrics)
-        gossip = Gossip(witness, doors, {peer.log.name: doors[peer.region] for peer in config.peers})
+        gossip = Gossip(witness, gossips, {peer.log.name: gossips[peer.region] for peer in config.peers})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
             nursery.start_soon(choir.run)
@@ -64,6 +64,10 @@ async def run_registrar(
             await _serve(nursery, config, partial(Face, log, witness, metrics, ready=lambda: _not_ready(choir)))
             _log.info("registrar_ready", region=config.region, log=config.log.name, size=registry.head.size)
             task_status.started(log)
+
+
+def _doors(config: RegistrarConfig) -> dict[str, HttpDoor]:
+    return {peer.region: HttpDoor(caller(peer.region, peer.url, config.root, peer.region)) for peer in config.peers}
 
 
 async def _serve(nursery: trio.Nursery, config: RegistrarConfig, face: partial[Face]) -> None:

@@ -12,7 +12,7 @@ from cluster.core.tlog import TooFewWitnesses, decode_bundle, parse_checkpoint, 
 from relay.core.trust import read_home
 from relay.errors import BadSignature, BrokenChain, OperatorError, Overloaded, RolledBack, TrustError
 from tests.cluster.registrar.site import (
-    NOW, ROOT, World, ask, device, first, following, log_key, request, user_key,
+    NOW, ROOT, Region, World, ask, device, first, following, log_key, request, user_key,
 )  # fmt: skip
 
 FRESH = Freshness(NOW // 1000, 60)
@@ -222,19 +222,21 @@ async def test_a_queue_that_is_full_says_so(world: World, monkeypatch: pytest.Mo
 
 
 async def test_the_end_of_the_registrar_ends_who_waits(world: World) -> None:
+    """Who is in the batch that is with the witnesses, and who waits for the next one."""
     outcomes: list[str] = []
 
-    async def enrol(region: object) -> None:
+    async def enrol(region: Region, number: int) -> None:
         with pytest.raises(trio.ClosedResourceError):
-            await region.log.enrol(request(1))  # type: ignore[attr-defined]
+            await region.log.enrol(request(number))
         outcomes.append("ended")
 
     async with trio.open_nursery() as nursery, world.region(wait_s=30) as region:
         for door in region.doors.values():
             door.delay_s = 30
-        nursery.start_soon(enrol, region)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-    assert outcomes == ["ended"]
+        for number in (1, 2):
+            nursery.start_soon(enrol, region, number)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+    assert outcomes == ["ended", "ended"]
 
 
 def test_the_logs_name_is_its_keys() -> None:
