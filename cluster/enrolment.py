@@ -10,7 +10,7 @@ year: then the user asks again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_scalarmult
 from nacl.exceptions import CryptoError
@@ -47,11 +47,26 @@ def read_records(data: bytes) -> tuple[bytes, ...]:
 
 def asked_region(request: bytes, root: Root) -> str:
     """The region whose registrar has to sign. Raises OperatorError for what is no request, or of no such region."""
-    asked = _payload(request).region
+    asked = _unsigned(request).payload.region
     known = [region.name for region in root.payload.regions]
     if asked not in known:
         raise OperatorError(f"the federation has no region {asked!r}", f"Its regions are: {', '.join(known)}")
     return asked
+
+
+class Asked(NamedTuple):
+    """A request, parsed and not verified: its bytes, what it asks for, for whom, and the digest of the record to be."""
+
+    request: bytes
+    payload: HomePayload
+    user: bytes
+    digest: bytes
+
+
+def read_request(request: bytes) -> Asked:
+    """Raises OperatorError for what is no request."""
+    record = _unsigned(request)
+    return Asked(request, record.payload, record.user, record.digest)
 
 
 def sign_enrolment(
@@ -62,21 +77,34 @@ def sign_enrolment(
 
     Raises OperatorError (not well formed, another region's, keys that are none), TrustError and its kinds (a signature
     does not hold, or it does not follow)."""
-    payload = _payload(request)
-    if bytes(registrar.verify_key) != root.region(payload.region).registrar_key:
-        what = f"the root document names another registrar for {payload.region} than the one whose key is here"
+    asked = read_request(request)
+    check_registrar(root, asked.payload.region, registrar)
+    record = sign_next(asked, _last(before, root), root, registrar, now_ms)
+    return record, pack([*before, record.signed])
+
+
+def check_registrar(root: Root, region: str, registrar: SigningKey) -> None:
+    """The root names this key for the region. Raises OperatorError."""
+    if bytes(registrar.verify_key) != root.region(region).registrar_key:
+        what = f"the root document names another registrar for {region} than the one whose key is here"
         raise OperatorError(what, "Restore the key of `posthouse init region`, or take in the newer root")
-    last = _last(before, root)
+
+
+def sign_next(
+    asked: Asked, last: HomeRecord | None, root: Root, registrar: SigningKey, now_ms: int
+) -> HomeRecord:
+    """The same for a request after a verified record (None: for a new user) by the registrar of its region."""
+    payload = asked.payload
     _check_keys(payload)
     _check_moves(payload, last)
-    outer = _read_request(request)
+    outer = _read_request(asked.request)
     signed = pack([outer.payload, outer.user_signature, endorse_home(outer.payload, registrar)])
     record = verify_home(signed, root, last)
     check_current(record, now_ms)
     if payload.expires > now_ms + LIFETIME + DAY:
         days = (payload.expires - now_ms) // DAY
         raise OperatorError(f"the record would be valid for {days} days", f"At most {LIFETIME // DAY}; then ask again")
-    return record, pack([*before, signed])
+    return record
 
 
 def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
@@ -90,10 +118,10 @@ def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
     return last
 
 
-def _payload(request: bytes) -> HomePayload:
+def _unsigned(request: bytes) -> HomeRecord:
     try:
         outer = _read_request(request)
-        return read_home(pack([outer.payload, outer.user_signature, bytes(64)])).payload
+        return read_home(pack([outer.payload, outer.user_signature, bytes(64)]))
     except ProtocolError as error:
         raise OperatorError(f"no enrolment request: {error.text}", error.remedy or _AGAIN) from None
 

@@ -345,11 +345,23 @@ def _load_certificate(path: Path, now_ms: int | None) -> x509.Certificate:
     return cert
 
 
-def _context(protocol: int, pair: tuple[Path, Path], authorities: list[bytes]) -> ssl.SSLContext:
+def asking_context(authority: bytes) -> ssl.SSLContext:
+    """For asking a server of one region: trusts its authority (DER) only; no certificate of one's own."""
+    return _context(ssl.PROTOCOL_TLS_CLIENT, None, [authority])
+
+
+def serving_context(cert_path: Path, key_path: Path) -> ssl.SSLContext:
+    """For a server that asks nobody for a certificate. Raises OperatorError."""
+    _load_certificate(cert_path, None), _private_key(_read(key_path, private=True), str(key_path))
+    return _context(ssl.PROTOCOL_TLS_SERVER, (cert_path, key_path), [])
+
+
+def _context(protocol: int, pair: tuple[Path, Path] | None, authorities: list[bytes]) -> ssl.SSLContext:
     """Peers are known by the URI in their certificates (`identify`), not by the address that they are dialled at."""
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(*pair)
+    if pair is not None:
+        context.load_cert_chain(*pair)
     if authorities:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_REQUIRED

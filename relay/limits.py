@@ -142,3 +142,19 @@ MAX_SIGNATURES: Final = 64  # signatures of one note; the format asks for 16, 20
 MAX_SIGNED_NOTE: Final = 128 * KIB  # bytes of a note: 16 post-quantum signatures that we pass over still fit
 MAX_KEY_NAME: Final = 255  # bytes of a key's name, and of a log's origin
 MAX_STAPLE: Final = 8 * KIB  # bytes of a proof that travels with a record; 2 KiB is the aim at 1,000,000 entries
+
+# --- registrars ----------------------------------------------------------------------------------
+MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3
+REGISTRAR_QUEUE: Final = 4 * MIB  # bytes of requests that wait for the next batch; past it they are told to retry
+REGISTRAR_BATCH: Final = 512  # requests in one batch: to check them takes a fifth of a second
+WITNESS_S: Final = 5.0  # seconds a witness has for an answer, and a request waits for k of them
+WITNESS_AGAIN_S: Final = 60.0  # seconds until an idle log asks for new cosignatures: their times say how fresh it is
+WITNESS_BACKOFF_S: Final = 0.5  # seconds until a witness that failed is asked again; doubled up to the next
+WITNESS_BACKOFF_MAX_S: Final = 30.0
+GOSSIP_S: Final = 30.0  # seconds between two looks at what other witnesses saw: a split view lives no longer
+CHECKPOINT_FRESH_S: Final = 600  # seconds: how old the newest checkpoint may be for "latest" and "absent" to count
+HTTP_REQUEST_S: Final = 10.0  # seconds from a request's first byte to its last, and for its answer to be taken
+HTTP_ANSWER_S: Final = 30.0  # seconds until a request that waits (for a batch, for witnesses) is given up
+HTTP_IDLE_S: Final = 60.0  # seconds a connection may rest between two requests
+HTTP_CONNECTIONS: Final = 256  # connections to one face of a registrar; each may hold one body
+MAX_HTTP_HEAD: Final = 8 * KIB  # bytes of request line and headers

@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "audit": "cluster.cli.audit:audit",
     "receipt": "cluster.cli.receipt:receipt",
     "directory": "cluster.cli.directory:directory_",
+    "registrar": "cluster.cli.registrar:registrar",
     "bench": "bench.cli:bench",
     "version": "cluster.cli.nodes:version",
     "docs": "cluster.cli.reference:docs",

@@ -102,6 +102,19 @@ def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, pro
         )
 
 
+def contradicts(old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]) -> bool:
+    """The tree (new, new_root) does not begin with (old, old_root), and this proof shows it: it leads to the new root,
+    so that its hashes are those of the new tree, and they make another tree of `old` leaves. Says nothing (False) about
+    any other proof, nor where `old` is a power of two: then the old root itself is part of the way."""
+    if not 0 < old < new <= MAX_TREE or old & old - 1 == 0:
+        return False
+    try:
+        first, second = _roots_of_consistency(old, new, old_root, proof, "")
+    except BadProof:
+        return False
+    return second == new_root and first != old_root
+
+
 def _roots_of_consistency(
     old: int, new: int, old_root: bytes, proof: Sequence[bytes], what: str
 ) -> tuple[bytes, bytes]:
