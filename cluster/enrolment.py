@@ -1,6 +1,6 @@
 """Home records for keys that were made elsewhere: what a client asks for is checked whole, and signed by the registrar.
 
-    request  = [payload, signature by the user key]       docs/PROTOCOL.md, section 5
+    request  = [payload, signature by the user key, or the recovery key]       docs/PROTOCOL.md, section 5
     records  = [signed home record, …]                    oldest first: what AUTH takes
 
 The registrar's signature is given only to what every verifier of the federation will take, and no longer than for a
@@ -17,10 +17,10 @@ from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey
 
 from relay.client.identity import LIFETIME
-from relay.core.codec import Decoder, Struct, pack
+from relay.core.codec import Decoder, Struct, digest, pack
 from relay.core.shapes import Signature
-from relay.core.trust import HomePayload, HomeRecord, Root, check_current, endorse_home, read_home, verify_home
-from relay.errors import OperatorError, ProtocolError
+from relay.core.trust import HomePayload, HomeRecord, Root, check_current, endorse_request, read_home, verify_home
+from relay.errors import OperatorError, ProtocolError, VersionTaken
 from relay.limits import DAY, KIB, MAX_CHAIN
 
 _AGAIN: Final = "Make the request again: docs/PROTOCOL.md, section 5, says what is in it"
@@ -58,25 +58,44 @@ def sign_enrolment(
     request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
 ) -> tuple[HomeRecord, bytes]:
     """Check a request, which follows the records `before` (none for a new user), and sign it: the new record, and all
-    records in the form that AUTH takes.
+    records in the form that AUTH takes. `before` has to be everything that this registrar ever signed for the user:
+    then no version can be signed twice. What was signed already is given out again.
 
-    Raises OperatorError (not well formed, another region's, keys that are none), TrustError and its kinds (a signature
-    does not hold, or it does not follow)."""
+    Raises OperatorError (not well formed, another region's, keys that are none), VersionTaken (another one of that
+    version was signed), TrustError and its kinds (a signature does not hold, it does not follow, or who signed may not
+    change that)."""
     payload = _payload(request)
     if bytes(registrar.verify_key) != root.region(payload.region).registrar_key:
         what = f"the root document names another registrar for {payload.region} than the one whose key is here"
         raise OperatorError(what, "Restore the key of `posthouse init region`, or take in the newer root")
     last = _last(before, root)
+    if last is not None and asked_user(request) == last.user and payload.version <= last.version:
+        return _signed_before(request, before, last.version)
     _check_keys(payload)
     _check_moves(payload, last)
-    outer = _read_request(request)
-    signed = pack([outer.payload, outer.user_signature, endorse_home(outer.payload, registrar)])
+    signed = endorse_request(request, registrar)
     record = verify_home(signed, root, last)
     check_current(record, now_ms)
     if payload.expires > now_ms + LIFETIME + DAY:
         days = (payload.expires - now_ms) // DAY
         raise OperatorError(f"the record would be valid for {days} days", f"At most {LIFETIME // DAY}; then ask again")
     return record, pack([*before, signed])
+
+
+def asked_user(request: bytes) -> bytes:
+    """The id of the user who asks. Raises OperatorError for what is no request."""
+    return _payload(request).user or digest(_read_request(request).payload)
+
+
+def _signed_before(request: bytes, before: Sequence[bytes], newest: int) -> tuple[HomeRecord, bytes]:
+    version = _payload(request).version
+    record = read_home(before[version - 1]) if version else None
+    if record is None or record.digest != digest(_read_request(request).payload):
+        raise VersionTaken(
+            f"version {version} of this user was signed already, for another request: another device was faster",
+            f"Take in the records that the registrar has, and ask for version {newest + 1}",
+        )
+    return record, pack(list(before[:version]))
 
 
 def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
@@ -103,6 +122,10 @@ def _check_keys(payload: HomePayload) -> None:
     if not payload.devices:
         raise OperatorError("the request lists no device", _AGAIN)
     keys = {"the user key": payload.user_key} | {f"device {n}'s id": one.id for n, one in enumerate(payload.devices, 1)}
+    if payload.recovery_key:
+        if payload.recovery_key in keys.values():
+            raise OperatorError("the recovery key is another key of the request, too", "Make one that is kept apart")
+        keys["the recovery key"] = payload.recovery_key
     for name, key in keys.items():
         if not crypto_core_ed25519_is_valid_point(key):
             raise OperatorError(f"{name} is no Ed25519 public key", _AGAIN)

@@ -23,6 +23,7 @@ from relay.core.mailroom.effects import (
 )
 from relay.core.mailroom.state import Entry, Notice, Source
 from relay.core.wire import Code, Fault
+from relay.errors import DeviceRevoked
 from relay.gateway.api import Line
 from relay.limits import RECENT_FRAMES, UNACKED_BYTES
 from relay.observe.metrics import Metrics
@@ -150,8 +151,7 @@ class Delivery:
             case SessionStarted():
                 self._session(effect)
             case DeviceGone():
-                for line in self._lines.get(effect.device, ()):
-                    line.end(Fault.AUTH, "this device is no longer enrolled")
+                self._gone(effect)
             case MembershipChanged():
                 self._relisten(effect.user)
             case OutboxGrew():
@@ -217,11 +217,20 @@ class Delivery:
         if effect.nonce in self._awaited:
             self._started[effect.nonce] = effect
 
-    async def session_started(self, nonce: bytes) -> SessionStarted:
-        """Wait until the session's record is applied. The caller sets the deadline."""
+    def _gone(self, effect: DeviceGone) -> None:
+        _log.info("device_revoked", device=effect.device[:4].hex(), waited=effect.waited)
+        for line in self._lines.get(effect.device, ()):
+            line.end(Fault.REVOKED, DeviceRevoked().text)
+        if (seat := self._seats.get(effect.device)) is not None:
+            self._leave(seat)
+
+    async def session_started(self, nonce: bytes, device: bytes) -> SessionStarted:
+        """Wait until the session's record is applied. The caller sets the deadline. Raises DeviceRevoked."""
         self._awaited.add(nonce)
         try:
-            await self.wait_for(lambda: nonce in self._started)
+            await self.wait_for(lambda: nonce in self._started or device not in self.room.state.devices)
+            if nonce not in self._started:
+                raise DeviceRevoked
             return self._started[nonce]
         finally:
             self._awaited.discard(nonce)
@@ -352,8 +361,7 @@ class Delivery:
 
 
 class Frames:
-    """The WebSocket frames that deliver entries, the same for every recipient; the newest ones are kept, so that many
-    who catch up at the same time share them as well."""
+    """The WebSocket frames that deliver entries, the same for every recipient; who catches up shares the newest."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, bytes] = OrderedDict()  # by position

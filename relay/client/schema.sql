@@ -1,9 +1,16 @@
 -- The local store of one device. Times in Unix ms; keys, ids and content as raw bytes.
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 
--- who we and the others are
+-- who we and the others are; which of our keys count, the newest of our records says
+CREATE TABLE user_keys (seed BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE device_keys (
+    id BLOB PRIMARY KEY, seed BLOB NOT NULL,
+    private BLOB NOT NULL,  -- empty once nothing can come any more that was sealed for a key that was rotated
+    until INTEGER NOT NULL);  -- then; 0 while the key counts
 CREATE TABLE chain (version INTEGER PRIMARY KEY, signed BLOB NOT NULL);  -- our own home records, all of them
-CREATE TABLE records (user BLOB PRIMARY KEY, version INTEGER NOT NULL, signed BLOB NOT NULL);  -- the newest verified
+CREATE TABLE records (  -- the newest verified, our own included
+    user BLOB PRIMARY KEY, version INTEGER NOT NULL, signed BLOB NOT NULL,
+    former BLOB NOT NULL);  -- the device ids that the versions before listed and it does not
 
 -- what goes out: a send has letters (one per counter), a letter has parcels (one envelope each)
 CREATE TABLE counters (conversation BLOB PRIMARY KEY, next INTEGER NOT NULL);
@@ -65,5 +72,6 @@ CREATE TABLE groups (
 CREATE TABLE members (grp BLOB, user BLOB, cell TEXT NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (grp, user));
 CREATE TABLE sender_keys (
     kid BLOB, device BLOB, user BLOB NOT NULL, grp BLOB NOT NULL, version INTEGER NOT NULL, key BLOB NOT NULL,
+    stale INTEGER NOT NULL DEFAULT 0,  -- ours, and a device that has it was revoked: draw another one
     PRIMARY KEY (kid, device));
 CREATE INDEX sender_keys_group ON sender_keys (grp, device, version);

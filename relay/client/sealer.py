@@ -141,7 +141,7 @@ class Sealer:
         )  # fmt: skip
         if parcel.what != MAILBOX:
             key = db.execute(
-                "SELECT key FROM sender_keys WHERE grp=? AND version=? AND device=?",
+                "SELECT key FROM sender_keys WHERE grp=? AND version=? AND device=? ORDER BY stale, rowid DESC",
                 (parcel.address, parcel.version, own.device),
             ).fetchone()
             if key is None:  # an epoch so old that its key is gone
