@@ -118,6 +118,8 @@ class Federation:
         self.checks.lost()
         if not self._served():
             away = [device.name for device in self.authors.devices if not device.ready]
+            if self._not_told():
+                raise Violation(f"revoked, and served all the same: {', '.join(self._not_told())}")
             raise Violation(f"{self.options.heal:.0f} s after healing not served: {', '.join(away)}")
         if self.ledger.open():
             letter = self.ledger.open()[0]
@@ -135,7 +137,11 @@ class Federation:
         return [cell for cell in cells if not self.faults.whole(cell)]
 
     def _served(self) -> bool:
-        return all(device.ready for device in self.authors.devices)
+        return all(device.ready for device in self.authors.devices) and not self._not_told()
+
+    def _not_told(self) -> list[str]:
+        """Devices that were revoked, and are served all the same."""
+        return [device.name for device in self.authors.revoked if device.ready]
 
     async def _look(self) -> None:
         while True:
