@@ -26,6 +26,7 @@ from cluster.journal import RaftJournal, open_raft
 from cluster.journal.cell import majority_of
 from cluster.links import Links
 from cluster.readiness import MAJORITY, Readiness
+from cluster.rootfile import RootFile
 from cluster.stopping import Stop
 from cluster.switchboard import Switchboard
 from relay.core import records
@@ -82,6 +83,7 @@ class Kit:
     env: NodeEnv
     credentials: OwnCredentials
     ring: StorageRing
+    root: RootFile | None = None  # the simulator has no files
 
 
 class Node:
@@ -246,6 +248,7 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     metrics, switchboard = Metrics(), Switchboard()
     metrics.certificate_expires.set_function(lambda: kit.credentials.expires_ms / 1000)
+    metrics.root_fresh.set_function(lambda: (kit.root.trusted if kit.root else root).payload.fresh_until / 1000)
     readiness = Readiness(ready)
     control: list[CellControl | None] = [None]
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)

@@ -12,7 +12,9 @@
     │   │   └── ReturnedDevice a revoked device id in a later version
     │   ├── Overreach          the key that signed may not change that
     │   ├── Rollback
+    │   ├── MixAndMatch
     │   └── NotValidNow
+    │       └── Frozen
     ├── PeerError              another node did something wrong, or proved to be somebody else
     ├── ResidencyError         bytes that must not rest here; refused by the disk writer
     ├── OperatorError          a config, file, port or command that the operator can mend
@@ -96,8 +98,16 @@ class Rollback(TrustError):
     """An older version than one that was already seen."""
 
 
+class MixAndMatch(TrustError):
+    """Parts that are signed, but that were never published together."""
+
+
 class NotValidNow(TrustError):
     """Expired, or not valid yet."""
+
+
+class Frozen(NotValidNow):
+    """A root document whose timestamp has run out: somebody may be keeping newer ones away."""
 
 
 class PeerError(PosthouseError):

@@ -30,7 +30,7 @@ class Site:
     data: Path
     storage_key: Path
     root: Path
-    root_digest: str
+    federation_id: str
     top: Path
 
     def name(self, path: Path) -> str:
@@ -49,7 +49,7 @@ def read_site(config: Path, data: Path | None = None) -> Site:
         return Site(
             str(node["region"]), str(node["cell"]), str(node["name"]), config, looked_at,
             base / Path(paths["storage_key"]).expanduser(), base / Path(paths["root"]).expanduser(),
-            str(paths.get("root_digest", "")), base if looked_at.is_relative_to(base) and data is None else looked_at,
+            str(paths.get("federation_id", "")), base if looked_at.is_relative_to(base) and data is None else looked_at,
         )  # fmt: skip
     except OSError as error:
         raise OperatorError(f"{config}: {error.strerror}", "Name a node's node.toml") from None
@@ -96,18 +96,18 @@ def newest_root(sites: list[Site]) -> Root:
     roots: dict[bytes, Root] = {}
     for site in sites:
         try:
-            pinned = bytes.fromhex(site.root_digest) or None
+            pinned = bytes.fromhex(site.federation_id) or None
             root = verify_root(site.root.read_bytes(), 0, pinned)
         except OSError as error:
             raise OperatorError(f"{site.root}: {error.strerror}", f"{site.config} names it as the root") from None
         except (ProtocolError, ValueError) as error:
             raise OperatorError(f"{site.root} is no root document: {error}", f"{site.config} names it") from None
         roots[root.digest] = root
-    newest = max(roots.values(), key=lambda root: root.payload.version)
+    newest = max(roots.values(), key=lambda root: root.rank)
     for root in roots.values():
-        if root.payload.federation != newest.payload.federation:
+        if root.federation_id != newest.federation_id:
             what = f"nodes of two federations: {root.payload.federation} and {newest.payload.federation}"
             raise OperatorError(what, "Look at them one after the other")
-        if root.payload.version == newest.payload.version and root.digest != newest.digest:
-            raise TrustError(f"two different root documents of version {root.payload.version}")
+        if root.rank == newest.rank and root.digest != newest.digest:
+            raise TrustError(f"two different root documents of version {root.payload.version}: a fork")
     return newest

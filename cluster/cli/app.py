@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "user": "cluster.cli.users:user",
     "group": "cluster.cli.groups:group",
     "init": "cluster.cli.init:init",
+    "federation": "cluster.cli.federation:federation",
     "config": "cluster.cli.nodes:config",
     "node": "cluster.cli.nodes:node",
     "cell": "cluster.cli.cell:cell",

@@ -16,7 +16,7 @@ from typing import Annotated, Final, Union, get_args
 
 from msgspec import Meta
 
-from relay.core.codec import Decoder, Struct, digest, encode, pack
+from relay.core.codec import Decoder, Struct, encode, pack
 from relay.core.records import HandedAnswer
 from relay.core.shapes import CellName, Hash, Key, LogId, MaybeHash, Millis, Name, StoreId, UInt
 from relay.core.trust import Root
@@ -302,7 +302,7 @@ OVERHEAD: Final = 10  # bytes around a message at most: array of two, 64-bit id
 def federation_id(root: Root) -> bytes:
     """What LinkHello calls the federation: the same for every version of its root. It tells mistakes apart; who may
     speak for whom is proved by certificates."""
-    return digest(root.payload.federation.encode(), b"posthouse.fed")
+    return root.federation_id
 
 
 def encode_message(message: LinkMessage) -> bytes:

@@ -15,7 +15,7 @@ from relay.client import people
 from relay.client.card import Card
 from relay.client.errors import NotOwner, UnknownGroup
 from relay.client.outgoing import (
-    MAILBOX, PUBLISH, ROSTER, STORED, add_parcel, copy_to_added, has_other_devices, keep_news, new_send, next_counter,
+    MAILBOX, PUBLISH, ROSTER, add_parcel, copy_to_added, has_other_devices, keep_news, new_send, next_counter,
     split_parts, write_letters,
 )  # fmt: skip
 from relay.client.shapes import (
@@ -205,7 +205,7 @@ def queue_group_message(
     version = known_version(db, group)
     if not version:
         raise UnknownGroup(f"no group {group.hex()[:8]} is known here", "Wait for the invitation, or check the id")
-    _ensure_key(db, own, group, version, now, random_bytes)
+    ensure_key(db, own, group, version, now, random_bytes)
     sid = new_send(db, control=False)
     counter, mids = write_letters(db, sid, group, MESSAGE, split_parts(b"", group, name, content), now)
     for mid in mids:
@@ -213,9 +213,10 @@ def queue_group_message(
     return Sent(message_id(own.stem, group, counter), group, counter, sid)
 
 
-def _ensure_key(
+def ensure_key(
     db: Db, own: Own, group: bytes, version: int, now: int, random_bytes: Callable[[int], bytes]
 ) -> None:
+    """We have a sender key for this version of a group; if it is drawn now, every member is told."""
     found = db.execute(
         "SELECT 1 FROM sender_keys WHERE grp=? AND version=? AND device=? AND stale=0", (group, version, own.device)
     ).fetchone()
@@ -282,13 +283,6 @@ def _tell(
         _, mids = write_letters(db, sid, conversation, kind, hollow, now, first, news)
         for mid in mids:
             add_parcel(db, sid, mid, MAILBOX, user, _region(cell), own=user == own.user, only=only)
-
-
-def renew_own_keys(db: Db, own: Own, now: int, random_bytes: Callable[[int], bytes]) -> None:
-    """Our own keys were rotated: what is still on its way to groups may have to be sealed in the new name."""
-    unfinished = "SELECT DISTINCT address, version FROM parcels WHERE what=? AND state<?"
-    for group, version in db.execute(unfinished, (ROSTER, STORED)).fetchall():
-        _ensure_key(db, own, bytes(group), version, now, random_bytes)
 
 
 def devices_changed(

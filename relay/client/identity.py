@@ -19,7 +19,7 @@ from relay.client.card import Card
 from relay.client.outgoing import extend
 from relay.client.shapes import Effects, Own
 from relay.client.store import Db, Store, create, get, keep_device_key, keep_user_key, load_own, put
-from relay.core.trust import Device, HomePayload, HomeRecord, Root, request_home, verify_home, verify_root
+from relay.core.trust import Device, HomePayload, HomeRecord, Root, follow_root, request_home, verify_home, verify_root
 from relay.errors import BrokenChain, OperatorError, TrustError
 from relay.limits import DAY, MAX_CHAIN, MAX_DEVICES, MINUTE
 
@@ -101,21 +101,15 @@ def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> int:
 
 
 def update_root(path: Path, signed: bytes, now_ms: int | None = None) -> Root:
-    """Put a newer signed root into a store, verified against the old one; the same one again is fine.
+    """Put a newer root document into a store, verified against the old one; the same one again is fine.
 
     Raises TrustError and its kinds; then the store is as it was."""
 
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
 
     def work(db: Db) -> Root:
-        pinned = get(db, "root_digest")
-        old = verify_root(get(db, "root"), 0, pinned=pinned)  # an old one that ran out still names who may follow it
-        try:
-            return verify_root(signed, now, pinned=pinned)
-        except TrustError:  # it is another one: then it has to follow
-            root = verify_root(signed, now, prev=old)
+        root = follow_root(signed, get(db, "root"), now, get(db, "federation"))
         put(db, "root", root.signed)
-        put(db, "root_digest", root.digest)
         return root
 
     with closing(Store(path)) as store:
@@ -194,7 +188,7 @@ def fill(
     last = chain[-1]
     for key, value in {
         "root": root.signed,
-        "root_digest": root.digest,
+        "federation": root.federation_id,
         "user": last.user,
         "region": last.payload.region.encode(),
         "cell": last.cell.encode(),

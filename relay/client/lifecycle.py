@@ -13,13 +13,12 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
-from relay.client import groups
 from relay.client.card import Card
 from relay.client.identity import (
     RandomBytes, Registrar, Seeds, ask, fill, following, identity, take, take_records, user_key_of,
 )  # fmt: skip
 from relay.client.shapes import Own
-from relay.client.store import Store, create, keep_device_key, keep_user_key, load_own
+from relay.client.store import Store, create, keep_device_key, keep_user_key
 from relay.core.trust import Device, HomeRecord, verify_home, verify_root
 from relay.errors import OperatorError, StoreLocked
 
@@ -81,7 +80,6 @@ def rotate_device_keys(
         devices = tuple(new if device is old else device for device in chain[-1].devices)
         record = ask(registrar, following(chain, now_ms, devices=devices), user_key, chain, own.root)
         store.transact(lambda db: take(db, own, [record], now_ms))
-        store.transact(lambda db: groups.renew_own_keys(db, load_own(db, now_ms), now_ms, random_bytes))
     return record
 
 

@@ -25,7 +25,7 @@ from nacl.signing import SigningKey
 
 from relay.client.errors import ClientClosed
 from relay.client.shapes import Own
-from relay.core.trust import read_home, verify_root
+from relay.core.trust import read_home, reopen_root
 from relay.errors import OperatorError, StoreDamaged, StoreError, StoreForeign, StoreLocked
 from relay.limits import MIB
 
@@ -315,7 +315,7 @@ def keep_device_key(db: Db, signing: SigningKey, private: bytes) -> None:
 def load_own(db: Db, now_ms: int) -> Own:
     """Who this store is for. Its keys are those that the newest of our records lists that lists any of them: if it is
     not the newest of all, the device was revoked. Raises TrustError where the root does not hold (any more)."""
-    root = verify_root(get(db, "root"), now_ms, pinned=get(db, "root_digest"))
+    root = reopen_root(get(db, "root"), now_ms, pinned=get(db, "federation"))
     db.execute("UPDATE device_keys SET private=x'' WHERE until>0 AND until<?", (now_ms,))
     rows = db.execute("SELECT id, seed, private FROM device_keys").fetchall()
     keys = {bytes(key): (bytes(seed), bytes(private)) for key, seed, private in rows}

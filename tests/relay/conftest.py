@@ -12,7 +12,7 @@ from nacl.signing import SigningKey
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.mailroom import Mailroom
-from relay.core.trust import Root, RootCell, RootPayload, RootRegion, sign_root, verify_root
+from relay.core.trust import Root, RootCell, RootRegion
 from relay.core.wire import Code
 from relay.delivery import Delivery
 from relay.errors import Refused
@@ -23,16 +23,15 @@ from relay.observe.metrics import Metrics
 from relay.office import Office
 from relay.steward import Steward
 from tests.relay.core.mailroom.conftest import FAR, START, User, device_id
+from tests.roots import verified_root
 
 CELL, ABROAD = "norden/1", "sauda/1"
 
 
 def make_root() -> Root:
     registrar = bytes(SigningKey(digest(b"registrar")).verify_key)
-    keeper = SigningKey(digest(b"root"))
     regions = tuple(RootRegion(name.split("/")[0], b"", registrar, (RootCell(name, ()),)) for name in (CELL, ABROAD))
-    payload = RootPayload(1, "test", 1, b"", FAR, (bytes(keeper.verify_key),), 1, regions)
-    return verify_root(sign_root(payload, [keeper]), START)
+    return verified_root(regions, FAR)
 
 
 class FakeEnv:

@@ -121,7 +121,8 @@ class Connection:
             raise Violation(f"{device.name}: the cursor {welcome.cursor} lies past everything received ({log.top})")
         device.cursor = max(device.cursor, welcome.cursor)
         device.confirmed = True
-        person.known = max(person.known, welcome.home_version)
+        if welcome.home_version > person.known:
+            person.known, person.known_at = welcome.home_version, trio.current_time()
         if 0 < device.revoked_in <= welcome.home_version:
             raise Violation(f"{device.name} is served, and version {device.revoked_in}, which its home has, revoked it")
         self.began_ms = device.clock.monotonic_ms()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from collections import Counter
@@ -31,6 +32,7 @@ from tests.simulation.world import Trace, Violation, World, simulate
 
 OUR_MISTAKES = ("connection_crashed", "link_handler_failed")  # what code logs when it did not expect an exception
 LOOK_S = 1.0  # seconds between two looks at everything
+GONE_S = 20.0  # seconds after healing in which a revoked device is to be told so, if its home knows of it
 HANGS_S = 120.0  # seconds of a processor that a world may take, where it is not made for more
 
 
@@ -112,6 +114,8 @@ class Federation:
         began = trio.current_time()
         while not (self._served() and not self.ledger.open() and not self.ledger.missing() and not self._broken()):
             await trio.sleep(LOOK_S)
+            if trio.current_time() - began > GONE_S and self._not_told(before=trio.current_time() - GONE_S):
+                break
             if trio.current_time() - began > self.options.heal:
                 break
         self.world.trace("healed", round(trio.current_time() - began, 3))
@@ -139,9 +143,13 @@ class Federation:
     def _served(self) -> bool:
         return all(device.ready for device in self.authors.devices) and not self._not_told()
 
-    def _not_told(self) -> list[str]:
-        """Devices that were revoked, and are served all the same."""
-        return [device.name for device in self.authors.revoked if device.ready]
+    def _not_told(self, before: float = math.inf) -> list[str]:
+        """Devices that were revoked, by a version that their home had before that time, and are served all the same."""
+        return [
+            device.name
+            for device in self.authors.revoked
+            if device.ready and device.revoked_in <= device.person.known and device.person.known_at < before
+        ]
 
     async def _look(self) -> None:
         while True:

@@ -21,13 +21,12 @@ from relay.core.trust.homes import (
     check_current,
 )
 from relay.core.trust.root import (
-    RootNode,
-    RootCell,
-    RootRegion,
+    Delegation,
     RootPayload,
     Root,
-    sign_root,
     verify_root,
+    reopen_root,
+    follow_root,
 )
 from relay.core.trust.rosters import (
     RosterCell,
@@ -40,6 +39,12 @@ from relay.core.trust.rosters import (
     verify_roster,
     verify_part,
     make_part,
+)
+from relay.core.trust.statement import (
+    RootNode,
+    RootCell,
+    Policy,
+    RootRegion,
 )
 
 __all__ = [
@@ -55,13 +60,12 @@ __all__ = [
     "verify_home",
     "verify_chain",
     "check_current",
-    "RootNode",
-    "RootCell",
-    "RootRegion",
+    "Delegation",
     "RootPayload",
     "Root",
-    "sign_root",
     "verify_root",
+    "reopen_root",
+    "follow_root",
     "RosterCell",
     "RosterHead",
     "Member",
@@ -72,4 +76,8 @@ __all__ = [
     "verify_roster",
     "verify_part",
     "make_part",
+    "RootNode",
+    "RootCell",
+    "Policy",
+    "RootRegion",
 ]

@@ -14,10 +14,11 @@ from nacl.signing import SigningKey
 from cluster.enrolment import read_records
 from cluster.local.book import Book
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootPayload, RootRegion, request_home, sign_root, verify_root,
+    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, request_home,
 )  # fmt: skip
 from relay.errors import BadSignature, BrokenChain, OperatorError, Overreach, ReturnedDevice, TrustError, VersionTaken
 from relay.limits import DAY
+from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
 USER, PAPER, REGISTRAR = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3))
@@ -26,9 +27,7 @@ USER, PAPER, REGISTRAR = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3))
 @pytest.fixture(scope="module")
 def root() -> Root:
     region = RootRegion("norden", b"", bytes(REGISTRAR.verify_key), (RootCell("norden/1", ()),))
-    key = SigningKey(bytes(32))
-    payload = RootPayload(1, "test", 1, b"", NOW + 400 * DAY, (bytes(key.verify_key),), 1, (region,))
-    return verify_root(sign_root(payload, [key]), NOW)
+    return verified_root([region], NOW + 400 * DAY)
 
 
 def device(number: int, since: int) -> Device:

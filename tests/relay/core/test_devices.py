@@ -12,11 +12,12 @@ from nacl.signing import SigningKey
 
 from relay.core.codec import digest
 from relay.core.trust import (
-    REVOKED_GRACE, Device, HomePayload, HomeRecord, Root, RootCell, RootPayload, RootRegion, read_home, sign_home,
-    sign_root, verify_chain, verify_home, verify_root,
+    REVOKED_GRACE, Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, read_home, sign_home,
+    verify_chain, verify_home,
 )  # fmt: skip
 from relay.errors import BadSignature, BrokenChain, Overreach, PosthouseError, ReturnedDevice, TrustError
 from relay.limits import DAY, MAX_FORMER
+from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
 
@@ -37,8 +38,7 @@ def make_root() -> Root:
     regions = tuple(
         RootRegion(name, b"", public(f"{name} registrar"), (RootCell(f"{name}/1", ()),)) for name in ("norden", "sauda")
     )
-    payload = RootPayload(1, "test", 1, b"", NOW + 400 * DAY, (public("root"),), 1, regions)
-    return verify_root(sign_root(payload, [key("root")]), NOW)
+    return verified_root(regions, NOW + 400 * DAY)
 
 
 ROOT = make_root()
