@@ -75,9 +75,9 @@ def _key(name: str, kind: int) -> SignerKey:
 
 def _request(number: int, now_ms: int) -> bytes:
     user, device = (SigningKey(digest(pack([number, what]), b"posthouse.bench")) for what in ("user", "device"))
-    devices = (Device(bytes(device.verify_key), crypto_scalarmult_base(bytes(device)), 1),)
+    devices = (Device(bytes(device.verify_key), crypto_scalarmult_base(bytes(device)), 1, b""),)
     payload = encode(HomePayload(1, b"", 1, b"", _REGION, f"{_REGION}/1", bytes(user.verify_key), devices, 0,
-                                 now_ms - MINUTE, now_ms + DAY))  # fmt: skip
+                                 now_ms - MINUTE, now_ms + DAY, b""))  # fmt: skip
     return pack([payload, user.sign(b"posthouse.home\x00" + payload).signature])
 
 

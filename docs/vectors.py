@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from nacl.signing import SigningKey
 
 from relay.client import Card
@@ -23,6 +24,7 @@ from relay.core.merkle import leaf_hash
 FILE = Path(__file__).with_name("vectors.json")
 
 USER_KEY, REGISTRAR, DEVICE, SECOND = (SigningKey(bytes([seed]) * 32) for seed in (1, 2, 3, 4))
+RECOVERY, NEXT_USER_KEY, THIRD = (SigningKey(bytes([seed]) * 32) for seed in (11, 12, 13))
 NOW = 1_700_000_000_000  # Unix ms
 AT = position(7, 3)
 LOG_ID = bytes(range(16))
@@ -46,22 +48,31 @@ def plain(value: Any) -> Any:
 
 # --- signed records ------------------------------------------------------------------------------
 def home_records() -> list[trust.HomePayload]:
-    devices = (trust.Device(public(DEVICE), bytes([5]) * 32, 1), trust.Device(public(SECOND), bytes([6]) * 32, 2))
-    expires = NOW + 31_536_000_000
-    first = trust.HomePayload(1, b"", 1, b"", "amber", "amber/1", public(USER_KEY), devices[:1], 0, NOW, expires)
+    one = trust.Device(public(DEVICE), bytes([5]) * 32, 1, b"")
+    two = trust.Device(public(SECOND), bytes([6]) * 32, 2, b"")
+    home, expires = ("amber", "amber/1"), NOW + 31_536_000_000
+    first = trust.HomePayload(1, b"", 1, b"", *home, public(USER_KEY), (one,), 0, NOW, expires, public(RECOVERY))
     user = digest(encode(first))
-    second = trust.HomePayload(1, user, 2, user, "amber", "amber/1", public(USER_KEY), devices, 0, NOW, expires)
-    return [first, second]
+    second = structs.replace(first, user=user, version=2, prev=user, devices=(one, two))
+    rotated = trust.Device(public(THIRD), bytes([10]) * 32, 2, two.id)  # new keys for one device, the other is lost
+    third = structs.replace(
+        second, version=3, prev=digest(encode(second)), user_key=public(NEXT_USER_KEY), devices=(rotated,)
+    )
+    return [first, second, third]
+
+
+SIGNERS = (USER_KEY, USER_KEY, RECOVERY)  # of the three
 
 
 def records() -> list[dict[str, Any]]:
     made = []
-    for payload in home_records():
-        signed = trust.sign_home(payload, USER_KEY, REGISTRAR)
+    for payload, signer in zip(home_records(), SIGNERS, strict=True):
+        signed = trust.sign_home(payload, signer, REGISTRAR)
         read = trust.read_home(signed)
         made.append({
             "what": f"home record, version {payload.version}",
-            "user_key_seed": bytes(USER_KEY).hex(), "registrar_key_seed": bytes(REGISTRAR).hex(),
+            "user_key_seed" if signer is USER_KEY else "recovery_key_seed": bytes(signer).hex(),
+            "registrar_key_seed": bytes(REGISTRAR).hex(),
             "fields": plain(payload), "payload": encode(payload).hex(), "digest": read.digest.hex(),
             "user": read.user.hex(), "signed": signed.hex(),
         })  # fmt: skip
@@ -87,7 +98,7 @@ def envelope() -> bytes:
 
 def messages() -> list[Struct]:
     """One of each message, the client's first."""
-    first, second = (trust.sign_home(payload, USER_KEY, REGISTRAR) for payload in home_records())
+    first, second = (trust.sign_home(payload, USER_KEY, REGISTRAR) for payload in home_records()[:2])
     user = trust.read_home(first).user
     signature = DEVICE.sign(wire.challenge_bytes(challenge(), user, public(DEVICE))).signature
     own, receipt = envelope_id(envelope()), wire.Code.STORED

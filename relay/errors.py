@@ -4,10 +4,13 @@
     ├── ClientError            the peer on a client connection did something wrong
     │   ├── ProtocolError      bytes that break the protocol; the connection ends
     │   ├── AuthError          the proof of a device key did not hold
+    │   │   └── DeviceRevoked  a newer home record does not list it any more
     │   └── Refused            one request was refused; the connection goes on
     ├── TrustError             a signature, chain, version or expiry did not hold; never retried
     │   ├── BadSignature
     │   ├── BrokenChain
+    │   │   └── ReturnedDevice a revoked device id in a later version
+    │   ├── Overreach          the key that signed may not change that
     │   ├── Rollback
     │   ├── MixAndMatch
     │   ├── NotValidNow
@@ -22,6 +25,7 @@
     ├── PeerError              another node did something wrong, or proved to be somebody else
     ├── ResidencyError         bytes that must not rest here; refused by the disk writer
     ├── OperatorError          a config, file, port or command that the operator can mend
+    │   ├── VersionTaken       two home records of one version were asked for
     │   ├── ConfigError        carries every finding at once
     │   └── StoreError         a store that is locked, foreign, newer or damaged
     │       ├── StoreLocked
@@ -61,6 +65,13 @@ class AuthError(ClientError):
     """The device could not prove its key, or may not be served here."""
 
 
+class DeviceRevoked(AuthError):
+    """A newer home record of the user does not list the device any more."""
+
+    def __init__(self) -> None:
+        super().__init__("this device was revoked: the newest home record of its user does not list it any more")
+
+
 class Refused(ClientError):
     """One request was refused with an outcome `code` (relay.core.wire.Code); the connection goes on."""
 
@@ -80,6 +91,14 @@ class BadSignature(TrustError):
 
 class BrokenChain(TrustError):
     """A version does not follow from the one before it."""
+
+
+class ReturnedDevice(BrokenChain):
+    """A home record lists a device id that an older version had revoked."""
+
+
+class Overreach(TrustError):
+    """A version changes what the key that signed it may not change."""
 
 
 class Rollback(TrustError):
@@ -140,6 +159,10 @@ class ResidencyError(PosthouseError):
 
 class OperatorError(PosthouseError):
     """Something the operator can mend: a config, a file, a port, a command."""
+
+
+class VersionTaken(OperatorError):
+    """Another version of that number was signed already: two devices of a user made it at the same time."""
 
 
 class ConfigError(OperatorError):

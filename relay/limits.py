@@ -54,6 +54,7 @@ DISK_DEADLINE_S: Final = 30.0  # seconds one database call may take; a disk that
 
 # --- per user ------------------------------------------------------------------------------------
 MAX_DEVICES: Final = 32  # devices in one home record; a wrap is about 100 bytes in every envelope
+MAX_FORMER: Final = 256  # device ids of a user that were revoked or rotated: who verifies keeps them, 72 bytes each
 MAX_CHAIN: Final = 256  # home records in one chain
 MAX_MEMBERS: Final = 10_000  # members of a roster in this first form
 MAX_MAILBOX: Final = 64 * MIB  # bytes waiting in one mailbox; past it MAILBOX_FULL, a final outcome

@@ -16,7 +16,9 @@ from relay.core.route import route
 from relay.core.trust import HomeRecord, Root, check_current, verify_chain
 from relay.core.wire import Code, Fault
 from relay.delivery import Delivery, send_receipt
-from relay.errors import AuthError, Overloaded, ProtocolError, Refused, ResidencyError, RolledBack, TrustError
+from relay.errors import (
+    AuthError, DeviceRevoked, Overloaded, ProtocolError, Refused, ResidencyError, RolledBack, TrustError,
+)  # fmt: skip
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
 from relay.observe.metrics import Metrics
@@ -62,6 +64,8 @@ class Office:
             raise AuthError(f"the home records do not hold: {error.text}", error.remedy) from None
         enrolled = state.devices.get(device)
         if enrolled is None or enrolled.user != user:
+            if state.users[user].record.stem(device) is not None:
+                raise DeviceRevoked
             raise AuthError("this device is not enrolled", "Enrol it with a newer home record")
 
     async def _enrol(self, newest: HomeRecord, known: HomeRecord | None, chain: Sequence[bytes]) -> None:
@@ -91,7 +95,7 @@ class Office:
         room, log_id = self._delivery.room, self.identity.log_id
         device = room.state.devices.get(line.device)
         if device is None:
-            raise AuthError("this device is no longer enrolled")
+            raise DeviceRevoked
         version = room.state.users[line.user].record.version
         if not hello.receive:
             self._delivery.attach(line)
@@ -100,7 +104,7 @@ class Office:
         session = records.Session(line.device, self.identity.node, nonce, cursor)
         self._intake.offer([records.encode_record(session)])
         with trio.move_on_after(_APPLY_S) as scope:
-            started = await self._delivery.session_started(nonce)
+            started = await self._delivery.session_started(nonce, line.device)
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the session's start in time")
         if cursor > started.position:  # asked only now: this node may have been behind the others
@@ -110,6 +114,8 @@ class Office:
                 "Do not go on; tell the operator that an older copy of the log is being served",
             )
         if line.device not in room.state.devices or room.state.devices[line.device].session != nonce:
+            if line.device not in room.state.devices:
+                raise DeviceRevoked
             line.end(Fault.FENCED, "the device started a newer session")  # the first reason counts
             raise Refused(Fault.FENCED, "the device started a newer session")
         self._delivery.attach(line)

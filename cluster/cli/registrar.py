@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -16,6 +16,7 @@ from cluster.cli.region import authority_key_of, load_region
 from cluster.config_keys import Address
 from cluster.core.homelog import trust_of
 from cluster.core.tlog import Trust, VerifierKey
+from cluster.local import devices as life
 from cluster.local.home import Home, read_root
 from cluster.local.people import introduce
 from cluster.provision import write_public
@@ -26,8 +27,7 @@ from cluster.registrar.endpoints import caller
 from cluster.registrar.make import make_registrar
 from cluster.registrar.notebook import open_notebook
 from relay.client import Card
-from relay.client.changes import ask_revocation, ask_rotation, own_device, take_records
-from relay.client.identity import own_records
+from relay.client.identity import Registrar as Signer
 from relay.core.codec import encode, pack
 from relay.core.trust import RootRegion, read_home
 from relay.errors import OperatorError, PeerError, TrustError
@@ -160,13 +160,11 @@ async def _enrol(registrar: Registrar, request: bytes) -> tuple[Proof, bytes]:
 def revoke(device: str, name: str, at: Path, directory: Path) -> None:
     """Revoke a device of a user whose store is in --dir: log a home record without it.
 
-    DEVICE is NAME+DEVICE in --dir, or how the device's id begins, in hex. The record is signed with the user's key,
-    which is in the store of --as, so --as has to be another device of the user. Then the user's node learns of it: who
-    writes to the user from then on does not seal for that device. It keeps what it has, keys of groups included.
+    As `posthouse user revoke`, and signed by the running registrar instead of a key in --dir/secrets. --as is another
+    device of the user: the record is signed with the user's key, which is in its store.
     """
     home = Home(directory)
-    begins = own_device(home.store(device)) if device in home.names() else _hex(device)
-    _change(home, name, at, lambda store: ask_revocation(store, begins, now_ms()))
+    _tell(home, life.revoke(home, device, name, now_ms(), _asking(at)))
 
 
 @registrar.command()
@@ -176,34 +174,31 @@ def revoke(device: str, name: str, at: Path, directory: Path) -> None:
 def rotate(name: str, at: Path, directory: Path) -> None:
     """Give a user whose store is in --dir another user key: log a home record that names it, signed with the old one.
 
-    The new key is in the store of --as, and there only: further devices of the user keep the old one, with which
-    nothing can be signed any more. The registrar's own key, the log's and the witness's are the root document's to
-    change: a new log key is a new log, and after a new registrar's key old records verify no more.
+    As `posthouse user rotate`, and signed by the running registrar. The registrar's own key, the log's and the
+    witness's are the root document's to change: a new log key is a new log, and after a new registrar's key old records
+    verify no more.
     """
-    _change(Home(directory), name, at, lambda store: ask_rotation(store, now_ms()))
+    home = Home(directory)
+    _tell(home, life.rotate_user(home, name, now_ms(), _asking(at)))
 
 
-def _change(home: Home, name: str, at: Path, ask: Callable[[Path], bytes]) -> None:
-    store, registrar = home.store(name), Registrar.of(load_config(at, now_ms()))
+def _asking(at: Path) -> Signer:
+    """The running registrar, as the SDK asks one (relay.client.Registrar): what was signed before is logged, too."""
+    registrar = Registrar.of(load_config(at, now_ms()))
 
-    async def change() -> Proof:
-        await registrar.log_all(own_records(store))
-        proof, _ = await _enrol(registrar, ask(store))
-        return proof
+    async def log(request: bytes, before: Sequence[bytes]) -> bytes:
+        await registrar.log_all(before)
+        proof, _ = await _enrol(registrar, request)
+        return proof.records[len(before)]
 
-    proof = trio.run(change)
-    record = take_records(store, proof.records, now_ms())
+    return lambda request, before: trio.run(log, request, before)
+
+
+def _tell(home: Home, changed: life.Changed) -> None:
+    record = changed.record
     click.echo(f"Logged version {record.version}: {len(record.devices)} device(s)")
-    if not trio.run(introduce, home, name):
-        click.echo(f"No node of {record.payload.region} answers now; it learns of it when {name} connects.", err=True)
-
-
-def _hex(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        remedy = "Give NAME+DEVICE as `posthouse user list` has it, or how its id begins, in hex"
-        raise OperatorError(f"{text[:80]!r} is no device", remedy) from None
+    if not trio.run(introduce, home, changed.by):
+        click.echo(f"No node of {record.payload.region} answers now; it holds once {changed.by} connects.", err=True)
 
 
 @registrar.command()

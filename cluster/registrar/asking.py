@@ -22,6 +22,7 @@ from relay.core.codec import pack
 from relay.core.trust import HomeRecord, verify_home
 from relay.errors import (
     BadSignature, BrokenChain, NotValidNow, OperatorError, Overloaded, PeerError, PosthouseError, Rollback, TrustError,
+    VersionTaken,
 )  # fmt: skip
 from relay.limits import CHECKPOINT_FRESH_S, KIB, MAX_CHAIN
 
@@ -29,7 +30,7 @@ _KINDS: Final[dict[str, type[PosthouseError]]] = {
     kind.__name__: kind
     for kind in (
         BadProof, BadSignature, BrokenChain, LogError, Malformed, NotValidNow, OperatorError, Rollback,
-        TooFewWitnesses, TrustError, UnknownKey,
+        TooFewWitnesses, TrustError, UnknownKey, VersionTaken,
     )
 }  # fmt: skip
 

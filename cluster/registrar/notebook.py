@@ -1,6 +1,6 @@
 """An auditor's own directory: every checkpoint that it ever saw, and the log as far as it has replayed it.
 
-It keeps its own tiles and its own map, made from the entries alone, and the newest record of each user. So the next
+It keeps its own tiles and its own map, made from the entries alone, and the records of each user. So the next
 audit goes on where the last one stopped, and what the log once showed is held against what it shows now.
 """
 
@@ -23,7 +23,7 @@ from relay.journal.portal import Portal
 _KIND: Final = Kind("audit of a log", 0x50686175, 1)  # "Phau"
 _TABLES: Final = (
     *tables.TREES,
-    "CREATE TABLE users (user BLOB PRIMARY KEY, signed BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE users (user BLOB, version INTEGER, signed BLOB NOT NULL, PRIMARY KEY (user, version)) WITHOUT ROWID",
     "CREATE TABLE checkpoints (note BLOB PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL) WITHOUT ROWID",
     """CREATE TABLE replayed (one INTEGER PRIMARY KEY CHECK (one = 1), log TEXT NOT NULL, size INTEGER NOT NULL,
        epoch INTEGER NOT NULL, users INTEGER NOT NULL, time INTEGER NOT NULL)""",
@@ -58,8 +58,10 @@ class Notebook:
 
     async def newest(self, user: bytes) -> HomeRecord | None:
         """The newest record of a user that was replayed."""
-        rows = await self._db.run(fetch, "SELECT signed FROM users WHERE user = ?", (user,))
-        return read_home(rows[0][0]) if rows else None
+        newest: HomeRecord | None = None
+        for (signed,) in await self._db.run(fetch, "SELECT signed FROM users WHERE user = ? ORDER BY version", (user,)):
+            newest = read_home(signed, newest)  # with the devices that there were: none of them comes back
+        return newest
 
     async def put_in_map(self, records: Sequence[HomeRecord]) -> None:
         """These records are the newest of their users now. Not durable before `advance`."""
@@ -69,7 +71,7 @@ class Notebook:
         if not connection.in_transaction:
             connection.execute("BEGIN IMMEDIATE")
         tables.put_in_map(connection, self.crown, [(0, record) for record in records])
-        connection.executemany("REPLACE INTO users VALUES (?, ?)", [(r.user, r.signed) for r in records])
+        connection.executemany("REPLACE INTO users VALUES (?, ?, ?)", [(r.user, r.version, r.signed) for r in records])
 
     async def edge(self) -> dict[Tile, bytes]:
         """The tiles that what comes next goes into."""

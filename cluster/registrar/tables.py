@@ -135,13 +135,12 @@ def look(connection: Connection, crown: Crown, users: Sequence[tuple[bytes, int]
 
 
 def _find(connection: Connection, crown: Crown, user: bytes, version: int) -> Found:
-    newest: HomeRecord | None = None
-    for number, record in chain(connection, crown, user):
-        newest = newest or record
+    found, newest = list(chain(connection, crown, user)), None
+    for _, record in reversed(found):
+        newest = read_home(record.signed, newest)  # with the devices that there were: none of them comes back
+    for number, record in found:
         if record.version == version:
             return Found(newest, record, number)
-        if record.version < version:
-            break
     return Found(newest, None, 0)
 
 

@@ -24,7 +24,7 @@ from relay.client import people
 from relay.client.card import Card
 from relay.client.connection import BACKOFF_MAX_S, BACKOFF_S, HungUp, Seams, Socket, addresses, greet, tls_context
 from relay.client.desk import Desk
-from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, TooLarge
+from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, Revoked, TooLarge
 from relay.client.line import Line
 from relay.client.outgoing import ACCEPTED, QUEUED, STORED, queue_message, unfinished
 from relay.client.proving import receipts
@@ -299,7 +299,7 @@ class Messages(AsyncIterator[Message]):
 
     async def __anext__(self) -> Message:
         desk = self._desk
-        desk.check()
+        desk.check(unless=isinstance(desk.ended, Revoked))  # what a revoked device has it may still read
         if self._last is not None:
             settled, size = self._last
             await desk.run(lambda db: db.execute("DELETE FROM inbox WHERE seq=?", (settled,)), lazily=True)
@@ -307,10 +307,11 @@ class Messages(AsyncIterator[Message]):
             desk.inbox_bytes -= size
             desk.changed.ring()
         while not self._ahead:
-            desk.check()
+            desk.check(unless=isinstance(desk.ended, Revoked))
             armed = desk.mail.armed()
             self._ahead.extend(await desk.run(self._fetch, lazily=True))
             if not self._ahead:
+                desk.check()
                 await armed.wait()
         row, message = self._ahead.popleft()
         self._last = (row, len(message.content))

@@ -4,6 +4,7 @@
     ├── Refused ── SendRefused     one message was refused for good (`code`)
     │           └─ NotProven       a message was taken, and there is no signed receipt of it (`code`)
     ├── NotServed                  the node does not serve this device
+    │   └── Revoked                its user revoked it, or rotated its keys
     └── Fenced                     the same device started a newer session elsewhere
     OperatorError
     ├── BadCard, TooLarge, NotReceiving, NotOwner, UnknownGroup
@@ -45,6 +46,11 @@ class NotProven(Refused):
 
 class NotServed(AuthError):
     """The node does not serve this device: its key, its user's home, or the protocol's version."""
+
+
+class Revoked(NotServed):
+    """A newer home record of the user does not list this device (any more), or not under this key. What is in its store
+    stays readable."""
 
 
 class Fenced(AuthError):

@@ -21,7 +21,9 @@ from nacl.signing import VerifyKey
 
 from relay.core import wire
 from relay.core.wire import Fault
-from relay.errors import AuthError, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError
+from relay.errors import (
+    AuthError, DeviceRevoked, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError,
+)  # fmt: skip
 from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE
 
 _LOG_ID = 16  # bytes
@@ -215,6 +217,8 @@ def closing(error: Exception, state: State) -> Close:
     match error:
         case ProtocolError():
             return Close(Fault.PROTOCOL, str(error))
+        case DeviceRevoked():
+            return Close(Fault.REVOKED, str(error))
         case AuthError() | TrustError():
             return Close(Fault.AUTH, str(error))
         case Refused() if error.code >= wire.Code.UNREACHABLE or state is State.LIVE:

@@ -65,6 +65,7 @@ class Fault(IntEnum):
     TIMEOUT = 6  # handshake or idle deadline
     OVERLOADED = 7  # no room for another connection; see retry_after
     INTERNAL = 8  # the node is stopping because of its own trouble
+    REVOKED = 9  # a newer home record does not list the device any more: stop
 
 
 # --- client to server ----------------------------------------------------------------------------

@@ -72,8 +72,8 @@ class Office(Protocol):
 
     async def admit(self, user: bytes, device: bytes, records: Sequence[bytes]) -> None:
         """The device proved its key. Verifies `records`, appends newer home records and waits until they are applied.
-        Raises AuthError (Fault.AUTH) when the device is not enrolled, Refused (Fault.NOT_HOME) when its user is at home
-        elsewhere."""
+        Raises AuthError (Fault.AUTH) when the device is not enrolled, DeviceRevoked (Fault.REVOKED) when it is not any
+        more, Refused (Fault.NOT_HOME) when its user is at home elsewhere."""
 
     async def start(self, line: Line, hello: wire.Hello, nonce: bytes) -> Started:
         """Begin. `hello.receive`: appends SESSION(nonce), waits until it is applied, fences the older session.

@@ -69,6 +69,7 @@ class Ledger:
         self.letters: list[Letter] = []
         self._by_canary: dict[bytes, Letter] = {}
         self._by_id: dict[bytes, Letter] = {}
+        self._gone: set[str] = set()  # devices that were revoked
 
     def write(self, letter: Letter) -> None:
         self.letters.append(letter)
@@ -94,6 +95,14 @@ class Ledger:
                 letter = self._by_canary.get(canary)
                 if letter is not None:
                     yield letter
+
+    def gone(self, device: str) -> None:
+        """A device was revoked: what has not reached it need not, and of what it wrote nobody hears the outcome."""
+        self._gone.add(device)
+        for letter in self.letters:
+            letter.required.discard(device)
+            if letter.sender == device and letter.stored is None:
+                letter.required.clear()
 
     # --- what the relay answers ----------------------------------------------------------------------
     def answered(self, device: str, letter: Letter, code: int, cell: str) -> None:
@@ -140,4 +149,4 @@ class Ledger:
 
     def open(self) -> list[Letter]:
         """Letters whose sender still waits for an outcome."""
-        return [letter for letter in self.letters if not letter.settled]
+        return [letter for letter in self.letters if not letter.settled and letter.sender not in self._gone]

@@ -86,6 +86,8 @@ def derive(seed: int, **fixed: Any) -> Options:
     }  # fmt: skip
     # rule 15 counts on it: no clock is ahead of another by the window, of regions that are wrong to both sides neither
     chosen["skew_ms"] = min(chosen["skew_ms"], chosen["limits"].get("ADMISSION_WINDOW", 10 * MINUTE) / 3)
+    coming = Random(f"{seed}/devices")  # of its own: the other draws stay what they were
+    every |= {kind: round(coming.uniform(5.0, 40.0), 6) for kind in ("revoke", "rotate") if coming.random() < 0.45}
     shape = Random(f"{seed}/nodes")
     chosen["nodes"] = shape.choice([1, 3, 3, 3])
     if fixed.get("nodes", chosen["nodes"]) > 1:  # such cells talk even where nothing happens: smaller, shorter worlds

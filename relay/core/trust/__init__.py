@@ -7,11 +7,14 @@ Verify the exact bytes first, then parse them. Nothing here signs anything that 
 from __future__ import annotations
 
 from relay.core.trust.homes import (
+    REVOKED_GRACE,
     Device,
+    Former,
     HomePayload,
     HomeRecord,
     sign_home,
-    endorse_home,
+    request_home,
+    endorse_request,
     read_home,
     verify_home,
     verify_chain,
@@ -45,11 +48,14 @@ from relay.core.trust.statement import (
 )
 
 __all__ = [
+    "REVOKED_GRACE",
     "Device",
+    "Former",
     "HomePayload",
     "HomeRecord",
     "sign_home",
-    "endorse_home",
+    "request_home",
+    "endorse_request",
     "read_home",
     "verify_home",
     "verify_chain",

@@ -53,7 +53,7 @@ ROOT = make_root()
 
 
 def device(seed: bytes, since: int = 1) -> Device:
-    return Device(bytes(SigningKey(seed).verify_key), bytes(PrivateKey(seed).public_key), since)
+    return Device(bytes(SigningKey(seed).verify_key), bytes(PrivateKey(seed).public_key), since, b"")
 
 
 def user_key(number: int) -> SigningKey:
@@ -63,7 +63,7 @@ def user_key(number: int) -> SigningKey:
 def first(number: int, **more: Any) -> HomePayload:
     payload = HomePayload(
         1, b"", 1, b"", "norden", "norden/1", bytes(user_key(number).verify_key), (device(number.to_bytes(31) + b"d"),),
-        0, NOW - 60_000, NOW + 365 * DAY,
+        0, NOW - 60_000, NOW + 365 * DAY, b"",
     )  # fmt: skip
     return structs.replace(payload, **more)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from importlib.resources import files
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,6 @@ from relay.client.receipts import (
     KEPT, TRIES, open_wants, receipt_level, receipts_of, take_receipts, want_receipt, want_receipts,
 )  # fmt: skip
 from relay.client.shapes import Effects
-from relay.client.store import _connect, create
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.receipts import Missing, verify_receipt
@@ -101,16 +99,6 @@ def test_what_comes_is_kept_and_a_final_no_ends_it(db: sqlite3.Connection) -> No
     db.execute("UPDATE receipts SET rowid=rowid+? WHERE sid=2", (KEPT,))
     outcome(db, parcel(db, 2), Code.STORED)
     assert receipts_of(db, 1) == ([], [], False), "the oldest went"
-
-
-def test_an_older_store_has_the_tables_made(tmp_path: Path) -> None:
-    create(tmp_path / "s", lambda db: None)
-    before = sqlite3.connect(tmp_path / "s")
-    before.executescript("DROP TABLE receipts; DROP TABLE proving;")
-    before.close()
-    db = _connect(tmp_path / "s")
-    assert receipts_of(db, 1) == ([], [], False) and receipt_level(db, 1) == 0
-    db.close()
 
 
 def test_what_a_node_says_is_kept_if_it_holds_and_was_asked_for() -> None:
