@@ -287,8 +287,8 @@ class Federation:
         self.dials = 0
         self.skew = 0  # ms that the servers' clock is ahead of the clients'
 
-    def signed_root(self, prev: Root | None = None, keepers: str = "root") -> bytes:
-        """A root document, or the one after `prev`."""
+    def signed_root(self, prev: Root | None = None, keepers: str = "root", news_ms: int | None = None) -> bytes:
+        """A root document, or the one after `prev`; `news_ms`: until when it is news."""
         regions = tuple(
             RootRegion(
                 region, b"", bytes(key.verify_key),
@@ -296,7 +296,8 @@ class Federation:
             )
             for region, key in self.keys.items()
         )  # fmt: skip
-        return signed_root(regions, NOW + 10**12, before=prev.signed if prev else None, keepers=keepers)
+        before = prev.signed if prev else None
+        return signed_root(regions, NOW + 10**12, before=before, keepers=keepers, news_ms=news_ms)
 
     @property
     def now(self) -> int:

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +20,11 @@ from relay.client.outgoing import take_counters
 from relay.client.people import learn, newest, own_chain
 from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
 from relay.core.trust import read_home, verify_chain
-from relay.errors import BrokenChain, OperatorError, Rollback, StoreDamaged, StoreError, StoreForeign, TrustError
+from relay.errors import (
+    BrokenChain, Frozen, OperatorError, Rollback, StoreDamaged, StoreError, StoreForeign, TrustError,
+)  # fmt: skip
 from tests.relay.client.fake_cell import NOW, Federation
+from tests.relay.client.helpers import opened
 
 
 @pytest.fixture
@@ -274,6 +279,25 @@ async def test_rollback_and_fork_of_a_record_are_refused(world: Federation, tmp_
     kept = await store.run(lambda db: newest(db, own, card.user))
     assert kept is not None and kept.signed == chains[0][1] == read_home(chains[0][1]).signed
     store.close()
+
+
+async def test_a_root_that_is_no_news_any_more_is_used_on_and_not_taken_in(
+    world: Federation, tmp_path: Path, autojump_clock: Any
+) -> None:
+    user(world, tmp_path / "a")
+    stale = world.signed_root(world.root, news_ms=NOW + 1000)
+    update_root(tmp_path / "a", stale, NOW)
+    with structlog.testing.capture_logs() as logs:
+        await trio.sleep(2)
+        async with opened(world, tmp_path / "a"):
+            pass
+    assert [entry["log_level"] for entry in logs if entry["event"] == "root_stale"] == ["warning"]
+    assert update_root(tmp_path / "a", stale, NOW + 1000).payload.version == 2, "it has that one"
+    with pytest.raises(Frozen, match="timestamp version 2 has expired"):
+        new_user(
+            tmp_path / "b", root=stale, region="norden", cell="norden/1", registrar=world.registrars["norden"],
+            now_ms=NOW + 1000,
+        )  # fmt: skip
 
 
 async def test_a_newer_root(world: Federation, tmp_path: Path) -> None:
