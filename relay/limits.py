@@ -157,5 +157,6 @@ CHECKPOINT_FRESH_S: Final = 600  # seconds: how old the newest checkpoint may be
 HTTP_REQUEST_S: Final = 10.0  # seconds from a request's first byte to its last, and for its answer to be taken
 HTTP_ANSWER_S: Final = 30.0  # seconds until a request that waits (for a batch, for witnesses) is given up
 HTTP_IDLE_S: Final = 60.0  # seconds a connection may rest between two requests
+HTTP_CROWDED_S: Final = 3.0  # the same where half of all connections are taken: who is idle makes room
 HTTP_CONNECTIONS: Final = 256  # connections to one face of a registrar; each may hold one body
 MAX_HTTP_HEAD: Final = 8 * KIB  # bytes of request line and headers

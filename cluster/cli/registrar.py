@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from relay.journal.portal import open_portal
 from relay.observe.logs import configure_logs
 
 _PATH = click.Path(path_type=Path)
+_SWITCH_S = 0.0005  # as a node's: SQLite's thread does not wait 5 ms for trio's
 _at = click.option(
     "--at", "at", type=_PATH, required=True, envvar="POSTHOUSE_REGISTRAR", show_envvar=True,
     help="The registrar's directory, or its registrar.toml.",
@@ -105,6 +107,7 @@ def run(path: Path) -> None:
     """
     config = load_config(path, now_ms())
     configure_logs(config.log_level, region=config.region, node="registrar")
+    sys.setswitchinterval(_SWITCH_S)
     from cluster.registrar.run import run_registrar
 
     async def until_stopped() -> None:

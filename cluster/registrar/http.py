@@ -16,7 +16,9 @@ import structlog
 import trio
 
 from relay.errors import PeerError
-from relay.limits import HTTP_ANSWER_S, HTTP_CONNECTIONS, HTTP_IDLE_S, HTTP_REQUEST_S, MAX_HTTP_HEAD
+from relay.limits import (
+    HTTP_ANSWER_S, HTTP_CONNECTIONS, HTTP_CROWDED_S, HTTP_IDLE_S, HTTP_REQUEST_S, MAX_HTTP_HEAD,
+)  # fmt: skip
 
 _log = structlog.get_logger("cluster.registrar.http")
 TEXT: Final = "text/plain; charset=utf-8"
@@ -62,7 +64,7 @@ async def serve_http(
             return
         async with limiter:
             try:
-                await _serve_connection(stream, site, wrap)
+                await _serve_connection(stream, site, wrap, limiter)
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError, PeerError):
                 pass  # whoever asked has gone, or was never there
             finally:
@@ -74,14 +76,17 @@ async def serve_http(
         task_status.started()
 
 
-async def _serve_connection(transport: trio.abc.Stream, site: Site, wrap: Wrap | None) -> None:
+async def _serve_connection(
+    transport: trio.abc.Stream, site: Site, wrap: Wrap | None, limiter: trio.CapacityLimiter
+) -> None:
     stream = transport
     if wrap is not None:
         with trio.fail_after(HTTP_REQUEST_S):
             stream = await wrap(transport)
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HTTP_HEAD)
     while True:
-        reply, head = await _one(connection, stream, site)
+        crowded = limiter.available_tokens < HTTP_CONNECTIONS // 2
+        reply, head = await _one(connection, stream, site, HTTP_CROWDED_S if crowded else HTTP_IDLE_S)
         if reply is None:
             return
         with trio.fail_after(HTTP_REQUEST_S):
@@ -92,11 +97,14 @@ async def _serve_connection(transport: trio.abc.Stream, site: Site, wrap: Wrap |
         connection.start_next_cycle()
 
 
-async def _one(connection: h11.Connection, stream: trio.abc.Stream, site: Site) -> tuple[Reply | None, bool]:
-    """Read a request and answer it; and whether only the head was asked for. None at the end of the connection."""
+async def _one(
+    connection: h11.Connection, stream: trio.abc.Stream, site: Site, idle_s: float
+) -> tuple[Reply | None, bool]:
+    """Read a request, which begins within `idle_s`, and answer it; and whether only the head was asked for. None at the
+    end of the connection."""
     request: h11.Request | None = None
     body, most = bytearray(), 0
-    deadline = trio.CancelScope(deadline=trio.current_time() + HTTP_IDLE_S)
+    deadline = trio.CancelScope(deadline=trio.current_time() + idle_s)
     with deadline:
         while True:
             try:

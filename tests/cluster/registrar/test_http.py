@@ -11,7 +11,7 @@ from trio.testing import MemorySendStream, MockClock, memory_stream_pair
 
 from cluster.registrar.http import Caller, Reply, serve_http
 from relay.errors import PeerError
-from relay.limits import HTTP_ANSWER_S, HTTP_IDLE_S, HTTP_REQUEST_S, MAX_HTTP_HEAD
+from relay.limits import HTTP_ANSWER_S, HTTP_CONNECTIONS, HTTP_CROWDED_S, HTTP_IDLE_S, HTTP_REQUEST_S, MAX_HTTP_HEAD
 
 Pair = trio.StapledStream[MemorySendStream, trio.testing.MemoryReceiveStream]
 
@@ -106,6 +106,17 @@ async def test_nobody_holds_a_connection_for_nothing(autojump_clock: MockClock) 
         assert trio.current_time() - begun <= HTTP_REQUEST_S + HTTP_ANSWER_S + 4
         assert await read_all(silent) == b""
         assert trio.current_time() - begun <= HTTP_IDLE_S + 2
+
+
+async def test_who_is_idle_makes_room_in_a_crowd(autojump_clock: MockClock) -> None:
+    async with serving() as doors:
+        idle = [await doors.dial() for _ in range(HTTP_CONNECTIONS)]
+        turned_away = await doors.dial()
+        assert await read_all(turned_away) == b""
+        begun = trio.current_time()
+        assert await read_all(idle[-1]) == b""
+        assert trio.current_time() - begun <= HTTP_CROWDED_S + 2
+        assert await Caller("echo", doors.dial).ask("GET", "/echo") == (200, b"GET /echo ")
 
 
 async def test_a_caller_gives_up_and_dials_anew(autojump_clock: MockClock) -> None:
