@@ -8,6 +8,7 @@
     ├── TrustError             a signature, chain, version or expiry did not hold; never retried
     │   ├── BadSignature
     │   ├── BrokenChain
+    │   ├── NotReleased
     │   ├── Rollback
     │   └── NotValidNow
     ├── PeerError              another node did something wrong, or proved to be somebody else
@@ -71,6 +72,10 @@ class BadSignature(TrustError):
 
 class BrokenChain(TrustError):
     """A version does not follow from the one before it."""
+
+
+class NotReleased(TrustError):
+    """A move that the region which is left has not agreed to."""
 
 
 class Rollback(TrustError):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import trio
 
+from cluster.enrolment import read_records, release_enrolment, sign_enrolment
 from cluster.local.home import Home, check_name
 from cluster.provision import write_public
-from relay.client import Card, add_device, new_user, open_client
+from relay.client import Card, add_device, ask_to_move, new_user, open_client, take_records
+from relay.client.identity import own_records
+from relay.core.trust import read_home
 from relay.errors import OperatorError, TrustError
 
 INTRODUCE_S: Final = 5.0  # seconds; a node on this machine answers in milliseconds
@@ -33,10 +37,32 @@ def create_user(home: Home, name: str, region: str, now_ms: int) -> Card:
 def create_device(home: Home, name: str, of: str, now_ms: int) -> Card:
     """A further device, `of+name`, of a user who has a store here. Raises OperatorError."""
     known, card = home.store(of), card_of(home, of)
-    registrar = home.registrar(card.region)
+    registrar = home.registrar(read_home(own_records(known)[-1]).payload.region)
     store = _new_store(home, f"{of.partition('+')[0]}+{check_name(name)}")
     add_device(store, of=known, registrar=registrar, now_ms=now_ms)
     write_public(store.parent / "card", f"{card}\n".encode())
+    return card
+
+
+def move_user(home: Home, name: str, cell: str, now_ms: int) -> Card:
+    """Move a user who has a store here to another cell, with the keys of both registrars, which are kept here. All
+    devices of the user that have a store here know it at once; the others learn it from the cell that is left.
+    Raises OperatorError, TrustError."""
+    request, before = ask_to_move(home.store(name), cell=cell, now_ms=now_ms)
+    root, left = home.root(now_ms), read_home(before[-1]).payload.region
+    _, released = release_enrolment(request, before, root, home.registrar(left), now_ms)
+    entered = home.registrar(cell.partition("/")[0])
+    return take_move(home, name, read_records(sign_enrolment(released, before, root, entered, now_ms)[1]), now_ms)
+
+
+def take_move(home: Home, name: str, records: Sequence[bytes], now_ms: int) -> Card:
+    """Put a user's newer signed records into the stores of all of the user's devices that are kept here, and the region
+    where the user is at home into their cards."""
+    user, _, _ = name.partition("+")
+    for store in [one for one in home.names() if one.partition("+")[0] == user]:
+        record = take_records(home.store(store), records, now_ms)
+        card = Card(record.payload.region, record.user)
+        write_public(home.store(store).parent / "card", f"{card}\n".encode())
     return card
 
 

@@ -7,11 +7,11 @@ from relay.client.client import Client, Messages, open_client
 from relay.client.errors import (
     BadCard, ClientClosed, Fenced, NotOwner, NotReceiving, NotServed, SendRefused, TooLarge, UnknownGroup,
 )  # fmt: skip
-from relay.client.identity import add_device, new_user, update_root
+from relay.client.identity import add_device, ask_to_move, new_user, take_records, update_root
 from relay.client.shapes import MAX_CONTENT, Failure, Group, Message, Sent, Stats
 
 __all__ = [
     "BadCard", "Card", "Client", "ClientClosed", "Failure", "Fenced", "Group", "MAX_CONTENT", "Message", "Messages",
     "NotOwner", "NotReceiving", "NotServed", "SendRefused", "Sent", "Stats", "TooLarge", "UnknownGroup", "add_device",
-    "new_user", "open_client", "update_root",
+    "ask_to_move", "new_user", "open_client", "take_records", "update_root",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +18,10 @@ from relay.client.card import Card
 from relay.client.outgoing import extend
 from relay.client.shapes import Effects, Own
 from relay.client.store import Db, Store, create, get, load_own, put
-from relay.core.trust import Device, HomePayload, HomeRecord, Root, sign_home, verify_home, verify_root
+from relay.core.codec import encode, pack
+from relay.core.trust import (
+    Device, HomePayload, HomeRecord, Root, ask_home, sign_home, verify_asked, verify_home, verify_root,
+)
 from relay.errors import OperatorError, TrustError
 from relay.limits import DAY, MAX_CHAIN, MAX_DEVICES, MINUTE
 
@@ -66,6 +69,44 @@ def add_device(
 
         store.transact(enrol)
     return Card(record.payload.region, record.user)
+
+
+def ask_to_move(path: Path, *, cell: str, now_ms: int) -> tuple[bytes, list[bytes]]:
+    """What the user whose store is `path` has to ask two registrars for to be at home in `cell`: (payload, signature by
+    the user key), to be released by the one and signed by the other, and the records that it follows. Offline; nothing
+    changes until `take_records`.
+
+    Raises OperatorError (at home there already), TrustError (the root has no such cell)."""
+    with closing(Store(path)) as store:
+        own, user_key, chain = store.transact(lambda db: _identity(db, now_ms))
+    last = chain[-1]
+    if last.cell == cell:
+        raise OperatorError(f"the user is at home in {cell} already", "Nothing to do")
+    if last.version >= MAX_CHAIN:
+        raise OperatorError(f"the user has {last.version} versions", "No more fit: enrol anew")
+    old = last.payload
+    payload = HomePayload(
+        1, last.user, old.version + 1, last.digest, cell.partition("/")[0], cell, old.user_key, old.devices,
+        old.move_epoch + 1, now_ms - MINUTE, now_ms + LIFETIME,
+    )  # fmt: skip
+    data = encode(payload)
+    signature = ask_home(data, user_key)
+    verify_asked(data, signature, own.root, last)
+    return pack([data, signature]), [record.signed for record in chain]
+
+
+def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> HomeRecord:
+    """Put newer signed home records of its own user into a store; returns the newest. A client that has the store open
+    follows it, to another cell if it says so. Raises TrustError and its kinds; then the store is as it was."""
+
+    def work(db: Db) -> HomeRecord:
+        own = load_own(db, now_ms)
+        record = people.learn(db, own, own.user, records, now_ms)
+        extend(db, own, record, Effects())
+        return record
+
+    with closing(Store(path)) as store:
+        return store.transact(work)
 
 
 def own_records(path: Path) -> list[bytes]:
@@ -135,8 +176,6 @@ def _fill(db: Db, root: Root, user_key: SigningKey, seeds: _Seeds, chain: list[H
         "root": root.signed,
         "root_digest": root.digest,
         "user": last.user,
-        "region": last.payload.region.encode(),
-        "cell": last.cell.encode(),
         "user_seed": bytes(user_key),
         "device_seed": bytes(seeds.signing),
         "encryption_private": seeds.private,

@@ -25,7 +25,7 @@ from nacl.signing import SigningKey
 
 from relay.client.errors import ClientClosed
 from relay.client.shapes import Own
-from relay.core.trust import verify_root
+from relay.core.trust import read_home, verify_root
 from relay.errors import OperatorError, StoreDamaged, StoreError, StoreForeign, StoreLocked
 from relay.limits import MIB
 
@@ -311,10 +311,13 @@ def put_cursor(db: Db, log_id: bytes, cursor: int) -> None:
 
 
 def load_own(db: Db, now_ms: int) -> Own:
-    """Who this store is for. Raises TrustError where the root does not hold (any more)."""
+    """Who this store is for, at home where the newest of its records says. Raises TrustError where the root does not
+    hold (any more)."""
     root = verify_root(get(db, "root"), now_ms, pinned=get(db, "root_digest"))
     signing = SigningKey(get(db, "device_seed"))
+    signed = db.execute("SELECT signed FROM chain ORDER BY version DESC LIMIT 1").fetchone()[0]
+    home = read_home(bytes(signed)).payload
     return Own(
         user=get(db, "user"), device=bytes(signing.verify_key), signing=signing, private=get(db, "encryption_private"),
-        region=get(db, "region").decode(), cell=get(db, "cell").decode(), root=root,
+        region=home.region, cell=home.cell, root=root,
     )  # fmt: skip
