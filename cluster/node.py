@@ -74,6 +74,11 @@ class OwnUsers:
         known = self.delivery.room.state.users.get(user)
         return known.chain[after:] if known else []
 
+    def moved(self, user: bytes) -> tuple[list[bytes], bool]:
+        """The records of a user who has left, and whether the new home has confirmed them."""
+        moved = self.delivery.room.state.moved.get(user)
+        return (moved.chain, moved.confirmed) if moved else ([], False)
+
 
 @dataclass(frozen=True)
 class Kit:
@@ -107,8 +112,9 @@ class Node:
         journal.disk.renew_checkpoint = self.steward.renew
         abroad = LinksAbroad(links, own.cell)
         self._office = Office(identity, config.root, delivery, self._intake, directory, abroad, metrics)
-        self._reception = Reception(delivery, self._intake, self._office, directory)
+        self._reception = Reception(config.root, delivery, self._intake, self._office, directory)
         self._forwarders = Forwarders(journal, delivery, self._intake, links, metrics, env)
+        self._forwarders.taken_over = lambda header: directory.stale(header.to)
         limits = config.limits
         self._gateway = Gateway(
             self._office, env, metrics, max_connections=_room(limits.connections), drain_s=limits.drain_s,

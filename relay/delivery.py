@@ -7,7 +7,7 @@ it loses nothing and delays nobody (DESIGN section 8).
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,11 +20,13 @@ from relay.core.frames import server_frame
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import (
     Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, SessionStarted,
+    UserMoved,
 )
-from relay.core.mailroom.state import Entry, Notice, Source
+from relay.core.mailroom.state import Entry, Notice
 from relay.core.wire import Code, Fault
 from relay.gateway.api import Line
-from relay.limits import RECENT_FRAMES, UNACKED_BYTES
+from relay.kept import Frames, notice_frame
+from relay.limits import UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Clock, Journal
 
@@ -152,6 +154,8 @@ class Delivery:
             case DeviceGone():
                 for line in self._lines.get(effect.device, ()):
                     line.end(Fault.AUTH, "this device is no longer enrolled")
+            case UserMoved():
+                self._moved(effect)
             case MembershipChanged():
                 self._relisten(effect.user)
             case OutboxGrew():
@@ -217,11 +221,27 @@ class Delivery:
         if effect.nonce in self._awaited:
             self._started[effect.nonce] = effect
 
-    async def session_started(self, nonce: bytes) -> SessionStarted:
-        """Wait until the session's record is applied. The caller sets the deadline."""
+    def _moved(self, effect: UserMoved) -> None:
+        """The devices of a user who has left are told where to."""
+        for device in effect.devices:
+            for line in self._lines.get(device, ()):
+                line.end(Fault.NOT_HOME, "this user is at home elsewhere", records=effect.chain)
+            seat = self._seats.get(device)
+            if seat is not None:
+                self._leave(seat)
+
+    async def session_started(self, nonce: bytes, check: Callable[[], None]) -> SessionStarted:
+        """Wait until the session's record is applied. The caller sets the deadline. Raises what `check` does: it is
+        asked while the session has not started."""
         self._awaited.add(nonce)
+
+        def begun() -> bool:
+            if nonce not in self._started:
+                check()
+            return nonce in self._started
+
         try:
-            await self.wait_for(lambda: nonce in self._started)
+            await self.wait_for(begun)
             return self._started[nonce]
         finally:
             self._awaited.discard(nonce)
@@ -351,29 +371,6 @@ class Delivery:
         return self._frames.make(item, source, block) if sources.find(item.source) == source else None
 
 
-class Frames:
-    """The WebSocket frames that deliver entries, the same for every recipient; the newest ones are kept, so that many
-    who catch up at the same time share them as well."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[int, bytes] = OrderedDict()  # by position
-        self._bytes = 0
-
-    def find(self, entry: Entry) -> bytes | None:
-        return self._kept.get(entry.position)
-
-    def make(self, entry: Entry, source: Source, block: Block) -> bytes:
-        """The frame for an entry whose record, `source`, lies in `block`."""
-        envelope = reading.envelope_of(reading.record_of(block, source))
-        frame = server_frame(wire.encode_deliver(entry.position, envelope))
-        if entry.position not in self._kept:
-            self._kept[entry.position] = frame
-            self._bytes += len(frame)
-        while self._bytes > RECENT_FRAMES:
-            self._bytes -= len(self._kept.popitem(last=False)[1])
-        return frame
-
-
 async def no_checkpoint(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Nobody saves any."""
     await trio.lowlevel.checkpoint()
@@ -384,9 +381,3 @@ def send_receipt(line: Line, items: Sequence[wire.ReceiptItem]) -> None:
     """Queue a receipt. Where there is no room the line ends: the client submits again and gets the same outcomes."""
     if not line.push([server_frame(wire.encode_message(wire.Receipt(tuple(items))))]):
         line.end(Fault.OVERLOADED, "the client does not read its receipts")
-
-
-def notice_frame(notice: Notice) -> bytes:
-    """The WebSocket frame of a notice."""
-    message = wire.Notice(notice.position, notice.id, notice.code, notice.newest, notice.cell)
-    return server_frame(wire.encode_message(message))

@@ -5,6 +5,7 @@
     │   ├── ProtocolError      bytes that break the protocol; the connection ends
     │   ├── AuthError          the proof of a device key did not hold
     │   └── Refused            one request was refused; the connection goes on
+    │       └── MovedAway      the device's user is at home elsewhere: carries the records that say so
     ├── TrustError             a signature, chain, version or expiry did not hold; never retried
     │   ├── BadSignature
     │   ├── BrokenChain
@@ -60,6 +61,14 @@ class Refused(ClientError):
         super().__init__(text, remedy)
         self.code = code
         self.retry_after_ms = retry_after_ms
+
+
+class MovedAway(Refused):
+    """The device's user has moved: the connection ends with the signed home `records` that say where to."""
+
+    def __init__(self, code: int, text: str, records: tuple[bytes, ...]) -> None:
+        super().__init__(code, text, "Connect to a node of that cell")
+        self.records = records
 
 
 class TrustError(PosthouseError):

@@ -13,10 +13,12 @@ from relay.core.codec import digest
 from relay.core.envelope import To, envelope_id, read_header
 from relay.core.frames import server_frame
 from relay.core.route import route
-from relay.core.trust import HomeRecord, Root, check_current, verify_chain
+from relay.core.trust import HomeRecord, Root, check_current, read_home, verify_chain
 from relay.core.wire import Code, Fault
 from relay.delivery import Delivery, send_receipt
-from relay.errors import AuthError, Overloaded, ProtocolError, Refused, ResidencyError, RolledBack, TrustError
+from relay.errors import (
+    AuthError, MovedAway, Overloaded, ProtocolError, Refused, ResidencyError, RolledBack, TrustError,
+)
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
 from relay.observe.metrics import Metrics
@@ -47,13 +49,13 @@ class Office:
     async def admit(self, user: bytes, device: bytes, records_: Sequence[bytes]) -> None:
         """See relay.gateway.api.Office."""
         state = self._delivery.room.state
-        known = state.users.get(user)
-        record = known.record if known else None
+        record, chain = self._known(user)
         try:
             if records_:
                 newest = verify_chain(records_, self._root, self._delivery.time_ms(), user, record)
-                await self._enrol(newest, record, records_)
+                await self._enrol(newest, chain, records_)
                 record = newest
+            self._check_moved(user, device)
             if record is None:
                 raise Refused(Fault.NOT_HOME, "this user is not at home here", "Send the home records with AUTH")
             check_current(record, self._delivery.time_ms())
@@ -63,19 +65,34 @@ class Office:
         if enrolled is None or enrolled.user != user:
             raise AuthError("this device is not enrolled", "Enrol it with a newer home record")
 
-    async def _enrol(self, newest: HomeRecord, known: HomeRecord | None, chain: Sequence[bytes]) -> None:
-        """Append the versions that this cell does not have yet, and wait until they are applied."""
-        if newest.cell != self.identity.cell:
+    def _known(self, user: bytes) -> tuple[HomeRecord | None, list[bytes]]:
+        """The newest record of a user who is at home here, or was, and all of them."""
+        state = self._delivery.room.state
+        known = state.users.get(user) or state.moved.get(user)
+        return (known.record, known.chain) if known else (None, [])
+
+    def _check_moved(self, user: bytes, device: bytes) -> None:
+        """Raises MovedAway, with the records, where the device is one of a user who has left."""
+        moved = self._delivery.room.state.moved.get(user)
+        if moved is not None and device in [one.id for one in moved.record.devices]:
+            raise MovedAway(Fault.NOT_HOME, f"this user is at home in {moved.record.cell}", tuple(moved.chain))
+
+    async def _enrol(self, newest: HomeRecord, known: list[bytes], chain: Sequence[bytes]) -> None:
+        """Append the versions that this cell does not have yet, and wait until they are applied: one by one, or, where
+        the user comes from another cell or goes to one, all of them together."""
+        whole = [*known, *(signed for signed in chain if read_home(signed).version > len(known))]
+        own, cells = self.identity.cell, [read_home(signed).cell for signed in whole[max(0, len(known) - 1) :]]
+        if newest.cell != own and not known and own not in cells:
             raise Refused(Fault.NOT_HOME, f"this user is at home in {newest.cell}", "Connect to a node of that cell")
-        after = known.version if known else 0
-        if newest.version <= after:
+        if newest.version <= len(known):
             return
-        users = self._delivery.room.state.users
         refused: list[ResidencyError] = []
-        self._intake.offer([records.encode_record(records.Home(signed)) for signed in chain], refused.append)
-        await self._applied(
-            lambda: bool(refused) or (newest.user in users and users[newest.user].record.version >= newest.version)
-        )
+        if set(cells) == {own}:
+            fresh = [records.encode_record(records.Home(signed)) for signed in whole[len(known) :]]
+        else:
+            fresh = [records.encode_record(records.Move(tuple(whole)))]
+        self._intake.offer(fresh, refused.append)
+        await self._applied(lambda: bool(refused) or len(self._known(newest.user)[1]) >= newest.version)
         if refused:
             raise AuthError(f"the home records may not rest here: {refused[0].text}", "Ask the registrar")
 
@@ -90,6 +107,7 @@ class Office:
         room, log_id = self._delivery.room, self.identity.log_id
         device = room.state.devices.get(line.device)
         if device is None:
+            self._check_moved(line.user, line.device)
             raise AuthError("this device is no longer enrolled")
         version = room.state.users[line.user].record.version
         if not hello.receive:
@@ -99,7 +117,7 @@ class Office:
         session = records.Session(line.device, self.identity.node, nonce, cursor)
         self._intake.offer([records.encode_record(session)])
         with trio.move_on_after(_APPLY_S) as scope:
-            started = await self._delivery.session_started(nonce)
+            started = await self._delivery.session_started(nonce, lambda: self._check_moved(line.user, line.device))
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the session's start in time")
         if cursor > started.position:  # asked only now: this node may have been behind the others

@@ -37,6 +37,10 @@ class OwnUsers(Protocol):
     def chain(self, user: bytes, after: int) -> list[bytes]:
         """The signed records after version `after`, oldest first."""
 
+    def moved(self, user: bytes) -> tuple[list[bytes], bool]:
+        """All records of a user who has left for another cell, and whether that has confirmed that it has them and what
+        waited here; none where nobody of that id has."""
+
 
 class AsksCells(Protocol):
     """What the directory needs of cluster.links.Links."""
@@ -84,13 +88,16 @@ class FederationDirectory:
         """The newest verified record of `user`. `hint` is the region of the address card.
 
         Raises Refused with UNKNOWN_USER, UNKNOWN_REGION or UNREACHABLE; TrustError where an answer did not verify."""
-        own = self._own.home(user)
+        own = self._own.home(user) or self._leaving(user)
         return own if own is not None else (await self._foreign(user, hint)).record
 
     async def chain(self, user: bytes, hint: str, after: int) -> list[bytes]:
         """The signed records after version `after`, oldest first. Raises like `lookup`."""
         if self._own.home(user) is not None:
             return self._own.chain(user, after)
+        leaving = self._leaving(user)
+        if leaving is not None:
+            return self._own.moved(user)[0][after : leaving.version]
         known = await self._foreign(user, hint)
         if known.record.version <= after and self._make_stale(known):
             known = await self._foreign(user, hint)
@@ -108,9 +115,29 @@ class FederationDirectory:
     async def answer(self, peer: Peer, request: LookUp) -> Records:
         """What another cell is told: records of users at home here, and nothing about anybody else."""
         await trio.lowlevel.checkpoint()
-        if self._own.home(request.user) is None:
+        user, after = request.user, request.after
+        if self._own.home(user) is not None:
+            return Records(Code.STORED, tuple(self._own.chain(user, after)[:MAX_CHAIN]))
+        moved, _ = self._own.moved(user)
+        if not moved:
             return Records(Code.UNKNOWN_USER, ())
-        return Records(Code.STORED, tuple(self._own.chain(request.user, request.after)[:MAX_CHAIN]))
+        leaving = self._leaving(user)
+        return Records(Code.STORED, tuple(moved[after : leaving.version if leaving else len(moved)]))
+
+    def _leaving(self, user: bytes) -> HomeRecord | None:
+        """The last record by which a user was at home here, until the new home has the one after it and what waited:
+        whoever goes by it comes here, and is sent on in order (ADR 21)."""
+        moved, confirmed = self._own.moved(user)
+        if confirmed:
+            return None
+        records = (read_home(signed) for signed in reversed(moved))
+        return next((record for record in records if record.cell == self._cell), None)
+
+    def stale(self, user: bytes) -> None:
+        """A cell has sent on what we handed over: the user has moved. It is asked again before anything else goes."""
+        known = self._known.get(user)
+        if known is not None:
+            self._make_stale(known)
 
     # --- foreign users -----------------------------------------------------------------------------
     async def _foreign(self, user: bytes, hint: str) -> _Known:
@@ -149,7 +176,7 @@ class FederationDirectory:
         del self._failures[key]
 
     async def _fetch(self, user: bytes, hint: str) -> _Known:
-        old = self._known.get(user)
+        old = self._known.get(user) or self._gone(user)
         cells = self._cells(hint) if old is None else [old.record.cell]
         try:
             answer = await self._ask(cells, LookUp(user, old.record.version if old else 0))
@@ -164,6 +191,11 @@ class FederationDirectory:
         except TrustError as error:
             log.critical("home_record_refused", user=user[:4].hex(), cells=cells, reason=str(error))
             raise
+
+    def _gone(self, user: bytes) -> _Known | None:
+        """What our own log says of somebody who has left: where to ask, and what must not be fallen behind."""
+        moved, _ = self._own.moved(user)
+        return _Known(read_home(moved[-1]), tuple(moved), 0) if moved else None
 
     def _cells(self, hint: str) -> list[str]:
         """Where to ask. Raises Refused(UNKNOWN_REGION)."""

@@ -48,11 +48,16 @@ def move_user(home: Home, name: str, cell: str, now_ms: int) -> Card:
     """Move a user who has a store here to another cell, with the keys of both registrars, which are kept here. All
     devices of the user that have a store here know it at once; the others learn it from the cell that is left.
     Raises OperatorError, TrustError."""
+    return take_move(home, name, sign_move(home, name, cell, now_ms), now_ms)
+
+
+def sign_move(home: Home, name: str, cell: str, now_ms: int) -> tuple[bytes, ...]:
+    """The signed records of such a move; nobody knows them yet. Raises like `move_user`."""
     request, before = ask_to_move(home.store(name), cell=cell, now_ms=now_ms)
     root, left = home.root(now_ms), read_home(before[-1]).payload.region
     _, released = release_enrolment(request, before, root, home.registrar(left), now_ms)
     entered = home.registrar(cell.partition("/")[0])
-    return take_move(home, name, read_records(sign_enrolment(released, before, root, entered, now_ms)[1]), now_ms)
+    return read_records(sign_enrolment(released, before, root, entered, now_ms)[1])
 
 
 def take_move(home: Home, name: str, records: Sequence[bytes], now_ms: int) -> Card:
@@ -62,7 +67,9 @@ def take_move(home: Home, name: str, records: Sequence[bytes], now_ms: int) -> C
     for store in [one for one in home.names() if one.partition("+")[0] == user]:
         record = take_records(home.store(store), records, now_ms)
         card = Card(record.payload.region, record.user)
-        write_public(home.store(store).parent / "card", f"{card}\n".encode())
+        place = home.store(store).parent
+        write_public(fresh := place / f"card.{record.version}", f"{card}\n".encode())
+        fresh.replace(place / "card")
     return card
 
 

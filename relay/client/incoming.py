@@ -9,6 +9,7 @@ Functions of an open transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -21,6 +22,7 @@ from relay.client.store import Db, put_cursor
 from relay.client.streams import Streams, collect
 from relay.core import wire
 from relay.core.envelope import To, envelope_id, read_header
+from relay.core.trust import HomeRecord
 from relay.core.sealing import Opened, open_mailbox, open_roster, roster_key_id
 from relay.errors import BadSignature, ClientError, PosthouseError, ProtocolError, TrustError
 from relay.limits import MIB
@@ -103,10 +105,22 @@ class Incoming:
             new = [device.id for device in record.devices if device.id not in known]
             if user == self._own.user:
                 groups.pass_on(self._db, self._own, new, self._now, self.effects)
+                if record.cell != self._own.cell:
+                    self.settle_in(record)
+            elif before is not None and before.cell != record.cell:
+                groups.rehome(self._db, self._own, self._now)
         self.effects.post = True
         self._retry(_sender(user))
         self.effects.wanted.pop(user, None)  # whoever asks for this user does so now
         return record.version
+
+    def settle_in(self, record: HomeRecord) -> None:
+        """Our own user is at home in another cell, by a record that was verified before it was kept."""
+        self._own = replace(self._own, region=record.payload.region, cell=record.cell)
+        self.effects.moved = record
+        groups.detour(self._db, self._own, self.effects)
+        groups.rehome(self._db, self._own, self._now)
+        self.effects.post = True
 
     def unknown(self, user: bytes, hint: str, error: PosthouseError, server_now: int) -> list[str]:
         """Region `hint` has no believable record of `user`: what was to be sealed with it is refused, what came with it
@@ -190,6 +204,8 @@ class Incoming:
         record = people.newest(self._db, self._own, inner.user)
         if record is None or inner.device not in {device.id for device in record.devices}:
             raise _Wait(_sender(inner.user), record.payload.region if record else inner.region)
+        if inner.region != record.payload.region and groups.owns_with(self._db, self._own, inner.user):
+            self.effects.wanted[inner.user] = record.payload.region  # perhaps a member of ours has moved
 
     def _sort(self, opened: Opened) -> None:
         kind = opened.inner.kind

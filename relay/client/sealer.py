@@ -77,7 +77,7 @@ class Sealer:
     """Prepares batches. `offset` is the server's time less ours, ms; `carrier` this process."""
 
     def __init__(self, own: Own, random_bytes: Callable[[int], bytes], carrier: int) -> None:
-        self._own = own
+        self.own = own
         self._random = random_bytes
         self.carrier = carrier
         self.offset = 0
@@ -86,7 +86,7 @@ class Sealer:
     def prepare(self, db: Db, now: int, room: int, room_bytes: int) -> Prepared:
         """At most `room` envelopes of about `room_bytes` bytes, marked as sent."""
         out = Prepared()
-        skip = {user for user in self.unknown if not usable(newest(db, self._own, user), now + self.offset)}
+        skip = {user for user in self.unknown if not usable(newest(db, self.own, user), now + self.offset)}
         while room > 0 and room_bytes > 0:
             marks = ",".join("?" * len(skip))
             rows = db.execute(
@@ -133,7 +133,7 @@ class Sealer:
         return len(data) + len(hint) + 16
 
     def _seal(self, db: Db, parcel: _Parcel, now: int, skip: set[bytes], out: Prepared) -> bytes | None:
-        own, created = self._own, now + self.offset
+        own, created = self.own, now + self.offset
         expires = min(parcel.expires + self.offset, created + MAX_LIFETIME)
         inner = Inner(
             1, own.user, own.device, own.region, parcel.conversation, parcel.counter, parcel.kind, parcel.sent_ms,

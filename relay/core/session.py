@@ -21,7 +21,9 @@ from nacl.signing import VerifyKey
 
 from relay.core import wire
 from relay.core.wire import Fault
-from relay.errors import AuthError, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError
+from relay.errors import (
+    AuthError, MovedAway, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError,
+)
 from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE
 
 _LOG_ID = 16  # bytes
@@ -74,11 +76,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Send ERROR with this, then close."""
+    """Send MOVED, if there are `records`, and ERROR with this, then close."""
 
     fault: Fault
     text: str
     retry_after_ms: int = 0
+    records: tuple[bytes, ...] = ()
 
 
 Effect = Send | Admit | Ask | Close
@@ -214,6 +217,8 @@ def closing(error: Exception, state: State) -> Close:
             return Close(Fault.PROTOCOL, str(error))
         case AuthError() | TrustError():
             return Close(Fault.AUTH, str(error))
+        case MovedAway():
+            return Close(Fault.NOT_HOME, str(error), records=error.records)
         case Refused() if error.code >= wire.Code.UNREACHABLE or state is State.LIVE:
             return Close(Fault.OVERLOADED, str(error), error.retry_after_ms)
         case Refused():

@@ -230,8 +230,14 @@ class EphemeralFrom(Struct, frozen=True, tag=73):
     payload: Annotated[bytes, Meta(max_length=4096)]
 
 
+class Moved(Struct, frozen=True, tag=74):
+    """The device's user is at home elsewhere: the signed home records that say so, oldest first. ERROR follows."""
+
+    records: Annotated[tuple[bytes, ...], Meta(max_length=MAX_CHAIN)]
+
+
 ServerMessage = Union[
-    Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom
+    Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom, Moved
 ]
 decode_server: Decoder[ServerMessage] = Decoder(ServerMessage, "server message", 4 * MAX_FRAME)
 encode_message = encode

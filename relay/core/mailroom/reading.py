@@ -73,7 +73,7 @@ def envelope_of(record: records.Record) -> bytes:
     """The envelope bytes of a record that carries one."""
     if isinstance(record, records.Submit):
         return record.envelope
-    if isinstance(record, records.HandIn) and record.what == records.HANDIN_ENVELOPE:
+    if isinstance(record, records.HandIn) and record.what in (records.HANDIN_ENVELOPE, records.HANDIN_FORWARD):
         return record.item
     raise StoreDamaged("an entry points to a record that carries no envelope")
 

@@ -19,6 +19,7 @@ from relay.core.trust.homes import (
     verify_home,
     verify_asked,
     verify_chain,
+    verify_move,
     moves,
     check_current,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "verify_home",
     "verify_asked",
     "verify_chain",
+    "verify_move",
     "moves",
     "check_current",
     "RootNode",

@@ -216,6 +216,21 @@ def verify_chain(
     return record
 
 
+def verify_move(chain: Sequence[bytes], root: Root, known: HomeRecord | None = None) -> list[HomeRecord]:
+    """Verify all records of a user, from version 1 on: the records. What `known` says must be among them, if they go as
+    far. The newest may have run out: that it was signed is what counts for where mail goes.
+
+    Raises TrustError and its kinds."""
+    records: list[HomeRecord] = []
+    for signed in chain:
+        records.append(verify_home(signed, root, records[-1] if records else None))
+    if not records:
+        raise TrustError("no home record")
+    if known is not None and known.version <= len(records) and records[known.version - 1].digest != known.digest:
+        raise BrokenChain(f"two different home records of version {known.version}: a fork")
+    return records
+
+
 def check_current(record: HomeRecord, now_ms: int) -> None:
     """Raises NotValidNow outside not_before … expires."""
     if not record.payload.not_before <= now_ms < record.payload.expires:

@@ -57,7 +57,7 @@ class User:
         devices = prev.devices if prev else (Device(bytes(self.key.verify_key), bytes(32), 1),)
         payload = HomePayload(
             1, prev.user if prev else b"", version, prev.digest if prev else b"", region, self.cell,
-            bytes(self.key.verify_key), devices, mark, NOW - DAY, self.expires,
+            bytes(self.key.verify_key), devices, 0, NOW - DAY + mark, self.expires,
         )  # fmt: skip
         return sign_home(payload, self.key, registrar or REGISTRARS[region])
 
@@ -125,6 +125,10 @@ class Cells:
 class Own:
     def __init__(self) -> None:
         self.users: dict[bytes, User] = {}
+        self.left: dict[bytes, tuple[list[bytes], bool]] = {}
+
+    def moved(self, user: bytes) -> tuple[list[bytes], bool]:
+        return self.left.get(user, ([], False))
 
     def home(self, user: bytes) -> HomeRecord | None:
         return self.users[user].newest if user in self.users else None
