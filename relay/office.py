@@ -157,6 +157,8 @@ class Office:
                 home = homes.get(header.to)
                 if isinstance(home, Refused):
                     raise home
+                if home is not None and header.to_version > home.version:
+                    raise Refused(Code.UNREACHABLE, "the recipient's home does not have that version yet")
                 dest = route(header, self.identity.cell, home, self._root)
                 taken.append(records.encode_record(records.Submit(line.device, dest, item.envelope)))
                 ids.append(envelope_id(item.envelope))
@@ -172,26 +174,33 @@ class Office:
         """Where the recipients of a batch are at home: all are asked for at once, under one deadline, so that a region
         that does not answer holds a connection up for a short while only."""
         users, homes = self._delivery.room.state.users, dict[bytes, HomeRecord | Refused]()
-        foreign: dict[bytes, str] = {}
+        foreign: dict[bytes, tuple[str, int]] = {}  # hint, and the version that is spoken of
         for item in items:
             with suppress(ProtocolError):
                 header = read_header(item.envelope)
                 if header.kind is To.MAILBOX and header.to in users:
                     homes[header.to] = users[header.to].record
                 elif header.kind is To.MAILBOX:
-                    foreign.setdefault(header.to, item.hint)
+                    _, spoken = foreign.get(header.to, ("", 0))
+                    foreign[header.to] = (item.hint, max(spoken, header.to_version))
         for user in foreign:
             homes[user] = Refused(Code.UNREACHABLE, "the recipient's region did not answer in time")
         if foreign:
             with trio.move_on_after(_LOOKUPS_S):
                 async with trio.open_nursery() as nursery:
-                    for user, hint in foreign.items():
-                        nursery.start_soon(self._find_home, user, hint, homes)
+                    for user, (hint, version) in foreign.items():
+                        nursery.start_soon(self._find_home, user, hint, version, homes)
         return homes
 
-    async def _find_home(self, user: bytes, hint: str, homes: dict[bytes, HomeRecord | Refused]) -> None:
+    async def _find_home(
+        self, user: bytes, hint: str, version: int, homes: dict[bytes, HomeRecord | Refused]
+    ) -> None:
+        """Who seals for a newer version than is known here has heard of it elsewhere: its cell is asked again."""
         try:
-            homes[user] = await self._directory.lookup(user, hint)
+            homes[user] = home = await self._directory.lookup(user, hint)
+            if home.version < version:
+                await self._directory.chain(user, hint, home.version)
+                homes[user] = await self._directory.lookup(user, hint)
         except Refused as error:
             homes[user] = error
         except TrustError as error:

@@ -176,7 +176,7 @@ class FederationDirectory:
         del self._failures[key]
 
     async def _fetch(self, user: bytes, hint: str) -> _Known:
-        old = self._known.get(user) or self._gone(user)
+        old = self._newest(user)
         cells = self._cells(hint) if old is None else [old.record.cell]
         try:
             answer = await self._ask(cells, LookUp(user, old.record.version if old else 0))
@@ -192,10 +192,13 @@ class FederationDirectory:
             log.critical("home_record_refused", user=user[:4].hex(), cells=cells, reason=str(error))
             raise
 
-    def _gone(self, user: bytes) -> _Known | None:
-        """What our own log says of somebody who has left: where to ask, and what must not be fallen behind."""
-        moved, _ = self._own.moved(user)
-        return _Known(read_home(moved[-1]), tuple(moved), 0) if moved else None
+    def _newest(self, user: bytes) -> _Known | None:
+        """What is known, be it from our own log, of somebody who has left: where to ask, and what must not be fallen
+        behind."""
+        known, (moved, _) = self._known.get(user), self._own.moved(user)
+        if moved and (known is None or known.record.version < len(moved)):
+            return _Known(read_home(moved[-1]), tuple(moved), 0)
+        return known
 
     def _cells(self, hint: str) -> list[str]:
         """Where to ask. Raises Refused(UNKNOWN_REGION)."""
@@ -259,12 +262,13 @@ class FederationDirectory:
 
     def _cached(self, user: bytes) -> _Known | None:
         """What may be used without asking: fresh, or of a cell that there is no link to now. Never what has expired."""
-        known = self._known.get(user)
+        known = self._newest(user)
         if known is None or not self._valid(known.record):
             return None
         if known.fresh_until <= self._env.clock.monotonic_ms() and self._links.connected(known.record.cell):
             return None
-        self._known.move_to_end(user)
+        if user in self._known:
+            self._known.move_to_end(user)
         return known
 
     def _keep(self, record: HomeRecord, chain: tuple[bytes, ...], fresh_ms: int) -> _Known:

@@ -15,7 +15,7 @@ from tests.simulation.options import Options
 from tests.simulation.world import Violation, World
 
 _LOSSES = {"flip", "wipe", "lost_tail", "old_copy"}  # for a time when a cell is whole: waited for
-_HARMLESS = {"flap", "offline", "slow", "forget", "enrol", "regroup"}  # to what the nodes of a cell agree on
+_HARMLESS = {"flap", "offline", "slow", "forget", "enrol", "regroup", "move"}  # to what the nodes of a cell agree on
 
 
 class Faults:
@@ -309,6 +309,9 @@ class Faults:
         device.forget_cursor()
         device.switch(False)
         device.switch(True)
+
+    def _move(self, random: Random) -> None:
+        self.authors.move(random)
 
     def _enrol(self, random: Random) -> None:
         self.authors.enrol()

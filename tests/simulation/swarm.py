@@ -110,12 +110,13 @@ class Federation:
     async def _liveness(self) -> None:
         """Until everything has arrived; not longer than `heal`. Raises Violation."""
         began = trio.current_time()
-        while not (self._served() and not self.ledger.open() and not self.ledger.missing() and not self._broken()):
+        while not (self._served() and not self.ledger.open() and not self.ledger.missing() and not self._under_way()):
             await trio.sleep(LOOK_S)
             if trio.current_time() - began > self.options.heal:
                 break
         self.world.trace("healed", round(trio.current_time() - began, 3))
         self.checks.lost()
+        self.checks.at_home_once(self.nodes)
         if not self._served():
             away = [device.name for device in self.authors.devices if not device.ready]
             raise Violation(f"{self.options.heal:.0f} s after healing not served: {', '.join(away)}")
@@ -128,6 +129,11 @@ class Federation:
 
         if self._broken():
             raise Violation(f"{self.options.heal:.0f} s after healing not whole: {', '.join(self._broken())}")
+
+    def _under_way(self) -> bool:
+        """A cell is not whole yet, or has not handed over everything for who has left."""
+        rooms = [node.delivery.room for node in self.nodes if node.delivery is not None]
+        return bool(self._broken()) or any(moved.items for room in rooms for moved in room.state.moved.values())
 
     def _broken(self) -> list[str]:
         """Cells of several that are not whole."""

@@ -108,6 +108,11 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for key, roster in sorted(state.rosters.items())
         for w in roster.waiting
     )
+    yield from _between_cells(state)
+    yield "outcomes", _outcomes(state)
+
+
+def _between_cells(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "pending", (
         [key, p.device, p.remaining, p.newest, p.refused, list(p.origin or ())] for key, p in state.pending.items()
     )
@@ -142,7 +147,6 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for group, parked in sorted(box.parked.items())
         for key, item in sorted(parked.items.items())
     )
-    yield "outcomes", _outcomes(state)
 
 
 def _outcomes(state: State) -> Iterator[list[Any]]:
