@@ -103,7 +103,7 @@ class Group:
         self.regions |= {person.listed.partition('/')[0] for person in members}
         before = self.cells.get(self.version - 1, {})
         self.cells[self.version] = {person.id: person.listed for person in members}
-        stays = {person.id for person in members if before.get(person.id) == person.listed}  # who has moved is new there
+        stays = {person.id for person in members if before.get(person.id) == person.listed}
         self.since = {
             person.id: self.since[person.id] if person.id in stays else self.version for person in members
         }
