@@ -81,3 +81,8 @@ def envelope_of(record: records.Record) -> bytes:
 def to_carry(state: State, below: int) -> list[Source]:
     """The live sources that lie below block index `below`, oldest first."""
     return state.sources.below(below)
+
+
+def left_below(state: State) -> int:
+    """Below this block index lie envelopes for users who have left, of whom nothing waits any more; 0 for none."""
+    return max((moved.last + 1 for moved in state.moved.values() if moved.confirmed and not moved.items), default=0)
