@@ -84,6 +84,7 @@ class Shelf:
     transit_bytes: int = 0
     foreign: int = 0
     foreign_bytes: int = 0
+    left_behind: int = 0  # bytes of it, of users who have moved away
     in_the_open: int = 0
     files: int = 0
     file_bytes: int = 0
