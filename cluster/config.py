@@ -55,7 +55,7 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
     if isinstance(listen, ListenSection):
         findings += _check_listen(listen)
     if isinstance(paths, PathsSection):
-        root = check_root(paths.root, paths.root_digest, now_ms, findings)
+        root = check_root(paths, now_ms, findings)
         findings += check_secrets(paths)
         findings += check_data(paths.data)
     if isinstance(node, NodeSection) and isinstance(paths, PathsSection):

@@ -15,26 +15,31 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cluster.config_keys import ListenSection, NodeSection, PathsSection
-from cluster.pki import parse_certificate, renewal_of, renewal_of_authority, valid_until_ms
-from relay.core.trust import Root, RootNode, verify_root
+from cluster.kept import kept_root
+from cluster.pki import renewal_of, renewal_of_authority, valid_until_ms
+from relay.certificates import parse_certificate
+from relay.core.trust import Root, RootNode, follow_root
 from relay.errors import NotValidNow, OperatorError, PosthouseError
 from relay.journal.seal import StorageRing
 
 Finding: TypeAlias = tuple[str, str, str]  # where (dotted key), what, remedy
 
 
-def check_root(path: Path, pin: str, now_ms: int, findings: list[Finding]) -> Root | None:
-    """The verified root document; None, with the reason in `findings`, where there is none."""
+def check_root(paths: PathsSection, now_ms: int, findings: list[Finding]) -> Root | None:
+    """The verified root document, which is or follows what this node has trusted before; None, with the reason in
+    `findings`, where there is none."""
+    path, pin = paths.root, bytes.fromhex(paths.federation_id) or None
     data = _read(path, "paths.root", findings)
     if data is None:
         return None
     try:
-        return verify_root(data, now_ms, pinned=bytes.fromhex(pin) or None)
+        return follow_root(data, kept_root(paths.data), now_ms, pin)
     except NotValidNow as error:
-        findings.append(("paths.root", error.text, "Get the newer root document that the federation has signed"))
+        remedy = error.remedy or "Get the newer root document that the federation has signed"
+        findings.append(("paths.root", f"{path}: {error.text}", remedy))
     except PosthouseError as error:
         remedy = error.remedy or "Get the root document again, from somebody you trust"
-        findings.append(("paths.root_digest" if pin else "paths.root", f"{path}: {error.text}", remedy))
+        findings.append(("paths.federation_id" if pin else "paths.root", f"{path}: {error.text}", remedy))
     return None
 
 

@@ -67,14 +67,14 @@ class NodeSection(Struct, frozen=True):
 
 
 class PathsSection(Struct, frozen=True):
-    """Files, relative to the config file. `root_digest`: 64 hex digits that pin the root document, or empty."""
+    """Files, relative to the config file. `federation_id`: 64 hex digits that say whose root it must be, or empty."""
 
     root: Path
     data: Path
     storage_key: Path
     certificate: Path
     private_key: Path
-    root_digest: Digest = ""
+    federation_id: Digest = ""
 
 
 class ListenSection(Struct, frozen=True):

@@ -11,7 +11,7 @@ year: then the user asks again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_scalarmult
 from nacl.exceptions import CryptoError
@@ -52,11 +52,26 @@ def read_records(data: bytes) -> tuple[bytes, ...]:
 
 def asked_region(request: bytes, root: Root) -> str:
     """The region whose registrar has to sign. Raises OperatorError for what is no request, or of no such region."""
-    asked = _payload(request).region
+    asked = _unsigned(request).payload.region
     known = [region.name for region in root.payload.regions]
     if asked not in known:
         raise OperatorError(f"the federation has no region {asked!r}", f"Its regions are: {', '.join(known)}")
     return asked
+
+
+class Asked(NamedTuple):
+    """A request, parsed and not verified: its bytes, what it asks for, for whom, and the digest of the record to be."""
+
+    request: bytes
+    payload: HomePayload
+    user: bytes
+    digest: bytes
+
+
+def read_request(request: bytes) -> Asked:
+    """Raises OperatorError for what is no request."""
+    record = _unsigned(request)
+    return Asked(request, record.payload, record.user, record.digest)
 
 
 def sign_enrolment(
@@ -67,14 +82,28 @@ def sign_enrolment(
 
     Raises OperatorError (not well formed, another region's, keys that are none), TrustError and its kinds (a signature
     does not hold, or it does not follow)."""
-    payload = _payload(request)
-    _check_registrar(payload.region, root, registrar)
-    last = _last(before, root)
-    _check_keys(payload)
-    _check_moves(payload, last)
-    outer = _read_request(request)
-    asked = verify_asked(outer.payload, outer.user_signature, root, last, outer.release)
-    if last is not None and moves(asked, last) and not outer.release:
+    asked = read_request(request)
+    check_registrar(root, asked.payload.region, registrar)
+    record = sign_next(asked, _last(before, root), root, registrar, now_ms)
+    return record, pack([*before, record.signed])
+
+
+def check_registrar(root: Root, region: str, registrar: SigningKey) -> None:
+    """The root names this key for the region. Raises OperatorError."""
+    if bytes(registrar.verify_key) != root.region(region).registrar_key:
+        what = f"the root document names another registrar for {region} than the one whose key is here"
+        raise OperatorError(what, "Restore the key of `posthouse init region`, or take in the newer root")
+
+
+def sign_next(
+    asked: Asked, last: HomeRecord | None, root: Root, registrar: SigningKey, now_ms: int
+) -> HomeRecord:
+    """The same for a request after a verified record (None: for a new user) by the registrar of its region."""
+    _check_keys(asked.payload)
+    _check_moves(asked.payload, last)
+    outer = _read_request(asked.request)
+    wanted = verify_asked(outer.payload, outer.user_signature, root, last, outer.release)
+    if last is not None and moves(wanted, last) and not outer.release:
         raise OperatorError(
             f"the user is at home in {last.cell}, and {last.payload.region} has not released it",
             "Have its registrar run `posthouse user release` on the request first",
@@ -82,7 +111,7 @@ def sign_enrolment(
     signed = join_home(outer.payload, outer.user_signature, endorse_home(outer.payload, registrar), outer.release)
     record = verify_home(signed, root, last)
     _check_term(record, now_ms)
-    return record, pack([*before, signed])
+    return record
 
 
 def release_enrolment(
@@ -92,11 +121,11 @@ def release_enrolment(
     request with the release, for the registrar of the region that is entered.
 
     Raises like `sign_enrolment`."""
-    payload = _payload(request)
+    payload = read_request(request).payload
     last = _last(before, root)
     if last is None:
         raise OperatorError("a user is released from the home that it has", _BEFORE)
-    _check_registrar(last.payload.region, root, registrar)
+    check_registrar(root, last.payload.region, registrar)
     _check_keys(payload)
     _check_moves(payload, last)
     outer = _read_request(request)
@@ -113,12 +142,6 @@ def left_region(before: Sequence[bytes], root: Root) -> str:
     if last is None:
         raise OperatorError("no home record", _BEFORE)
     return last.payload.region
-
-
-def _check_registrar(region: str, root: Root, registrar: SigningKey) -> None:
-    if bytes(registrar.verify_key) != root.region(region).registrar_key:
-        what = f"the root document names another registrar for {region} than the one whose key is here"
-        raise OperatorError(what, "Restore the key of `posthouse init region`, or take in the newer root")
 
 
 def _check_term(record: HomeRecord, now_ms: int) -> None:
@@ -139,10 +162,10 @@ def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
     return last
 
 
-def _payload(request: bytes) -> HomePayload:
+def _unsigned(request: bytes) -> HomeRecord:
     try:
         outer = _read_request(request)
-        return read_home(join_home(outer.payload, outer.user_signature, bytes(64))).payload
+        return read_home(join_home(outer.payload, outer.user_signature, bytes(64)))
     except ProtocolError as error:
         raise OperatorError(f"no enrolment request: {error.text}", error.remedy or _AGAIN) from None
 

@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from cluster.core.linkwire import Peer
-from cluster.pki import identify, parse_certificate
+from cluster.pki import identify
+from relay.certificates import parse_certificate
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.mailroom.state import MovedUser, State
 from relay.core.shapes import CellName, Hash, LogId, Millis, Name, Signature, StoreId, UInt

@@ -1,4 +1,4 @@
-"""Making what a region runs on: its keys, certificates and config, and the signed root that names it.
+"""Making what a region runs on: its keys, certificates and configs, and what the signed root will say of it.
 
 Used by the federation on one machine (cluster.local) and by `posthouse init`. Secrets are written with mode 0600, and
 never over anything that exists.
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Final
 
 from nacl.signing import SigningKey
+from securesystemslib.signer import CryptoSigner
 
 from cluster.config_keys import Address
+from cluster.federation.keys import new_signer, public_bytes
 from cluster.pki import issue_node, make_authority
-from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, sign_root
+from relay.core.trust import RootCell, RootNode, RootRegion
 from relay.errors import OperatorError
-from relay.limits import DAY
 
 BOOTSTRAP: Final = "bootstrap"  # an empty file in the data directory of the node that is to make its cell's log
 SIZES: Final = (1, 3, 5)  # nodes of a cell
-ROOT_LIFETIME = 365 * DAY  # ms; a root that nobody renews must end some day, or a revoked key would live for ever
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,17 @@ class RegionKeys:
     authority: bytes  # X.509, DER
     authority_key: bytes  # PEM
     registrar: SigningKey
+    signer: CryptoSigner  # signs what the region says of itself in the root document
 
 
 def new_region_keys(region: str, secrets: Path, now_ms: int) -> RegionKeys:
     """New keys for `region`, kept in `secrets`. Raises OperatorError."""
     authority, authority_key = make_authority(region, now_ms=now_ms)
-    registrar = SigningKey.generate()
+    registrar, signer = SigningKey.generate(), new_signer()
     write_secret(secrets / f"{region}.authority.pem", authority_key)
     write_secret(secrets / f"{region}.registrar.key", bytes(registrar).hex().encode() + b"\n")
-    return RegionKeys(authority, authority_key, registrar)
+    write_signer(secrets / f"{region}.region.pem", signer)
+    return RegionKeys(authority, authority_key, registrar, signer)
 
 
 def check_size(nodes: int) -> None:
@@ -96,23 +98,6 @@ def region_entry(places: Sequence[Place], keys: RegionKeys) -> RootRegion:
     """What the root document says of the region that these nodes are the first cell of."""
     cell = RootCell(places[0].cell, tuple(place.entry() for place in places))
     return RootRegion(places[0].region, keys.authority, bytes(keys.registrar.verify_key), (cell,))
-
-
-def new_root(
-    federation: str, regions: Sequence[RootRegion], key: SigningKey, now_ms: int, prev: Root | None = None
-) -> bytes:
-    """Sign version 1 of a root document, or the one after `prev`, with one key (threshold 1)."""
-    payload = RootPayload(
-        format=1,
-        federation=prev.payload.federation if prev else federation,
-        version=prev.payload.version + 1 if prev else 1,
-        prev=prev.digest if prev else b"",
-        expires=now_ms + ROOT_LIFETIME,
-        keys=(bytes(key.verify_key),),
-        threshold=1,
-        regions=tuple(regions),
-    )
-    return sign_root(payload, [key])
 
 
 def write_node(
@@ -174,6 +159,12 @@ def load_signing_key(path: Path) -> SigningKey:
         raise OperatorError(f"{path}: {error.strerror}", "This key is kept by whoever ran `posthouse init`") from None
     except ValueError:
         raise OperatorError(f"{path} is not a key of 64 hex digits", "Restore it from where it is kept") from None
+
+
+def write_signer(path: Path, signer: CryptoSigner) -> None:
+    """A new private key, and the public one beside it as .pub, with the same mode. Raises OperatorError."""
+    write_secret(path, signer.private_bytes)
+    write_secret(path.with_suffix(".pub"), public_bytes(signer.public_key).hex().encode() + b"\n")
 
 
 def write_secret(path: Path, data: bytes) -> None:

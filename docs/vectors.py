@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nacl.signing import SigningKey
 
 from relay.client import Card
-from relay.core import sealing, trust, wire
-from relay.core.block import position
+from relay.core import receipts, sealing, trust, wire
+from relay.core.block import make_block, position
+from relay.core.book import Book, Taken, key
 from relay.core.codec import Struct, digest, encode
 from relay.core.envelope import Header, To, envelope_id, join
+from relay.core.merkle import leaf_hash
 
 FILE = Path(__file__).with_name("vectors.json")
 
@@ -96,6 +99,7 @@ def messages() -> list[Struct]:
         wire.Lookup(1, bytes([7]) * 32, "birch", 0),
         wire.Roster(b"a signed head", (("amber/1", b"a member list"),)),
         wire.Ephemeral(bytes([7]) * 32, "birch", b"typing"),
+        wire.Prove(2, "amber/1", (wire.Wanted(own, receipt, AT), wire.Wanted(bytes([7]) * 32, receipt, 0))),
         challenge(),
         wire.Welcome(LOG_ID, AT, NOW, 1, 64, 1_000, 131_072, 256),
         wire.Receipt((wire.ReceiptItem(own, receipt, position(8, 0), 2, "amber/1"),)),
@@ -107,7 +111,52 @@ def messages() -> list[Struct]:
         wire.Error(wire.Fault.FENCED, "the device started a newer session", 0),
         wire.EphemeralFrom(bytes([7]) * 32, public(DEVICE), b"typing"),
         wire.Moved((b"signed record",)),
+        wire.Proof(2, (proven_block(),), (receipts.Missing(bytes([7]) * 32, wire.Code.UNPROVEN),)),
     ]
+
+
+# --- receipts ------------------------------------------------------------------------------------
+NODE_KEYS = {"n1": SigningKey(bytes([10]) * 32), "n3": SigningKey(bytes([11]) * 32)}
+
+
+def proven_block() -> receipts.ProvenBlock:
+    """Block 7, which took two envelopes; n1 and n3 of three stand by it. Their certificates are only names here: what
+    an X.509 certificate must say is in the text."""
+    envelopes = (envelope(), join(encode(Header(1, To.MAILBOX, bytes([6]) * 32, 1, NOW, NOW + 60_000, 1)), b"another"))
+    book = Book("amber/1", LOG_ID)
+    taken = [
+        Taken(envelope_id(data), wire.Code.STORED, position(7, 3 + n), 2, 2, NOW + 60_000)
+        for n, data in enumerate(envelopes)
+    ]
+    book.keep(make_block(LOG_ID, 7, bytes(32), NOW, list(envelopes)), taken)
+    statement = book.statement(7) or b""
+    words = []
+    for place, (node, signing) in enumerate(NODE_KEYS.items()):
+        certificate, store = f"certificate of amber/1/{node}".encode(), bytes([place]) * 16
+        signature = bytes(signing.sign(receipts.signed_bytes(statement, store, certificate)).signature)
+        words.append(receipts.Attestation(store, certificate, signature))
+    block = book.prove(7, [key(envelope_id(envelope()), wire.Code.STORED)], words)
+    assert block is not None
+    return block
+
+
+def receipt() -> dict[str, Any]:
+    block = proven_block()
+    item = block.items[0]
+    leaf = receipts.read_leaf(item.leaf)
+    data = receipts.make_receipt(item.leaf, item.ordinal, item.path, block.statement, block.attestations)
+    return {
+        "node_key_seeds": {node: bytes(key).hex() for node, key in NODE_KEYS.items()},
+        "id": leaf.id.hex(), "leaf": {name: plain(value) for name, value in asdict(leaf).items()},
+        "leaf_bytes": item.leaf.hex(), "leaf_hash": leaf_hash(item.leaf).hex(),
+        "ordinal": item.ordinal, "path": item.path.hex(),
+        "statement": plain(receipts.read_statement(block.statement)), "statement_bytes": block.statement.hex(),
+        "attestations": [
+            plain(one) | {"signed_bytes": receipts.signed_bytes(block.statement, one.store, one.certificate).hex()}
+            for one in block.attestations
+        ],
+        "receipt": data.hex(),
+    }  # fmt: skip
 
 
 def vectors() -> dict[str, Any]:
@@ -131,6 +180,7 @@ def vectors() -> dict[str, Any]:
             for message in messages()
         ],
         "records": records(),
+        "receipt": receipt(),
         "padding": [{"size": size, "bucket": sealing.bucket(size)} for size in (1, 512, 513, 1_000, 5_000, 98_304)],
         "suite_1": dict(sealing.test_vectors()),
     }  # fmt: skip

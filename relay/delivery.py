@@ -16,6 +16,7 @@ import trio
 
 from relay.core import wire
 from relay.core.block import Block
+from relay.core.book import Book
 from relay.core.frames import server_frame
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import (
@@ -70,6 +71,7 @@ class Delivery:
 
     def __init__(self, journal: Journal, room: Mailroom, metrics: Metrics, clock: Clock) -> None:
         self.room = room
+        self.book = Book(room.state.cell, room.state.log_id)
         self._journal = journal
         self._metrics = metrics
         self._clock = clock
@@ -118,6 +120,7 @@ class Delivery:
         """Apply one block and act on its effects. Never waits."""
         before = self.room.admitted
         effects = self.room.apply(block)
+        self.book.keep(block, self.room.taken)
         self._metrics.admitted.inc(self.room.admitted - before)
         touched: dict[Line, list[wire.ReceiptItem]] = {}
         delivered = 0

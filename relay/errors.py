@@ -11,7 +11,16 @@
     │   ├── BrokenChain
     │   ├── NotReleased
     │   ├── Rollback
-    │   └── NotValidNow
+    │   ├── MixAndMatch
+    │   ├── NotValidNow
+    │   │   └── Frozen
+    │   └── ReceiptError       a receipt does not hold
+    │       ├── NotAReceipt           bytes that are none, or not as they were written
+    │       ├── ReceiptContradicts    its parts say different things, or it is another envelope's
+    │       ├── WrongPath             the envelope is not among those that the block took
+    │       ├── NotCertified          signed by who may not speak for that cell
+    │       ├── TooFewStores          no majority of the cell's nodes, or one that counts twice
+    │       └── OtherLog              of a log that the cell no longer has
     ├── PeerError              another node did something wrong, or proved to be somebody else
     ├── ResidencyError         bytes that must not rest here; refused by the disk writer
     ├── OperatorError          a config, file, port or command that the operator can mend
@@ -91,8 +100,44 @@ class Rollback(TrustError):
     """An older version than one that was already seen."""
 
 
+class MixAndMatch(TrustError):
+    """Parts that are signed, but that were never published together."""
+
+
 class NotValidNow(TrustError):
     """Expired, or not valid yet."""
+
+
+class Frozen(NotValidNow):
+    """A root document whose timestamp has run out: somebody may be keeping newer ones away."""
+
+
+class ReceiptError(TrustError):
+    """A receipt does not hold."""
+
+
+class NotAReceipt(ReceiptError):
+    """Bytes that are no receipt, or not as a node wrote them."""
+
+
+class ReceiptContradicts(ReceiptError):
+    """The parts of a receipt do not say the same; or it is another envelope's."""
+
+
+class WrongPath(ReceiptError):
+    """The envelope, with this outcome, is not among those that the block took."""
+
+
+class NotCertified(ReceiptError):
+    """Signed by somebody whom the region's authority, or the root, does not let speak for the cell."""
+
+
+class TooFewStores(ReceiptError):
+    """No majority of the cell's nodes stands by it, or one was to count twice."""
+
+
+class OtherLog(ReceiptError):
+    """A receipt of another log than the one asked about."""
 
 
 class PeerError(PosthouseError):

@@ -22,7 +22,7 @@ from relay.errors import (
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
 from relay.observe.metrics import Metrics
-from relay.ports import Abroad, Directory
+from relay.ports import Abroad, Directory, Notary
 
 _log = structlog.get_logger("relay.office")
 _LOOKUPS_S = 8.0  # seconds that the recipients of one batch may take to be found
@@ -34,7 +34,7 @@ class Office:
 
     def __init__(
         self, identity: Identity, root: Root, delivery: Delivery, intake: Intake, directory: Directory, abroad: Abroad,
-        metrics: Metrics,
+        metrics: Metrics, notary: Notary,
     ) -> None:
         self.identity = identity
         self._root = root
@@ -43,6 +43,7 @@ class Office:
         self._directory = directory
         self._abroad = abroad
         self._metrics = metrics
+        self._notary = notary
         intake.on_refused = delivery.look_again
 
     # --- sessions --------------------------------------------------------------------------------
@@ -247,6 +248,11 @@ class Office:
         except TrustError as error:
             _log.error("directory_answer_refused", text=error.text)
             return wire.Record(request.request, Code.UNREACHABLE, ())
+
+    async def prove(self, line: Line, request: wire.Prove) -> wire.Proof:
+        """See relay.gateway.api.Office. Whoever knows an envelope's id may ask: senders and recipients do."""
+        blocks, missing = await self._notary.prove(request.cell, request.items)
+        return wire.Proof(request.request, tuple(blocks), tuple(missing))
 
     async def roster(self, line: Line, roster: wire.Roster) -> None:
         """See relay.gateway.api.Office."""

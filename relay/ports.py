@@ -12,7 +12,9 @@ from typing import Protocol
 import trio
 
 from relay.core.block import Block
+from relay.core.receipts import Missing, ProvenBlock
 from relay.core.trust import HomeRecord
+from relay.core.wire import Wanted
 
 
 Rows = AsyncIterable[bytes] | Iterable[bytes]  # of a checkpoint, in order
@@ -121,6 +123,13 @@ class Abroad(Protocol):
     async def ephemeral(self, cell: str, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:
         """Pass an ephemeral payload to the cell of `user`, or, if that is this one, to its other nodes; it is dropped
         where they cannot be reached now."""
+
+
+class Notary(Protocol):
+    """Has the stores of cells sign for what their folds took: the parts of receipts (relay.core.receipts)."""
+
+    async def prove(self, cell: str, wanted: Sequence[Wanted]) -> tuple[list[ProvenBlock], list[Missing]]:
+        """Of these envelopes, what `cell` proves within PROVE_S, and the others. Raises nothing."""
 
 
 class Residency(Protocol):

@@ -24,7 +24,7 @@ IMPURE = {
     "ssl", "subprocess", "tempfile", "threading", "time", "uuid",
 }  # fmt: skip
 IMPURE_NACL = {"nacl.utils", "nacl.bindings.randombytes"}
-PURE_OUTSIDE = {"msgpack", "msgspec", "nacl"}
+PURE_OUTSIDE = {"msgpack", "msgspec", "nacl", "tuf"}  # of tuf, what takes bytes and is told the time
 PURE_INSIDE = {
     "relay/core": ("relay.core", "relay.errors", "relay.limits"),
     "cluster/core": ("cluster.core", "relay.core", "relay.errors", "relay.limits"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.audit.scan import files_below
+from cluster.config_keys import Address
 from relay.core.trust import Root, verify_root
 from relay.errors import OperatorError, ProtocolError, TrustError
 from relay.journal.files import STORE_FILE
@@ -21,7 +22,7 @@ class NothingHere(OperatorError):
 
 @dataclass(frozen=True)
 class Site:
-    """A node's files. `top`: what is looked at, its data and what lies beside them."""
+    """A node's files. `top`: what is looked at, its data and what lies beside them. `admin`: where it shows itself."""
 
     region: str
     cell: str
@@ -30,8 +31,9 @@ class Site:
     data: Path
     storage_key: Path
     root: Path
-    root_digest: str
+    federation_id: str
     top: Path
+    admin: Address | None = None
 
     def name(self, path: Path) -> str:
         """A file of this site, as findings name it."""
@@ -49,11 +51,12 @@ def read_site(config: Path, data: Path | None = None) -> Site:
         return Site(
             str(node["region"]), str(node["cell"]), str(node["name"]), config, looked_at,
             base / Path(paths["storage_key"]).expanduser(), base / Path(paths["root"]).expanduser(),
-            str(paths.get("root_digest", "")), base if looked_at.is_relative_to(base) and data is None else looked_at,
+            str(paths.get("federation_id", "")), base if looked_at.is_relative_to(base) and data is None else looked_at,
+            Address.parse(admin) if (admin := tables.get("listen", {}).get("admin")) else None,
         )  # fmt: skip
     except OSError as error:
         raise OperatorError(f"{config}: {error.strerror}", "Name a node's node.toml") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = "`posthouse config check` says more"
         raise OperatorError(f"{config} does not say whose disk it is, and where ({error!r})", remedy) from None
 
@@ -96,18 +99,18 @@ def newest_root(sites: list[Site]) -> Root:
     roots: dict[bytes, Root] = {}
     for site in sites:
         try:
-            pinned = bytes.fromhex(site.root_digest) or None
+            pinned = bytes.fromhex(site.federation_id) or None
             root = verify_root(site.root.read_bytes(), 0, pinned)
         except OSError as error:
             raise OperatorError(f"{site.root}: {error.strerror}", f"{site.config} names it as the root") from None
         except (ProtocolError, ValueError) as error:
             raise OperatorError(f"{site.root} is no root document: {error}", f"{site.config} names it") from None
         roots[root.digest] = root
-    newest = max(roots.values(), key=lambda root: root.payload.version)
+    newest = max(roots.values(), key=lambda root: root.rank)
     for root in roots.values():
-        if root.payload.federation != newest.payload.federation:
+        if root.federation_id != newest.federation_id:
             what = f"nodes of two federations: {root.payload.federation} and {newest.payload.federation}"
             raise OperatorError(what, "Look at them one after the other")
-        if root.payload.version == newest.payload.version and root.digest != newest.digest:
-            raise TrustError(f"two different root documents of version {root.payload.version}")
+        if root.rank == newest.rank and root.digest != newest.digest:
+            raise TrustError(f"two different root documents of version {root.payload.version}: a fork")
     return newest

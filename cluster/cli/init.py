@@ -8,32 +8,34 @@ from pathlib import Path
 
 import click
 import msgspec
-from nacl.signing import SigningKey
 
-from cluster.cli.directory import fingerprint
-from cluster.cli.options import now_ms
+from cluster.cli.options import federation_pin, now_ms
 from cluster.cli.region import (
-    authority_key_of, load_region, node_of, own_region, region_option, replace_file, write_region,
+    authority_key_of, load_region, node_of, own_region, region_option, replace_file, signing_key_of, tell_fingerprint,
+    write_region,
 )  # fmt: skip
 from cluster.cli.renewal import authority, certificate
+from cluster.cli.statement import statement
 from cluster.config import load_config
 from cluster.config_keys import Address
-from cluster.local.home import Home, read_root
+from cluster.federation.keys import load_signer
+from cluster.federation.regionfile import read_region_file, sign_region
+from cluster.local.home import Home
 from cluster.provision import (
-    Place, RegionKeys, check_size, load_signing_key, make_data, new_region_keys, new_root, node_names, region_entry,
-    write_node, write_public, write_secret,
+    Place, RegionKeys, check_size, load_signing_key, make_data, new_region_keys, node_names, region_entry, write_node,
+    write_public, write_secret,
 )  # fmt: skip
 from relay.client import update_root
-from relay.core.codec import encode
 from relay.core.shapes import Name
-from relay.core.trust import Root, RootNode, RootRegion, verify_root
-from relay.errors import OperatorError
+from relay.core.trust import Root, RootNode, RootRegion, follow_root
+from relay.errors import OperatorError, ProtocolError
 from relay.journal.seal import StorageRing
 
 _ALONE = (
     "Make a region of three under another name (`posthouse init region`), and new users there. To bring a node that "
     "is alone to another machine stop it, move its whole directory, and keep its host name"
 )
+_TUF_ROLES = frozenset({"root", "targets", "snapshot", "timestamp"})
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 
@@ -46,12 +48,17 @@ def init() -> None:
          posthouse init region norden --dir norden \\
            --host a.norden.example --host b.norden.example --host c.norden.example
        norden/server-n1/, -n2/ and -n3/ are what goes to the servers,
-       norden/secrets/ stays here, and norden/norden.region goes to whoever
-       keeps the root.
-    2. The root's keeper signs a root document over all regions:
-         posthouse init root norden.region sauda.region --dir root
-       and sends root/root.bin to every operator. Over the phone they compare
-       the fingerprints that steps 1 and 2 print.
+       norden/secrets/ stays here, and norden/norden.region goes to the
+       federation's keepers.
+    2. The keepers admit all regions and publish a root document over them
+       (docs/CEREMONY.md; `posthouse federation`):
+         posthouse federation init --dir federation
+         posthouse federation add-region norden.region sauda.region \\
+           --dir federation
+         posthouse federation sign federation/staged/targets.json --key …
+         posthouse federation publish --dir federation
+       and send federation/root.bin to every operator. Over the phone they
+       compare the fingerprints that steps 1 and 2 print.
     3. Each operator takes the root in, which checks that it has the region
        as it was made:
          posthouse init join root.bin --dir norden
@@ -70,6 +77,7 @@ def init() -> None:
 
 init.add_command(certificate)
 init.add_command(authority)
+init.add_command(statement)
 
 
 def _ports(command: Callable[..., None]) -> Callable[..., None]:
@@ -102,7 +110,8 @@ def region(
 
     In DIR: server/ (config, node certificate and key, storage key: copy it to the server; with several nodes
     server-n1/, server-n2/ …, one for each), secrets/ (the keys of the region's authority and registrar: keep them here,
-    with a backup) and REGION.region (nothing secret: for the root's keeper). Nothing that exists is overwritten.
+    with a backup; REGION.region.pem signs what the region says of itself) and REGION.region (nothing secret: for the
+    federation's keepers). Nothing that exists is overwritten.
 
     Three nodes on three machines lose nothing when any one of them dies. With one --host and several nodes, all are
     for one machine, and their ports count up: good for a trial only.
@@ -123,10 +132,10 @@ def region(
         _write_server(place, keys, server, servers[0])
     if nodes > 1:
         make_data(servers[0] / "data", founds=True)
-    entry = region_entry(places, keys)
-    write_public(directory / f"{region}.region", encode(entry))
-    click.echo(f"Made {directory}. Send {directory / f'{region}.region'} to the root's keeper.")
-    click.echo(f"Its fingerprint, to be compared over the phone: {fingerprint(entry)}")
+    signed = sign_region(region_entry(places, keys), [keys.signer], now_ms())
+    write_public(directory / f"{region}.region", signed)
+    click.echo(f"Made {directory}. Send {directory / f'{region}.region'} to the federation's keepers.")
+    tell_fingerprint(read_region_file(signed, f"{region}.region"))
 
 
 @init.command("node")
@@ -141,9 +150,10 @@ def node_(name: str, host: str, clients: int, links: int, admin: int, listen: st
     another name, and new users there. To another machine such a node moves stopped, with its whole directory, under the
     same host name.
 
-    Makes DIR/server-NAME/ and puts the node into REGION.region. It is a node of the cell once the root's keeper has
-    signed that file (`posthouse init root`), and `posthouse init join` has brought the new root to every server of the
-    region. Then start it, and see it come up with `posthouse cell add-node NAME`.
+    Makes DIR/server-NAME/ and puts the node into REGION.region, signed anew. It is a node of the cell once the
+    federation's keepers have published that file (`posthouse federation add-region`, `publish`), and `posthouse init
+    join` has brought the new root to every server of the region. Then start it, and see it come up with `posthouse cell
+    add-node NAME`.
     """
     path, entry = own_region(directory)
     _check_name(name, "a node's name")
@@ -157,7 +167,7 @@ def node_(name: str, host: str, clients: int, links: int, admin: int, listen: st
         remedy = "Run it where `posthouse init region` was run, or put a server's secrets/storage.key there"
         raise OperatorError(f"{directory} lacks the storage key of {entry.name}", remedy)
     registrar = load_signing_key(directory / "secrets" / f"{entry.name}.registrar.key")
-    keys = RegionKeys(entry.authority, authority_key, registrar)
+    keys = RegionKeys(entry.authority, authority_key, registrar, load_signer(signing_key_of(directory, entry.name)))
     place = _place(entry.name, name, host, clients, links, admin, listen)
     _write_server(place, keys, directory / f"server-{name}", first.parents[1])
     _write_nodes(path, entry, (*cell.nodes, place.entry()))
@@ -217,56 +227,27 @@ def _write_nodes(path: Path, entry: RootRegion, nodes: tuple[RootNode, ...]) -> 
 
 
 @init.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--federation", default="posthouse", show_default=True, help="A name for the federation (at the start).")
-@region_option
-def root(files: tuple[Path, ...], federation: str, directory: Path) -> None:
-    """Sign a root document over the regions in FILES (REGION.region).
-
-    The first time this makes the root's key, DIR/secrets/root.key; whoever has it decides who belongs to the
-    federation. Later, with the same DIR, the regions in FILES join the others, or replace those of the same name, in
-    the next version of the root.
-    """
-    entries = [load_region(path) for path in files]
-    path = directory / "root.bin"
-    prev = _kept_root(path)
-    if prev is None:
-        key = SigningKey.generate()
-        write_secret(directory / "secrets" / "root.key", bytes(key).hex().encode() + b"\n")
-    else:
-        key = load_signing_key(directory / "secrets" / "root.key")
-    merged = {entry.name: entry for entry in (*(prev.payload.regions if prev else ()), *entries)}
-    signed = new_root(federation, list(merged.values()), key, now_ms(), prev)
-    verified = verify_root(signed, now_ms(), prev=prev)
-    write_public(directory / f"root.v{verified.payload.version}.bin", signed)
-    replace_file(path, signed)
-    click.echo(f"Signed {path}, version {verified.payload.version}. Send it to every operator.")
-    click.echo(f"digest  {verified.digest.hex()}")
-    for entry in verified.payload.regions:
-        click.echo(f"{entry.name}  fingerprint {fingerprint(entry)}")
-
-
-@init.command()
 @click.argument("source", metavar="ROOT", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--federation-id", "pin", metavar="HEX", help="The id that it must have, as the keepers read it out.")
 @region_option
-def join(source: Path, directory: Path) -> None:
+def join(source: Path, pin: str | None, directory: Path) -> None:
     """Take a signed ROOT document into the region in DIR.
 
-    Checks its signatures, that it follows the one that is there (versions are taken one by one; the root's keeper has
-    each as root.vN.bin), and that it has this region exactly as it was made here. Then it puts it into DIR and the
-    users' stores there, and into each DIR/server*, and checks the whole config of each node. Nodes read it when they
-    start: copy it to the servers and restart them one after the other.
+    Checks its signatures, that it follows the one that is there, and that it has this region exactly as it was made
+    here. Then it puts it into DIR and the users' stores there, and into each DIR/server*, and checks the whole config
+    of each node. Copy it to the servers: running nodes take it by themselves, and say when they have to be restarted.
+
+    The first root document is believed as it comes, unless --federation-id says whose it must be.
     """
-    prev = _kept_root(directory / "root.bin")
-    new = _load_root(source, prev)
+    new = _new_root(source, directory / "root.bin", federation_pin(pin))
     regions = sorted(directory.glob("*.region"))
     if not regions:
         raise OperatorError(f"{directory} holds no region", "Give the --dir of `posthouse init region`")
     for path in regions:
         own = load_region(path)
         if own not in new.payload.regions:
-            what = f"{source} does not have the region {own.name} as it was made here ({fingerprint(own)})"
-            raise OperatorError(what, f"Send {path} to the root's keeper again, and compare fingerprints")
+            what = f"{source} does not have the region {own.name} as it was made here"
+            raise OperatorError(what, f"Send {path} to the federation's keepers again, and compare fingerprints")
     servers = sorted(path.parent for path in directory.glob("server*/node.toml"))
     for target in (directory, *servers):
         replace_file(target / "root.bin", new.signed)
@@ -275,12 +256,24 @@ def join(source: Path, directory: Path) -> None:
         update_root(home.store(name), new.signed)
     for server in servers:
         load_config(server / "node.toml")
-    click.echo(f"Joined: root version {new.payload.version} with {', '.join(r.name for r in new.payload.regions)}.")
+    names = ", ".join(region.name for region in new.payload.regions)
+    click.echo(f"Joined: version {new.payload.version} of the root document, with {names}.")
+    click.echo(f"federation id  {new.federation_id.hex()}")
     for server in servers:
         click.echo(f"Copy {server} to its server and run: posthouse node run {server.name}/node.toml")
 
 
+def _new_root(source: Path, kept: Path, pin: bytes | None) -> Root:
+    """What it says, if it is or follows what is kept. Raises OperatorError, TrustError and its kinds."""
+    try:
+        return follow_root(source.read_bytes(), kept.read_bytes() if kept.exists() else None, now_ms(), pin)
+    except ProtocolError as error:
+        raise OperatorError(f"{source} is no root document: {error.text}", "Get it again, from the keepers") from None
+
+
 def _check_name(name: str, what: str = "a region's name") -> None:
+    if name in _TUF_ROLES:
+        raise OperatorError(f"{name!r} cannot be {what}: it is the name of a role in the root", "Choose another one")
     try:
         msgspec.convert(name, Name)
     except msgspec.ValidationError:
@@ -292,14 +285,3 @@ def _address(host: str, port: int) -> Address:
     if not _HOST.fullmatch(host):
         raise OperatorError(f"{host!r} is no host", "Give a name or an address, IPv6 in brackets, without a port")
     return Address.parse(f"{host}:{port}")
-
-
-def _kept_root(path: Path) -> Root | None:
-    """The root that is to be followed. One that ran out still names who may sign the next."""
-    return read_root(path, 0) if path.exists() else None
-
-
-def _load_root(path: Path, prev: Root | None) -> Root:
-    if prev is not None and path.read_bytes() == prev.signed:
-        return prev
-    return read_root(path, now_ms(), prev)

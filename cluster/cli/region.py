@@ -7,21 +7,20 @@ from pathlib import Path
 
 import click
 
-from cluster.cli.directory import fingerprint
+from cluster.cli.options import now_ms
+from cluster.federation.keys import load_signer
+from cluster.federation.regionfile import SignedRegion, fingerprint, load_region_file, read_region_file, sign_region
 from cluster.provision import write_public
-from relay.core.codec import Decoder, encode
 from relay.core.trust import RootRegion
-from relay.errors import OperatorError, ProtocolError
-from relay.limits import KIB
+from relay.errors import OperatorError
 
-_read_region: Decoder[RootRegion] = Decoder(RootRegion, "region file", 64 * KIB)
 region_option = click.option(
     "--dir", "directory", type=click.Path(path_type=Path), required=True, help="Where to write."
 )
 
 
 def own_region(directory: Path) -> tuple[Path, RootRegion]:
-    """The region file in DIR, and what is in it. Raises OperatorError."""
+    """The region file in DIR, and what it says. Raises OperatorError."""
     paths = sorted(directory.glob("*.region"))
     if len(paths) != 1:
         raise OperatorError(f"{directory} holds {len(paths)} regions", "Give the --dir of `posthouse init region`")
@@ -29,10 +28,8 @@ def own_region(directory: Path) -> tuple[Path, RootRegion]:
 
 
 def load_region(path: Path) -> RootRegion:
-    try:
-        return _read_region(path.read_bytes())
-    except ProtocolError as error:
-        raise OperatorError(f"{path} is no region file: {error.text}", "Ask its operator to send it again") from None
+    """Raises OperatorError."""
+    return load_region_file(path).region
 
 
 def authority_key_of(directory: Path, entry: RootRegion) -> bytes:
@@ -45,11 +42,24 @@ def authority_key_of(directory: Path, entry: RootRegion) -> bytes:
         raise OperatorError(f"{path}: {error.strerror}", remedy) from None
 
 
-def write_region(path: Path, entry: RootRegion, what: str) -> None:
-    """A changed region file, for the root's keeper; `what` says how it changed. Raises OperatorError."""
-    replace_file(path, encode(entry))
-    click.echo(f"{what} in {path}: send it to the root's keeper.")
-    click.echo(f"Its fingerprint, to be compared over the phone: {fingerprint(entry)}")
+def signing_key_of(directory: Path, name: str) -> Path:
+    """Where the key is kept that signs what the region says of itself."""
+    return directory / "secrets" / f"{name}.region.pem"
+
+
+def write_region(path: Path, entry: RootRegion, what: str, *, new_keys: bool = False) -> None:
+    """A changed region file, signed anew, for the federation's keepers; `what` says how it changed. `new_keys`: it may
+    be by another key than before. Raises OperatorError."""
+    signer = load_signer(signing_key_of(path.parent, entry.name))
+    signed = sign_region(entry, [signer], now_ms(), load_region_file(path), new_keys=new_keys)
+    replace_file(path, signed)
+    click.echo(f"{what} in {path}: send it to the federation's keepers.")
+    tell_fingerprint(read_region_file(signed, str(path)))
+
+
+def tell_fingerprint(signed: SignedRegion) -> None:
+    """What the keepers will read out."""
+    click.echo(f"Its fingerprint, to be compared over the phone: {fingerprint(signed.file.delegation)}")
 
 
 def node_of(config: Path) -> str:
@@ -62,7 +72,8 @@ def node_of(config: Path) -> str:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """A file that at any moment is the old or the new one. Raises OperatorError."""
+    """A file that at any moment is the old or the new one. The new bytes are synced before they take its name, the name
+    is not: after a power cut it may be the old one again, and the command is given again. Raises OperatorError."""
     fresh = path.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     write_public(fresh, data)

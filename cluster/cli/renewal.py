@@ -57,10 +57,11 @@ def authority(directory: Path) -> None:
     """Give the authority of the region in DIR another ten years, before its certificate ends.
 
     Its key stays, so that the nodes' certificates hold under the old one and the new one alike. The new one is in
-    REGION.region, and counts once the root's keeper has signed that file (`posthouse init root`) and `posthouse init
-    join` has brought the new root to every server of the federation and to the users' stores. Do it a year ahead: a
-    node or a client that still has the old root when the old certificate ends trusts nobody of this region.
-    Certificates of nodes end with their authority's at the latest: `posthouse init certificate` afterwards.
+    REGION.region, and counts once the federation's keepers have published that file (`posthouse federation add-region`,
+    `publish`) and `posthouse init join` has brought the new root to every server of the federation and to the users'
+    stores. Do it a year ahead: a node or a client that still has the old root when the old certificate ends trusts
+    nobody of this region. Certificates of nodes end with their authority's at the latest: `posthouse init certificate`
+    afterwards.
     """
     path, entry = own_region(directory)
     renewed = renew_authority(entry.authority, authority_key_of(directory, entry), now_ms=now_ms())

@@ -12,7 +12,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cluster.links.secure import split_address
-from cluster.pki import identify, parse_certificate, renewal_of, renewal_of_authority, valid_until_ms
+from cluster.pki import identify, renewal_of, renewal_of_authority, valid_until_ms
+from relay.certificates import parse_certificate
 from relay.core.codec import digest
 from relay.core.trust import HomeRecord, Root, RootRegion, read_home, verify_chain, verify_root
 from relay.errors import PeerError, ProtocolError, TrustError
@@ -44,7 +45,10 @@ def verify_bundle(
         return [Finding("root", error.text, False, error.remedy or "Fetch the root document again, from its keeper")]
     payload = root.payload
     what = f"version {payload.version} of {payload.federation}, signed by {payload.threshold} of {len(payload.keys)}"
-    findings = [Finding("root", f"{what}, valid until {_day(payload.expires)}", True), *_unique(root)]
+    until = f"valid until {_day(payload.expires)}, fresh until {_day(payload.fresh_until)}"
+    findings = [Finding("root", f"{what}, {until}", True), *_unique(root)]
+    remedy = "Its operator signs it again: posthouse init statement"
+    findings += [Finding(f"region {name}", "its statement has expired", False, remedy) for name in payload.lapsed]
     for region in payload.regions:
         findings += _check_region(region, now_ms)
     findings += [_check_certificate(name, pem, root, now_ms) for name, pem in (certificates or {}).items()]
@@ -67,8 +71,6 @@ def _unique(root: Root) -> Iterator[Finding]:
     """One key, one owner: a shared one would let a region speak for another."""
     regions = root.payload.regions
     named = {
-        "region": [region.name for region in regions],
-        "cell": root.cells(),
         "authority": [digest(_public(region)).hex()[:16] for region in regions],
         "registrar key": [region.registrar_key.hex()[:16] for region in regions],
     }
@@ -89,8 +91,6 @@ def _check_region(region: RootRegion, now_ms: int) -> Iterator[Finding]:
     where = f"region {region.name}"
     yield _check_authority(where, _authority(region), now_ms)
     for cell in region.cells:
-        if not cell.name.startswith(region.name + "/"):
-            yield Finding(where, f"cell {cell.name} is not named after it", False, f"Name it {region.name}/…")
         for node in cell.nodes:
             try:
                 split_address(node.link)

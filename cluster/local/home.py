@@ -17,7 +17,7 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from cluster.provision import load_signing_key
-from relay.core.trust import Root, verify_root
+from relay.core.trust import Root, reopen_root
 from relay.errors import OperatorError, ProtocolError
 
 MAX_NAME = 64  # characters; with "+device" it still fits a file name of 255 bytes in any script
@@ -62,11 +62,11 @@ class Home:
         return self.clients / name / "store.sqlite"
 
 
-def read_root(path: Path, now_ms: int, prev: Root | None = None) -> Root:
-    """The verified root document in a file, which follows `prev`. Raises OperatorError where there is none, TrustError
-    where it does not hold."""
+def read_root(path: Path, now_ms: int) -> Root:
+    """The root document in a file that was verified when it was put there (its timestamp may have run out since).
+    Raises OperatorError where there is none, TrustError where it does not hold."""
     try:
-        return verify_root(path.read_bytes(), now_ms, prev=prev)
+        return reopen_root(path.read_bytes(), now_ms)
     except OSError as error:
         remedy = "Start with `posthouse up`, or give the directory with --dir (or POSTHOUSE_DIR)"
         raise OperatorError(f"{path}: {error.strerror}", remedy) from None

@@ -8,15 +8,16 @@ from itertools import permutations
 from pathlib import Path
 
 import msgspec
-from nacl.signing import SigningKey
+from securesystemslib.signer import CryptoSigner
 
 from cluster.config_keys import Address
 from cluster.env import socket_fits
+from cluster.federation.keys import new_signer
+from cluster.federation.making import Keyring, make_federation_root
 from cluster.local.home import Home
 from cluster.local.layout import BorderPort, FederationFile, Layout, NodeLayout, Ports
 from cluster.provision import (
-    Place, check_size, make_data, new_region_keys, new_root, node_names, region_entry, write_node, write_public,
-    write_secret,
+    Place, check_size, make_data, new_region_keys, node_names, region_entry, write_node, write_public, write_signer,
 )  # fmt: skip
 from relay.core.shapes import Name
 from relay.core.trust import RootRegion
@@ -43,17 +44,20 @@ def make_federation(
     home = Home(directory)
     layout = Layout(home, file)
     entries = [_make_region(layout, region, tls, now_ms) for region in regions]
-    root_key = SigningKey.generate()
-    write_secret(home.secrets / "root.key", bytes(root_key).hex().encode() + b"\n")
-    write_public(home.root_path, new_root("local", entries, root_key, now_ms))
+    keys = Keyring(
+        (new_signer(),), (new_signer(),), new_signer(), {region.name: signer for region, signer in entries}
+    )
+    for name, signer in (("root-1", keys.root[0]), ("keeper-1", keys.keepers[0]), ("online", keys.online)):
+        write_signer(home.secrets / f"{name}.pem", signer)
+    write_public(home.root_path, make_federation_root("local", [region for region, _ in entries], keys, now_ms))
     home.clients.mkdir(mode=0o700)
     write_public(directory / "targets.json", _scrape_targets(layout))
     write_public(directory / "federation.json", msgspec.json.format(msgspec.json.encode(file)) + b"\n")
     return layout
 
 
-def _make_region(layout: Layout, region: str, tls: bool, now_ms: int) -> RootRegion:
-    """Keys of a region, and each node's files; returns what the root says of it."""
+def _make_region(layout: Layout, region: str, tls: bool, now_ms: int) -> tuple[RootRegion, CryptoSigner]:
+    """Keys of a region, and each node's files; returns what the root says of it, and the key that signs that."""
     secrets = layout.home.secrets
     keys = new_region_keys(region, secrets, now_ms)
     StorageRing.generate(secrets / f"{region}.storage.key")
@@ -68,7 +72,7 @@ def _make_region(layout: Layout, region: str, tls: bool, now_ms: int) -> RootReg
     for node, place in zip(nodes, places, strict=True):
         write_node(place, keys, node.directory, now_ms, paths, routes)
         make_data(node.data_dir, founds=node is nodes[0] and len(nodes) > 1)
-    return region_entry(places, keys)
+    return region_entry(places, keys), keys.signer
 
 
 def _check(directory: Path, regions: Sequence[str], nodes: int) -> None:

@@ -65,7 +65,7 @@ class Desk:
         self.sealer = Sealer(own, seams.random_bytes, os.getpid())
         self.failures: deque[Failure] = deque(maxlen=outgoing.MAX_FAILURES)
         self.mail, self.post, self.lookup, self.changed = Bell(), Bell(), Bell(), Bell()
-        self.held, self.moved = Bell(), Bell()
+        self.held, self.moved, self.proofs = Bell(), Bell(), Bell()
         self.wanted: dict[bytes, list[str]] = {}  # users to look up → region hints
         self.unfound: dict[tuple[bytes, str], PosthouseError] = {}  # (user, hint) that failed for good, for who asks
         self.wishes: Counter[bytes] = Counter()  # how often each was wanted: a wish during a lookup asks once more
@@ -124,6 +124,8 @@ class Desk:
             self.mail.ring()
         if effects.post:
             self.post.ring()
+        if effects.proofs:
+            self.proofs.ring()
         self.changed.ring()
 
     def settle_in(self, record: HomeRecord) -> None:
@@ -254,6 +256,6 @@ class Desk:
             sends = list(self._waiters)
             if sends:
                 await self._look_at(sends)
-            for bell in (self.mail, self.post, self.changed):
+            for bell in (self.mail, self.post, self.proofs, self.changed):
                 bell.ring()
 

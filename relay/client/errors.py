@@ -2,6 +2,7 @@
 
     ClientError
     ├── Refused ── SendRefused     one message was refused for good (`code`)
+    │           └─ NotProven       a message was taken, and there is no signed receipt of it (`code`)
     ├── NotServed                  the node does not serve this device
     └── Fenced                     the same device started a newer session elsewhere
     OperatorError
@@ -28,6 +29,7 @@ REMEDY = {
     Code.BAD_RECORD: "The node does not take the signed record. Was another device enrolled meanwhile?",
     Code.NOT_PERMITTED: "The region's policy does not permit it",
     Code.UNREACHABLE: "The recipient's region does not answer now. Send it again later",
+    Code.UNPROVEN: "The nodes do not remember it any more: receipts are to be asked for soon",
     Code.OUTBOX_FULL: "Too much waits for that region. Send it again later",
     Code.OVERLOADED: "The node is overloaded. Send it again later",
 }
@@ -35,6 +37,10 @@ REMEDY = {
 
 class SendRefused(Refused):
     """A message was refused for good: `code` is a relay.core.wire.Code."""
+
+
+class NotProven(Refused):
+    """A message was taken, but no signed receipt of it can be had: `code` is UNPROVEN, or UNREACHABLE after a while."""
 
 
 class NotServed(AuthError):

@@ -20,9 +20,9 @@ from relay.client.shapes import Effects, Own
 from relay.client.store import Db, Store, create, get, load_own, put
 from relay.core.codec import encode, pack
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, ask_home, sign_home, verify_asked, verify_home, verify_root,
+    Device, HomePayload, HomeRecord, Root, ask_home, follow_root, sign_home, verify_asked, verify_home, verify_root,
 )
-from relay.errors import OperatorError, TrustError
+from relay.errors import OperatorError
 from relay.limits import DAY, MAX_CHAIN, MAX_DEVICES, MINUTE
 
 LIFETIME = 365 * DAY  # ms that a home record is valid
@@ -116,21 +116,15 @@ def own_records(path: Path) -> list[bytes]:
 
 
 def update_root(path: Path, signed: bytes, now_ms: int | None = None) -> Root:
-    """Put a newer signed root into a store, verified against the old one; the same one again is fine.
+    """Put a newer root document into a store, verified against the old one; the same one again is fine.
 
     Raises TrustError and its kinds; then the store is as it was."""
 
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
 
     def work(db: Db) -> Root:
-        pinned = get(db, "root_digest")
-        old = verify_root(get(db, "root"), 0, pinned=pinned)  # an old one that ran out still names who may follow it
-        try:
-            return verify_root(signed, now, pinned=pinned)
-        except TrustError:  # it is another one: then it has to follow
-            root = verify_root(signed, now, prev=old)
+        root = follow_root(signed, get(db, "root"), now, get(db, "federation"))
         put(db, "root", root.signed)
-        put(db, "root_digest", root.digest)
         return root
 
     with closing(Store(path)) as store:
@@ -174,7 +168,7 @@ def _fill(db: Db, root: Root, user_key: SigningKey, seeds: _Seeds, chain: list[H
     last = chain[-1]
     for key, value in {
         "root": root.signed,
-        "root_digest": root.digest,
+        "federation": root.federation_id,
         "user": last.user,
         "user_seed": bytes(user_key),
         "device_seed": bytes(seeds.signing),

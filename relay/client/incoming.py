@@ -15,6 +15,7 @@ import structlog
 
 from relay.client import groups, people
 from relay.client.outgoing import PUBLISH, REFUSED, extend, forget_newer, outcome, refuse_all, settle
+from relay.client.receipts import want_receipt
 from relay.client.shapes import (
     KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Own, Part, control_pair, pair, read_key_news, read_part,
 )  # fmt: skip
@@ -86,10 +87,12 @@ class Incoming:
                 self._take(message.envelope)
                 position = max(position, message.position)
             elif isinstance(message, wire.Notice):
+                want_receipt(self._db, self._own, message.id, message.code, message.cell, 0, self.effects)
                 self._outcome(message.id, message.code, message.newest)
                 position = max(position, message.position)
             elif isinstance(message, wire.Receipt):
                 for item in message.items:
+                    want_receipt(self._db, self._own, item.id, item.code, item.cell, item.position, self.effects)
                     self._outcome(item.id, item.code, item.newest)
         if position:
             put_cursor(self._db, log_id, position)

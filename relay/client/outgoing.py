@@ -228,7 +228,7 @@ def settle(db: Db, sids: set[int], now: int, effects: Effects) -> None:
         effects.outcomes[sid] = progress(db, sid)
         if counted[0] and not counted[1]:
             told = db.execute("SELECT DISTINCT news FROM letters WHERE sid=? AND news>0", (sid,)).fetchall()
-            for table in ("parcels", "letters", "sends"):
+            for table in ("parcels", "letters", "sends", "proving"):
                 db.execute(f"DELETE FROM {table} WHERE sid=?", (sid,))
             last = "DELETE FROM news WHERE nid=? AND NOT EXISTS (SELECT 1 FROM letters WHERE news=nid AND news>0)"
             db.executemany(last, told)

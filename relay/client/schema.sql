@@ -40,6 +40,17 @@ CREATE INDEX parcels_state ON parcels (state, pid);
 CREATE INDEX parcels_address ON parcels (address);
 CREATE TABLE failures (sid INTEGER PRIMARY KEY, code INTEGER NOT NULL, text TEXT NOT NULL, at INTEGER NOT NULL);
 
+-- signed receipts; an older store has these made when it is opened. The sends that want some, and of which outcome:
+CREATE TABLE IF NOT EXISTS proving (sid INTEGER PRIMARY KEY, level INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS receipts (
+    id BLOB PRIMARY KEY, sid INTEGER NOT NULL, cell TEXT NOT NULL, position INTEGER NOT NULL,
+    level INTEGER NOT NULL,  -- the outcome that it is about: 1 accepted, 2 stored
+    code INTEGER NOT NULL DEFAULT 0,  -- why there is none
+    tries INTEGER NOT NULL DEFAULT 0, retry_at INTEGER NOT NULL DEFAULT 0,
+    receipt BLOB);
+CREATE INDEX IF NOT EXISTS receipts_sid ON receipts (sid);
+CREATE INDEX IF NOT EXISTS receipts_open ON receipts (retry_at) WHERE receipt IS NULL AND code=0;
+
 -- what came in
 CREATE TABLE streams (
     device BLOB, conversation BLOB, next INTEGER NOT NULL, given INTEGER NOT NULL, missing BLOB NOT NULL,

@@ -192,5 +192,6 @@ class Effects:
     inbox_bytes: int = 0  # how much more
     post: bool = False  # there may be something to submit
     moved: HomeRecord | None = None  # our own user is at home in another cell by it
+    proofs: bool = False  # there are signed receipts to ask for
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)

@@ -25,7 +25,7 @@ from nacl.signing import SigningKey
 
 from relay.client.errors import ClientClosed
 from relay.client.shapes import Own
-from relay.core.trust import read_home, verify_root
+from relay.core.trust import read_home, reopen_root
 from relay.errors import OperatorError, StoreDamaged, StoreError, StoreForeign, StoreLocked
 from relay.limits import MIB
 
@@ -39,6 +39,10 @@ _FROM_1 = (  # what was told to many was kept for each of them
     "CREATE INDEX letters_news ON letters (news) WHERE news>0",
     "CREATE TABLE news (nid INTEGER PRIMARY KEY, data BLOB NOT NULL)",
     "PRAGMA user_version=2",
+)
+_RECEIPTS = tuple(  # tables that came later; older software passes them over
+    statement for statement in files("relay.client").joinpath("schema.sql").read_text("utf-8").split(";\n")
+    if "IF NOT EXISTS" in statement
 )
 APPLICATION = 0x506F7374  # "Post", in the file's header
 SHARED = 256  # pieces of work that share one commit at most
@@ -260,6 +264,8 @@ def _connect(path: Path) -> Db:
         if version == 1:
             for statement in ("BEGIN IMMEDIATE", *_FROM_1, "COMMIT"):
                 db.execute(statement)
+        for statement in _RECEIPTS:
+            db.execute(statement)
         return db
     except sqlite3.DatabaseError as error:
         db.close()
@@ -313,7 +319,7 @@ def put_cursor(db: Db, log_id: bytes, cursor: int) -> None:
 def load_own(db: Db, now_ms: int) -> Own:
     """Who this store is for, at home where the newest of its records says. Raises TrustError where the root does not
     hold (any more)."""
-    root = verify_root(get(db, "root"), now_ms, pinned=get(db, "root_digest"))
+    root = reopen_root(get(db, "root"), now_ms, pinned=get(db, "federation"))
     signing = SigningKey(get(db, "device_seed"))
     signed = db.execute("SELECT signed FROM chain ORDER BY version DESC LIMIT 1").fetchone()[0]
     home = read_home(bytes(signed)).payload

@@ -71,7 +71,7 @@ class Admit:
 class Ask:
     """Hand this request to the office."""
 
-    message: wire.Submit | wire.Ack | wire.Lookup | wire.Roster | wire.Ephemeral
+    message: wire.Submit | wire.Ack | wire.Lookup | wire.Roster | wire.Ephemeral | wire.Prove
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,9 @@ class Session:
             raise ProtocolError("ACK on a connection that only submits", "Set `receive` in HELLO to be delivered to")
         return Ask(ack)
 
-    def _on_request(self, message: wire.Submit | wire.Lookup | wire.Roster | wire.Ephemeral) -> Effect:
+    def _on_request(
+        self, message: wire.Submit | wire.Lookup | wire.Roster | wire.Ephemeral | wire.Prove
+    ) -> Effect:
         return Ask(message)
 
 
@@ -189,6 +191,7 @@ TRANSITIONS: Final[dict[State, dict[type, tuple[_Action, State]]]] = {
         wire.Lookup: (Session._on_request, State.LIVE),
         wire.Roster: (Session._on_request, State.LIVE),
         wire.Ephemeral: (Session._on_request, State.LIVE),
+        wire.Prove: (Session._on_request, State.LIVE),
     },
     State.CLOSED: {},
 }
@@ -204,7 +207,7 @@ _EXPECTED: Final = {
     State.HELLO: "Open with HELLO",
     State.AUTH: "Answer CHALLENGE with AUTH",
     State.STARTING: "Wait for WELCOME",
-    State.LIVE: "Send SUBMIT, ACK, LOOKUP, ROSTER or EPHEMERAL",
+    State.LIVE: "Send SUBMIT, ACK, LOOKUP, ROSTER, EPHEMERAL or PROVE",
     State.CLOSED: "Reconnect",
 }
 

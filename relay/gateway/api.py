@@ -93,6 +93,9 @@ class Office(Protocol):
     async def lookup(self, line: Line, request: wire.Lookup) -> wire.Record:
         """The answer to LOOKUP."""
 
+    async def prove(self, line: Line, request: wire.Prove) -> wire.Proof:
+        """The answer to PROVE: within PROVE_S, with what there is by then."""
+
     async def roster(self, line: Line, roster: wire.Roster) -> None:
         """Publish a roster version. The receipt comes by `line.push`."""
 

@@ -41,6 +41,8 @@ class Metrics:
         self.peers_up = self._gauge("peers_up", "1 while this node has a working link to the node of its cell", "node")
         what = "Unix time at which this node's certificate, or its authority's, ends"
         self.certificate_expires = self._gauge("certificate_expires_timestamp_seconds", what)
+        what = "Unix time until which this node's root document is news: then there should be a newer one"
+        self.root_fresh = self._gauge("root_fresh_until_timestamp_seconds", what)
         what = "Notes to a node of the own cell that were not sent (no_link, no_room), or from it not taken (inbox)"
         self.notes_dropped = self._counter("notes_dropped", what, "node", "reason")
         # what waits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import pytest
 from cluster.config import load_config
 from cluster.config_keys import SECTIONS, Address
 from cluster.env import RealEnv
+from cluster.kept import keep_root
 from cluster.local import Layout, make_federation
-from cluster.provision import load_signing_key, new_root
-from relay.core.trust import RootNode, verify_root
+from cluster.federation.keys import load_signer
+from cluster.federation.making import ROOT_LIFETIME, Keyring, make_federation_root
+from relay.core.trust import RootNode, RootRegion, verify_root
 from relay.errors import ConfigError
 from relay.limits import DAY
 
@@ -43,6 +45,11 @@ class Town:
 
     def add(self, text: str) -> None:
         self.path.write_text(f"{self.path.read_text()}\n{text}\n")
+
+    def trust_newer(self) -> None:
+        """The node has trusted a newer root document than the one that lies there."""
+        regions = self.layout.home.root(RealEnv().clock.wall_ms()).payload.regions
+        keep_root(self.layout.node("norden").data_dir, newer(self, regions))
 
     def findings(self, now_ms: int | None = None) -> dict[str, tuple[str, str]]:
         with pytest.raises(ConfigError) as caught:
@@ -136,13 +143,16 @@ MISTAKES: dict[str, tuple[Spoil, str, str, str]] = {
     "no root": (lambda t: t.layout.home.root_path.unlink(), "paths.root", "No such file", "mend the path"),
     "root changed": (
         lambda t: t.layout.home.root_path.write_bytes(t.layout.home.root_path.read_bytes()[:-1] + b"?"),
-        "paths.root", "signature", "somebody you trust",
+        "paths.root", "not the one that was published", "somebody you trust",
     ),
     "not a root": (lambda t: t.layout.home.root_path.write_bytes(b"hello"), "paths.root", "msgpack", "trust"),
+    "an older root": (lambda t: t.trust_newer(), "paths.root", "version 1 after 2", "newest root document"),
     "another root": (
-        lambda t: t.edit("[paths]", f'[paths]\nroot_digest = "{"0" * 64}"'), "paths.root_digest", "pin", "",
+        lambda t: t.edit("[paths]", f'[paths]\nfederation_id = "{"0" * 64}"'), "paths.federation_id", "pin", "",
     ),
-    "bad pin": (lambda t: t.edit("[paths]", '[paths]\nroot_digest = "abc"'), "paths.root_digest", "match", "64 hex"),
+    "bad pin": (
+        lambda t: t.edit("[paths]", '[paths]\nfederation_id = "abc"'), "paths.federation_id", "match", "64 hex",
+    ),
     "no key": (lambda t: (t.path.parent / "tls/node.key").unlink(), "paths.private_key", "No such file", "init"),
     "wide key": (lambda t: (t.path.parent / "tls/node.key").chmod(0o640), "paths.private_key", "0640", "chmod 600"),
     "wide storage key": (
@@ -201,7 +211,7 @@ def test_a_wrong_value_does_not_hide_the_others(town: Town) -> None:
     town.edit("tls = true", 'tls = "yes"')
     found = town.findings()
     assert found.keys() == {
-        "paths.root_digest", "paths.private_key", "paths.data", "paths.certificate", "listen.tls",
+        "paths.federation_id", "paths.private_key", "paths.data", "paths.certificate", "listen.tls",
     }  # fmt: skip
     assert "'yes'" in found["listen.tls"][0]
 
@@ -239,6 +249,15 @@ def test_a_root_that_gives_two_nodes_one_address(town: Town) -> None:
     assert f"{links} is the address of norden/1/n2 and of norden/1/n1" in town.findings()["paths.root"][0]
 
 
+def newer(town: Town, regions: Sequence[RootRegion]) -> bytes:
+    """The next root document, with these regions."""
+    home, now_ms = town.layout.home, RealEnv().clock.wall_ms()
+    root, keeper, online = (load_signer(home.secrets / f"{name}.pem") for name in ("root-1", "keeper-1", "online"))
+    by_region = {region.name: load_signer(home.secrets / f"{region.name}.region.pem") for region in regions}
+    keys = Keyring((root,), (keeper,), online, by_region)
+    return make_federation_root("local", regions, keys, now_ms, ROOT_LIFETIME, home.root_path.read_bytes())
+
+
 def sign_again(town: Town, change: Callable[[tuple[RootNode, ...]], tuple[RootNode, ...]]) -> None:
     """A root document whose cells have other nodes."""
     home, now_ms = town.layout.home, RealEnv().clock.wall_ms()
@@ -247,7 +266,7 @@ def sign_again(town: Town, change: Callable[[tuple[RootNode, ...]], tuple[RootNo
         replace(region, cells=tuple(replace(cell, nodes=change(cell.nodes)) for cell in region.cells))
         for region in home.root(now_ms).payload.regions
     ]
-    home.root_path.write_bytes(new_root("local", regions, load_signing_key(home.secrets / "root.key"), now_ms))
+    home.root_path.write_bytes(newer(town, regions))
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from cluster import credentials
 from cluster.core.linkwire import Peer
 from cluster.credentials import OwnCredentials
 from cluster.pki import Claim, NodeCredentials, issue_node, make_authority, renew_authority, renew_node
-from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, sign_root, verify_root
+from relay.core.trust import Root, RootCell, RootNode, RootRegion
 from relay.limits import DAY
+from tests.roots import verified_root
 
 NOW = int(time.time()) * 1000 - 100 * DAY  # Unix ms: TLS itself asks this machine's clock
 YEAR = 365 * DAY
@@ -47,12 +48,10 @@ def with_a_key_of_an_unknown_kind() -> bytes:
 
 
 def make_root(authority: bytes = AUTHORITY[0]) -> Root:
-    key = SigningKey(bytes(32))
-    public = bytes(key.verify_key)
+    public = bytes(SigningKey(bytes(32)).verify_key)
     cell = RootCell("norden/1", (RootNode("n1", "127.0.0.1:1", ()), RootNode("n2", "127.0.0.1:2", ())))
     region = RootRegion("norden", authority, public, (cell,))
-    payload = RootPayload(1, "test", 1, b"", NOW + 20 * YEAR, (public,), 1, (region,))
-    return verify_root(sign_root(payload, [key]), NOW)
+    return verified_root([region], NOW + 20 * YEAR)
 
 
 class Desk:

@@ -13,10 +13,11 @@ from nacl.signing import SigningKey
 from cluster.enrolment import asked_region, left_region, read_records, release_enrolment, sign_enrolment
 from relay.core.codec import digest, encode, pack
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootPayload, RootRegion, sign_root, verify_chain, verify_root,
+    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, verify_chain,
 )
 from relay.errors import BadSignature, BrokenChain, NotValidNow, OperatorError, PosthouseError, TrustError
 from relay.limits import DAY
+from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
 USER, PHONE, LAPTOP = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3))
@@ -29,9 +30,7 @@ def root() -> Root:
         RootRegion("norden", b"", bytes(REGISTRAR.verify_key), (RootCell("norden/1", ()),)),
         RootRegion("sauda", b"", bytes(OTHER.verify_key), (RootCell("sauda/1", ()),)),
     )
-    key = SigningKey(bytes(32))
-    payload = RootPayload(1, "test", 1, b"", NOW + 400 * DAY, (bytes(key.verify_key),), 1, regions)
-    return verify_root(sign_root(payload, [key]), NOW)
+    return verified_root(regions, NOW + 400 * DAY)
 
 
 def device(key: SigningKey, since: int = 1) -> Device:

@@ -17,8 +17,9 @@ from cluster.pki import (
     AUTHORITY_LIFETIME, NODE_LIFETIME, NodeCredentials, identify, issue_node, make_authority, renew_authority,
     renew_node,
 )  # fmt: skip
-from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, sign_root, verify_root
+from relay.core.trust import Root, RootCell, RootNode, RootRegion
 from relay.errors import OperatorError, PeerError
+from tests.roots import verified_root
 
 NOW = 1_800_000_000_000  # Unix ms
 YEAR = 366 * 86_400_000
@@ -26,14 +27,12 @@ NORDEN, SUEDEN = make_authority("norden", now_ms=NOW), make_authority("sueden", 
 
 
 def make_root(other: bytes = SUEDEN[0], own: bytes = NORDEN[0]) -> Root:
-    key = SigningKey(bytes(32))
-    public = bytes(key.verify_key)
+    public = bytes(SigningKey(bytes(32)).verify_key)
     regions = [
         RootRegion(name, authority, public, (RootCell(f"{name}/1", (RootNode("n1", "127.0.0.1:1", ()),)),))
         for name, authority in (("norden", own), ("sueden", other))
     ]
-    payload = RootPayload(1, "test", 1, b"", NOW + 20 * YEAR, (public,), 1, tuple(regions))
-    return verify_root(sign_root(payload, [key]), NOW)
+    return verified_root(regions, NOW + 20 * YEAR)
 
 
 def der(pem: bytes) -> bytes:

@@ -16,6 +16,7 @@ from cluster.control.pages import Unanswered, ask_view
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.processes import _ask_ready
+from tests.keeping import keeping
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
@@ -205,7 +206,8 @@ async def test_another_machine_takes_a_nodes_place(tmp_path: Path) -> None:
         return ["--clients", str(base), "--links", str(base + 5), "--admin", str(base + 10)]
 
     async def sign() -> None:
-        await operator.types("init", "root", str(region / "amber.region"), "--dir", str(tmp_path / "keeper"))
+        for words in keeping(tmp_path / "keeper", region / "amber.region"):
+            await operator.types(*words)
         await operator.types("init", "join", str(tmp_path / "keeper/root.bin"), "--dir", str(region))
 
     await operator.types("init", "region", "amber", "--nodes", "3", *where, *ports(first))

@@ -20,6 +20,7 @@ from cluster.local.people import create_user
 from cluster.pki import NODE_LIFETIME, renew_node
 from relay.client import Card, Client, open_client
 from tests.e2e.test_cell import PATIENCE_S, Operator, Servers, whole
+from tests.keeping import keeping
 
 NAMES = ("n1", "n2", "n3")
 SHORT_S = 60  # until the first certificates end; to start the nodes and to renew them takes about 25 on a slow machine
@@ -41,7 +42,8 @@ class Town:
         words = [word for option, at in ports for word in (option, str(at[0].port))]
         words += ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--nodes", "3", "--dir", str(self.region)]
         await self.operator.types("init", "region", "amber", *words)
-        await self.operator.types("init", "root", str(self.region / "amber.region"), "--dir", str(self.keeper))
+        for words in keeping(self.keeper, self.region / "amber.region"):
+            await self.operator.types(*words)
         await self.operator.types("init", "join", str(self.keeper / "root.bin"), "--dir", str(self.region))
         for name in NAMES:
             routes = (f'"amber/1/{other}" = "{gate}"\n' for other, gate in self.gates.items() if other != name)

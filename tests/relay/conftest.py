@@ -12,7 +12,8 @@ from nacl.signing import SigningKey
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.mailroom import Mailroom
-from relay.core.trust import Root, RootCell, RootPayload, RootRegion, sign_root, verify_root
+from relay.core.receipts import Missing
+from relay.core.trust import Root, RootCell, RootRegion
 from relay.core.wire import Code
 from relay.delivery import Delivery
 from relay.errors import Refused
@@ -23,16 +24,15 @@ from relay.observe.metrics import Metrics
 from relay.office import Office
 from relay.steward import Steward
 from tests.relay.core.mailroom.conftest import FAR, START, User, device_id
+from tests.roots import verified_root
 
 CELL, ABROAD = "norden/1", "sauda/1"
 
 
 def make_root() -> Root:
     registrar = bytes(SigningKey(digest(b"registrar")).verify_key)
-    keeper = SigningKey(digest(b"root"))
     regions = tuple(RootRegion(name.split("/")[0], b"", registrar, (RootCell(name, ()),)) for name in (CELL, ABROAD))
-    payload = RootPayload(1, "test", 1, b"", FAR, (bytes(keeper.verify_key),), 1, regions)
-    return verify_root(sign_root(payload, [keeper]), START)
+    return verified_root(regions, FAR)
 
 
 class FakeEnv:
@@ -77,6 +77,17 @@ class FakeAbroad:
 
     async def ephemeral(self, *what):
         self.sent.append(what)
+
+
+class FakeNotary:
+    """Proves nothing, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    async def prove(self, cell, wanted):
+        self.asked.append((cell, wanted))
+        return [], [Missing(one.id, Code.UNPROVEN) for one in wanted]
 
 
 class FakeLine:
@@ -145,10 +156,11 @@ class Cell:
         self.delivery = Delivery(self.journal, Mailroom(name, self.journal.log_id), self.metrics, env.clock)
         self.intake = Intake(self.journal, self.metrics)
         self.steward = Steward(self.journal, self.delivery, self.intake, self.metrics)
-        self.directory, self.abroad = FakeDirectory(), FakeAbroad()
+        self.directory, self.abroad, self.notary = FakeDirectory(), FakeAbroad(), FakeNotary()
         identity = Identity(name.split("/")[0], name, "n1", self.journal.log_id)
         self.office = Office(
-            identity, make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics
+            identity, make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics,
+            self.notary,
         )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -70,6 +70,7 @@ class Ledger:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        self.proofs: Any = None  # tests.simulation.proofs.Proofs
         self.letters: list[Letter] = []
         self._by_canary: dict[bytes, Letter] = {}
         self._by_id: dict[bytes, Letter] = {}

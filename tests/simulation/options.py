@@ -44,6 +44,7 @@ class Options:
     size: int = 600  # bytes of a letter, at most
     short_lived: float = 0.05  # share of letters that live for seconds only
     lookups: float = 0.1
+    receipts: float = 0.0  # share of outcomes that senders have proven
     disk: float = 0.001  # seconds of a disk access
     slow_disk: float = 0.0  # share of accesses that take a hundred times as long
     down: float = 10.0  # seconds that a crashed node stays away, at most

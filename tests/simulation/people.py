@@ -7,11 +7,12 @@ from functools import lru_cache
 
 from relay.core.codec import digest, encode
 from relay.core.trust import (
-    Device, HomePayload, Member, Root, RootCell, RootNode, RootPayload, RootRegion, RosterCell, RosterHead, group_id,
-    make_part, sign_home, sign_root, sign_roster, verify_root,
+    Device, HomePayload, Member, Root, RootCell, RootNode, RootRegion, RosterCell, RosterHead, group_id, make_part,
+    sign_home, sign_roster,
 )
 from relay.core.wire import Roster
 from relay.limits import DAY
+from tests.roots import verified_root
 from tests.simulation.keys import key, public
 from tests.simulation.world import START_MS
 
@@ -36,8 +37,7 @@ def make_root(nodes: int, regions: Sequence[str] = REGIONS) -> Root:
             for name in names
         )
         entries.append(RootRegion(region, b"", public(f"{region}/registrar"), (RootCell(f"{region}/1", listed),)))
-    payload = RootPayload(1, "simulated", 1, b"", FAR, (public("root"),), 1, tuple(entries))
-    return verify_root(sign_root(payload, [key("root")]), START_MS)
+    return verified_root(entries, FAR, name="simulated")
 
 
 class Person:

@@ -17,6 +17,7 @@ from tests.simulation.frames import PING, Gone, Socket
 from tests.simulation.keys import key
 from tests.simulation.ledger import Letter
 from tests.simulation.people import CLIENTS_PORT, Person
+from tests.simulation.proofs import Asking
 from tests.simulation.world import Violation
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Connection:
         self.began, self.began_ms = 0.0, 0
         self.requests = 0
         self.wanted: list[tuple[Person, int]] = []  # whom to look up, after which version
+        self.proving = Asking(device.ledger.proofs)
         self.asked: dict[int, tuple[Person, int]] = {}  # lookups under way: whom, after which version
 
     async def run(self) -> None:
@@ -177,10 +179,14 @@ class Connection:
                 self._delivered(position, envelope)
             case wire.Receipt(items):
                 for item in items:
+                    self.proving.outcome(item.id, item.code, item.cell, item.position)
                     self._answered(item.id, item.code, item.cell)
             case wire.Notice(position, id_, code, _, cell):
                 self._place(position, b"%d notice" % position + id_)  # a group's cells have an outcome each
+                self.proving.outcome(id_, code, cell, 0)
                 self._answered(id_, code, cell)
+            case wire.Proof():
+                self.proving.answered(message)
             case wire.Empty(position):
                 self.log.empty = max(self.log.empty, position)
                 self._check_empty()
@@ -300,6 +306,9 @@ class Connection:
                 await self._look_up(*self.wanted.pop())
                 continue
             if await self._submit(now):
+                continue
+            if (question := self.proving.next()) is not None:
+                await self._say(question)
                 continue
             if now - self.heard >= PING_S and not self.pinged:
                 self.pinged = True

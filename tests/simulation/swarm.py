@@ -24,6 +24,7 @@ from tests.simulation.network import Network
 from tests.simulation.nodes import SimNode
 from tests.simulation.options import Options, bounds, derive
 from tests.simulation.people import REGIONS, make_root
+from tests.simulation.proofs import Proofs
 from tests.simulation.store import SimDisk
 from tests.simulation.tally import counting
 from tests.simulation.watchdog import standing_still
@@ -61,6 +62,7 @@ class Federation:
         self.net.watch = self.checks.sent
         regions = REGIONS[: options.regions]
         root = make_root(options.nodes, regions)
+        self.ledger.proofs = Proofs(world, self.ledger, root, options.receipts)
         self.nodes = [
             SimNode(
                 world, self.net, root, region, f"n{number + 1}", self._disk(f"{region} {number}"), self.checks.written

@@ -7,7 +7,7 @@ later. A forward goes only from a version of the home record to a higher one, so
 from __future__ import annotations
 
 from relay.core import records
-from relay.core.envelope import Header, To, read_header
+from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.mailroom import outboxes, residents, rosters
 from relay.core.mailroom.effects import Filed, UserMoved
 from relay.core.mailroom.settle import devices_of
@@ -196,6 +196,7 @@ def hand_in(turn: Turn, record: records.HandIn, size: int, pos: int) -> tuple[in
         turn.state.file(user.box, entry, source.size)
         turn.expire_in_box(user.box, False, forwarded.user, entry)
         turn.effects.append(Filed(False, forwarded.user, entry))
+    turn.take(envelope_id(record.item), Code.STORED, newest, pos, header.to_version, header.expires)
     return Code.STORED, newest
 
 

@@ -125,6 +125,7 @@ def _place_waiting(turn: Turn, group: bytes, roster: RosterState, entry: Waiting
         _file(turn, group, roster, source, entry.version, entry.expires, pos)
         movers = _movers(turn.state, roster, entry.version, pos)
         if not _forward(turn, group, roster, source, entry.id, entry.expires, entry.device, movers):
+            turn.take(entry.id, Code.STORED, roster.version, pos, entry.version, entry.expires)
             turn.notice(entry.device, entry.id, Code.STORED, roster.version, turn.state.cell)
     else:
         turn.notice(entry.device, entry.id, Code.NOT_MEMBER, roster.version, turn.state.cell)

@@ -1,7 +1,7 @@
 """What is signed, and how it is verified: the root document, home records, rosters (DESIGN sections 5 and 6).
 
 Verify the exact bytes first, then parse them. Nothing here signs anything that a relay could sign for a user: the
-`sign_*` helpers take the private key from whoever holds it (the device, the registrar, the root's keeper).
+`sign_*` helpers take the private key from whoever holds it (the device, the registrar).
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from relay.core.trust.homes import (
     check_current,
 )
 from relay.core.trust.root import (
-    RootNode,
-    RootCell,
-    RootRegion,
+    Delegation,
     RootPayload,
     Root,
-    sign_root,
     verify_root,
+    reopen_root,
+    follow_root,
 )
 from relay.core.trust.rosters import (
     RosterCell,
@@ -43,6 +42,12 @@ from relay.core.trust.rosters import (
     verify_roster,
     verify_part,
     make_part,
+)
+from relay.core.trust.statement import (
+    RootNode,
+    RootCell,
+    Policy,
+    RootRegion,
 )
 
 __all__ = [
@@ -61,13 +66,12 @@ __all__ = [
     "verify_move",
     "moves",
     "check_current",
-    "RootNode",
-    "RootCell",
-    "RootRegion",
+    "Delegation",
     "RootPayload",
     "Root",
-    "sign_root",
     "verify_root",
+    "reopen_root",
+    "follow_root",
     "RosterCell",
     "RosterHead",
     "Member",
@@ -78,4 +82,8 @@ __all__ = [
     "verify_roster",
     "verify_part",
     "make_part",
+    "RootNode",
+    "RootCell",
+    "Policy",
+    "RootRegion",
 ]

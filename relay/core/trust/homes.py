@@ -14,7 +14,8 @@ from nacl.signing import SigningKey
 
 from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.shapes import CellName, Hash, Key, MaybeHash, Millis, Name, Signature, UInt
-from relay.core.trust.root import Root, RootRegion
+from relay.core.trust.root import Root
+from relay.core.trust.statement import RootRegion
 from relay.core.trust.signing import sign, verify
 from relay.errors import BrokenChain, NotReleased, NotValidNow, Rollback, TrustError
 from relay.limits import KIB, MAX_CHAIN, MAX_DEVICES

@@ -20,9 +20,10 @@ from cluster.config import load_config
 from cluster.env import RealEnv
 from cluster.local import Layout, make_federation
 from cluster.local.people import card_of
-from cluster.provision import ROOT_LIFETIME
+from cluster.federation.making import ROOT_LIFETIME
 from relay.client import Card, Group
 from relay.errors import OperatorError
+from tests.keeping import keeping
 
 Posthouse = Callable[..., Result]
 
@@ -80,11 +81,20 @@ def test_users_devices_and_cards(posthouse: Posthouse, layout: Layout) -> None:
         (["send", "--as", "alice", "--to", "bob", "no-such-file"], Exit.USAGE, "no-such-file"),
         (["recv", "--as", "bob"], Exit.OPERATOR, "no user 'bob'"),
         (["directory", "show", "--dir", "elsewhere"], Exit.OPERATOR, "elsewhere"),
-        (["directory", "verify", "--digest", "abc"], Exit.USAGE, "64 hex digits"),
+        (["directory", "verify", "--federation-id", "abc"], Exit.USAGE, "64 hex digits"),
         (["config", "check", "nothing.toml"], Exit.OPERATOR, "no such file"),
         (["node", "run", "nothing.toml"], Exit.OPERATOR, "no such file"),
         (["up", "--regions", "norden"], Exit.OPERATOR, "holds the regions norden,sauda,taiga"),
         (["up", "--nodes", "3"], Exit.OPERATOR, "holds regions of 1 node"),
+        (["up", "--capture"], Exit.OPERATOR, "made without --capture"),
+        (["audit", "canary", "send", "--away", "alice", "kit"], Exit.USAGE, "with --user"),
+        (["audit", "canary", "send", "--user", "alice", "kit"], Exit.OPERATOR, "a sender and a recipient"),
+        (["audit", "canary", "send", "--user", "alise", "kit"], Exit.OPERATOR, "alise"),
+        (["audit", "canary", "send", "posthouse-data"], Exit.OPERATOR, "is not empty"),
+        (["audit", "canary", "send", "--deadline", "0.2", "kit"], Exit.UNREACHABLE, "there is no KIT. Do the nodes"),
+        (["audit", "canary", "look", "kit"], Exit.USAGE, "Name a DIR"),
+        (["audit", "canary", "look", "kit", "nowhere"], Exit.USAGE, "no directory is there"),
+        (["audit", "canary", "look", "kit", "posthouse-data"], Exit.OPERATOR, "`posthouse audit canary send` made"),
         (["up", "--nodes", "2", "--dir", "new"], Exit.OPERATOR, "1 (development), 3 or 5"),
         (["up", "--regions", "A,B", "--dir", "new"], Exit.OPERATOR, "cannot be a region"),
         (["up", "--regions", "a,b,a", "--dir", "new"], Exit.OPERATOR, "'a' is named twice"),
@@ -124,16 +134,17 @@ def test_directory_show_and_verify(posthouse: Posthouse, layout: Layout) -> None
     posthouse("user", "create", "alice", "--region", "norden")
     shown = posthouse("directory", "show").stdout
     root = layout.home.root(RealEnv().clock.wall_ms())
-    assert root.digest.hex() in shown and str(card_of(layout.home, "alice")) in shown
+    assert root.federation_id.hex() in shown and str(card_of(layout.home, "alice")) in shown
     for region in layout.regions:
         node = layout.node(region)
         assert f"  {region}/1/n1  links {node.links_addr}  clients wss://{node.clients_addr}\n" in shown
-    verified = posthouse("directory", "verify", "--digest", root.digest.hex()).stdout
+    verified = posthouse("directory", "verify", "--federation-id", root.federation_id.hex()).stdout
     assert verified.count("good  ") == 1 + 2 * len(layout.regions) + 1 and "good  user alice: " in verified
-    assert "not the pinned one" in posthouse("directory", "verify", "--digest", "0" * 64, status=Exit.UNTRUSTED).stderr
+    other = posthouse("directory", "verify", "--federation-id", "0" * 64, status=Exit.UNTRUSTED)
+    assert "not the pinned one" in other.stderr
     path = layout.home.root_path
     path.write_bytes(path.read_bytes().replace(b"norden", b"nordem"))
-    assert "signature" in posthouse("directory", "verify", status=Exit.UNTRUSTED).stderr
+    assert "not the one that was published" in posthouse("directory", "verify", status=Exit.UNTRUSTED).stderr
     assert posthouse("directory", "show", status=Exit.UNTRUSTED).stdout == ""
 
 
@@ -151,15 +162,24 @@ def test_config_check_shows_everything_at_once(posthouse: Posthouse, layout: Lay
 
 
 # --- real regions --------------------------------------------------------------------------------
+def keep(posthouse: Posthouse, directory: str, *files: str) -> str:
+    """Have the keepers publish what these regions say; what the last command printed."""
+    return [posthouse(*words).stdout for words in keeping(Path(directory), *files)][-1]
+
+
 def make_two_regions(posthouse: Posthouse, nodes: int = 1) -> None:
     for region, links, clients in (("norden", "9101", "9001"), ("sauda", str(9101 + nodes), "9009")):
         args = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--clients", clients, "--links", links, "--dir", region]
         posthouse("init", "region", region, "--nodes", str(nodes if region == "norden" else 1), *args)
-    posthouse("init", "root", "norden/norden.region", "sauda/sauda.region", "--dir", "keeper")
+    keep(posthouse, "keeper", "norden/norden.region", "sauda/sauda.region")
 
 
 def test_two_operators_and_a_roots_keeper(posthouse: Posthouse, tmp_path: Path) -> None:
     make_two_regions(posthouse)
+    wrong = posthouse(
+        "init", "join", "keeper/root.bin", "--federation-id", "0" * 64, "--dir", "norden", status=Exit.UNTRUSTED
+    )
+    assert "another federation's" in wrong.stderr and not Path("norden/root.bin").exists()
     for region in ("norden", "sauda"):
         result = posthouse("init", "join", "keeper/root.bin", "--dir", region)
         assert "posthouse node run server/node.toml" in result.stdout
@@ -167,8 +187,8 @@ def test_two_operators_and_a_roots_keeper(posthouse: Posthouse, tmp_path: Path) 
         assert config.node.region == region and len(config.root.payload.regions) == 2
         server = {path.name for path in (tmp_path / region / "server").rglob("*") if path.is_file()}
         assert server == {"node.toml", "root.bin", "node.pem", "node.key", "storage.key"}, "no authority, no registrar"
-        secrets = [path for path in (tmp_path / region).rglob("*") if path.suffix == ".key" or "authority" in path.name]
-        assert len(secrets) == 4 and {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+        secrets = [*(tmp_path / region).rglob("*.key"), *(tmp_path / region / "secrets").glob("*.pem")]
+        assert len(secrets) == 5 and {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
     card = posthouse("user", "create", "alice", "--region", "norden", "--dir", "norden").stdout
     assert card.startswith("posthouse:norden:")
     posthouse("user", "create", "bob", "--region", "sauda", "--dir", "norden", status=Exit.OPERATOR)
@@ -180,14 +200,20 @@ def test_a_root_that_ran_out_is_followed_by_the_next(posthouse: Posthouse, monke
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
     monkeypatch.setattr("cluster.cli.init.now_ms", lambda: now_ms() + ROOT_LIFETIME + 1)
     assert "expired" in posthouse("init", "join", "keeper/root.bin", "--dir", "sauda", status=Exit.UNTRUSTED).stderr
-    assert "version 2" in posthouse("init", "root", "norden/norden.region", "--dir", "keeper").stdout
-    assert "root version 2 with norden, sauda" in posthouse("init", "join", "keeper/root.bin", "--dir", "norden").stdout
+    for module in ("federation", "region"):
+        monkeypatch.setattr(f"cluster.cli.{module}.now_ms", lambda: now_ms() + ROOT_LIFETIME + 1)
+    assert "lacks" in posthouse("federation", "rotate", "--targets", "--dir", "keeper").stdout
+    for region in ("norden", "sauda"):
+        posthouse("init", "statement", "--dir", region)
+    for words in keeping(Path("keeper"), "norden/norden.region", "sauda/sauda.region"):
+        posthouse(*words)
+    assert "version 2 of the root document" in posthouse("init", "join", "keeper/root.bin", "--dir", "norden").stdout
 
 
 def test_a_region_of_three_machines(posthouse: Posthouse, tmp_path: Path) -> None:
     hosts = [f"{name}.norden.example" for name in "abc"]
     posthouse("init", "region", "norden", *(word for host in hosts for word in ("--host", host)), "--dir", "norden")
-    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    keep(posthouse, "keeper", "norden/norden.region")
     said = posthouse("init", "join", "keeper/root.bin", "--dir", "norden").stdout
     servers = [tmp_path / "norden" / f"server-n{number}" for number in (1, 2, 3)]
     for server, host in zip(servers, hosts, strict=True):
@@ -203,7 +229,7 @@ def test_a_region_of_three_machines(posthouse: Posthouse, tmp_path: Path) -> Non
 
 def test_a_region_of_three_on_one_machine_counts_its_ports_up(posthouse: Posthouse) -> None:
     posthouse("init", "region", "norden", "--host", "[::1]", "--nodes", "3", "--dir", "norden")
-    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    keep(posthouse, "keeper", "norden/norden.region")
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
     shown = posthouse("directory", "show", "--dir", "norden").stdout
     assert "norden/1/n1  links [::1]:9101  clients wss://[::1]:443" in shown
@@ -218,14 +244,14 @@ def test_a_node_comes_later_and_another_goes(posthouse: Posthouse, tmp_path: Pat
     assert "norden/1 has the nodes n1, n2, n3, n4" in said
     behind = posthouse("init", "join", "keeper/root.bin", "--dir", "norden", status=Exit.OPERATOR).stderr
     assert "does not have the region norden as it was made here" in behind
-    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    keep(posthouse, "keeper", "norden/norden.region")
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
     for name in ("n1", "n2", "n3", "n4"):
         config = load_config(tmp_path / "norden" / f"server-{name}" / "node.toml")
         assert [node.name for node in config.root.region("norden").cells[0].nodes] == ["n1", "n2", "n3", "n4"]
     assert not (tmp_path / "norden/server-n4/data").exists(), "it asks to join"
     posthouse("init", "drop-node", "n1", "--dir", "norden")
-    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    keep(posthouse, "keeper", "norden/norden.region")
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
     assert (tmp_path / "norden/dropped-n1/node.toml").exists() and not (tmp_path / "norden/server-n1").exists()
     shown = posthouse("directory", "show", "--dir", "keeper").stdout
@@ -278,7 +304,7 @@ def test_mistakes_about_nodes(posthouse: Posthouse, args: list[str], what: str) 
 
 def test_a_host_may_be_an_ipv6_address(posthouse: Posthouse) -> None:
     posthouse("init", "region", "norden", "--host", "[::1]", "--listen", "[::]", "--dir", "norden")
-    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    keep(posthouse, "keeper", "norden/norden.region")
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
     assert "links [::1]:9101  clients wss://[::1]:443" in posthouse("directory", "show", "--dir", "norden").stdout
 
@@ -286,7 +312,8 @@ def test_a_host_may_be_an_ipv6_address(posthouse: Posthouse) -> None:
 def test_fingerprints_agree(posthouse: Posthouse) -> None:
     args = ["--host", "relay.example", "--dir", "norden"]
     made = posthouse("init", "region", "norden", *args).stdout.splitlines()[-1].split(": ")[1]
-    signed = posthouse("init", "root", "norden/norden.region", "--dir", "keeper").stdout
+    posthouse("init", "statement", "--hold", "deny", "--dir", "norden")  # it is of the keys, not of what they sign
+    signed = keep(posthouse, "keeper", "norden/norden.region")
     assert f"norden  fingerprint {made}\n" in signed
     assert f"region norden  (fingerprint {made})" in posthouse("directory", "show", "--dir", "keeper").stdout
 
@@ -296,20 +323,21 @@ def test_a_region_joins_later(posthouse: Posthouse, tmp_path: Path) -> None:
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")
     posthouse("user", "create", "alice", "--region", "norden", "--dir", "norden")
     posthouse("init", "region", "taiga", "--host", "taiga.example", "--dir", "taiga")
-    assert "version 2" in posthouse("init", "root", "taiga/taiga.region", "--dir", "keeper").stdout
+    Path("first.bin").write_bytes(Path("keeper/root.bin").read_bytes())
+    assert "version 2" in keep(posthouse, "keeper", "taiga/taiga.region")
     joined = posthouse("init", "join", "keeper/root.bin", "--dir", "norden").stdout
-    assert "version 2 with norden, sauda, taiga" in joined
+    assert "version 2 of the root document, with norden, sauda, taiga" in joined
     posthouse("init", "join", "keeper/root.bin", "--dir", "norden")  # again: nothing to do, nothing wrong
     posthouse("init", "join", "keeper/root.bin", "--dir", "taiga")
-    rolled_back = posthouse("init", "join", "keeper/root.v1.bin", "--dir", "norden", status=Exit.UNTRUSTED)
-    assert "version 1 after 2" in rolled_back.stderr
+    rolled_back = posthouse("init", "join", "first.bin", "--dir", "norden", status=Exit.UNTRUSTED)
+    assert "timestamp version 1 after 2" in rolled_back.stderr
     assert load_config(tmp_path / "norden/server/node.toml").root.payload.version == 2
 
 
 def test_a_root_without_our_region_is_not_joined(posthouse: Posthouse, tmp_path: Path) -> None:
     make_two_regions(posthouse)
     posthouse("init", "region", "norden", "--host", "127.0.0.1", "--dir", "impostor")
-    posthouse("init", "root", "impostor/norden.region", "--dir", "keeper2")
+    keep(posthouse, "keeper2", "impostor/norden.region")
     refused = posthouse("init", "join", "keeper2/root.bin", "--dir", "norden", status=Exit.OPERATOR)
     assert "does not have the region norden as it was made here" in refused.stderr
     assert not (tmp_path / "norden/root.bin").exists()
@@ -325,7 +353,9 @@ def test_init_overwrites_nothing(posthouse: Posthouse, tmp_path: Path) -> None:
     for region, host in (("Bad", "x"), ("good", ""), ("good", "::1"), ("good", "x y"), ("good", "x:443")):
         posthouse("init", "region", region, "--host", host, "--dir", "new", status=Exit.OPERATOR)
     (tmp_path / "junk").write_bytes(b"junk")
-    posthouse("init", "root", "junk", "--dir", "keeper3", status=Exit.OPERATOR)
+    assert "no region file" in posthouse("federation", "add-region", "junk", "--dir", "keeper", status=3).stderr
+    for role in ("root", "targets", "snapshot", "timestamp"):
+        posthouse("init", "region", role, "--host", "x", "--dir", "new", status=Exit.OPERATOR)
 
 
 # --- small parts ---------------------------------------------------------------------------------

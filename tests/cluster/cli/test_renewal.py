@@ -16,6 +16,7 @@ from cluster.cli.options import now_ms
 from cluster.config import load_config
 from relay.errors import ConfigError
 from relay.limits import DAY
+from tests.keeping import keeping
 
 Posthouse = Callable[..., Result]
 YEAR = 365 * DAY
@@ -33,7 +34,8 @@ def posthouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Posthouse:
 
     run("init", "region", "norden", "--host", "n.example", "--nodes", "3", "--dir", "norden")
     run("init", "region", "sauda", "--host", "s.example", "--dir", "sauda")
-    run("init", "root", "norden/norden.region", "sauda/sauda.region", "--dir", "keeper")
+    for words in keeping(Path("keeper"), "norden/norden.region", "sauda/sauda.region", days=3650):
+        run(*words)
     for region in ("norden", "sauda"):
         run("init", "join", "keeper/root.bin", "--dir", region)
     return run
@@ -42,7 +44,7 @@ def posthouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Posthouse:
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def set_clock(ms: int) -> None:
-        for module in ("init", "renewal", "directory"):
+        for module in ("init", "renewal", "directory", "federation", "region"):
             monkeypatch.setattr(f"cluster.cli.{module}.now_ms", lambda: now_ms() + ms)
 
     return set_clock
@@ -142,7 +144,7 @@ def test_an_authority_gets_another_ten_years_before_and_after_its_end(
 ) -> None:
     later(10 * YEAR - 30 * DAY)  # leap days: the authority has 3,653 days
     posthouse("init", "certificate", "n1", "--dir", "norden")
-    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    keep(posthouse, "norden", "sauda")
     Path("norden/server-n1/root.bin").write_bytes(Path("keeper/root.bin").read_bytes())
     short = x509.load_pem_x509_certificate(pem("norden/server-n1").read_bytes())
     later(10 * YEAR + 30 * DAY)
@@ -154,7 +156,7 @@ def test_an_authority_gets_another_ten_years_before_and_after_its_end(
     said = posthouse("init", "authority", "--dir", "norden").stdout
     assert "The authority of norden is valid until" in said and "fingerprint" in said
     posthouse("init", "certificate", "n1", "n2", "n3", "--dir", "norden")
-    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    keep(posthouse, "norden")
     shown = posthouse("directory", "verify", "--dir", "keeper", status=Exit.UNTRUSTED)
     assert "good  region norden: authority valid until" in shown.stdout
     assert "BAD   region sauda: its authority expired" in shown.stderr and "posthouse init authority" in shown.stderr
@@ -163,14 +165,24 @@ def test_an_authority_gets_another_ten_years_before_and_after_its_end(
     assert str(missing) in posthouse("init", "authority", "--dir", "norden", status=Exit.OPERATOR).stderr
 
 
+def keep(posthouse: Posthouse, *regions: str) -> None:
+    """All of the federation is signed for another ten years."""
+    for region in regions:
+        posthouse("init", "statement", "--dir", region)
+    posthouse("federation", "rotate", "--targets", "--days", "3650", "--dir", "keeper")
+    for words in keeping(Path("keeper"), *(f"{region}/{region}.region" for region in regions), days=3650):
+        posthouse(*words)
+
+
 def test_a_renewed_authority_is_joined_and_the_certificates_stay_good(posthouse: Posthouse) -> None:
     before = pem("norden/server-n1").read_bytes()
     posthouse("init", "authority", "--dir", "norden")
     refused = posthouse("init", "join", "keeper/root.bin", "--dir", "norden", status=Exit.OPERATOR).stderr
     assert "does not have the region norden as it was made here" in refused
-    posthouse("init", "root", "norden/norden.region", "--dir", "keeper")
+    for words in keeping(Path("keeper"), "norden/norden.region"):
+        posthouse(*words)
     for region in ("norden", "sauda"):
-        assert "root version 2" in posthouse("init", "join", "keeper/root.bin", "--dir", region).stdout
+        assert "version 2 of the root document" in posthouse("init", "join", "keeper/root.bin", "--dir", region).stdout
     assert pem("norden/server-n1").read_bytes() == before
     posthouse("directory", "verify", "--dir", "norden")
     posthouse("init", "certificate", "n1", "--dir", "norden")

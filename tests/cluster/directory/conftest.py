@@ -15,12 +15,12 @@ from cluster.directory.federation import FederationDirectory
 from cluster.directory.seen import open_seen
 from cluster.env import RealEnv
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootPayload, RootRegion, read_home, sign_home, sign_root,
-    verify_root,
+    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, read_home, sign_home,
 )
 from relay.core.wire import Code
 from relay.errors import Refused
 from relay.journal.portal import open_portal
+from tests.roots import verified_root
 
 NOW = 1_800_000_000_000  # Unix ms
 DAY = 86_400_000
@@ -28,13 +28,11 @@ REGISTRARS = {"norden": SigningKey(b"n" * 32), "sueden": SigningKey(b"s" * 32)}
 
 
 def make_root() -> Root:
-    key = SigningKey(bytes(32))
     regions = tuple(
         RootRegion(name, b"", bytes(registrar.verify_key), (RootCell(f"{name}/1", ()), RootCell(f"{name}/2", ())))
         for name, registrar in REGISTRARS.items()
     )
-    payload = RootPayload(1, "test", 1, b"", NOW + 400 * DAY, (bytes(key.verify_key),), 1, regions)
-    return verify_root(sign_root(payload, [key]), NOW)
+    return verified_root(regions, NOW + 400 * DAY)
 
 
 class User:

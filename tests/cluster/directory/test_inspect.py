@@ -11,11 +11,11 @@ from nacl.signing import SigningKey
 
 from cluster.directory.inspect import Finding, verify_bundle
 from cluster.pki import issue_node, make_authority
-from relay.core.trust import RootCell, RootNode, RootPayload, RootRegion, sign_root
+from relay.core.trust import RootCell, RootNode, RootRegion
+from tests.roots import signed_root
 
 NOW = 1_800_000_000_000  # Unix ms
 YEAR = 366 * 86_400_000
-KEY = SigningKey(bytes(32))
 NORDEN, SUEDEN = make_authority("norden", now_ms=NOW), make_authority("sueden", now_ms=NOW)
 
 
@@ -28,8 +28,7 @@ GOOD = (region("norden", NORDEN[0], b"n"), region("sueden", SUEDEN[0], b"s"))
 
 
 def signed(*regions: RootRegion) -> bytes:
-    payload = RootPayload(1, "test", 1, b"", NOW + YEAR, (bytes(KEY.verify_key),), 1, regions)
-    return sign_root(payload, [KEY])
+    return signed_root(regions, NOW + YEAR)
 
 
 def bad(findings: list[Finding]) -> str:
@@ -50,7 +49,7 @@ def test_a_good_bundle_has_only_good_findings(world: Any) -> None:
 
 
 def test_a_root_that_does_not_hold_ends_the_report() -> None:
-    assert "root document is not the pinned one" in bad(verify_bundle(signed(*GOOD), now_ms=NOW, pinned=bytes(32)))
+    assert "not the pinned one" in bad(verify_bundle(signed(*GOOD), now_ms=NOW, pinned=bytes(32)))
     assert "expired" in bad(verify_bundle(signed(*GOOD), now_ms=NOW + 2 * YEAR))
     good = signed(*GOOD)
     for junk in (b"", b"junk", good[:-1], good[:-1] + bytes([good[-1] ^ 1])):
@@ -62,7 +61,6 @@ def test_regions_that_do_not_hold() -> None:
     shared = replace_authority(GOOD[1], NORDEN[0])
     assert "authority" in bad(verify_bundle(signed(GOOD[0], shared), now_ms=NOW))
     assert "registrar key" in bad(verify_bundle(signed(GOOD[0], region("sueden", SUEDEN[0], b"n")), now_ms=NOW))
-    assert "region norden stands there 2 times" in bad(verify_bundle(signed(GOOD[0], GOOD[0]), now_ms=NOW))
     of_version_4 = NORDEN[0].replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x03", 1)  # an error of its own
     for junk in (b"junk", of_version_4):
         assert "no X.509" in bad(verify_bundle(signed(region("norden", junk, b"n")), now_ms=NOW))
@@ -71,8 +69,6 @@ def test_regions_that_do_not_hold() -> None:
     old = make_authority("norden", now_ms=NOW - 11 * YEAR)[0]
     assert "its authority expired" in bad(verify_bundle(signed(region("norden", old, b"n")), now_ms=NOW))
     assert "no usable link" in bad(verify_bundle(signed(region("norden", NORDEN[0], b"n", "nowhere")), now_ms=NOW))
-    foreign = msgspec.structs.replace(GOOD[0], cells=(RootCell("sueden/1", ()),))
-    assert "not named after it" in bad(verify_bundle(signed(foreign), now_ms=NOW))
 
 
 def test_certificates_and_chains_that_do_not_hold(world: Any) -> None:

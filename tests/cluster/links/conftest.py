@@ -19,10 +19,11 @@ from cluster.core.linkwire import Answer, CellNote, Done, LookUp, Peer, Records,
 from cluster.env import RealEnv
 from cluster.links import Links, Security
 from cluster.pki import NodeCredentials, issue_node, make_authority
-from relay.core.trust import Root, RootCell, RootNode, RootPayload, RootRegion, sign_root, verify_root
+from relay.core.trust import Root, RootCell, RootNode, RootRegion
 from relay.core.wire import Code
 from relay.observe.metrics import Metrics
 from tests.cluster.links.plain import PlainSecurity
+from tests.roots import verified_root
 
 REGIONS = ("norden", "sueden", "westen")
 ABROAD = {region: (region, "n1") for region in REGIONS}  # a name for the tests → region, node; its cell is <region>/1
@@ -180,7 +181,7 @@ class Federation:
             RootRegion(region, AUTHORITIES[region][0], public, (RootCell(f"{region}/1", self._root_nodes(region)),))
             for region in dict.fromkeys(region for region, _ in self.places.values())
         )
-        return verify_root(sign_root(RootPayload(1, name, 1, b"", FAR, (public,), 1, regions), [ROOT_KEY]), 0)
+        return verified_root(regions, FAR, name=name)
 
     def _root_nodes(self, region: str) -> tuple[RootNode, ...]:
         return tuple(

@@ -38,14 +38,16 @@ def test_made_loaded_and_good(tmp_path: Path) -> None:
 
 def test_secrets_are_only_their_owners(tmp_path: Path) -> None:
     layout = make_federation(tmp_path / "fed", REGIONS, RealEnv())
-    secrets = [*layout.home.secrets.iterdir(), *(layout.node(region).directory / "tls/node.key" for region in REGIONS)]
-    assert {path.name for path in layout.home.secrets.iterdir()} == {"root.key"} | {
-        f"{region}.{kind}" for region in REGIONS for kind in ("authority.pem", "registrar.key", "storage.key")
+    kept_here = {path for path in layout.home.secrets.iterdir() if path.suffix != ".pub"}
+    secrets = [*kept_here, *(layout.node(region).directory / "tls/node.key" for region in REGIONS)]
+    kinds = ("authority.pem", "registrar.key", "storage.key", "region.pem")
+    assert {path.name for path in kept_here} == {"root-1.pem", "keeper-1.pem", "online.pem"} | {
+        f"{region}.{kind}" for region in REGIONS for kind in kinds
     }
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
     for directory in (layout.home.secrets, layout.home.clients, layout.node("sauda").data_dir):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    kept = b"".join(path.read_bytes().strip() for path in secrets if path.suffix == ".key")
+    kept = b"".join(path.read_bytes().strip() for path in secrets)
     public = [path for path in layout.directory.rglob("*") if path.is_file() and path not in secrets]
     assert public and not any(len(line) > 20 and line in kept for path in public for line in path.read_bytes().split())
 

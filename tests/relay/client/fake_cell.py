@@ -20,12 +20,12 @@ from relay.core import wire
 from relay.core.codec import digest
 from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.trust import (
-    HomeRecord, Root, RootCell, RootNode, RootPayload, RootRegion, read_home, sign_root, verify_home, verify_part,
-    verify_roster, verify_root,
+    HomeRecord, Root, RootCell, RootNode, RootRegion, read_home, verify_home, verify_part, verify_roster, verify_root,
 )  # fmt: skip
 from relay.core.wire import Code, Fault
 from relay.ws import NotConnected
 from tests.relay.client.fake_socket import Entry, Session, Socket
+from tests.roots import signed_root
 
 NOW = 1_800_000_000_000  # Unix ms when a test begins
 REGIONS = ("norden", "sueden")
@@ -249,14 +249,14 @@ class Federation:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
         self.registrars = {region: SigningKey(bytes([i + 1]) * 32) for i, region in enumerate(REGIONS)}
-        self.root_key = SigningKey(b"r" * 32)
         self.root = verify_root(self.signed_root(), NOW)
         self.cells = {f"{region}/1": Cell(self, f"{region}/1") for region in REGIONS}
         self.outbox: deque[tuple[Cell, Cell, bytes, bytes]] = deque()
         self.dials = 0
         self.skew = 0  # ms that the servers' clock is ahead of the clients'
 
-    def signed_root(self, version: int = 1, prev: Root | None = None) -> bytes:
+    def signed_root(self, prev: Root | None = None, keepers: str = "root") -> bytes:
+        """A root document, or the one after `prev`."""
         regions = tuple(
             RootRegion(
                 region, b"", bytes(key.verify_key),
@@ -264,10 +264,7 @@ class Federation:
             )
             for region, key in self.registrars.items()
         )  # fmt: skip
-        keys = (bytes(self.root_key.verify_key),)
-        before = prev.digest if prev else b""
-        payload = RootPayload(1, "test", version, before, NOW + 10**12, keys, 1, regions)
-        return sign_root(payload, [self.root_key])
+        return signed_root(regions, NOW + 10**12, before=prev.signed if prev else None, keepers=keepers)
 
     @property
     def now(self) -> int:

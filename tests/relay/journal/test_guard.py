@@ -12,14 +12,15 @@ from relay.core.codec import Struct, digest, encode
 from relay.core.envelope import Header, To, join
 from relay.core.records import encode_record
 from relay.core.trust import (
-    Device, HomePayload, Member, Root, RootCell, RootPayload, RootRegion, RosterCell, RosterHead, group_id, make_part,
-    sign_home, sign_root, sign_roster, verify_root,
+    Device, HomePayload, Member, Root, RootCell, RootRegion, RosterCell, RosterHead, group_id, make_part, sign_home,
+    sign_roster,
 )
 from relay.errors import ProtocolError, ResidencyError
 from relay.journal.guard import ResidencyGuard
+from tests.roots import verified_root
 
 HERE, ABROAD, NOWHERE = "norden/1", "sud/1", "west/1"
-FAR = 10**15
+FAR = 10**14
 
 
 def key(name: str) -> SigningKey:
@@ -35,8 +36,7 @@ def make_root() -> Root:
         RootRegion(cell.split("/")[0], b"", public("registrar of " + cell), (RootCell(cell, ()),))
         for cell in (HERE, ABROAD)
     )
-    payload = RootPayload(1, "test", 1, b"", FAR, (public("root"),), 1, regions)
-    return verify_root(sign_root(payload, [key("root")]), 1)
+    return verified_root(regions, FAR)
 
 
 ROOT = make_root()

@@ -10,10 +10,11 @@ from nacl.signing import SigningKey
 
 from relay.core.codec import encode
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootPayload, RootRegion, ask_home, endorse_home, join_home, moves,
-    release_home, sign_home, sign_root, verify_asked, verify_chain, verify_home, verify_root,
+    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, ask_home, endorse_home, join_home, moves,
+    release_home, sign_home, verify_asked, verify_chain, verify_home,
 )
 from relay.errors import BadSignature, BrokenChain, NotReleased, ProtocolError, TrustError
+from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
 USER, THIEF = SigningKey(b"u" * 32), SigningKey(b"t" * 32)
@@ -25,8 +26,7 @@ def make_root() -> Root:
         RootRegion(name, b"", bytes(key.verify_key), (RootCell(f"{name}/1", ()), RootCell(f"{name}/2", ())))
         for name, key in (("norden", NORDEN), ("ostland", OSTLAND), ("sauda", SAUDA))
     )
-    key = SigningKey(bytes(32))
-    return verify_root(sign_root(RootPayload(1, "t", 1, b"", NOW + 1, (bytes(key.verify_key),), 1, regions), [key]), 0)
+    return verified_root(regions, NOW + 1)
 
 
 ROOT = make_root()

@@ -1,0 +1,1 @@
+"""What the keepers of a federation do: making, signing and publishing its root document (ADR 18)."""

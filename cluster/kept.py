@@ -1,0 +1,44 @@
+"""The root document that a node has trusted: beside its store, so that no older one is believed after a restart."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from relay.errors import OperatorError
+
+KEPT_ROOT: Final = "trusted-root.bin"  # in the data directory
+
+
+def kept_root(data: Path) -> bytes | None:
+    """What was kept; None in a new data directory. Raises OperatorError where it cannot be read."""
+    try:
+        return (data / KEPT_ROOT).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise OperatorError(f"{data / KEPT_ROOT}: {error.strerror}", "Let this user read it") from None
+
+
+def keep_root(data: Path, signed: bytes) -> None:
+    """Put a verified root document on the disk, and come back when it is there. Raises OperatorError."""
+    path = data / KEPT_ROOT
+    if kept_root(data) == signed:
+        return
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(signed)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+        directory = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        remedy = "Give the directory to the user that runs the node"
+        raise OperatorError(f"cannot write {path}: {error.strerror}", remedy) from None

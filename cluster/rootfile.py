@@ -1,0 +1,107 @@
+"""A running node's root document: what is put into its file is verified, kept, and used as far as that goes without a
+restart; and it is said aloud when nothing newer comes.
+
+The owner of which root document this node trusts. Regions are taken from it when a life of the node begins; a
+publication that changes none of them (a new timestamp, other keepers) counts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from cluster.env import RealClock
+from cluster.kept import keep_root
+from relay.core.trust import Root, follow_root, verify_root
+from relay.errors import OperatorError, ProtocolError, TrustError
+
+_log = structlog.get_logger("cluster.rootfile")
+_LOOK_S: Final = 2.0  # seconds between two looks at the file; a look is one stat(2)
+_SAY_AGAIN_S: Final = 86_400.0  # seconds between two complaints
+_wall_ms: Final = RealClock().wall_ms
+_Stamp = tuple[int, int, int, int]
+
+
+class RootFile:
+    """[paths] root of a running node."""
+
+    def __init__(self, path: Path, data: Path, signed: bytes, now_ms: Callable[[], int] = _wall_ms) -> None:
+        """`signed`: the root document that this process verified when it began. It is kept in `data` before anything
+        uses it. Raises OperatorError."""
+        keep_root(data, signed)
+        self._path, self._data, self._now_ms = path, data, now_ms
+        self._trusted = self._began = verify_root(signed, 0)
+        self._seen = self._taken = self._stamp()
+
+    @property
+    def trusted(self) -> Root:
+        """The newest root document that this node has verified."""
+        return self._trusted
+
+    async def watch(self) -> None:
+        """Look at the file, and at the time, until cancelled. Raises nothing: whatever lies there, the node goes on
+        with what it has."""
+        said = -_SAY_AGAIN_S
+        while True:
+            if trio.current_time() - said >= _SAY_AGAIN_S:
+                said = trio.current_time()
+                self._say_stale()
+            await trio.sleep(_LOOK_S)
+            self._look()
+
+    def _look(self) -> None:
+        """Take what was put there, once it has lain there for two looks; somebody may still be writing it."""
+        found = self._stamp()
+        settled, self._seen = found == self._seen, found
+        if not settled or found == self._taken or found is None:
+            return
+        self._taken = found  # looked at once, whatever comes of it
+        try:
+            signed = self._path.read_bytes()
+            if signed == self._trusted.signed:
+                return
+            root = follow_root(signed, self._trusted.signed, self._now_ms(), self._trusted.federation_id)
+            keep_root(self._data, signed)
+        except (TrustError, ProtocolError, OperatorError, OSError) as error:
+            _log.error("root_refused", text=str(error), version=self._trusted.payload.version)
+            return
+        self._trusted = root
+        changed = _changed(self._began, root)
+        until = _day(root.payload.fresh_until)
+        if changed:
+            text = f"it says something else of {', '.join(changed)}: restart the nodes one after the other"
+            _log.warning("root_waits", version=root.payload.version, until=until, text=text)
+        else:
+            _log.info("root_taken", version=root.payload.version, until=until)
+
+    def _say_stale(self) -> None:
+        payload = self._trusted.payload
+        if self._now_ms() < payload.fresh_until:
+            return
+        what = f"version {payload.version} of the root document was news until {_day(payload.fresh_until)}"
+        text = f"{what}; from {_day(payload.expires)} on no node starts with it"
+        remedy = f"Put the newest one into {self._path}; the keepers make it: posthouse federation publish"
+        _log.error("root_stale", text=text, remedy=remedy)
+
+    def _stamp(self) -> _Stamp | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _changed(old: Root, new: Root) -> list[str]:
+    """Regions of which the two say different things."""
+    before = {region.name: region for region in old.payload.regions}
+    after = {region.name: region for region in new.payload.regions}
+    return [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
+
+
+def _day(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d}"

@@ -1,0 +1,101 @@
+"""What a region says of itself, signed by its operator: authority, registrar, cells with their nodes, its policy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta
+
+from relay.core.codec import Decoder, Struct, encode
+from relay.core.shapes import CellName, Key, Name, Text, UInt
+from relay.errors import ProtocolError, TrustError
+from relay.limits import KIB, MAX_LIFETIME, DAY
+
+MAX_STATEMENT: Final = 64 * KIB  # bytes; about 400 nodes with their URLs
+MAX_REGIONS: Final = 256  # of a federation, and of a list in a policy; all are verified whenever a node starts
+
+RetentionDays = Annotated[int, Meta(ge=1, le=MAX_LIFETIME // DAY)]
+Witnesses = Annotated[int, Meta(ge=0, le=MAX_REGIONS)]
+RegionNames = Annotated[tuple[Name, ...], Meta(max_length=MAX_REGIONS)]
+
+
+class RootNode(Struct, frozen=True):
+    """A node: its name, where other cells reach it (host:port), and the URLs that clients use."""
+
+    name: Name
+    link: Text
+    clients: tuple[Text, ...]
+
+
+class RootCell(Struct, frozen=True):
+    """A cell: `region/name` and its nodes."""
+
+    name: CellName
+    nodes: tuple[RootNode, ...]
+
+
+class Policy(Struct, frozen=True):
+    """What may happen to a region's mail. It is carried and checked here, and enforced elsewhere.
+
+    `send_to`, `receive_from`: the other regions that envelopes may go to and come from; None: all of the federation.
+    `hold`: whether an envelope bound abroad may wait on a disk of this region. `retention_days`: how long an envelope
+    may rest here at most; None: as long as the protocol allows. `quorum`: how many witnesses must have cosigned a
+    checkpoint of the region's log."""
+
+    send_to: RegionNames | None = None
+    receive_from: RegionNames | None = None
+    hold: Literal["allow", "deny"] = "allow"
+    retention_days: RetentionDays | None = None
+    quorum: Witnesses = 0
+
+
+class RootRegion(Struct, frozen=True):
+    """A region: its X.509 authority (DER), its registrar's Ed25519 key, its cells; then what it may leave empty: the
+    keys of its log and of its witness (C2SP vkeys), the registrar's URL; and its policy."""
+
+    name: Name
+    authority: bytes
+    registrar_key: Key
+    cells: tuple[RootCell, ...]
+    log_key: Text = ""
+    witness_key: Text = ""
+    registrar_url: Text = ""
+    policy: Policy = Policy()
+
+    @property
+    def cell_names(self) -> frozenset[str]:
+        return frozenset(cell.name for cell in self.cells)
+
+
+class _Statement(Struct, frozen=True):
+    format: UInt
+    region: RootRegion
+
+
+_statement: Decoder[_Statement] = Decoder(_Statement, "region's statement", MAX_STATEMENT)
+_FORMAT: Final = 1
+
+
+def encode_statement(region: RootRegion) -> bytes:
+    """The bytes of the TUF target that says `region`. Raises ProtocolError, TrustError where no reader takes it."""
+    data = encode(_Statement(_FORMAT, region))
+    decode_statement(data)
+    return data
+
+
+def decode_statement(data: bytes) -> RootRegion:
+    """Raises ProtocolError for what is no statement, TrustError for one that contradicts itself."""
+    statement = _statement(data)
+    if statement.format != _FORMAT:
+        raise ProtocolError(f"a region's statement of format {statement.format}", "Install the newer release")
+    region = statement.region
+    for cell in region.cells:
+        if not cell.name.startswith(region.name + "/"):
+            what = f"region {region.name}: cell {cell.name} is not named after it"
+            raise TrustError(what, f"Name it {region.name}/1")
+    if len(region.cell_names) != len(region.cells):
+        raise TrustError(f"region {region.name}: a cell stands there twice", "Name each cell once")
+    for what, names in (("send_to", region.policy.send_to), ("receive_from", region.policy.receive_from)):
+        if names is not None and len(set(names)) != len(names):
+            raise TrustError(f"region {region.name}: policy {what} names a region twice", "Name each once")
+    return region

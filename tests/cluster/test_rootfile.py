@@ -1,0 +1,130 @@
+"""The root document of a node: what was trusted stays so across restarts, and what is put there while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trio
+
+from cluster import rootfile
+from cluster.kept import KEPT_ROOT, keep_root, kept_root
+from cluster.rootfile import RootFile
+from relay.core.trust import RootCell, RootRegion, follow_root, verify_root
+from relay.errors import OperatorError, Rollback
+from relay.limits import DAY
+from tests.roots import signed_root
+
+UNTIL = 2_000_000_000_000
+NORDEN = RootRegion("norden", b"", b"r" * 32, (RootCell("norden/1", ()),))
+SAUDA = RootRegion("sauda", b"", b"r" * 32, (RootCell("sauda/1", ()),))
+FIRST = signed_root([NORDEN], UNTIL)
+SECOND = signed_root([NORDEN], UNTIL + DAY, before=FIRST)
+WITH_SAUDA = signed_root([NORDEN, SAUDA], UNTIL + DAY, before=FIRST)
+
+
+@pytest.fixture
+def logs() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as entries:
+        yield entries
+
+
+class Place:
+    """A node's root file and data directory, at a time that the test sets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.data, self.now_ms = folder / "root.bin", folder / "data", UNTIL - DAY
+        self.path.write_bytes(FIRST)
+        self.file = RootFile(self.path, self.data, FIRST, lambda: self.now_ms)
+
+    async def put(self, signed: bytes) -> None:
+        fresh = self.path.with_suffix(".new")
+        fresh.write_bytes(signed)
+        fresh.replace(self.path)
+        await trio.sleep(6)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+async def watching(place: Place, act: Callable[[], Any]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(place.file.watch)
+        await act()
+        nursery.cancel_scope.cancel()
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    data = tmp_path / "new" / "data"
+    assert kept_root(data) is None
+    keep_root(data, FIRST)
+    assert kept_root(data) == FIRST and [path.name for path in data.iterdir()] == [KEPT_ROOT]
+    keep_root(data, SECOND)
+    assert kept_root(data) == SECOND and [path.name for path in data.iterdir()] == [KEPT_ROOT]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OperatorError, match="cannot write"):
+        keep_root(tmp_path / "file", FIRST)
+
+
+def test_the_same_again_newer_and_older() -> None:
+    assert follow_root(FIRST, None, 0).payload.version == 1
+    assert follow_root(FIRST, FIRST, UNTIL - 1).payload.version == 1
+    assert follow_root(SECOND, FIRST, UNTIL).payload.version == 2, "what ran out is followed"
+    with pytest.raises(Rollback):
+        follow_root(FIRST, SECOND, 0)
+
+
+async def test_news_is_taken_and_kept_while_the_node_runs(place: Place, logs: list[Any], autojump_clock: Any) -> None:
+    async def act() -> None:
+        await place.put(SECOND)
+
+    await watching(place, act)
+    assert [entry["event"] for entry in logs] == ["root_taken"] and logs[0]["version"] == 2
+    assert place.file.trusted.payload.fresh_until == UNTIL + DAY and kept_root(place.data) == SECOND
+
+
+async def test_other_regions_wait_for_a_restart(place: Place, logs: list[Any], autojump_clock: Any) -> None:
+    async def act() -> None:
+        await place.put(WITH_SAUDA)
+
+    await watching(place, act)
+    (entry,) = logs
+    assert entry["event"] == "root_waits" and "of sauda: restart" in entry["text"]
+    assert kept_root(place.data) == WITH_SAUDA
+
+
+async def test_what_does_not_follow_is_refused_once(place: Place, logs: list[Any], autojump_clock: Any) -> None:
+    async def act() -> None:
+        await place.put(SECOND)
+        for bad in (FIRST, b"junk", signed_root([NORDEN], UNTIL, keepers="others"), WITH_SAUDA):
+            await place.put(bad)
+        place.path.unlink()
+        await trio.sleep(10)
+
+    await watching(place, act)
+    assert [entry["event"] for entry in logs] == ["root_taken", *["root_refused"] * 4]
+    texts = [entry["text"] for entry in logs[1:]]
+    assert "version 1 after 2" in texts[0] and "another federation's" in texts[2] and "a fork" in texts[3]
+    assert kept_root(place.data) == SECOND and place.file.trusted == verify_root(SECOND, 0)
+
+
+async def test_no_news_is_said_every_day(
+    place: Place, logs: list[Any], autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rootfile, "_LOOK_S", 3600.0)  # fewer looks
+    place.now_ms = UNTIL + DAY
+
+    async def act() -> None:
+        await trio.sleep(86_400 * 1.5)
+        place.path.write_bytes(SECOND)
+        await trio.sleep(10_000)
+
+    await watching(place, act)
+    stale = [entry for entry in logs if entry["event"] == "root_stale"]
+    assert len(stale) == 2 and stale[0]["log_level"] == "error" and "federation publish" in stale[0]["remedy"]
+    assert logs[-1]["event"] == "root_refused", "what has run out is not taken in either"
