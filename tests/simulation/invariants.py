@@ -167,9 +167,7 @@ class Checks:
     def at_home_once(self, nodes: Iterable[SimNode]) -> None:
         """Whoever moved is at home in one cell only, and nothing waits in another. Run long enough after healing."""
         homes: dict[bytes, str] = {}
-        for node in nodes:
-            if node.delivery is None:
-                continue
+        for node in newest_of(nodes):
             state = node.delivery.room.state
             for user in state.users:
                 if homes.setdefault(user, node.cell) != node.cell:
@@ -187,6 +185,19 @@ class Checks:
                 f"{len(missing)} lost: letter {letter.number} of {letter.sender} (group: {letter.group}), accepted at"
                 f" {letter.accepted:.3f}, stored at {letter.stored}, never reached {device}"
             )
+
+
+def newest_of(nodes: Iterable[SimNode]) -> list[SimNode]:
+    """Of each cell the node that has applied most."""
+    cells: dict[str, SimNode] = {}
+    for node in nodes:
+        if node.delivery is not None and node.delivery.room.state.index >= _index(cells.get(node.cell)):
+            cells[node.cell] = node
+    return list(cells.values())
+
+
+def _index(node: SimNode | None) -> int:
+    return node.delivery.room.state.index if node is not None and node.delivery is not None else 0
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import trio
 from relay.errors import DiskFailed
 from tests.simulation.authors import Authors
 from tests.simulation.faults import Faults
-from tests.simulation.invariants import Checks, watching
+from tests.simulation.invariants import Checks, newest_of, watching
 from tests.simulation.keys import signatures_once
 from tests.simulation.ledger import Ledger
 from tests.simulation.network import Network
@@ -134,8 +134,8 @@ class Federation:
 
     def _under_way(self) -> bool:
         """A cell is not whole yet, or has not handed over everything for who has left."""
-        rooms = [node.delivery.room for node in self.nodes if node.delivery is not None]
-        return bool(self._broken()) or any(moved.items for room in rooms for moved in room.state.moved.values())
+        boxes = [box for node in newest_of(self.nodes) for box in node.delivery.room.state.outboxes.values()]
+        return bool(self._broken()) or any(item.user for box in boxes for item in box.items.values())
 
     def _broken(self) -> list[str]:
         """Cells of several that are not whole."""
