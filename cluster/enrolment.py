@@ -1,7 +1,8 @@
 """Home records for keys that were made elsewhere: what a client asks for is checked whole, and signed by the registrar.
 
     request  = [payload, signature by the user key, or the recovery key]       docs/PROTOCOL.md, section 5
-    records  = [signed home record, …]                    oldest first: what AUTH takes
+    released = [payload, signature by the user key, release]    a request to move, with the consent of the region left
+    records  = [signed home record, …]                          oldest first: what AUTH takes
 
 The registrar's signature is given only to what every verifier of the federation will take, and no longer than for a
 year: then the user asks again.
@@ -19,7 +20,10 @@ from nacl.signing import SigningKey
 from relay.client.identity import LIFETIME
 from relay.core.codec import Decoder, Struct, pack
 from relay.core.shapes import Signature
-from relay.core.trust import HomePayload, HomeRecord, Root, check_current, endorse_request, read_home, verify_home
+from relay.core.trust import (
+    HomePayload, HomeRecord, Root, check_current, endorse_home, join_home, moves, read_home, release_home, verify_asked,
+    verify_home,
+)
 from relay.errors import OperatorError, ProtocolError, VersionTaken
 from relay.limits import DAY, KIB, MAX_CHAIN
 
@@ -31,6 +35,7 @@ _BEFORE: Final = "Give the file that the registrar made for the version before"
 class _Request(Struct, frozen=True):
     payload: bytes
     user_signature: Signature
+    release: Signature = b""
 
 
 _read_request: Decoder[_Request] = Decoder(_Request, "enrolment request", 16 * KIB)
@@ -101,21 +106,67 @@ def sign_next(
 ) -> HomeRecord:
     """The same for a request after a verified record (None: for a new user) by the registrar of its region, which has
     not signed it before."""
-    payload = asked.payload
-    if last is not None and asked.user == last.user and payload.version <= last.version:
+    _check_new(asked, last)
+    _check_keys(asked.payload)
+    _check_moves(asked.payload, last)
+    outer = _read_request(asked.request)
+    wanted = verify_asked(outer.payload, outer.user_signature, root, last, outer.release)
+    if last is not None and moves(wanted, last) and not outer.release:
+        raise OperatorError(
+            f"the user is at home in {last.cell}, and {last.payload.region} has not released it",
+            "Have its registrar run `posthouse user release` on the request first",
+        )
+    signed = join_home(outer.payload, outer.user_signature, endorse_home(outer.payload, registrar), outer.release)
+    record = verify_home(signed, root, last)
+    _check_term(record, now_ms)
+    return record
+
+
+def _check_new(asked: Asked, last: HomeRecord | None) -> None:
+    """Raises VersionTaken."""
+    if last is not None and asked.user == last.user and asked.payload.version <= last.version:
         raise VersionTaken(
-            f"version {payload.version} of this user was signed already, for another request: another device was "
+            f"version {asked.payload.version} of this user was signed already, for another request: another device was "
             "faster", f"Take in the records that the registrar has, and ask for version {last.version + 1}",
         )  # fmt: skip
-    _check_keys(payload)
-    _check_moves(payload, last)
-    signed = endorse_request(asked.request, registrar)
-    record = verify_home(signed, root, last)
+
+
+def release_enrolment(
+    request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
+) -> tuple[HomeRecord, bytes]:
+    """Check a request to move, which follows the records `before`, and let the user go: what is asked for, and the
+    request with the release, for the registrar of the region that is entered.
+
+    Raises like `sign_enrolment`."""
+    asked = read_request(request)
+    last = _last(before, root)
+    if last is None:
+        raise OperatorError("a user is released from the home that it has", _BEFORE)
+    check_registrar(root, last.payload.region, registrar)
+    _check_new(asked, last)
+    _check_keys(asked.payload)
+    _check_moves(asked.payload, last)
+    outer = _read_request(request)
+    record = verify_asked(outer.payload, outer.user_signature, root, last)
+    if not moves(record, last):
+        raise OperatorError(f"the request keeps the user in {last.cell}", "Only a move is released; sign it instead")
+    _check_term(record, now_ms)
+    return record, pack([outer.payload, outer.user_signature, release_home(outer.payload, registrar)])
+
+
+def left_region(before: Sequence[bytes], root: Root) -> str:
+    """The region in which the records `before` end: its registrar has to release the user. Raises OperatorError."""
+    last = _last(before, root)
+    if last is None:
+        raise OperatorError("no home record", _BEFORE)
+    return last.payload.region
+
+
+def _check_term(record: HomeRecord, now_ms: int) -> None:
     check_current(record, now_ms)
-    if payload.expires > now_ms + LIFETIME + DAY:
-        days = (payload.expires - now_ms) // DAY
+    if record.payload.expires > now_ms + LIFETIME + DAY:
+        days = (record.payload.expires - now_ms) // DAY
         raise OperatorError(f"the record would be valid for {days} days", f"At most {LIFETIME // DAY}; then ask again")
-    return record
 
 
 def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
@@ -132,7 +183,7 @@ def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
 def _unsigned(request: bytes) -> HomeRecord:
     try:
         outer = _read_request(request)
-        return read_home(pack([outer.payload, outer.user_signature, bytes(64)]))
+        return read_home(join_home(outer.payload, outer.user_signature, bytes(64)))
     except ProtocolError as error:
         raise OperatorError(f"no enrolment request: {error.text}", error.remedy or _AGAIN) from None
 
@@ -157,9 +208,15 @@ def _check_keys(payload: HomePayload) -> None:
 
 
 def _check_moves(payload: HomePayload, last: HomeRecord | None) -> None:
-    home = (payload.region, payload.cell, payload.move_epoch)
-    if last is None and payload.move_epoch:
-        raise OperatorError(f"move_epoch {payload.move_epoch} in a first record", "It is 0 there")
-    if last is not None and home != (last.payload.region, last.cell, last.payload.move_epoch):
-        what = f"the user is at home in {last.cell}, the request says {payload.cell} (move_epoch {payload.move_epoch})"
-        raise OperatorError(what, "This release moves nobody: keep region, cell and move_epoch")
+    """The same as every verifier asks, in words for who made the request."""
+    if last is None:
+        if payload.move_epoch:
+            raise OperatorError(f"move_epoch {payload.move_epoch} in a first record", "It is 0 there")
+        return
+    epoch, before = last.payload.move_epoch, last.cell
+    if payload.cell == before and payload.move_epoch != epoch:
+        what = f"the request keeps the user in {before} with move_epoch {payload.move_epoch}"
+        raise OperatorError(what, f"Keep move_epoch {epoch}, too")
+    if payload.cell != before and payload.move_epoch != epoch + 1:
+        what = f"the request moves the user from {before} to {payload.cell} with move_epoch {payload.move_epoch}"
+        raise OperatorError(what, f"A move counts it up by one: {epoch + 1}")

@@ -7,12 +7,16 @@ and lost answers are harmless: the other cell applies exactly its vector + 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 import trio
 
 from cluster.core import linkwire
 from cluster.links import Links
 from relay.core import records
+from relay.core.codec import encode
+from relay.core.envelope import Header, read_header
 from relay.core.mailroom import reading
 from relay.core.mailroom.state import Outbox, OutItem
 from relay.core.wire import Code
@@ -43,6 +47,7 @@ class Forwarders:
         self._env = env
         self._grew: dict[str, trio.Event] = {}
         self._new = trio.Event()
+        self.taken_over: Callable[[Header], None] = lambda header: None  # the recipient of an envelope has moved
         delivery.outbox_grew = self._outbox_grew
 
     def _outbox_grew(self, cell: str) -> None:
@@ -91,18 +96,21 @@ class Forwarders:
     async def _hand_over(self, cell: str, outbox: Outbox, size: int) -> None:
         done = outbox.done  # once: an answer that comes late may be recorded while we read
         batch = reading.outbox_batch(outbox, done, MAX_BATCH, size)
-        items = tuple([await self._item(cell, item) for _, item in batch])
+        items = await self._items(cell, batch)
         known = outbox.log
         answer = await self._ask(cell, linkwire.HandOver(self._journal.log_id, done, done + 1, items))
         self._check(cell, answer, done, outbox)
         if answer.vector < done:
             await self._skip_lost(cell, answer, done)
             return
-        upto = min(answer.vector, done + len(batch))
+        upto = min(answer.vector, done + len(items))
         if upto == done:
             raise Overloaded(f"{cell} took nothing of the batch")
         outcomes = tuple(_known(outcome) for outcome in answer.outcomes if done < outcome.number <= upto)
         self._intake.offer([records.encode_record(records.Handed(cell, upto, outcomes, answer.log, known))])
+        for outcome in outcomes:
+            if outcome.code == Code.ACCEPTED:  # by the outbox of a cell that the recipient has left
+                self.taken_over(read_header(items[outcome.number - done - 1].item))
         with trio.move_on_after(LINK_DEADLINE_S) as scope:
             await self._delivery.wait_for(lambda: outbox.done >= upto)
         if scope.cancelled_caught:
@@ -149,9 +157,36 @@ class Forwarders:
             if answer.log != log or answer.vector <= vector:
                 raise Overloaded(f"{cell} took nothing of the batch")
 
+    async def _items(self, cell: str, batch: list[tuple[int, OutItem]]) -> tuple[linkwire.HandItem, ...]:
+        """What goes over the border, at most about twice MAX_HANDOVER of it. The records of a user whom something is
+        sent on for come with the first of it."""
+        items, size, came = list[linkwire.HandItem](), 0, set[bytes]()
+        for _, item in batch:
+            one = await self._item(cell, item)
+            if item.what == records.HANDIN_FORWARD:
+                chain = self._chain(item.user)
+                part = records.Forward(item.user, len(chain), () if item.user in came else chain)
+                came.add(item.user)
+                one = linkwire.HandItem(item.what, one.item, encode(part))
+            size += len(one.item) + len(one.part)
+            if items and size > 2 * MAX_HANDOVER:
+                break
+            items.append(one)
+        return tuple(items)
+
+    def _chain(self, user: bytes) -> tuple[bytes, ...]:
+        """The records of a user who has moved; none where they have run out meanwhile."""
+        state = self._delivery.room.state
+        known = state.moved.get(user) or state.users.get(user)
+        return tuple(known.chain) if known else ()
+
     async def _item(self, cell: str, item: OutItem) -> linkwire.HandItem:
         """What goes over the border: the envelope, or the roster head with the part of that cell. Raises Overloaded
         where the record moved while we read: look again."""
+        if item.what == records.HANDIN_MOVE and (chain := self._chain(item.user)):
+            return linkwire.HandItem(item.what, encode(records.Chain(chain)), b"")
+        if item.beside:
+            return linkwire.HandItem(item.what, item.beside, b"")
         if item.source is None:
             return linkwire.HandItem(records.HANDIN_VOID, b"", b"")
         sources = self._delivery.room.state.sources

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -13,11 +13,12 @@ from cluster.core import linkwire
 from cluster.directory.federation import FederationDirectory
 from cluster.core.linkwire import Peer
 from cluster.links import Links
+from cluster.movers import Batch, Movers, refused_number as _refused
 from relay.core import records
 from relay.core.envelope import To, read_header
 from relay.core.mailroom import rosters
 from relay.core.mailroom.state import Origin
-from relay.core.trust import verify_part, verify_roster
+from relay.core.trust import Root, verify_part, verify_roster
 from relay.core.wire import Code
 from relay.delivery import Delivery
 from relay.errors import Overloaded, PeerError, ProtocolError, Refused, ResidencyError, TrustError
@@ -32,7 +33,10 @@ _EPHEMERAL_S = 2.0  # seconds for what is off the log to get anywhere
 class Reception:
     """The handler behind the links. The peer was checked by the link: its cell is who it is."""
 
-    def __init__(self, delivery: Delivery, intake: Intake, office: Office, directory: FederationDirectory) -> None:
+    def __init__(
+        self, root: Root, delivery: Delivery, intake: Intake, office: Office, directory: FederationDirectory
+    ) -> None:
+        self._movers = Movers(root, delivery)
         self._delivery = delivery
         self._intake = intake
         self._office = office
@@ -67,8 +71,9 @@ class Reception:
         if request.first > vector() + 1 or last <= vector():
             return self._answer(key, request.first, last)
         fresh, size, learned = list[records.HandIn](), 0, False
+        movers = self._movers.begin()
         for number in range(max(request.first, vector() + 1), last + 1):
-            record = self._record(peer, request, number)
+            record = self._record(peer, request, number, movers)
             size += len(record.item) + len(record.part)
             if (fresh and size > MAX_HANDOVER) or (learned and record.code == Code.UNKNOWN_ROSTER):
                 last = number - 1  # a part of the batch is a good answer, too: the rest may need what this part brings
@@ -82,9 +87,14 @@ class Reception:
             return vector() >= last
 
         with trio.move_on_after(LINK_DEADLINE_S / 2):
-            while (refused := await self._append(fresh, applied)) is not None:
-                _log.error("hand_over_refused", cell=peer.cell, number=fresh[refused.ordinal].number, text=refused.text)
-                fresh[refused.ordinal] = _refused(fresh[refused.ordinal], _overruled(fresh[refused.ordinal]))
+            while (refused := await self._append([*movers.moves, *fresh], applied)) is not None:
+                place = refused.ordinal - len(movers.moves)
+                if place < 0:  # without them what was sent on is refused as well
+                    _log.error("move_refused", cell=peer.cell, text=refused.text)
+                    movers.moves.clear()
+                    continue
+                _log.error("hand_over_refused", cell=peer.cell, number=fresh[place].number, text=refused.text)
+                fresh[place] = _refused(fresh[place], _overruled(fresh[place]))
         if not applied():
             raise Overloaded("the journal did not take the hand-over in time")
         for record in refused_here:
@@ -101,19 +111,25 @@ class Reception:
         )
         return linkwire.HandOverAnswer(state.log_id, origin.vector, outcomes)
 
-    async def _append(self, fresh: list[records.HandIn], applied: Callable[[], bool]) -> ResidencyError | None:
+    async def _append(
+        self, fresh: Sequence[records.HandIn | records.Move], applied: Callable[[], bool]
+    ) -> ResidencyError | None:
         """Have the records written, and wait until they are applied; or what the disk writer has against one."""
         refusals: list[ResidencyError] = []
         self._intake.offer([records.encode_record(record) for record in fresh], refusals.append)
         await self._delivery.wait_for(lambda: bool(refusals) or applied())
         return refusals[0] if refusals else None
 
-    def _record(self, peer: Peer, request: linkwire.HandOver, number: int) -> records.HandIn:
+    def _record(self, peer: Peer, request: linkwire.HandOver, number: int, movers: Batch) -> records.HandIn:
         """The receiving node's own residency check (section 5, rule 2): bytes that are for nobody at home here are
         refused by number, and never reach the journal."""
         item = request.items[number - request.first]
         confirmed = request.confirmed
         record = records.HandIn(peer.cell, request.origin_log, number, confirmed, item.what, item.item, item.part)
+        if item.what in (records.HANDIN_REFUSED, records.HANDIN_NOBODY):
+            raise PeerError(f"{peer.cell} hands over number {number} as {item.what}, which only we may say")
+        if item.what > records.HANDIN_NOBODY:
+            return movers.record(record)
         if item.what == records.HANDIN_ROSTER and self._lists_nobody(item):
             return msgspec.structs.replace(record, what=records.HANDIN_NOBODY, part=b"")
         code = self._refusal(item.item) if item.what == records.HANDIN_ENVELOPE else None
@@ -128,7 +144,7 @@ class Reception:
             return Code.BAD_ENVELOPE
         if header.kind is To.ROSTER:
             return rosters.refusal(state, header.to, header.to_version)
-        return None if header.to in state.users else Code.UNKNOWN_USER
+        return None if header.to in state.users or header.to in state.moved else Code.UNKNOWN_USER
 
     def _lists_nobody(self, item: linkwire.HandItem) -> bool:
         """Does a roster version, well signed, list nobody who is at home here?"""
@@ -138,20 +154,18 @@ class Reception:
             part = verify_part(item.part, head, state.cell) if state.cell in head.cell_names else None
         except (TrustError, ProtocolError):
             return False  # not well signed: the disk writer refuses it
-        return part is None or not any(member.user in state.users for member in part.members)
+        here = (state.users, state.moved)
+        return part is None or not any(member.user in home for member in part.members for home in here)
 
 
 def _overruled(record: records.HandIn) -> Code:
     """What to answer where the disk writer refuses what we let pass. It may know a roster version that is written and
     not applied yet: an envelope for a group comes again."""
+    if record.what == records.HANDIN_FORWARD:
+        return Code.UNKNOWN_USER
     if record.what != records.HANDIN_ENVELOPE or record.part:
         return Code.BAD_RECORD
     return Code.UNKNOWN_ROSTER if read_header(record.item).kind is To.ROSTER else Code.UNKNOWN_USER
-
-
-def _refused(record: records.HandIn, code: Code) -> records.HandIn:
-    """The same number without the bytes."""
-    return msgspec.structs.replace(record, what=records.HANDIN_REFUSED, item=b"", part=b"", code=code)
 
 
 class LinksAbroad:

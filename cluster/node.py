@@ -15,11 +15,13 @@ import trio
 from cluster.config import NodeConfig
 from cluster.config_keys import Address
 from cluster.control import CellControl, cell_pages
+from cluster.control.pages import Erasing
 from cluster.control.views import control_of
 from cluster.core.linkwire import federation_id
 from cluster.credentials import OwnCredentials
 from cluster.directory.federation import FederationDirectory
 from cluster.env import NodeEnv, clients_that_fit
+from cluster.erasure import Erasures
 from cluster.forwarder import Forwarders
 from cluster.handover import LinksAbroad, Reception
 from cluster.journal import RaftJournal, open_raft
@@ -78,6 +80,11 @@ class OwnUsers:
         known = self.delivery.room.state.users.get(user)
         return known.chain[after:] if known else []
 
+    def moved(self, user: bytes) -> tuple[list[bytes], bool]:
+        """The records of a user who has left, and whether the new home has confirmed them."""
+        moved = self.delivery.room.state.moved.get(user)
+        return (moved.chain, moved.confirmed) if moved else ([], False)
+
 
 @dataclass(frozen=True)
 class Kit:
@@ -111,14 +118,16 @@ class Node:
         self.steward = Steward(journal, delivery, self._intake, metrics)
         self._scrubber = Scrubber(journal.disk, metrics)
         journal.disk.renew_checkpoint = self.steward.renew
+        self.steward.cleaned = journal.disk.clean
         abroad = LinksAbroad(links, own.cell)
         store = journal.disk.store.meta.store
         self._notary = Notary(own.cell, store, delivery, config.root, kit.credentials, kit.certify, links)
         self._office = Office(
             identity, config.root, delivery, self._intake, directory, abroad, metrics, self._notary
         )
-        self._reception = Reception(delivery, self._intake, self._office, directory)
+        self._reception = Reception(config.root, delivery, self._intake, self._office, directory)
         self._forwarders = Forwarders(journal, delivery, self._intake, links, metrics, env)
+        self._forwarders.taken_over = lambda header: directory.stale(header.to)
         limits = config.limits
         self._gateway = Gateway(
             self._office, env, metrics, max_connections=_room(limits.connections), drain_s=limits.drain_s,
@@ -261,9 +270,10 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
     metrics.root_fresh.set_function(lambda: (kit.root.trusted if kit.root else root).payload.fresh_until / 1000)
     readiness = Readiness(ready)
     control: list[CellControl | None] = [None]
+    erasing = Erasing()
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)
     async with trio.open_nursery() as base:
-        await _open_faces(config, kit, base, metrics, lambda: readiness.reason, lambda: control[0])
+        await _open_faces(config, kit, base, metrics, lambda: readiness.reason, lambda: control[0], erasing)
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
         base.start_soon(readiness.give_up, stop.asked, base.cancel_scope)
         readiness.say("joining the cell")
@@ -275,6 +285,10 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
             async with env.open_seen(paths.data / DIRECTORY_FILE) as seen:
                 directory = FederationDirectory(root, own.cell, OwnUsers(delivery), links, env, seen)
                 node = Node(config, kit, journal, room, directory, links, metrics, delivery, switchboard)
+                erasures = Erasures(
+                    lambda: room.state, journal, own.name, paths.certificate, paths.private_key, env.clock.wall_ms
+                )
+                erasing.receipts, erasing.now = erasures.receipts, node.steward.erase
                 await _serve_to_the_end(node, journal, stop, readiness)
         _log.info("stopped", tip=journal.tip)
         base.cancel_scope.cancel()
@@ -298,12 +312,12 @@ async def _serve_to_the_end(node: Node, journal: OwnJournal, stop: Stop, readine
 
 async def _open_faces(
     config: NodeConfig, kit: Kit, nursery: trio.Nursery, metrics: Metrics, ready: Callable[[], str | None],
-    control: Callable[[], CellControl | None],
+    control: Callable[[], CellControl | None], erasing: Erasing,
 ) -> None:
     """The admin port, which shows; and the control socket, which also takes orders."""
     listen = config.listen
     faces = await listen_at(kit.env, "admin", listen.admin)
-    await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=False))
+    await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=False, erasing=erasing))
     if listen.control is not None:
         faces = await listen_at(kit.env, "control", listen.control)
-        await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=True))
+        await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=True, erasing=erasing))

@@ -121,6 +121,7 @@ def messages() -> list[Struct]:
         wire.Drain(5_000),
         wire.Error(wire.Fault.FENCED, "the device started a newer session", 0),
         wire.EphemeralFrom(bytes([7]) * 32, public(DEVICE), b"typing"),
+        wire.Moved((b"signed record",)),
         wire.Proof(2, (proven_block(),), (receipts.Missing(bytes([7]) * 32, wire.Code.UNPROVEN),)),
     ]
 

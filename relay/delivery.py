@@ -21,6 +21,7 @@ from relay.core.frames import server_frame
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import (
     Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, SessionStarted,
+    UserMoved,
 )
 from relay.core.mailroom.state import Entry, Notice
 from relay.core.wire import Code, Fault
@@ -29,7 +30,7 @@ from relay.gateway.api import Line
 from relay.limits import UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Clock, Journal
-from relay.recent import RecentFrames
+from relay.recent import RecentFrames, notice_frame
 
 _log = structlog.get_logger("relay.delivery")
 _CATCH_UP = 64  # entries read at a time while catching up: bounds what one slow reader holds
@@ -156,6 +157,8 @@ class Delivery:
                 self._session(effect)
             case DeviceGone():
                 self._gone(effect)
+            case UserMoved():
+                self._moved(effect)
             case MembershipChanged():
                 self._relisten(effect.user)
             case OutboxGrew():
@@ -228,13 +231,27 @@ class Delivery:
         if (seat := self._seats.get(effect.device)) is not None:
             self._leave(seat)
 
-    async def session_started(self, nonce: bytes, device: bytes) -> SessionStarted:
-        """Wait until the session's record is applied. The caller sets the deadline. Raises DeviceRevoked."""
+    def _moved(self, effect: UserMoved) -> None:
+        """The devices of a user who has left are told where to."""
+        for device in effect.devices:
+            for line in self._lines.get(device, ()):
+                line.end(Fault.NOT_HOME, "this user is at home elsewhere", records=effect.chain)
+            seat = self._seats.get(device)
+            if seat is not None:
+                self._leave(seat)
+
+    async def session_started(self, nonce: bytes, check: Callable[[], None]) -> SessionStarted:
+        """Wait until the session's record is applied. The caller sets the deadline. Raises what `check` does: it is
+        asked while the session has not started."""
         self._awaited.add(nonce)
-        try:
-            await self.wait_for(lambda: nonce in self._started or device not in self.room.state.devices)
+
+        def begun() -> bool:
             if nonce not in self._started:
-                raise DeviceRevoked
+                check()
+            return nonce in self._started
+
+        try:
+            await self.wait_for(begun)
             return self._started[nonce]
         finally:
             self._awaited.discard(nonce)
@@ -374,9 +391,3 @@ def send_receipt(line: Line, items: Sequence[wire.ReceiptItem]) -> None:
     """Queue a receipt. Where there is no room the line ends: the client submits again and gets the same outcomes."""
     if not line.push([server_frame(wire.encode_message(wire.Receipt(tuple(items))))]):
         line.end(Fault.OVERLOADED, "the client does not read its receipts")
-
-
-def notice_frame(notice: Notice) -> bytes:
-    """The WebSocket frame of a notice."""
-    message = wire.Notice(notice.position, notice.id, notice.code, notice.newest, notice.cell)
-    return server_frame(wire.encode_message(message))

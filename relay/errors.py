@@ -6,11 +6,13 @@
     │   ├── AuthError          the proof of a device key did not hold
     │   │   └── DeviceRevoked  a newer home record does not list it any more
     │   └── Refused            one request was refused; the connection goes on
+    │       └── MovedAway      the device's user is at home elsewhere: carries the records that say so
     ├── TrustError             a signature, chain, version or expiry did not hold; never retried
     │   ├── BadSignature
     │   ├── BrokenChain
     │   │   └── ReturnedDevice a revoked device id in a later version
     │   ├── Overreach          the key that signed may not change that
+    │   ├── NotReleased        a move that the region which is left has not agreed to
     │   ├── Rollback
     │   ├── MixAndMatch
     │   ├── NotValidNow
@@ -81,6 +83,14 @@ class Refused(ClientError):
         self.retry_after_ms = retry_after_ms
 
 
+class MovedAway(Refused):
+    """The device's user has moved: the connection ends with the signed home `records` that say where to."""
+
+    def __init__(self, code: int, text: str, records: tuple[bytes, ...]) -> None:
+        super().__init__(code, text, "Connect to a node of that cell")
+        self.records = records
+
+
 class TrustError(PosthouseError):
     """Something signed did not verify. Never retried with the same bytes."""
 
@@ -99,6 +109,10 @@ class ReturnedDevice(BrokenChain):
 
 class Overreach(TrustError):
     """A version changes what the key that signed it may not change."""
+
+
+class NotReleased(TrustError):
+    """A move that the region which is left has not agreed to."""
 
 
 class Rollback(TrustError):

@@ -37,6 +37,7 @@ CHECKPOINT_SHARE: Final = 4  # the log grows by a 4th of what a checkpoint takes
 CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows made and not written yet: the fold goes on once all are made
 CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this share of it is still live
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
+ERASE_S: Final = 300.0  # seconds from when all of a user who left is handed over to when the log lets go of it
 CARRY_BATCH: Final = 64 * KIB  # bytes of records in one CARRY; reading one of them decodes them all
 MAX_CLOCK_JUMP: Final = 1 * MINUTE  # ms the wall clock may depart from the monotonic one (rule 14)
 

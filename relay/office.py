@@ -13,11 +13,11 @@ from relay.core.codec import digest
 from relay.core.envelope import To, envelope_id, read_header
 from relay.core.frames import server_frame
 from relay.core.route import route
-from relay.core.trust import HomeRecord, Root, check_current, verify_chain
+from relay.core.trust import HomeRecord, Root, check_current, read_home, verify_chain
 from relay.core.wire import Code, Fault
 from relay.delivery import Delivery, send_receipt
 from relay.errors import (
-    AuthError, DeviceRevoked, Overloaded, ProtocolError, Refused, ResidencyError, RolledBack, TrustError,
+    AuthError, DeviceRevoked, MovedAway, Overloaded, ProtocolError, Refused, ResidencyError, RolledBack, TrustError,
 )  # fmt: skip
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
@@ -50,13 +50,13 @@ class Office:
     async def admit(self, user: bytes, device: bytes, records_: Sequence[bytes]) -> None:
         """See relay.gateway.api.Office."""
         state = self._delivery.room.state
-        known = state.users.get(user)
-        record = known.record if known else None
+        record, chain = self._known(user)
         try:
             if records_:
                 newest = verify_chain(records_, self._root, self._delivery.time_ms(), user, record)
-                await self._enrol(newest, record, records_)
+                await self._enrol(newest, chain, records_)
                 record = newest
+            self._check_moved(user, device)
             if record is None:
                 raise Refused(Fault.NOT_HOME, "this user is not at home here", "Send the home records with AUTH")
             check_current(record, self._delivery.time_ms())
@@ -64,23 +64,44 @@ class Office:
             raise AuthError(f"the home records do not hold: {error.text}", error.remedy) from None
         enrolled = state.devices.get(device)
         if enrolled is None or enrolled.user != user:
-            if state.users[user].record.stem(device) is not None:
+            if record.stem(device) is not None:
                 raise DeviceRevoked
             raise AuthError("this device is not enrolled", "Enrol it with a newer home record")
 
-    async def _enrol(self, newest: HomeRecord, known: HomeRecord | None, chain: Sequence[bytes]) -> None:
-        """Append the versions that this cell does not have yet, and wait until they are applied."""
-        if newest.cell != self.identity.cell:
+    def _known(self, user: bytes) -> tuple[HomeRecord | None, list[bytes]]:
+        """The newest record of a user who is at home here, or was, and all of them."""
+        state = self._delivery.room.state
+        known = state.users.get(user) or state.moved.get(user)
+        return (known.record, known.chain) if known else (None, [])
+
+    def _check_moved(self, user: bytes, device: bytes) -> None:
+        """Raises MovedAway, with the records, where the device is one of a user who has left."""
+        moved = self._delivery.room.state.moved.get(user)
+        if moved is not None and device in [one.id for one in moved.record.devices]:
+            raise MovedAway(Fault.NOT_HOME, f"this user is at home in {moved.record.cell}", tuple(moved.chain))
+
+    def _check_enrolled(self, line: Line) -> None:
+        """Raises MovedAway or DeviceRevoked where the device of a line is none of this cell any more."""
+        if line.device not in self._delivery.room.state.devices:
+            self._check_moved(line.user, line.device)
+            raise DeviceRevoked
+
+    async def _enrol(self, newest: HomeRecord, known: list[bytes], chain: Sequence[bytes]) -> None:
+        """Append the versions that this cell does not have yet, and wait until they are applied: one by one, or, where
+        the user comes from another cell or goes to one, all of them together."""
+        whole = [*known, *(signed for signed in chain if read_home(signed).version > len(known))]
+        own, cells = self.identity.cell, [read_home(signed).cell for signed in whole[max(0, len(known) - 1) :]]
+        if newest.cell != own and not known and own not in cells:
             raise Refused(Fault.NOT_HOME, f"this user is at home in {newest.cell}", "Connect to a node of that cell")
-        after = known.version if known else 0
-        if newest.version <= after:
+        if newest.version <= len(known):
             return
-        users = self._delivery.room.state.users
         refused: list[ResidencyError] = []
-        self._intake.offer([records.encode_record(records.Home(signed)) for signed in chain], refused.append)
-        await self._applied(
-            lambda: bool(refused) or (newest.user in users and users[newest.user].record.version >= newest.version)
-        )
+        if set(cells) == {own}:
+            fresh = [records.encode_record(records.Home(signed)) for signed in whole[len(known) :]]
+        else:
+            fresh = [records.encode_record(records.Move(tuple(whole)))]
+        self._intake.offer(fresh, refused.append)
+        await self._applied(lambda: bool(refused) or len(self._known(newest.user)[1]) >= newest.version)
         if refused:
             raise AuthError(f"the home records may not rest here: {refused[0].text}", "Ask the registrar")
 
@@ -95,6 +116,7 @@ class Office:
         room, log_id = self._delivery.room, self.identity.log_id
         device = room.state.devices.get(line.device)
         if device is None:
+            self._check_moved(line.user, line.device)
             raise DeviceRevoked
         version = room.state.users[line.user].record.version
         if not hello.receive:
@@ -104,7 +126,7 @@ class Office:
         session = records.Session(line.device, self.identity.node, nonce, cursor)
         self._intake.offer([records.encode_record(session)])
         with trio.move_on_after(_APPLY_S) as scope:
-            started = await self._delivery.session_started(nonce, line.device)
+            started = await self._delivery.session_started(nonce, lambda: self._check_enrolled(line))
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the session's start in time")
         if cursor > started.position:  # asked only now: this node may have been behind the others
@@ -114,8 +136,7 @@ class Office:
                 "Do not go on; tell the operator that an older copy of the log is being served",
             )
         if line.device not in room.state.devices or room.state.devices[line.device].session != nonce:
-            if line.device not in room.state.devices:
-                raise DeviceRevoked
+            self._check_enrolled(line)
             line.end(Fault.FENCED, "the device started a newer session")  # the first reason counts
             raise Refused(Fault.FENCED, "the device started a newer session")
         self._delivery.attach(line)
@@ -146,6 +167,8 @@ class Office:
                 home = homes.get(header.to)
                 if isinstance(home, Refused):
                     raise home
+                if home is not None and header.to_version > home.version:
+                    raise Refused(Code.UNREACHABLE, "the recipient's home does not have that version yet")
                 dest = route(header, self.identity.cell, home, self._root)
                 taken.append(records.encode_record(records.Submit(line.device, dest, item.envelope)))
                 ids.append(envelope_id(item.envelope))
@@ -161,26 +184,33 @@ class Office:
         """Where the recipients of a batch are at home: all are asked for at once, under one deadline, so that a region
         that does not answer holds a connection up for a short while only."""
         users, homes = self._delivery.room.state.users, dict[bytes, HomeRecord | Refused]()
-        foreign: dict[bytes, str] = {}
+        foreign: dict[bytes, tuple[str, int]] = {}  # hint, and the version that is spoken of
         for item in items:
             with suppress(ProtocolError):
                 header = read_header(item.envelope)
                 if header.kind is To.MAILBOX and header.to in users:
                     homes[header.to] = users[header.to].record
                 elif header.kind is To.MAILBOX:
-                    foreign.setdefault(header.to, item.hint)
+                    _, spoken = foreign.get(header.to, ("", 0))
+                    foreign[header.to] = (item.hint, max(spoken, header.to_version))
         for user in foreign:
             homes[user] = Refused(Code.UNREACHABLE, "the recipient's region did not answer in time")
         if foreign:
             with trio.move_on_after(_LOOKUPS_S):
                 async with trio.open_nursery() as nursery:
-                    for user, hint in foreign.items():
-                        nursery.start_soon(self._find_home, user, hint, homes)
+                    for user, (hint, version) in foreign.items():
+                        nursery.start_soon(self._find_home, user, hint, version, homes)
         return homes
 
-    async def _find_home(self, user: bytes, hint: str, homes: dict[bytes, HomeRecord | Refused]) -> None:
+    async def _find_home(
+        self, user: bytes, hint: str, version: int, homes: dict[bytes, HomeRecord | Refused]
+    ) -> None:
+        """Who seals for a newer version than is known here has heard of it elsewhere: its cell is asked again."""
         try:
-            homes[user] = await self._directory.lookup(user, hint)
+            homes[user] = home = await self._directory.lookup(user, hint)
+            if home.version < version:
+                await self._directory.chain(user, hint, home.version)
+                homes[user] = await self._directory.lookup(user, hint)
         except Refused as error:
             homes[user] = error
         except TrustError as error:

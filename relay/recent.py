@@ -8,7 +8,7 @@ from relay.core import wire
 from relay.core.block import Block
 from relay.core.frames import server_frame
 from relay.core.mailroom import reading
-from relay.core.mailroom.state import Entry, Source
+from relay.core.mailroom.state import Entry, Notice, Source
 from relay.limits import RECENT_FRAMES
 
 
@@ -34,3 +34,9 @@ class RecentFrames:
         while self._bytes > RECENT_FRAMES:
             self._bytes -= len(self._kept.popitem(last=False)[1])
         return frame
+
+
+def notice_frame(notice: Notice) -> bytes:
+    """The WebSocket frame of a notice."""
+    message = wire.Notice(notice.position, notice.id, notice.code, notice.newest, notice.cell)
+    return server_frame(wire.encode_message(message))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 
 import structlog
@@ -15,7 +16,7 @@ from relay.core.mailroom.state import Source, split_key
 from relay.delivery import Delivery
 from relay.errors import Overloaded, ResidencyError, StoreDamaged
 from relay.intake import Intake
-from relay.limits import CARRY_BATCH, CARRY_LIVE_SHARE, CARRY_STRETCH, CHECKPOINT_AHEAD
+from relay.limits import CARRY_BATCH, CARRY_LIVE_SHARE, CARRY_STRETCH, CHECKPOINT_AHEAD, ERASE_S
 from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
@@ -23,6 +24,7 @@ _log = structlog.get_logger("relay.steward")
 _ROWS_AHEAD = CHECKPOINT_AHEAD // (2 * ROW_BYTES)  # a row is closed when it passes ROW_BYTES
 _LOOK_S = 1.0  # seconds between two looks: how late an expiry may be in an idle log
 _APPLY_S = 5.0  # seconds for a carry to be applied; checkpoints and ticks wait as long
+_ERASE_AGAIN_S = 5.0  # seconds before another attempt: a peer that is away may still need the prefix
 _PUT_OFF_S = 30.0  # seconds before a carry that did not work is tried again
 
 
@@ -39,6 +41,8 @@ class Steward:
         delivery.checkpoint_due = self.save
         self._carry_at = 0.0  # not before this time, s of trio's clock
         self._renew = False  # the checkpoint on the disk is no good
+        self._erase_at = math.inf  # when what users left behind goes, s of trio's clock
+        self.cleaned: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # the prefix is gone: clean up behind it
 
     async def run(self) -> None:
         """Until cancelled. Raises DiskFailed."""
@@ -48,6 +52,7 @@ class Steward:
                 if self._journal.leads:
                     self._tick_if_due()
                     await self._carry_if_worth_it()
+                await self._erase_when_due()
             except (Overloaded, StoreDamaged) as error:
                 _log.warning("carry_put_off", text=error.text)
                 self._carry_at = trio.current_time() + _PUT_OFF_S
@@ -55,6 +60,34 @@ class Steward:
                 self._tick()  # a checkpoint is of a block that is kept, and later than the one before
             elif self._renew:
                 await self.save()
+
+    def erase(self) -> None:
+        """Have what users left behind go now, not in a while."""
+        self._erase_at = trio.current_time()
+
+    async def _erase_when_due(self) -> None:
+        """What users who moved away have left in the log goes: what others still wait for there is carried out of its
+        way, and the prefix is let go, here and by every other node of the cell, within a bounded time."""
+        state, now = self._delivery.room.state, trio.current_time()
+        below = reading.left_below(state)
+        if below <= self._journal.first:
+            self._erase_at = math.inf
+            return
+        self._erase_at = min(self._erase_at, now + ERASE_S)
+        if now < self._erase_at:
+            return
+        self._erase_at = now + _ERASE_AGAIN_S
+        if self._journal.leads and state.floor() < below:
+            for batch in _batches(reading.to_carry(state, below)):
+                await self._carry(batch, below)
+        if self._journal.leads and state.index == self._saved:
+            self._tick()  # a checkpoint is of a later block than the one before
+            with trio.move_on_after(_APPLY_S):
+                await self._delivery.wait_for(lambda: state.index > self._saved)
+        if state.floor() >= below and state.index > self._saved:
+            await self.save()
+            await self.cleaned()
+            _log.info("left_behind_erased", below=below, first=self._journal.first)
 
     def renew(self) -> None:
         """Have a new checkpoint saved soon: the one on the disk is damaged, the state in memory is not."""

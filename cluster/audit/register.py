@@ -21,12 +21,13 @@ from relay.errors import ProtocolError, TrustError
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The newest home record of a user that verified. `digests`: of every version, oldest first."""
+    """The newest home record of a user that verified. `digests` and `cells`: of every version, oldest first."""
 
     user: bytes
     region: str
     cell: str
     digests: tuple[bytes, ...]
+    cells: tuple[str, ...]
     signed: bytes
 
     @property
@@ -55,6 +56,10 @@ class Register:
         match record:
             case records.Home(signed=signed):
                 self.home(signed, where)
+            case records.Move(chain=chain):
+                self.move(chain, where)
+            case records.HandIn(what=records.HANDIN_MOVE, item=chained):
+                self._chain(chained, where)
             case records.Roster(head=head, parts=parts):
                 self._roster(head, parts, where)
             case records.HandIn(what=records.HANDIN_ROSTER, item=head, part=part):
@@ -68,10 +73,22 @@ class Register:
     def checkpoint(self, state: State, where: str) -> None:
         """The state of the fold: it has every home record of those at home here, and the newest head of each group."""
         for user in state.users.values():
-            for signed in user.chain:
-                self.home(signed, where)
+            self.move(user.chain, where)
+        for moved in state.moved.values():
+            self.move(moved.chain, where)
         for group, roster in state.rosters.items():
             self._stays(group, roster, state.cell)
+
+    def move(self, chain: Iterable[bytes], where: str) -> None:
+        """The home records of a user, oldest first."""
+        for signed in chain:
+            self.home(signed, where)
+
+    def _chain(self, item: bytes, where: str) -> None:
+        try:
+            self.move(records.read_chain(item).signed, where)
+        except ProtocolError as error:
+            self.findings[f"{where}: home records that were handed over, and are none: {error.text}"] = None
 
     def home(self, signed: bytes, where: str) -> None:
         """A home record, which may have been seen before."""
@@ -93,7 +110,8 @@ class Register:
             return
         home = verify_home(signed, self._root, read_home(known.signed) if known else None)
         digests = (*(known.digests if known else ()), home.digest)
-        self.homes[home.user] = Home(home.user, home.payload.region, home.cell, digests, signed)
+        cells = (*(known.cells if known else ()), home.cell)
+        self.homes[home.user] = Home(home.user, home.payload.region, home.cell, digests, cells, signed)
         for device in home.devices:
             users = self._users.get(device.id, ())
             self._users[device.id] = users if home.user in users else (*users, home.user)
@@ -146,9 +164,22 @@ class Register:
         home = self.homes.get(user)
         return home if home is not None and home.region == region else None
 
+    def left(self, user: bytes, region: str) -> Home | None:
+        """The home record of a user who was at home in the region, and is so elsewhere now."""
+        home = self.homes.get(user)
+        here = home is not None and any(cell.partition("/")[0] == region for cell in home.cells)
+        return home if here and home is not None and home.region != region else None
+
     def sender(self, device: bytes, region: str) -> Home | None:
-        """The home record of a user whose device that is, or was, and who is at home in the region."""
-        return next((home for user in self._users.get(device, ()) if (home := self.resident(user, region))), None)
+        """The home record of a user whose device that is, or was, and who is, or was, at home in the region."""
+        users = self._users.get(device, ())
+        return next((home for user in users if (home := self.resident(user, region) or self.left(user, region))), None)
+
+    def left_member(self, group: bytes, region: str) -> Home | None:
+        """The home record of a member whom the group lists in a cell of the region, and who has left it."""
+        members = sorted(self._members.get(group, {}))
+        left = (home for user, cell in members if (home := self.left(user, region)) and cell in home.cells)
+        return next(left, None)
 
     def member(self, group: bytes, region: str) -> str:
         """By what somebody who is at home in the region is a member of the group; empty where nobody is known to be.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -80,11 +80,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some bytes of an envelope, to be looked for; its address, and the devices that submitted it."""
+    """Some bytes of an envelope, to be looked for; its address, the devices that submitted it, and the users whom it
+    was sent on for."""
 
     ciphertext: bytes
     header: Header
     senders: set[bytes]
+    movers: set[bytes]
 
 
 @dataclass(slots=True)
@@ -162,11 +164,13 @@ class Pieces:
             if len(set(piece)) < PLAIN:
                 return
             try:
-                self._pieces[own] = Piece(piece, read_header(envelope), set())
+                self._pieces[own] = Piece(piece, read_header(envelope), set(), set())
             except ProtocolError:
                 return  # the judge says what that is
         if isinstance(record, records.Submit):
             self._pieces[own].senders.add(record.device)
+        elif user := forwarded_for(record):
+            self._pieces[own].movers.add(user)
         if len(self._pieces) >= 2 * MAX_PIECES:
             self._pieces = self.kept()
 
@@ -251,15 +255,22 @@ class ByRecords:
             header = read_header(found.envelope)
         except ProtocolError as error:
             return Verdict(Role.FOREIGN, ("nobody",), f"bytes without an address ({error.text})")
-        if why := self._at_home(header):
+        if why := self._at_home(header) or self._sent_on(found.record):
             return Verdict(Role.HOME, (self.whose(header),), why)
         if isinstance(found.record, records.Submit) and (why := self._in_transit(header, found, found.record)):
             return Verdict(Role.TRANSIT, (found.record.dest if header.kind is To.MAILBOX else self.whose(header),), why)
+        if why := self._left(header, found.record):
+            return Verdict(Role.TRANSIT, (self.whose(header),), why)
         return Verdict(Role.FOREIGN, (self.whose(header),), self._elsewhere(header, found.record))
 
     def may_rest(self, envelope: bytes) -> bool:
         piece = self.pieces[envelope]
-        return bool(self._at_home(piece.header)) or any(self._sender(device) for device in piece.senders)
+        region, register = self.site.region, self.register
+        return (
+            bool(self._at_home(piece.header) or self._left(piece.header, None))
+            or any(self._sender(device) for device in piece.senders)
+            or any(register.resident(user, region) or register.left(user, region) for user in piece.movers)
+        )
 
     def whose(self, header: Header) -> str:
         """Whom an envelope is for."""
@@ -276,10 +287,27 @@ class ByRecords:
         home = self.register.resident(header.to, self.site.region)
         return f"by {home}" if home else ""
 
+    def _sent_on(self, record: records.Submit | records.HandIn) -> str:
+        """By what an envelope that was sent on to somebody's home rests there."""
+        user = forwarded_for(record)
+        home = self.register.resident(user, self.site.region)
+        return f"sent on to user {short(user)}, at home here by {home}" if home else ""
+
+    def _left(self, header: Header, record: records.Submit | records.HandIn | None) -> str:
+        """For somebody who was at home here, until it is sent on (section 5, rule 3), or after: it goes with the
+        prefix."""
+        register, region = self.register, self.site.region
+        whom = register.left_member(header.to, region) if header.kind is To.ROSTER else register.left(header.to, region)
+        whom = whom or (register.left(forwarded_for(record), region) if record is not None else None)
+        return f"for user {short(whom.user)}, who left for {whom.cell} by {whom}" if whom else ""
+
     def _sender(self, device: bytes) -> str:
         """By what the device's user is at home here."""
         home = self.register.sender(device, self.site.region)
-        return f"user {short(home.user)}, at home here by {home}" if home else ""
+        if home is None:
+            return ""
+        here = "at home" if home.region == self.site.region else "who was at home"
+        return f"user {short(home.user)}, {here} here by {home}"
 
     def _in_transit(self, header: Header, found: Found, record: records.Submit) -> str:
         """An outbox copy: its sender is at home here, and it is bound for the cell where the recipient is at home."""
@@ -307,6 +335,14 @@ class ByRecords:
             return f"{why}; handed in by {record.origin}"
         sender = self._sender(record.device) or "a device of nobody who is at home here"
         return f"{why}; submitted for {record.dest} by {sender}"
+
+
+def forwarded_for(record: records.Record) -> bytes:
+    """For whom an envelope was sent on; nobody's id where it was not."""
+    if isinstance(record, records.HandIn) and record.what == records.HANDIN_FORWARD:
+        with suppress(ProtocolError):
+            return records.read_forward(record.part).user
+    return b""
 
 
 def since(found: Found) -> int:

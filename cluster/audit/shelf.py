@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from relay.core import records
+from relay.core.codec import Decoder
+from relay.errors import ProtocolError
 
 Holder = records.Submit | records.HandIn  # the records that hold bytes of envelopes
 
@@ -83,6 +85,7 @@ class Shelf:
     transit_bytes: int = 0
     foreign: int = 0
     foreign_bytes: int = 0
+    left_behind: int = 0  # bytes of it, of users who have moved away
     in_the_open: int = 0
     files: int = 0
     file_bytes: int = 0
@@ -98,12 +101,30 @@ class Shelf:
         return f"{self.region}-{self.node}" if self.node else self.region
 
 
+def _is_of_a_move(what: int, item: bytes) -> bool:
+    """Is it what that kind of hand-over holds, and so no envelope?"""
+    readers: dict[int, Decoder[Any]] = {
+        records.HANDIN_MOVE: records.read_chain, records.HANDIN_NOTICE: records.read_for_device,
+        records.HANDIN_TOLD: records.read_told,
+    }  # fmt: skip
+    try:
+        readers[what](item)
+    except ProtocolError:
+        return False
+    return True
+
+
 def held_in(record: records.Record, carried: bool = False) -> Iterator[tuple[Holder, bytes, bool]]:
     """(record, bytes, carried) of everything in a log record that is an envelope, or lies where only one may: what it
     carries again, and what a hand-over holds beside its envelope, included."""
     match record:
         case records.Submit(envelope=envelope):
             yield record, envelope, carried
+        case records.HandIn(what=records.HANDIN_FORWARD, item=item):
+            yield record, item, carried
+        case records.HandIn(what=records.HANDIN_MOVE | records.HANDIN_NOTICE | records.HANDIN_TOLD as what, item=item):
+            if not _is_of_a_move(what, item):
+                yield record, item, carried
         case records.HandIn(what=what, item=item, part=part):
             roster = what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY)
             beside = () if what == records.HANDIN_ROSTER else (part,)

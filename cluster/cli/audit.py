@@ -8,6 +8,7 @@ from typing import Final
 import click
 from rich.console import Console
 
+from cluster.audit.erased import check_erasures
 from cluster.audit.report import line, show, write_json
 from cluster.audit.residency import audit_residency
 from cluster.audit.shelf import Found, Shelf, Verdict
@@ -15,6 +16,7 @@ from cluster.audit.sites import NothingHere, find_sites, unclaimed_stores
 from cluster.cli.canary import canary
 from cluster.cli.exits import Exit
 from cluster.cli.options import result_file
+from cluster.erasure import read_receipts
 
 _PATH: Final = click.Path(path_type=Path)
 
@@ -64,4 +66,32 @@ def residency(directory: Path | None, config: Path | None, each: bool, json_path
         write_json(json_path, report)
     show(Console(highlight=False), report)
     if not report.clean:
+        click.get_current_context().exit(Exit.FAILED)
+
+
+@audit.command()
+@click.option("--config", type=_PATH, metavar="FILE", help="A node's node.toml; DIR is then its data, or a copy of it.")
+@click.argument("receipts", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("directory", metavar="[DIR]", required=False, type=_PATH)
+def erasure(receipts: Path, directory: Path | None, config: Path | None) -> None:
+    """Check erasure receipts against the disks in DIR of nodes that are stopped.
+
+    RECEIPTS is a file of `posthouse cell erasure --out`. Each receipt must be signed by the node whose store it is, and
+    every store of its cell that is found, set-aside ones and unfinished snapshots included, must hold no envelope for
+    the user below the index that it names.
+
+    Exit status 0 says that all of it holds; 1, that something does not.
+    """
+    if directory is None and config is None:
+        raise click.UsageError("Name a DIR, or a node's config with --config.")
+    try:
+        sites = find_sites(directory, config)
+    except NothingHere as error:
+        raise click.UsageError(f"{error}.") from None
+    good, bad = check_erasures(sites, read_receipts(receipts))
+    for text in good:
+        click.echo(text)
+    for text in bad:
+        click.echo(text, err=True)
+    if bad or not good:
         click.get_current_context().exit(Exit.FAILED)

@@ -13,8 +13,13 @@ import trio
 
 from cluster.cli.exits import Exit, deadline
 from cluster.cli.options import Decorator, deadline_option, dir_option
+from cluster.cli.erasures import collect_receipts, root_of
 from cluster.cli.reach import LOOK_S, Reach, reach_of
 from cluster.control.api import KEEPS_UP, SILENT, CellView, StoreView
+from cluster.local.home import Home
+from cluster.local.people import find_card
+from cluster.provision import write_public
+from relay.core.codec import pack
 from relay.errors import OperatorError
 
 LONG_S: Final = 600.0  # seconds; a new store takes over the checkpoint and the log of the others first
@@ -121,6 +126,35 @@ def transfer_leader(name: str, seconds: float, config: Path | None, region: str 
     """Have NODE lead the cell: before its present leader is stopped for long, say."""
     trio.run(_transfer, reach_of(config, directory, region), name, seconds)
     click.echo(f"{name} leads")
+
+
+@cell.command()
+@click.argument("user", metavar="USER")
+@click.option("--now", is_flag=True, help="Have the nodes let go of what is left at once (over their control sockets).")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the receipts here, for `posthouse audit erasure`.")
+@deadline_option(SHORT_S, "Give up waiting after so long.")
+@_reaching
+def erasure(
+    user: str, now: bool, out: Path | None, seconds: float, config: Path | None, region: str | None, directory: Path
+) -> None:
+    """Get the receipts that nothing is left here of USER, who has moved away.
+
+    USER is an address card, or the name of a client in --dir. Every store of the cell gives a receipt of its own,
+    signed with its node's key, once all that waited for USER is handed over and the blocks in which it lay are gone:
+    within some minutes by itself. `posthouse audit erasure` checks receipts against the disks of stopped nodes.
+
+    Exit status 1 when a node has no receipt to give in time.
+    """
+    reach, root = reach_of(config, directory, region), root_of(config, directory)
+    whom = find_card(Home(directory), user).user
+    missing, receipts = trio.run(collect_receipts, reach, root, whom, now, seconds)
+    for _, receipt in receipts:
+        click.echo(f"{receipt.node}: nothing of the user below block {receipt.below} of {receipt.cell}")
+    if out is not None and receipts:
+        write_public(out, pack([signed for signed, _ in receipts]))
+    if missing:
+        click.echo(f"No receipt from: {', '.join(missing)}", err=True)
+        click.get_current_context().exit(Exit.FAILED)
 
 
 # --- what they do --------------------------------------------------------------------------------

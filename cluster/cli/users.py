@@ -11,12 +11,15 @@ import trio
 
 from cluster.cli.devices import devices, recover, revoke, rotate
 from cluster.cli.options import as_option, dir_option, now_ms
-from cluster.enrolment import asked_region, read_records
+from cluster.enrolment import asked_region, left_region, read_records, read_request
 from cluster.local.book import Book
 from cluster.local.home import Home
-from cluster.local.people import card_of, create_device, create_user, introduce
+from cluster.local.people import (
+    card_of, create_device, create_user, introduce, move_user, newest_records, releaser_of, take_move,
+)  # fmt: skip
 from cluster.provision import write_public
-from relay.client import Card
+from relay.client import Card, ask_to_move
+from relay.core.codec import pack
 from relay.errors import OperatorError, TrustError
 
 
@@ -87,11 +90,85 @@ def sign(request: Path, after: Path | None, out: Path | None, directory: Path) -
         region = asked_region(asked, root)
     registrar = home.registrar(region)
     with _about(request):
-        record, records = Book(home.book(region)).sign(asked, before, root, registrar, now_ms())
+        known = newest_records(home, read_request(asked).user, now_ms(), before)
+        record, records = Book(home.book(region)).sign(asked, known, root, registrar, now_ms())
     target = out or request.with_name(f"{request.name}.records")
     write_public(target, records)
     click.echo(f"Signed version {record.version} for {record.cell}: {target}", err=True)
     click.echo(str(Card(record.payload.region, record.user)))
+
+
+@user.command()
+@click.argument("request", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--after", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True,
+    help="The user's signed records so far.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: REQUEST.released]")
+@dir_option
+def release(request: Path, after: Path, out: Path | None, directory: Path) -> None:
+    """Let a user go who asks to be at home in another cell: the first of two signatures of registrars.
+
+    Run by whoever keeps the registrar key of the region that is left, in --dir/secrets. What it writes goes to the
+    registrar of the region that is entered, who runs `posthouse user sign` on it, with the same --after. Without both,
+    and without the user's own, nobody can be moved.
+    """
+    home = Home(directory)
+    root = home.root(now_ms())
+    with _about(after):
+        before = read_records(after.read_bytes())
+        region = left_region(before, root)
+    let_go = releaser_of(home, region, now_ms())
+    with _about(request):
+        asked, released = let_go(request.read_bytes(), before)
+    target = out or request.with_name(f"{request.name}.released")
+    write_public(target, released)
+    click.echo(f"Released from {region}, to {asked.cell}: {target}", err=True)
+
+
+@user.command()
+@click.argument("name")
+@click.option("--to", "cell", required=True, metavar="CELL", help="The new home, like sauda/1.")
+@click.option(
+    "--ask", type=click.Path(path_type=Path),
+    help="Only write the request here, and the records so far into ASK.before, for registrars elsewhere.",
+)  # fmt: skip
+@dir_option
+def move(name: str, cell: str, ask: Path | None, directory: Path) -> None:
+    """Move the user NAME to another cell.
+
+    Three sign: the user, the registrar of the region that is left, and that of the region that is entered. Where both
+    registrar keys are in --dir/secrets this does all; else give --ask, have the request released and signed there
+    (`posthouse user release`, then `posthouse user sign`), and bring what comes back with `posthouse user take`.
+
+    A client that runs reconnects to the new home by itself. What waits in the old one is handed over; nothing has to be
+    stopped. Prints the address card: the old one goes on working.
+    """
+    home = Home(directory)
+    if ask is not None:
+        request, before = ask_to_move(home.store(name), cell=cell, now_ms=now_ms())
+        write_public(ask, request)
+        write_public(ask.with_name(f"{ask.name}.before"), pack(before))
+        click.echo(f"Wrote {ask}: have it released, then signed", err=True)
+        return
+    click.echo(str(move_user(home, name, cell, now_ms())))
+    if not trio.run(introduce, home, name):
+        click.echo(f"No node of {cell} answers now; it will learn of {name} when {name} connects.", err=True)
+
+
+@user.command()
+@click.argument("name")
+@click.argument("records", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@dir_option
+def take(name: str, records: Path, directory: Path) -> None:
+    """Put newer signed records of the user NAME, from a registrar, into the stores of NAME's devices in --dir.
+
+    Prints the address card.
+    """
+    home = Home(directory)
+    with _about(records):
+        card = take_move(home, name, read_records(records.read_bytes()), now_ms())
+    click.echo(str(card))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ and only shows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
@@ -40,8 +41,19 @@ class _Refusal(msgspec.Struct, frozen=True):
     leader: str = ""
 
 
-def cell_pages(control: Callable[[], CellControl | None], *, orders: bool) -> dict[str, Page]:
+@dataclass
+class Erasing:
+    """What a node says and does about users who have left; nothing while it has no log."""
+
+    receipts: Callable[[], list[bytes]] = list
+    now: Callable[[], None] | None = None
+
+
+def cell_pages(
+    control: Callable[[], CellControl | None], *, orders: bool, erasing: Erasing | None = None
+) -> dict[str, Page]:
     """Pages for `serve_admin`; with `orders`, for a control socket. `control` gives None while there is no journal."""
+    erasing = erasing or Erasing()
 
     def show() -> Answer:
         cell = control()
@@ -52,8 +64,21 @@ def cell_pages(control: Callable[[], CellControl | None], *, orders: bool) -> di
     def taking(act: Callable[[CellControl, str], None]) -> Callable[[bytes], Answer]:
         return lambda body: _obey(control(), body, act)
 
-    pages = {"/cell": Page(get=show)}
+    def receipts() -> Answer:
+        try:
+            return Answer(HTTPStatus.OK, msgspec.json.encode([one.hex() for one in erasing.receipts()]) + b"\n", _JSON)
+        except OperatorError as error:
+            return _refusal(error.text, error.remedy, waits=False)
+
+    def erase(_: bytes) -> Answer:
+        if erasing.now is None:
+            return _refusal("the log is not open yet", "Try again soon")
+        erasing.now()
+        return Answer(HTTPStatus.ACCEPTED, b"{}\n", _JSON)
+
+    pages = {"/cell": Page(get=show), "/cell/erasures": Page(get=receipts)}
     if orders:
+        pages["/cell/erase"] = Page(post=erase)
         pages["/cell/transfer"] = Page(post=taking(lambda cell, node: cell.transfer(node)))
         pages["/cell/remove"] = Page(post=taking(lambda cell, node: cell.remove(node)))
     return pages
@@ -90,9 +115,18 @@ async def ask_view(where: Address | Path) -> CellView:
         raise _stranger(where, HTTPStatus.OK, answer) from None
 
 
+async def ask_erasures(where: Address | Path) -> list[bytes]:
+    """The erasure receipts of the node that listens there (cluster.erasure). Raises Unanswered, OperatorError."""
+    answer = await _ask(where, "GET", "/cell/erasures")
+    try:
+        return [bytes.fromhex(one) for one in msgspec.json.decode(answer, type=list[str])]
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        raise _stranger(where, HTTPStatus.OK, answer) from None
+
+
 async def give_order(where: Address | Path, order: str, node: str) -> None:
-    """`order` ("transfer", "remove") about `node`, to the node whose control socket this is. Raises NotLeading,
-    Unanswered, NotNow, OperatorError with the node's own words."""
+    """`order` ("transfer", "remove", "erase") about `node`, to the node whose control socket this is. Raises
+    NotLeading, Unanswered, NotNow, OperatorError with the node's own words."""
     await _ask(where, "POST", f"/cell/{order}", msgspec.json.encode(_Order(node)))
 
 

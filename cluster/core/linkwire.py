@@ -56,9 +56,9 @@ class Ping(Struct, tag=2):
 
 
 class HandItem(Struct):
-    """One entry of an outbox: `what`, `item` and `part` as in records.HandIn."""
+    """One entry of an outbox: `what`, `item` and `part` as in records.HandIn; never 3 or 4, which the receiver says."""
 
-    what: Annotated[int, Meta(ge=0, le=2)]
+    what: Annotated[int, Meta(ge=0, le=8)]
     item: Annotated[bytes, Meta(max_length=MIB)]
     part: Annotated[bytes, Meta(max_length=MIB)]
 

@@ -32,6 +32,9 @@ class Book:
     """The address book: the demo's own knowledge, made while sending, independent of any node."""
 
     users: dict[bytes, str] = field(default_factory=dict)  # user → home region
+    again: dict[bytes, str] = field(default_factory=dict)  # envelope → where its sender, who moved, submitted it again
+    # user → the region that was left, and below which block each of its nodes signed that nothing is left of the user
+    left: dict[bytes, tuple[str, dict[str, int]]] = field(default_factory=dict)
     names: dict[bytes, str] = field(default_factory=dict)  # user or group → what people call it
     groups: dict[bytes, frozenset[str]] = field(default_factory=dict)  # group → regions with members
     posted: dict[bytes, Posted] = field(default_factory=dict)  # envelope id → what its sender knows
@@ -62,11 +65,26 @@ class Book:
             return Role.STRAY
         if region in self.homes(posted):
             return Role.HOME
-        return Role.TRANSIT if region == posted.sender else Role.FOREIGN
+        left, _ = self.left.get(posted.to, ("", {}))  # what comes there late is sent on (section 5, rule 3)
+        return Role.TRANSIT if region in (posted.sender, self.again.get(envelope), left) else Role.FOREIGN
+
+    def is_left_behind(self, found: Found, region: str, node: str) -> bool:
+        """Is it for somebody who has left the region, and in a block of which the node has signed that it is gone?"""
+        posted = self.posted.get(found.id)
+        left, below = self.left.get(posted.to, ("", {})) if posted else ("", {})
+        return region == left and found.place.block < below.get(node, 0)
+
+    def leaves(self, user: bytes, region: str, signed: dict[str, int]) -> None:
+        """A user has moved to `region`; the stores of the old one have signed that nothing is left below these
+        blocks."""
+        self.left[user], self.users[user] = (self.users[user], signed), region
 
     def scanner(self, storage_keys: Iterable[bytes]) -> Scanner[Secret]:
         canaries = ((posted.canary, envelope) for envelope, posted in self.posted.items())
         return make_scanner(canaries, self.plaintexts, storage_keys)
+
+
+LEFT_BEHIND = "left behind by somebody who moved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +93,22 @@ class ByBook:
 
     book: Book
     region: str
+    node: str
 
     def judge(self, found: Found) -> Verdict:
         role, book = self.book.role(found.id, self.region), self.book
+        if book.is_left_behind(found, self.region, self.node):
+            return Verdict(Role.FOREIGN, (), LEFT_BEHIND)
         if role is Role.TRANSIT:
             return Verdict(role, tuple(book.homes(book.posted[found.id])))
         return Verdict(role, (book.name(found.id),) if role is Role.HOME else ())
 
     def may_rest(self, envelope: bytes) -> bool:
         return self.book.role(envelope, self.region) is not Role.FOREIGN
+
+
+def _noted(shelf: Shelf, found: Found, verdict: Verdict) -> None:
+    shelf.left_behind += len(found.envelope) if verdict.why == LEFT_BEHIND else 0
 
 
 def audit(
@@ -93,7 +118,7 @@ def audit(
     """Look at everything that a stopped node of `region` left: its store and those it set aside, unsealed, and all
     files as they are. `seen` is kept from one node to the next."""
     shelf = Shelf(region, node)
-    look = Look(shelf, ByBook(book, region), scanner, seen)
+    look = Look(shelf, ByBook(book, region, node), scanner, seen, _noted)
     for place in stores_below(data) or [data]:
         with open_stopped(place, ring) as store:
             look.store(store, (place / STORE_FILE).relative_to(node_dir).as_posix())

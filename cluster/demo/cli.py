@@ -67,7 +67,7 @@ async def run_demo(
     stage = await play(layout, console, chapters(nodes) if story is None else story)
     result = Result(
         stage.ledger.account(), len(stage.book.posted), stage.wire_duplicates, stage.audits, stage.nodes_killed,
-        time.monotonic() - begun, stage.failures, nodes, stage.stores_wiped,
+        time.monotonic() - begun, stage.failures, nodes, stage.stores_wiped, stage.users_moved,
     )  # fmt: skip
     show(console, result)
     return result

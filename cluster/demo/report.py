@@ -36,6 +36,7 @@ class Result:
     failures: Sequence[str] = ()
     nodes: int = 1
     stores_wiped: int = 0
+    users_moved: int = 0
 
     @property
     def shelves(self) -> list[Shelf]:
@@ -44,6 +45,11 @@ class Result:
     @property
     def foreign_bytes(self) -> int:
         return sum(shelf.foreign_bytes for shelf in self.shelves)
+
+    @property
+    def left_behind(self) -> int:
+        """Bytes of envelopes of who moved away, found in the region that was left."""
+        return sum(shelf.left_behind for shelf in self.shelves)
 
     @property
     def in_the_open(self) -> int:
@@ -62,7 +68,9 @@ class Result:
             "wire_duplicates": self.wire_duplicates,
             "reordered": self.account.reordered,
             "foreign_bytes_at_rest": self.foreign_bytes,
+            "left_behind_bytes": self.left_behind,
             "plaintext_found": self.in_the_open,
+            "users_moved": self.users_moved,
             "nodes_killed": self.nodes_killed,
             "seconds": round(self.seconds, 1),
         }
@@ -113,9 +121,11 @@ def _counted(result: Result) -> Table:
     table.add_row("reordered", number(account.reordered))
     table.add_row("strange (never sent, or to another)", number(account.strange))
     table.add_row("foreign bytes at rest", number(result.foreign_bytes))
+    table.add_row("of it, left behind by who moved away", number(result.left_behind))
     table.add_row("plaintext, keys or unsealed bytes found", number(result.in_the_open))
     table.add_row("late, after a marked gap (allowed)", str(account.late))
     table.add_row("seen twice on the wire (allowed)", str(result.wire_duplicates))
+    table.add_row("users moved to another region", str(result.users_moved))
     table.add_row("nodes of each region", str(result.nodes))
     table.add_row("nodes killed", str(result.nodes_killed))
     table.add_row("stores wiped", str(result.stores_wiped))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import ssl
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import trio
 
+from cluster.cli.erasures import collect_receipts
 from cluster.cli.reach import Door, Reach
 from cluster.control import CellView
 from cluster.audit.look import Seen, storage_keys
@@ -24,9 +26,9 @@ from cluster.demo.audit import CANARY_RANGE, Book, audit
 from cluster.demo.ledger import Ledger, Yielded
 from cluster.demo.report import Audit
 from cluster.local import Layout, LocalFederation
-from cluster.local.people import create_device, create_user
+from cluster.local.people import create_device, create_user, sign_move
 from relay import ws
-from relay.client import Card, Client, Message, SendRefused, open_client
+from relay.client import Card, Client, Message, SendRefused, open_client, take_records
 from relay.client.connection import Seams, Socket
 from relay.core import wire
 from relay.core.codec import digest
@@ -36,6 +38,8 @@ from relay.journal.seal import StorageRing
 NAMES = ("anna", "bruno", "chiara", "dmitri", "elif", "farah", "goran", "hanh", "imre", "jiwoo", "klara", "luis")
 DEVICES = (3, 3, 2, 2)  # of the first, second, … person of a region, and round again
 ACCEPTED_S = 45.0  # seconds until a message is accepted; a node that was killed is back long before
+MOVED_S = 20.0  # seconds for all devices of who moves to be served in the new home
+ERASED_S = 20.0  # seconds for every store of the old home to have let go of everything, and signed it
 ELECTED_S = 20.0  # seconds for a cell to have a leader; it takes about one
 IN_FLIGHT = 32  # messages that one device has on the way to acceptance at a time
 TONGUES = (
@@ -83,7 +87,7 @@ class Stage:
         self.book = Book()
         self.people: list[Person] = []
         self.failures: list[str] = []
-        self.nodes_killed = self.stores_wiped = 0
+        self.nodes_killed = self.stores_wiped = self.users_moved = 0
         self.renewed: dict[tuple[str, str], str] = {}  # (region, node) whose store was wiped → the id of the lost one
         self.wire_duplicates = 0
         self.unanswered: dict[str, set[bytes]] = defaultdict(set)  # region → envelopes submitted without a receipt
@@ -92,6 +96,7 @@ class Stage:
         self.dedup, self.socket = True, WatchedSocket  # a test breaks them, to see that duplicates are found
         self._nursery = nursery
         self._moved = trio.Event()
+        self._urls: dict[str, str] = {}  # of nodes → region
         self._limits: dict[Gadget, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(IN_FLIGHT))
 
     # --- the cast --------------------------------------------------------------------------------
@@ -142,7 +147,7 @@ class Stage:
 
     async def _live(self, gadget: Gadget, *, task_status: trio.TaskStatus[None]) -> None:
         gadget.leave, gadget.left = trio.CancelScope(), trio.Event()
-        seams = Seams(dial=partial(self._dial_watched, gadget.owner.region))
+        seams = Seams(dial=partial(self._dial_watched, gadget.owner))
         try:
             async with open_client(gadget.path, receive=True, seams=seams, dedup=self.dedup) as client:
                 gadget.client, gadget.id = client, client.device
@@ -173,6 +178,30 @@ class Stage:
                 )
 
         return look
+
+    async def move(self, person: Person, region: str) -> None:
+        """Sign somebody's home record for another region. One device knows it, the others learn it from their cell;
+        returns when all of them are at home there."""
+        home, cell, now_ms = self.layout.home, f"{region}/1", time.time_ns() // 1_000_000
+        records = await trio.to_thread.run_sync(sign_move, home, person.name, cell, now_ms)
+        await trio.to_thread.run_sync(take_records, person.gadgets[0].path, records, now_ms)
+        self.users_moved += 1
+        with trio.move_on_after(MOVED_S):
+            while any(one.online().card.region != region for one in person.gadgets):  # noqa: ASYNC110 - it has no bell
+                await trio.sleep(0.05)
+            return
+        self.failures.append(f"the move: not all devices of {person.name} went to {region} within {MOVED_S:.0f} s")
+
+    async def erased(self, person: Person, region: str) -> dict[str, int]:
+        """Who moved from here has everything: the nodes whose stores have signed that nothing is left of it, and below
+        which block. All ought to."""
+        nodes = self.federation.running(region)
+        doors = (Door(node.name, node.admin_addr, node.control_path) for node in nodes)
+        root = self.layout.home.root(time.time_ns() // 1_000_000)
+        missing, receipts = await collect_receipts(Reach(tuple(doors)), root, person.card.user, True, ERASED_S)
+        if missing:
+            self.failures.append(f"the move: no erasure receipt from {', '.join(missing)} in {region}")
+        return {receipt.node: receipt.below for _, receipt in receipts}
 
     # --- the nodes -------------------------------------------------------------------------------
     def names(self, region: str) -> list[str]:
@@ -248,16 +277,26 @@ class Stage:
 
     @asynccontextmanager
     async def _dial_watched(
-        self, region: str, url: str, context: ssl.SSLContext | None, deadline_s: float
+        self, owner: Person, url: str, context: ssl.SSLContext | None, deadline_s: float
     ) -> AsyncIterator[Socket]:
         async with ws.connect(url, context, deadline_s) as socket:
-            yield self.socket(socket, self, region)
+            yield self.socket(socket, self, self._region_of(url) or owner.region)
+
+    def _region_of(self, url: str) -> str:
+        """Where the node is: who moves submits there before everybody else has noticed."""
+        if not self._urls:
+            regions = self.layout.home.root(time.time_ns() // 1_000_000).payload.regions
+            nodes = ((region.name, node) for region in regions for cell in region.cells for node in cell.nodes)
+            self._urls.update((one, name) for name, node in nodes for one in node.clients)
+        return self._urls.get(url, "")
 
     def submitting(self, region: str, envelope: bytes) -> bytes:
         """A client of `region` is about to write this envelope to its connection, perhaps again. Returns its id."""
         own = envelope_id(envelope)
         if own not in self.book.posted:
             self.book.post(envelope, region, secrets.randbelow(CANARY_RANGE))
+        elif self.book.posted[own].sender != region:
+            self.book.again[own] = region
         self.unanswered[region].add(own)
         return own
 

@@ -86,6 +86,24 @@ async def in_a_group(stage: Stage) -> str:
     return f"{8 * len(writers) + 1} messages, each to {len(stage.gadgets) - 1} devices"
 
 
+async def while_somebody_moves(stage: Stage) -> str:
+    """Somebody's home becomes another region while everybody writes to and from there."""
+    old, new = stage.regions[:2]
+    mover = stage.of(old)[-1]
+    pairs = pairs_of(stage, lambda one, other: mover in (one, other))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.volley, spread(pairs, 160))
+        await trio.sleep(0.2)
+        await stage.move(mover, new)
+    await stage.volley(spread(pairs, 20))
+    await stage.settled(SETTLE_S, "the move")
+    signed = await stage.erased(mover, old)
+    stage.book.leaves(mover.card.user, new, signed)
+    mover.region = new
+    went = f"{mover.name} went from {old} to {new}, 180 messages meanwhile"
+    return f"{went}; {len(signed)} stores of {old} signed that nothing is left there"
+
+
 async def while_some_are_offline(stage: Stage) -> str:
     absent = [stage.of(region)[0] for region in stage.regions]
     gadgets = [gadget for person in absent for gadget in person.gadgets]
@@ -270,6 +288,7 @@ _BEFORE = (
     Chapter("One to one, inside a region", within_a_region),
     Chapter("One to one, across a border", across_a_border),
     Chapter("A group with members in every region", in_a_group),
+    Chapter("Somebody moves to another region", while_somebody_moves),
     Chapter("Some are offline, and collect later", while_some_are_offline),
 )
 _OF_ONE = (Chapter("A node is killed in the middle of it", through_a_crash),)

@@ -17,7 +17,7 @@ import trio
 
 from cluster.core.linkwire import Answer, LookUp, Peer, Records, Request
 from cluster.directory.seen import Seen, Sighting
-from relay.core.trust import HomeRecord, Root, check_current, read_home, verify_chain
+from relay.core.trust import HomeRecord, Root, check_current, read_chain, read_home, verify_chain
 from relay.core.wire import Code
 from relay.errors import (
     BrokenChain, NotValidNow, PeerError, PosthouseError, ProtocolError, Refused, Rollback, TrustError,
@@ -36,6 +36,10 @@ class OwnUsers(Protocol):
 
     def chain(self, user: bytes, after: int) -> list[bytes]:
         """The signed records after version `after`, oldest first."""
+
+    def moved(self, user: bytes) -> tuple[list[bytes], bool]:
+        """All records of a user who has left for another cell, and whether that has confirmed that it has them and what
+        waited here; none where nobody of that id has."""
 
 
 class AsksCells(Protocol):
@@ -84,13 +88,16 @@ class FederationDirectory:
         """The newest verified record of `user`. `hint` is the region of the address card.
 
         Raises Refused with UNKNOWN_USER, UNKNOWN_REGION or UNREACHABLE; TrustError where an answer did not verify."""
-        own = self._own.home(user)
+        own = self._own.home(user) or self._leaving(user)
         return own if own is not None else (await self._foreign(user, hint)).record
 
     async def chain(self, user: bytes, hint: str, after: int) -> list[bytes]:
         """The signed records after version `after`, oldest first. Raises like `lookup`."""
         if self._own.home(user) is not None:
             return self._own.chain(user, after)
+        leaving = self._leaving(user)
+        if leaving is not None:
+            return self._own.moved(user)[0][after : leaving.version]
         known = await self._foreign(user, hint)
         if known.record.version <= after and self._make_stale(known):
             known = await self._foreign(user, hint)
@@ -108,9 +115,29 @@ class FederationDirectory:
     async def answer(self, peer: Peer, request: LookUp) -> Records:
         """What another cell is told: records of users at home here, and nothing about anybody else."""
         await trio.lowlevel.checkpoint()
-        if self._own.home(request.user) is None:
+        user, after = request.user, request.after
+        if self._own.home(user) is not None:
+            return Records(Code.STORED, tuple(self._own.chain(user, after)[:MAX_CHAIN]))
+        moved, _ = self._own.moved(user)
+        if not moved:
             return Records(Code.UNKNOWN_USER, ())
-        return Records(Code.STORED, tuple(self._own.chain(request.user, request.after)[:MAX_CHAIN]))
+        leaving = self._leaving(user)
+        return Records(Code.STORED, tuple(moved[after : leaving.version if leaving else len(moved)]))
+
+    def _leaving(self, user: bytes) -> HomeRecord | None:
+        """The last record by which a user was at home here, until the new home has the one after it and what waited:
+        whoever goes by it comes here, and is sent on in order (ADR 21)."""
+        moved, confirmed = self._own.moved(user)
+        if confirmed:
+            return None
+        records = (read_home(signed) for signed in reversed(moved))
+        return next((record for record in records if record.cell == self._cell), None)
+
+    def stale(self, user: bytes) -> None:
+        """A cell has sent on what we handed over: the user has moved. It is asked again before anything else goes."""
+        known = self._known.get(user)
+        if known is not None:
+            self._make_stale(known)
 
     # --- foreign users -----------------------------------------------------------------------------
     async def _foreign(self, user: bytes, hint: str) -> _Known:
@@ -149,7 +176,7 @@ class FederationDirectory:
         del self._failures[key]
 
     async def _fetch(self, user: bytes, hint: str) -> _Known:
-        old = self._known.get(user)
+        old = self._newest(user)
         cells = self._cells(hint) if old is None else [old.record.cell]
         try:
             answer = await self._ask(cells, LookUp(user, old.record.version if old else 0))
@@ -164,6 +191,14 @@ class FederationDirectory:
         except TrustError as error:
             log.critical("home_record_refused", user=user[:4].hex(), cells=cells, reason=str(error))
             raise
+
+    def _newest(self, user: bytes) -> _Known | None:
+        """What is known, be it from our own log, of somebody who has left: where to ask, and what must not be fallen
+        behind."""
+        known, (moved, _) = self._known.get(user), self._own.moved(user)
+        if moved and (known is None or known.record.version < len(moved)):
+            return _Known(read_chain(moved)[-1], tuple(moved), 0)
+        return known
 
     def _cells(self, hint: str) -> list[str]:
         """Where to ask. Raises Refused(UNKNOWN_REGION)."""
@@ -227,12 +262,13 @@ class FederationDirectory:
 
     def _cached(self, user: bytes) -> _Known | None:
         """What may be used without asking: fresh, or of a cell that there is no link to now. Never what has expired."""
-        known = self._known.get(user)
+        known = self._newest(user)
         if known is None or not self._valid(known.record):
             return None
         if known.fresh_until <= self._env.clock.monotonic_ms() and self._links.connected(known.record.cell):
             return None
-        self._known.move_to_end(user)
+        if user in self._known:
+            self._known.move_to_end(user)
         return known
 
     def _keep(self, record: HomeRecord, chain: tuple[bytes, ...], fresh_ms: int) -> _Known:

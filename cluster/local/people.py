@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import trio
 from nacl.signing import SigningKey
 
-from cluster.enrolment import read_request
+from cluster.enrolment import read_request, release_enrolment
 from cluster.local.book import Book
 from cluster.local.home import Home, check_name
 from cluster.local.recovery import Recovery
 from cluster.provision import write_public
-from relay.client import Card, Registrar, add_device, new_user, open_client, take_records
-from relay.errors import OperatorError, TrustError
+from relay.client import Card, Registrar, add_device, ask_to_move, new_user, open_client, take_records
+from relay.client.identity import own_records
+from relay.core.trust import HomeRecord, read_home
+from relay.errors import BrokenChain, OperatorError, TrustError
 
 INTRODUCE_S: Final = 5.0  # seconds; a node on this machine answers in milliseconds
 
@@ -26,9 +28,37 @@ def registrar_of(home: Home, region: str, now_ms: int) -> Registrar:
     key, book, root = home.registrar(region), Book(home.book(region)), home.root(now_ms)
 
     def sign(request: bytes, before: Sequence[bytes]) -> bytes:
-        return book.sign(request, before, root, key, now_ms)[0].signed
+        known = newest_records(home, read_request(request).user, now_ms, before)
+        return book.sign(request, known, root, key, now_ms)[0].signed
 
     return sign
+
+
+def releaser_of(home: Home, region: str, now_ms: int) -> Callable[[bytes, Sequence[bytes]], tuple[HomeRecord, bytes]]:
+    """The same registrar, to let users go: `release_enrolment` after all that is known here. Raises OperatorError; what
+    it gives raises like that, and BrokenChain where the records before are not what was signed."""
+    key, book, root = home.registrar(region), Book(home.book(region)), home.root(now_ms)
+
+    def release(request: bytes, before: Sequence[bytes]) -> tuple[HomeRecord, bytes]:
+        user = read_request(request).user
+        for number, (mine, theirs) in enumerate(zip(book.records(user), before, strict=False), 1):
+            if mine != theirs:
+                what = f"the records before: version {number} is not the one that {region} signed: a fork"
+                raise BrokenChain(what, "Two registrars with the same key signed, or the file is another user's")
+        return release_enrolment(request, newest_records(home, user, now_ms, before), root, key, now_ms)
+
+    return release
+
+
+def newest_records(home: Home, user: bytes, now_ms: int, known: Sequence[bytes] = ()) -> tuple[bytes, ...]:
+    """The records `known`, and what follows them in the books that are kept here: of all regions, for a move is in the
+    book of the region that is entered only. Raises OperatorError."""
+    newest = tuple(known)
+    for region in home.root(now_ms).payload.regions:
+        book = Book(home.book(region.name)).records(user)
+        if book[: len(newest)] == newest:
+            newest = book
+    return newest
 
 
 def create_user(home: Home, name: str, region: str, now_ms: int, recovery: Path | None = None) -> Card:
@@ -58,12 +88,48 @@ def create_user(home: Home, name: str, region: str, now_ms: int, recovery: Path 
 
 def create_device(home: Home, name: str, of: str, now_ms: int) -> Card:
     """A further device, `of+name`, of a user who has a store here. Raises OperatorError."""
-    known, card = home.store(of), card_of(home, of)
-    registrar = registrar_of(home, card.region, now_ms)
-    take_records(known, Book(home.book(card.region)).records(card.user), now_ms)
+    known, user = home.store(of), card_of(home, of).user
+    newest = take_records(known, newest_records(home, user, now_ms, own_records(known)), now_ms)
+    registrar = registrar_of(home, newest.payload.region, now_ms)  # where the user is at home now
     store = new_store(home, f"{of.partition('+')[0]}+{check_name(name)}")
-    add_device(store, of=known, registrar=registrar, now_ms=now_ms)
+    card = add_device(store, of=known, registrar=registrar, now_ms=now_ms)
     write_public(store.parent / "card", f"{card}\n".encode())
+    return card
+
+
+def move_user(home: Home, name: str, cell: str, now_ms: int) -> Card:
+    """Move a user who has a store here to another cell, with the keys of both registrars, which are kept here. All
+    devices of the user that have a store here know it at once; the others learn it from the cell that is left.
+    Raises OperatorError, TrustError."""
+    return take_move(home, name, sign_move(home, name, cell, now_ms), now_ms)
+
+
+def sign_move(home: Home, name: str, cell: str, now_ms: int) -> tuple[bytes, ...]:
+    """The signed records of such a move; nobody knows them yet but the book of the region that is entered. Raises like
+    `move_user`."""
+    store = home.store(name)
+    own = own_records(store)
+    known = newest_records(home, card_of(home, name).user, now_ms, own)
+    if len(known) > len(own) and read_home(known[-1]).cell == cell:
+        return known  # signed before, and never taken in
+    take_records(store, known, now_ms)
+    request, before = ask_to_move(store, cell=cell, now_ms=now_ms)
+    left = releaser_of(home, read_home(before[-1]).payload.region, now_ms)
+    enter = registrar_of(home, cell.partition("/")[0], now_ms)
+    _, released = left(request, before)
+    return (*before, enter(released, before))
+
+
+def take_move(home: Home, name: str, records: Sequence[bytes], now_ms: int) -> Card:
+    """Put a user's newer signed records into the stores of all of the user's devices that are kept here, and the region
+    where the user is at home into their cards."""
+    user = card_of(home, name).user
+    for store in [one for one in home.names() if card_of(home, one).user == user]:
+        record = take_records(home.store(store), records, now_ms)
+        card = Card(record.payload.region, record.user)
+        place = home.store(store).parent
+        write_public(fresh := place / f"card.{record.version}", f"{card}\n".encode())
+        fresh.replace(place / "card")
     return card
 
 

@@ -101,8 +101,8 @@ class Registrar:
 
 def request_of(signed: bytes) -> bytes:
     """The request that a signed record is the answer to: Ed25519 is deterministic, so the answer is the same again."""
-    payload, user_signature, *_ = msgspec.msgpack.decode(signed)
-    return pack([payload, user_signature])
+    payload, user_signature, _, *release = msgspec.msgpack.decode(signed)
+    return pack([payload, user_signature, *release])
 
 
 def _refused(answer: bytes, otherwise: str) -> PosthouseError:

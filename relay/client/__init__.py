@@ -8,7 +8,7 @@ from relay.client.errors import (
     BadCard, ClientClosed, Fenced, NotOwner, NotProven, NotReceiving, NotServed, Revoked, SendRefused, TooLarge,
     UnknownGroup,
 )  # fmt: skip
-from relay.client.identity import Registrar, add_device, new_user, take_records, update_root
+from relay.client.identity import Registrar, add_device, ask_to_move, new_user, take_records, update_root
 from relay.client.lifecycle import (
     recover_user, revoke_devices, rotate_device_keys, rotate_user_key, share_user_key,
 )  # fmt: skip
@@ -17,6 +17,6 @@ from relay.client.shapes import MAX_CONTENT, Failure, Group, Message, Sent, Stat
 __all__ = [
     "BadCard", "Card", "Client", "ClientClosed", "Failure", "Fenced", "Group", "MAX_CONTENT", "Message", "Messages",
     "NotOwner", "NotProven", "NotReceiving", "NotServed", "Registrar", "Revoked", "SendRefused", "Sent", "Stats",
-    "TooLarge", "UnknownGroup", "add_device", "new_user", "open_client", "recover_user", "revoke_devices",
-    "rotate_device_keys", "rotate_user_key", "share_user_key", "take_records", "update_root",
+    "TooLarge", "UnknownGroup", "add_device", "ask_to_move", "new_user", "open_client", "recover_user",
+    "revoke_devices", "rotate_device_keys", "rotate_user_key", "share_user_key", "take_records", "update_root",
 ]

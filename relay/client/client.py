@@ -22,7 +22,9 @@ import trio
 from relay.client import groups as grouping
 from relay.client import people
 from relay.client.card import Card
-from relay.client.connection import BACKOFF_MAX_S, BACKOFF_S, HungUp, Seams, Socket, addresses, greet, tls_context
+from relay.client.connection import (
+    BACKOFF_MAX_S, BACKOFF_S, Elsewhere, HungUp, Seams, Socket, addresses, greet, tls_context,
+)
 from relay.client.desk import Desk
 from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, Revoked, TooLarge
 from relay.client.line import Line
@@ -35,7 +37,7 @@ from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
 from relay.core import wire
 from relay.core.trust import HomeRecord
 from relay.core.wire import Code
-from relay.errors import OperatorError, Overloaded, PosthouseError, RolledBack, StoreLocked
+from relay.errors import OperatorError, Overloaded, PosthouseError, ProtocolError, RolledBack, StoreLocked, TrustError
 from relay.limits import HANDSHAKE_S, MAX_STRING, MIB
 
 log = structlog.get_logger("relay.client")
@@ -53,12 +55,16 @@ class Client:
 
     def __init__(self, desk: Desk, urls: list[str], *, receives: bool) -> None:
         self._desk = desk
-        self._urls = urls
+        self._urls, self._at = urls, desk.own.cell  # where to connect, while our user is at home there
         self._line: Line | None = None
         self._messages = Messages(desk)
         self.receives = receives
         self.user, self.device = desk.own.user, desk.own.device
-        self.card = Card(desk.own.region, desk.own.user)
+
+    @property
+    def card(self) -> Card:
+        """Our address card: with the region where we are at home now."""
+        return Card(self._desk.own.region, self.user)
 
     @property
     def stats(self) -> Stats:
@@ -239,9 +245,9 @@ class Client:
         left = pardoned = -math.inf  # when the last connection ended, and when a FENCED was taken for our own
         start = int(desk.seams.random_float() * len(self._urls))
         while True:
-            url = self._urls[(start + turn) % len(self._urls)]
             after_ms, lived = 0, False
             try:
+                url = self._url(start + turn)
                 async with desk.seams.dial(url, tls_context(desk.own), HANDSHAKE_S) as socket:
                     with trio.fail_after(HANDSHAKE_S):
                         welcome = await self._greet(socket)
@@ -256,6 +262,8 @@ class Client:
                     return
                 pardoned = now  # once: two copies of a store would fence each other for ever
                 log.info("disconnected", reason=error.text)
+            except Elsewhere as error:
+                lived = await self._follow(error.records)
             except (PosthouseError, trio.TooSlowError, OSError) as error:
                 if isinstance(error, HungUp):
                     after_ms = error.after_ms
@@ -269,6 +277,25 @@ class Client:
             turn, failed = turn + 1, 0 if lived else failed + 1
             backoff = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(failed, 10)) * (0.5 + desk.seams.random_float())
             await trio.sleep(max(after_ms / 1000, backoff))
+
+    def _url(self, turn: int) -> str:
+        """Where to connect next. Raises OperatorError where the root lists no node of our home."""
+        own = self._desk.own
+        if own.cell != self._at:
+            self._urls, self._at = addresses(own, None), own.cell
+        return self._urls[turn % len(self._urls)]
+
+    async def _follow(self, records: Sequence[bytes]) -> bool:
+        """A node says that we are at home elsewhere. True where the records hold, and we go there."""
+        desk, before = self._desk, self._desk.own.cell
+        try:
+            await desk.take_in(lambda incoming: incoming.learned(desk.own.user, records, desk.server_now))
+        except (TrustError, ProtocolError) as error:
+            log.error("move_refused", reason=error.text)
+            return False
+        await desk.look_home()
+        log.info("moved", left=before, home=desk.own.cell)
+        return desk.own.cell != before
 
     async def say_goodbye(self) -> None:
         """Ack what is in the store, if that takes no longer than FAREWELL_S: who opens it next is not sent it again."""

@@ -54,6 +54,14 @@ class HungUp(PosthouseError):
         self.after_ms = after_ms
 
 
+class Elsewhere(PosthouseError):
+    """The node says that our user is at home in another cell, by these signed records."""
+
+    def __init__(self, records: Sequence[bytes]) -> None:
+        super().__init__("the node says that this user is at home elsewhere", "Follow the records, if they hold")
+        self.records = records
+
+
 def addresses(own: Own, connect_to: Sequence[str] | None) -> list[str]:
     """The URLs of all nodes of our home cell. Raises OperatorError where the root lists none."""
     cell = own.root.cell(own.cell)
@@ -122,6 +130,8 @@ async def _send(socket: Socket, message: wire.ClientMessage) -> None:
 
 async def _answer(socket: Socket) -> wire.ServerMessage:
     message = wire.decode_server(await socket.receive())
+    if isinstance(message, wire.Moved):
+        raise Elsewhere(message.records)
     if isinstance(message, wire.Error):
         if message.code == Fault.PROTOCOL:
             raise NotServed(f"the node does not understand this software: {message.text}", "Update it")

@@ -6,7 +6,7 @@ import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import trio
@@ -16,9 +16,11 @@ from relay.client.connection import Seams
 from relay.client.errors import send_refused
 from relay.client.incoming import Incoming
 from relay.client.outgoing import REFUSED, progress, settle
+from relay.client.people import newest
 from relay.client.sealer import Sealer, requeue
 from relay.client.shapes import Effects, Failure, Own, Stats
 from relay.client.store import Db, Store
+from relay.core.trust import HomeRecord
 from relay.errors import PosthouseError, StoreError, TrustError
 from relay.limits import MIB
 
@@ -63,7 +65,7 @@ class Desk:
         self.sealer = Sealer(own, seams.random_bytes, os.getpid())
         self.failures: deque[Failure] = deque(maxlen=outgoing.MAX_FAILURES)
         self.mail, self.post, self.lookup, self.changed = Bell(), Bell(), Bell(), Bell()
-        self.held, self.proofs = Bell(), Bell()
+        self.held, self.moved, self.proofs = Bell(), Bell(), Bell()
         self.wanted: dict[bytes, list[str]] = {}  # users to look up → region hints
         self.unfound: dict[tuple[bytes, str], PosthouseError] = {}  # (user, hint) that failed for good, for who asks
         self.wishes: Counter[bytes] = Counter()  # how often each was wanted: a wish during a lookup asks once more
@@ -116,6 +118,8 @@ class Desk:
             self.wishes.update(effects.wanted.keys())
             self.sealer.unknown.update(effects.wanted)
             self.lookup.ring()
+        if effects.moved:
+            self.settle_in(effects.moved)
         if effects.mail:
             self.mail.ring()
         if effects.post:
@@ -123,6 +127,17 @@ class Desk:
         if effects.proofs:
             self.proofs.ring()
         self.changed.ring()
+
+    def settle_in(self, record: HomeRecord) -> None:
+        """Our user is at home where `record` says."""
+        self.own = self.sealer.own = replace(self.own, region=record.payload.region, cell=record.cell)
+        self.moved.ring()
+
+    async def look_home(self) -> None:
+        """Another process may have put a newer record of our own user into the store."""
+        record = await self.run(lambda db: newest(db, self.own, self.own.user), lazily=True)
+        if record is not None and record.cell != self.own.cell:
+            await self.take_in(lambda incoming: incoming.settle_in(record))
 
     def wish(self, wanted: dict[bytes, str]) -> None:
         """Put users on the list of those to look up."""
@@ -237,6 +252,7 @@ class Desk:
             if version == seen:
                 continue
             seen = version
+            await self.look_home()
             sends = list(self._waiters)
             if sends:
                 await self._look_at(sends)

@@ -15,9 +15,10 @@ from relay.client import people
 from relay.client.card import Card
 from relay.client.errors import NotOwner, UnknownGroup
 from relay.client.outgoing import (
-    MAILBOX, PUBLISH, ROSTER, add_parcel, copy_to_added, has_other_devices, keep_news, new_send, next_counter,
-    split_parts, write_letters,
+    ACCEPTED, MAILBOX, PUBLISH, ROSTER, add_parcel, copy_to_added, has_other_devices, keep_news, new_send,
+    next_counter, split_parts, write_letters,
 )  # fmt: skip
+from relay.client.people import newest
 from relay.client.shapes import (
     KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Group, KeyNews, Own, RosterNews, Sent, control_pair, message_id,
     read_roster_news,
@@ -54,6 +55,7 @@ def draft(
     if group and db.execute("SELECT 1 FROM groups WHERE id=? AND pending<>x''", (group,)).fetchone():
         return None
     version = prev.head.version + 1 if prev else 1
+    members.update(_rehomed(db, own, members, version))
     for record in people:
         if record.user not in members:
             members[record.user] = (record.cell, Member(record.user, version))
@@ -90,7 +92,71 @@ def published(db: Db, own: Own, pid: int, now: int, effects: Effects) -> None:
     adopt(db, news, own, effects)
     db.execute("UPDATE groups SET pending=x'' WHERE id=?", (group,))
     _tell(db, own, _members(db, group), ROSTER_NEWS, news, now)
+    rehome(db, own, now)
     effects.post = True
+
+
+def _rehomed(
+    db: Db, own: Own, members: dict[bytes, tuple[str, Member]], version: int
+) -> dict[bytes, tuple[str, Member]]:
+    """Members who are at home elsewhere than the roster says: there they are new (rule 17)."""
+    homes = {user: newest(db, own, user) for user in members}
+    return {
+        user: (record.cell, Member(user, version))
+        for user, record in homes.items()
+        if record is not None and record.cell != members[user][0]
+    }
+
+
+def owns_with(db: Db, own: Own, user: bytes) -> bool:
+    """Is this device the owner of a group of which `user` is a member?"""
+    with_user = "SELECT g.news FROM groups g JOIN members m ON m.grp=g.id WHERE m.user=? AND g.version>0"
+    rows = db.execute(with_user, (user,))
+    heads = (verify_roster(read_roster_news(bytes(news)).head) for (news,) in rows.fetchall())
+    return any(head.head.owner_key == own.device for head in heads)
+
+
+def rehome(db: Db, own: Own, now: int) -> None:
+    """Publish the groups of this device anew in which somebody is at home elsewhere than the roster says; those of
+    which a version is under way come after it."""
+    for group, news_bytes in db.execute("SELECT id, news FROM groups WHERE version>0 AND pending=x''").fetchall():
+        head = verify_roster(read_roster_news(bytes(news_bytes)).head)
+        if head.head.owner_key != own.device:
+            continue
+        _, _, members = _own_group(db, own, bytes(group))
+        if _rehomed(db, own, members, 0):
+            draft(db, own, "", (), now, b"", bytes(group))
+
+
+# --- a member who has moved ----------------------------------------------------------------------
+def is_detoured(db: Db, own: Own, group: bytes) -> bool:
+    """Does the roster list us in another cell than our home? Ours cannot vouch for us then."""
+    row = db.execute("SELECT cell FROM members WHERE grp=? AND user=?", (group, own.user)).fetchone()
+    return row is not None and row[0] != own.cell
+
+
+def _go_round(db: Db, own: Own, group: bytes, sid: int, mids: Sequence[int]) -> None:
+    """To every member alone, until the owner has published where we are at home."""
+    for user, cell in _members(db, group):
+        if user == own.user and not has_other_devices(db, own):
+            continue
+        record = newest(db, own, user)
+        for device in record.devices if record else ():  # they read the stream already: it does not begin here
+            db.execute("INSERT OR IGNORE INTO firsts VALUES (?,?,0)", (group, device.id))
+        for mid in mids:
+            add_parcel(db, sid, mid, MAILBOX, user, _region(cell), own=user == own.user)
+
+
+def detour(db: Db, own: Own, effects: Effects) -> None:
+    """We have moved: group messages that no cell has taken yet go to every member alone."""
+    rows = db.execute(
+        "SELECT pid, sid, mid, address FROM parcels WHERE what=? AND state<? ORDER BY pid", (ROSTER, ACCEPTED)
+    ).fetchall()
+    for pid, sid, mid, group in rows:
+        if is_detoured(db, own, bytes(group)):
+            _go_round(db, own, bytes(group), sid, [mid])
+            db.execute("DELETE FROM parcels WHERE pid=?", (pid,))
+            effects.touched.add(sid)
 
 
 def abandoned(db: Db, group: bytes) -> None:
@@ -144,7 +210,10 @@ def adopt(db: Db, news_bytes: bytes, own: Own, effects: Effects) -> bytes | None
     members = {m.user: (cell, m) for cell, part in news.parts for m in verify_part(part, head, cell).members}
     if own.user not in members:
         raise TrustError("roster: we are not a member")
-    added = [(user, _region(cell)) for user, (cell, _) in members.items() if not is_member(db, head.group, user)]
+    added = [
+        (user, _region(cell)) for user, (cell, member) in members.items()
+        if member.since == head.head.version or not is_member(db, head.group, user)
+    ]
     db.execute(
         "INSERT INTO groups VALUES (?,?,?,x'')"
         " ON CONFLICT (id) DO UPDATE SET version=excluded.version, news=excluded.news",
@@ -208,8 +277,11 @@ def queue_group_message(
     ensure_key(db, own, group, version, now, random_bytes)
     sid = new_send(db, control=False)
     counter, mids = write_letters(db, sid, group, MESSAGE, split_parts(b"", group, name, content), now)
-    for mid in mids:
-        add_parcel(db, sid, mid, ROSTER, group, "", version=version)
+    if is_detoured(db, own, group):
+        _go_round(db, own, group, sid, mids)
+    else:
+        for mid in mids:
+            add_parcel(db, sid, mid, ROSTER, group, "", version=version)
     return Sent(message_id(own.stem, group, counter), group, counter, sid)
 
 

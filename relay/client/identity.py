@@ -19,7 +19,10 @@ from relay.client.card import Card
 from relay.client.outgoing import extend
 from relay.client.shapes import Effects, Own
 from relay.client.store import Db, Store, create, get, keep_device_key, keep_user_key, load_own, put
-from relay.core.trust import Device, HomePayload, HomeRecord, Root, follow_root, request_home, verify_home, verify_root
+from relay.core.codec import encode, pack
+from relay.core.trust import (
+    Device, HomePayload, HomeRecord, Root, ask_home, follow_root, request_home, verify_asked, verify_home, verify_root,
+)
 from relay.errors import BrokenChain, OperatorError, TrustError
 from relay.limits import DAY, MAX_CHAIN, MAX_DEVICES, MINUTE
 
@@ -70,18 +73,39 @@ def add_device(
     return Card(record.payload.region, record.user)
 
 
+def ask_to_move(path: Path, *, cell: str, now_ms: int) -> tuple[bytes, list[bytes]]:
+    """What the user whose store is `path` has to ask two registrars for to be at home in `cell`: (payload, signature by
+    the user key), to be released by the one and signed by the other, and the records that it follows. Offline; nothing
+    changes until `take_records`.
+
+    Raises OperatorError (at home there already), TrustError (the root has no such cell)."""
+    with closing(Store(path)) as store:
+        own, chain = store.transact(lambda db: identity(db, now_ms))
+        user_key = store.transact(lambda db: user_key_of(db, chain[-1]))
+    last = chain[-1]
+    if last.cell == cell:
+        raise OperatorError(f"the user is at home in {cell} already", "Nothing to do")
+    payload = following(
+        chain, now_ms, region=cell.partition("/")[0], cell=cell, move_epoch=last.payload.move_epoch + 1
+    )
+    data = encode(payload)
+    signature = ask_home(data, user_key)
+    verify_asked(data, signature, own.root, last)
+    return pack([data, signature]), [record.signed for record in chain]
+
+
 def own_records(path: Path) -> list[bytes]:
     """The signed home records of the user whose store is at `path`, oldest first. Raises StoreError."""
     with closing(Store(path)) as store:
         return store.transact(people.own_chain)
 
 
-def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> int:
-    """Take newer home records of the store's own user in, signed and oldest first: the newest version.
+def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> HomeRecord:
+    """Take newer home records of the store's own user in, signed and oldest first: the newest. A client that has the
+    store open follows it, to another cell if it says so. Raises TrustError and its kinds; then the store is as it was.
+    """
 
-    Raises TrustError and its kinds; then the store is as it was."""
-
-    def work(db: Db) -> int:
+    def work(db: Db) -> HomeRecord:
         own, chain = identity(db, now_ms)
         for mine, theirs in zip(chain, records, strict=False):
             if mine.signed != theirs:
@@ -94,7 +118,7 @@ def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> int:
             before = verify_home(signed, own.root, before)
             newer.append(before)
         take(db, own, newer, now_ms)
-        return before.version
+        return before
 
     with closing(Store(path)) as store:
         return store.transact(work)
@@ -190,8 +214,6 @@ def fill(
         "root": root.signed,
         "federation": root.federation_id,
         "user": last.user,
-        "region": last.payload.region.encode(),
-        "cell": last.cell.encode(),
     }.items():
         put(db, key, value)
     for user_key in user_keys:

@@ -9,6 +9,7 @@ Functions of an open transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -22,6 +23,7 @@ from relay.client.store import Db, put_cursor
 from relay.client.streams import Streams, collect
 from relay.core import wire
 from relay.core.envelope import To, envelope_id, read_header
+from relay.core.trust import HomeRecord
 from relay.core.sealing import Opened, open_mailbox, open_roster, roster_key_id
 from relay.errors import BadSignature, ClientError, PosthouseError, ProtocolError, TrustError
 from relay.limits import MIB
@@ -103,10 +105,22 @@ class Incoming:
         if before is None or record.version > before.version:
             extend(self._db, self._own, record, self.effects)
             groups.devices_changed(self._db, self._own, before, record, self._now, self.effects)
+            if user == self._own.user and record.cell != self._own.cell:
+                self.settle_in(record)
+            elif user != self._own.user and before is not None and before.cell != record.cell:
+                groups.rehome(self._db, self._own, self._now)
         self.effects.post = True
         self._retry(_sender(user))
         self.effects.wanted.pop(user, None)  # whoever asks for this user does so now
         return record.version
+
+    def settle_in(self, record: HomeRecord) -> None:
+        """Our own user is at home in another cell, by a record that was verified before it was kept."""
+        self._own = replace(self._own, region=record.payload.region, cell=record.cell)
+        self.effects.moved = record
+        groups.detour(self._db, self._own, self.effects)
+        groups.rehome(self._db, self._own, self._now)
+        self.effects.post = True
 
     def unknown(self, user: bytes, hint: str, error: PosthouseError, server_now: int) -> list[str]:
         """Region `hint` has no believable record of `user`: what was to be sealed with it is refused, what came with it
@@ -196,6 +210,10 @@ class Incoming:
         streams go by: its stem."""
         inner = opened.inner
         record = people.newest(self._db, self._own, inner.user)
+        if record is not None and inner.region != record.payload.region and groups.owns_with(
+            self._db, self._own, inner.user
+        ):
+            self.effects.wanted[inner.user] = record.payload.region  # perhaps a member of ours has moved
         stem = record.stem(inner.device, opened.header.created) if record else None
         if stem is not None:
             return stem

@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from relay.client import people, sealer
-from relay.client.connection import HungUp, Socket, hung_up
+from relay.client.connection import Elsewhere, HungUp, Socket, hung_up
 from relay.client.desk import MAX_INBOX, Desk
 from relay.client.incoming import wanted_senders
 from relay.client.lookups import Lookups, Task
@@ -68,6 +68,7 @@ class Line:
         """Until the connection ends; raises why."""
         await self._prepare()
         tasks = [self._read, self._take_in, self._submit, self._lookups.run, self._ping, self._rescue, self._expect]
+        tasks.append(self._stay)
         tasks.append(self._proving.run)
         if self._receive:
             tasks += [self._ack, self._hold]
@@ -130,6 +131,8 @@ class Line:
                 self._more.set()
             elif isinstance(message, wire.Record):
                 self._lookups.answered(message)
+            elif isinstance(message, wire.Moved):
+                raise Elsewhere(message.records)
             elif isinstance(message, wire.Proof):
                 self._proving.answered(message)
             elif isinstance(message, wire.Drain):
@@ -291,6 +294,13 @@ class Line:
                 size += len(one.data) + 512
         if items:
             await self._say(wire.Submit(tuple(items)))
+
+    async def _stay(self) -> None:
+        """Until our user is at home elsewhere."""
+        cell = self._desk.own.cell
+        while self._desk.own.cell == cell:
+            await self._desk.moved.armed().wait()
+        raise HungUp(f"this user is at home in {self._desk.own.cell} now")
 
     async def _ping(self) -> None:
         while True:

@@ -78,7 +78,7 @@ class Sealer:
     """Prepares batches. `offset` is the server's time less ours, ms; `carrier` this process."""
 
     def __init__(self, own: Own, random_bytes: Callable[[int], bytes], carrier: int) -> None:
-        self._own = own
+        self.own = own
         self._random = random_bytes
         self.carrier = carrier
         self.offset = 0
@@ -87,7 +87,7 @@ class Sealer:
     def prepare(self, db: Db, now: int, room: int, room_bytes: int) -> Prepared:
         """At most `room` envelopes of about `room_bytes` bytes, marked as sent."""
         out = Prepared()
-        skip = {user for user in self.unknown if not usable(newest(db, self._own, user), now + self.offset)}
+        skip = {user for user in self.unknown if not usable(newest(db, self.own, user), now + self.offset)}
         while room > 0 and room_bytes > 0:
             marks = ",".join("?" * len(skip))
             rows = db.execute(
@@ -134,7 +134,7 @@ class Sealer:
         return len(data) + len(hint) + 16
 
     def _seal(self, db: Db, parcel: _Parcel, now: int, skip: set[bytes], out: Prepared) -> bytes | None:
-        own, created = self._own, now + self.offset
+        own, created = self.own, now + self.offset
         expires = min(parcel.expires + self.offset, created + MAX_LIFETIME)
         inner = Inner(
             1, own.user, own.device, own.region, parcel.conversation, parcel.counter, parcel.kind, parcel.sent_ms,
@@ -170,11 +170,11 @@ class Sealer:
 
     def _sender_key(self, db: Db, parcel: _Parcel, now: int) -> bytes | None:
         """Drawn now, where our own keys were rotated since the message was written. None: of too old an epoch."""
-        place = (parcel.address, parcel.version, self._own.device)
+        place = (parcel.address, parcel.version, self.own.device)
         query = "SELECT key FROM sender_keys WHERE grp=? AND version=? AND device=? ORDER BY stale, rowid DESC"
         row = db.execute(query, place).fetchone()
         if row is None:
-            groups.ensure_key(db, self._own, parcel.address, parcel.version, now, self._random)
+            groups.ensure_key(db, self.own, parcel.address, parcel.version, now, self._random)
             row = db.execute(query, place).fetchone()
         return bytes(row[0]) if row else None
 

@@ -12,7 +12,7 @@ from nacl.signing import SigningKey
 from relay.client.card import Card
 from relay.core.codec import Decoder, Struct, digest
 from relay.core.shapes import CellName, Hash, Key, MaybeHash, Text, UInt
-from relay.core.trust import Root
+from relay.core.trust import HomeRecord, Root
 from relay.limits import CHUNK, MAX_ENVELOPE, MIB
 
 MESSAGE, ROSTER_NEWS, KEY_NEWS = 1, 2, 3  # kinds of inner messages; unknown ones are passed over
@@ -199,6 +199,7 @@ class Effects:
     mail: bool = False  # the inbox has more
     inbox_bytes: int = 0  # how much more
     post: bool = False  # there may be something to submit
+    moved: HomeRecord | None = None  # our own user is at home in another cell by it
     proofs: bool = False  # there are signed receipts to ask for
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)

@@ -313,14 +313,18 @@ def keep_device_key(db: Db, signing: SigningKey, private: bytes) -> None:
 
 
 def load_own(db: Db, now_ms: int) -> Own:
-    """Who this store is for. Its keys are those that the newest of our records lists that lists any of them: if it is
-    not the newest of all, the device was revoked. Raises TrustError where the root does not hold (any more)."""
+    """Who this store is for, at home where the newest of its records says. Its keys are those that the newest record
+    lists that lists any of them: if it is not the newest of all, the device was revoked. Raises TrustError where the
+    root does not hold (any more)."""
     root = reopen_root(get(db, "root"), now_ms, pinned=get(db, "federation"))
     db.execute("UPDATE device_keys SET private=x'' WHERE until>0 AND until<?", (now_ms,))
     rows = db.execute("SELECT id, seed, private FROM device_keys").fetchall()
     keys = {bytes(key): (bytes(seed), bytes(private)) for key, seed, private in rows}
+    home = None
     for (signed,) in db.execute("SELECT signed FROM chain ORDER BY version DESC"):
-        device = next((one for one in read_home(bytes(signed)).devices if one.id in keys), None)
+        record = read_home(bytes(signed))
+        home = home or record.payload
+        device = next((one for one in record.devices if one.id in keys), None)
         if device is not None:
             break
     else:
@@ -328,6 +332,5 @@ def load_own(db: Db, now_ms: int) -> Own:
     seed, private = keys.pop(device.id)
     return Own(
         user=get(db, "user"), device=device.id, stem=device.stem, signing=SigningKey(seed), private=private,
-        older=tuple((key, old) for key, (_, old) in keys.items()), region=get(db, "region").decode(),
-        cell=get(db, "cell").decode(), root=root,
+        older=tuple((key, old) for key, (_, old) in keys.items()), region=home.region, cell=home.cell, root=root,
     )  # fmt: skip

@@ -5,11 +5,15 @@ Every record is an array whose first element is its tag. A tag, once used in a r
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Annotated, Union
+
+from msgspec import Meta
 
 from relay.core.codec import Decoder, Struct, encode
-from relay.core.shapes import CellName, EnvelopeBytes, Key, LogId, MaybeLogId, Name, Nonce, Position, StoreId, UInt
-from relay.limits import MAX_BLOCK
+from relay.core.shapes import (
+    CellName, EnvelopeBytes, Hash, Key, LogId, MaybeLogId, Name, Nonce, Position, StoreId, UInt,
+)
+from relay.limits import KIB, MAX_BLOCK, MAX_CHAIN, MIB
 
 
 class FoldVersion(Struct, frozen=True, tag=1):
@@ -61,7 +65,9 @@ class HandIn(Struct, frozen=True, tag=7):
 
     `what`: 0 void, 1 envelope (item = envelope), 2 roster version (item = signed head, part = our member list),
     3 refused with `code`, and its bytes never written (section 5, rule 2), 4 a roster version that lists nobody who is
-    at home here (item = signed head). `confirmed`: the origin has recorded our outcomes up to here.
+    at home here (item = signed head). Of users who move (ADR 21): 5 the chain of one (item = Chain), 6 an envelope
+    for one (item = envelope, part = Forward), 7 a notice for a device of one (item = ForDevice), 8 the outcome of an
+    envelope that was taken over (item = Told). `confirmed`: the origin has recorded our outcomes up to here.
     """
 
     origin: CellName
@@ -121,9 +127,61 @@ class Members(Struct, frozen=True, tag=11):
     learners: tuple[MemberStore, ...]
 
 
-Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick, Members]
+class Move(Struct, frozen=True, tag=12):
+    """A user moves: all of the signed home records, from the first one on. In the log of the cell that the last one
+    names it means HOMED, in that of any other one that they name MOVED."""
 
-HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED, HANDIN_NOBODY = range(5)
+    chain: tuple[bytes, ...]
+
+
+Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick, Members, Move]
+
+(
+    HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED, HANDIN_NOBODY, HANDIN_MOVE, HANDIN_FORWARD,
+    HANDIN_NOTICE, HANDIN_TOLD,
+) = range(9)  # fmt: skip
+
+
+# --- what a hand-over says of users who move ------------------------------------------------------
+class Chain(Struct, frozen=True):
+    """The signed home records of a user, from the first one on."""
+
+    signed: Annotated[tuple[bytes, ...], Meta(max_length=MAX_CHAIN)]
+
+
+class Forward(Struct, frozen=True):
+    """Whom a forwarded envelope is for, and the home version that it was sent on by (rule 17). `chain`: the records up
+    to it, on the way only; in the log it is empty."""
+
+    user: Hash
+    version: UInt
+    chain: Annotated[tuple[bytes, ...], Meta(max_length=MAX_CHAIN)] = ()
+
+
+class ForDevice(Struct, frozen=True):
+    """A notice for a device that was at home with us: what became of envelope `id`."""
+
+    device: Key
+    id: Hash
+    code: UInt
+    newest: UInt
+    cell: CellName
+
+
+class Told(Struct, frozen=True):
+    """What became of number `number` of your outbox for us, under your log id `log`: we had taken it over."""
+
+    log: LogId
+    number: UInt
+    code: UInt
+    newest: UInt
+    cell: CellName
+
+
+read_chain: Decoder[Chain] = Decoder(Chain, "home records", MIB)
+read_forward: Decoder[Forward] = Decoder(Forward, "forward", MIB)
+read_for_device: Decoder[ForDevice] = Decoder(ForDevice, "forwarded notice", KIB)
+read_told: Decoder[Told] = Decoder(Told, "outcome", KIB)
 
 decode_record: Decoder[Record] = Decoder(Record, "log record", MAX_BLOCK)
 encode_record = encode

@@ -22,7 +22,7 @@ from nacl.signing import VerifyKey
 from relay.core import wire
 from relay.core.wire import Fault
 from relay.errors import (
-    AuthError, DeviceRevoked, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError,
+    AuthError, DeviceRevoked, MovedAway, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError,
 )  # fmt: skip
 from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE
 
@@ -76,11 +76,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Send ERROR with this, then close."""
+    """Send MOVED, if there are `records`, and ERROR with this, then close."""
 
     fault: Fault
     text: str
     retry_after_ms: int = 0
+    records: tuple[bytes, ...] = ()
 
 
 Effect = Send | Admit | Ask | Close
@@ -221,6 +222,8 @@ def closing(error: Exception, state: State) -> Close:
             return Close(Fault.REVOKED, str(error))
         case AuthError() | TrustError():
             return Close(Fault.AUTH, str(error))
+        case MovedAway():
+            return Close(Fault.NOT_HOME, str(error), records=error.records)
         case Refused() if error.code >= wire.Code.UNREACHABLE or state is State.LIVE:
             return Close(Fault.OVERLOADED, str(error), error.retry_after_ms)
         case Refused():

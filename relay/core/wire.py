@@ -250,6 +250,12 @@ class EphemeralFrom(Struct, frozen=True, tag=73):
     payload: Annotated[bytes, Meta(max_length=4096)]
 
 
+class Moved(Struct, frozen=True, tag=74):
+    """The device's user is at home elsewhere: the signed home records that say so, oldest first. ERROR follows."""
+
+    records: Annotated[tuple[bytes, ...], Meta(max_length=MAX_CHAIN)]
+
+
 class Proof(Struct, frozen=True, tag=75):
     """The answer to PROVE: what receipts are made of, and what could not be proven."""
 
@@ -259,7 +265,7 @@ class Proof(Struct, frozen=True, tag=75):
 
 
 ServerMessage = Union[
-    Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom, Proof
+    Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom, Moved, Proof
 ]
 decode_server: Decoder[ServerMessage] = Decoder(ServerMessage, "server message", 4 * MAX_FRAME)
 encode_message = encode

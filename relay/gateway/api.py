@@ -60,8 +60,10 @@ class Line(Protocol):
         """Write, and wait until something that is queued has left (at once where nothing is). Once the connection is
         ending this waits to be cancelled, which happens at once."""
 
-    def end(self, fault: wire.Fault, text: str, retry_after_ms: int = 0) -> None:
-        """ERROR, then close. Never blocks; the first call counts."""
+    def end(
+        self, fault: wire.Fault, text: str, retry_after_ms: int = 0, records: tuple[bytes, ...] = ()
+    ) -> None:
+        """MOVED, if there are home `records` to say, ERROR, then close. Never blocks; the first call counts."""
 
 
 class Office(Protocol):
@@ -73,7 +75,8 @@ class Office(Protocol):
     async def admit(self, user: bytes, device: bytes, records: Sequence[bytes]) -> None:
         """The device proved its key. Verifies `records`, appends newer home records and waits until they are applied.
         Raises AuthError (Fault.AUTH) when the device is not enrolled, DeviceRevoked (Fault.REVOKED) when it is not any
-        more, Refused (Fault.NOT_HOME) when its user is at home elsewhere."""
+        more, Refused (Fault.NOT_HOME) when its user is at home elsewhere: MovedAway where it was at home here, with the
+        records."""
 
     async def start(self, line: Line, hello: wire.Hello, nonce: bytes) -> Started:
         """Begin. `hello.receive`: appends SESSION(nonce), waits until it is applied, fences the older session.

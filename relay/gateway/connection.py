@@ -139,9 +139,9 @@ class Connection:
         """See Line."""
         await self._outbox.room()
 
-    def end(self, fault: Fault, text: str, retry_after_ms: int = 0) -> None:
+    def end(self, fault: Fault, text: str, retry_after_ms: int = 0, records: tuple[bytes, ...] = ()) -> None:
         """See Line."""
-        self._end(Close(fault, text, retry_after_ms))
+        self._end(Close(fault, text, retry_after_ms, records))
 
     # --- for the server --------------------------------------------------------------------------
     def drain(self, frame: bytes) -> None:
@@ -351,6 +351,8 @@ class Connection:
             frames, code = [], GOING_AWAY
             if self._close is not None:
                 close = self._close
+                if close.records:
+                    frames.append(server_frame(wire.encode_message(wire.Moved(close.records))))
                 error = wire.Error(close.fault, close.text[:MAX_STRING], close.retry_after_ms)
                 frames.append(server_frame(wire.encode_message(error)))
                 code = CLOSE_BASE + close.fault

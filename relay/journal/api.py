@@ -148,6 +148,9 @@ class LogStore(Protocol):
     async def fold_wal(self) -> None:
         """Fold the write-ahead log into the database when it has grown enough. Its I/O errors count (rule 7)."""
 
+    async def clear_wal(self) -> None:
+        """Fold it now, and cut it to nothing: what was let go is in it no more."""
+
     async def close(self) -> None:
         """Let go of the store, whatever state it is in; also when cancelled. Raises nothing."""
 

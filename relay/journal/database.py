@@ -37,6 +37,7 @@ _PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA fullfsync = ON",  # macOS only: there a plain fsync stops at the drive's cache
     "PRAGMA mmap_size = 0",
+    "PRAGMA secure_delete = ON",  # what is let go is overwritten: 7 ms a MiB let go, nothing measurable for a commit
     "PRAGMA wal_autocheckpoint = 0",  # fold_wal does it: SQLite's own hides the errors of its fsyncs
     "PRAGMA cell_size_check = ON",
     "PRAGMA trusted_schema = OFF",
@@ -199,6 +200,11 @@ class Database:
         if self._wal >= WAL_BYTES:
             await self.write(0, fetch, "PRAGMA wal_checkpoint(PASSIVE)")
             self._wal = 0
+
+    async def clear_wal(self) -> None:
+        """The same, whatever its size, and cut it to nothing."""
+        await self.write(0, fetch, "PRAGMA wal_checkpoint(TRUNCATE)")
+        self._wal = 0
 
     async def close(self) -> None:
         """Let go of the file, whatever state it and the portal are in; also when cancelled. Raises nothing, so that

@@ -156,6 +156,11 @@ class LogDisk:
                     self.tail.released(await self.store.release(self.tail.first, upto, members))
                 await self.store.fold_wal()
 
+    async def clean(self) -> None:
+        """What was let go leaves the write-ahead log, too."""
+        async with self.changing():
+            await self.store.clear_wal()
+
     def may_release(self, below: int) -> int:
         """`below`, or less where somebody reads older blocks; looked at before each step of a release."""
         return below

@@ -2,7 +2,8 @@
 home in this cell, and refuses what must not rest on its disk. It trusts neither the gateway, nor routing, nor the fold.
 
 It asks whose mail this is, not who may do what: a device or group that was ever at home here stays known, so that what
-it left in the log can be carried. Whether it is still enrolled is the fold's business.
+it left in the log can be carried. Whether it is still enrolled is the fold's business. A user who has moved away stays
+known, too: this is the previous home, through which what comes late is sent on (section 5, rule 3).
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from msgspec import structs
 from relay.core.codec import Decoder, Struct, digest, encode
 from relay.core.envelope import Header, To, read_header
 from relay.core.records import (
-    HANDIN_ENVELOPE, HANDIN_NOBODY, HANDIN_ROSTER, Carry, HandIn, Home, Record, Roster, Submit, decode_record,
+    HANDIN_ENVELOPE, HANDIN_FORWARD, HANDIN_MOVE, HANDIN_NOBODY, HANDIN_NOTICE, HANDIN_ROSTER, HANDIN_TOLD, Carry,
+    HandIn, Home, Move, Record, Roster, Submit, decode_record, read_chain, read_for_device, read_forward, read_told,
 )
 from relay.core.shapes import Hash, Key, UInt
 from relay.core.trust import (
-    Former, HomeRecord, Root, VerifiedHead, read_home, verify_home, verify_part, verify_roster,
+    Former, HomeRecord, Root, VerifiedHead, read_home, verify_home, verify_move, verify_part, verify_roster,
 )
 from relay.errors import ProtocolError, ResidencyError, TrustError
 from relay.limits import MIB
@@ -127,6 +129,8 @@ class ResidencyGuard:
         match record:
             case Home(signed):
                 self._check_home(signed, known)
+            case Move(chain):
+                self._check_move(chain, known)
             case Submit():
                 self._check_submit(record, known)
             case Roster():
@@ -155,12 +159,25 @@ class ResidencyGuard:
             if claimed.version == user.home.version and claimed.digest != user.home.digest:
                 raise ResidencyError("two different home records of one version")
             return  # seen before
-        home = verify_home(signed, self._root, user.home if user else None)
+        self._add(verify_home(signed, self._root, user.home if user else None), known)
+
+    def _check_move(self, chain: Sequence[bytes], known: _Known) -> None:
+        """A user who comes or goes: of all records one says that this was home, or is."""
+        user = known.users.get(read_home(chain[-1]).user) if chain else None
+        homes = verify_move(chain, self._root, user.home if user else None)
+        if all(home.cell != self._cell for home in homes):
+            raise ResidencyError(f"the records of a user who never was at home in {self._cell}")
+        if user is None or homes[-1].version > user.home.version:
+            self._add(homes[-1], known)
+
+    def _add(self, home: HomeRecord, known: _Known) -> None:
+        user = known.users.get(home.user)
         for device in home.devices:
             if known.devices.get(device.id, home.user) != home.user:
                 raise ResidencyError(f"device {device.id[:4].hex()} is another user's already")
         before = user.devices if user else ()
-        known.add_user(home, (*before, *(device.id for device in home.devices if device.id not in before)))
+        ever = [device.id for device in home.devices] + [gone.id for gone in home.former]  # some of them elsewhere
+        known.add_user(home, tuple(dict.fromkeys((*before, *ever))))
 
     def _check_device(self, device: bytes, known: _Known) -> None:
         if device not in known.devices:
@@ -207,8 +224,25 @@ class ResidencyGuard:
             self._check_roster_version(self._verify_roster(record.item), record.part, known)
         elif record.what == HANDIN_NOBODY and not record.part:
             self._check_nobody(self._verify_roster(record.item), known)
+        elif record.what == HANDIN_FORWARD:
+            self._check_forward(record, known)
+        elif record.what == HANDIN_MOVE and not record.part:
+            self._check_move(read_chain(record.item).signed, known)
+        elif record.what == HANDIN_NOTICE and not record.part:
+            self._check_device(read_for_device(record.item).device, known)
+        elif record.what == HANDIN_TOLD and not record.part:
+            read_told(record.item)  # so small, and so shaped, that it is no envelope
         elif record.item or record.part:
             raise ResidencyError("a void or refused hand-over that holds bytes")
+
+    def _check_forward(self, record: HandIn, known: _Known) -> None:
+        """An envelope that was sent on to somebody's home: this is, or was, the home that it was sent on by."""
+        forward, header = read_forward(record.part), read_header(record.item)
+        user = known.users.get(forward.user)
+        if user is None or user.home.version < forward.version or forward.chain:
+            raise ResidencyError(f"an envelope for user {forward.user[:4].hex()}, who is not at home in {self._cell}")
+        if header.kind == To.MAILBOX and header.to != forward.user:
+            raise ResidencyError(f"an envelope for user {header.to[:4].hex()}, sent on for another")
 
     def _check_roster(self, record: Roster, known: _Known) -> None:
         self._check_device(record.device, known)

@@ -138,6 +138,9 @@ class Store:
     async def fold_wal(self) -> None:
         await self._db.fold_wal()
 
+    async def clear_wal(self) -> None:
+        await self._db.clear_wal()
+
     async def close(self) -> None:
         await self._db.close()
         self._mark.close()

@@ -10,7 +10,7 @@ from msgspec import structs
 from nacl.public import PrivateKey
 from nacl.signing import SigningKey
 
-from cluster.enrolment import asked_region, read_records, sign_enrolment
+from cluster.enrolment import asked_region, left_region, read_records, release_enrolment, sign_enrolment
 from relay.core.codec import digest, encode, pack
 from relay.core.trust import (
     Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, verify_chain,
@@ -114,7 +114,8 @@ def test_what_does_not_follow_is_not_signed(root: Root) -> None:
 
 @pytest.mark.parametrize(
     "make", [lambda: b"", lambda: b"\xc1", lambda: pack([b"", bytes(64)]), lambda: pack([encode(first()), b"short"]),
-             lambda: pack([encode(first()), bytes(64), bytes(64)]), lambda: bytes(20_000)]
+             lambda: pack([encode(first()), bytes(64), bytes(63)]), lambda: bytes(20_000),
+             lambda: pack([encode(first()), bytes(64), bytes(64), bytes(64)])]
 )  # fmt: skip
 def test_what_is_no_request(root: Root, make: Callable[[], bytes]) -> None:
     with pytest.raises(OperatorError, match="no enrolment request"):
@@ -128,3 +129,38 @@ def test_what_is_of_no_region_or_no_records_file(root: Root) -> None:
         read_records(b"\xc1")
     with pytest.raises(BadSignature):
         sign_enrolment(ask(first(), PHONE), (), root, REGISTRAR, NOW)
+
+
+def test_two_registrars_move_a_user_by_files(root: Root) -> None:
+    record, records = sign_enrolment(ask(first()), (), root, REGISTRAR, NOW)
+    before, away = read_records(records), {"region": "sauda", "cell": "sauda/1", "devices": record.devices}
+    request = ask(following(record, **away, move_epoch=1))
+    with pytest.raises(OperatorError, match="norden has not released it"):
+        sign_enrolment(request, before, root, OTHER, NOW)
+    assert left_region(before, root) == "norden"
+    with pytest.raises(OperatorError, match="another registrar for norden"):
+        release_enrolment(request, before, root, OTHER, NOW)
+    asked, released = release_enrolment(request, before, root, REGISTRAR, NOW)
+    assert asked.cell == "sauda/1" and asked_region(released, root) == "sauda"
+    with pytest.raises(OperatorError, match="another registrar for sauda"):
+        sign_enrolment(released, before, root, REGISTRAR, NOW)
+    moved, records = sign_enrolment(released, before, root, OTHER, NOW)
+    assert verify_chain(read_records(records), root, NOW, record.user) == moved and left_region(
+        read_records(records), root
+    ) == "sauda"
+
+
+def test_what_is_not_released(root: Root) -> None:
+    record, records = sign_enrolment(ask(first()), (), root, REGISTRAR, NOW)
+    before, away = read_records(records), {"region": "sauda", "cell": "sauda/1", "devices": record.devices}
+    cases: list[tuple[bytes, type[PosthouseError], str]] = [
+        (ask(following(record, **away)), OperatorError, "counts it up by one: 1"),
+        (ask(following(record, **away, move_epoch=1), PHONE), BadSignature, "user's key"),
+        (ask(following(record)), OperatorError, "keeps the user in norden/1"),
+        (ask(following(record, **away, move_epoch=1, expires=NOW + 400 * DAY)), OperatorError, "400 days"),
+    ]
+    for request, error, what in cases:
+        with pytest.raises(error, match=what):
+            release_enrolment(request, before, root, REGISTRAR, NOW)
+    with pytest.raises(OperatorError, match="the home that it has"):
+        release_enrolment(ask(first()), (), root, REGISTRAR, NOW)

@@ -38,10 +38,12 @@ def test_the_demo_is_clean(tmp_path: Path, nodes: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     counted = json.loads(report.read_text())
     found = {name: counted.pop(name) for name in (
-        "lost", "duplicated", "reordered", "foreign_bytes_at_rest", "plaintext_found")}  # fmt: skip
+        "lost", "duplicated", "reordered", "foreign_bytes_at_rest", "left_behind_bytes", "plaintext_found",
+    )}  # fmt: skip
     assert set(found.values()) == {0}, found
     assert counted["sent"] >= 2_000 and counted["delivered"] > counted["sent"] and counted["nodes_killed"] >= 1
-    assert set(counted) == {"sent", "delivered", "wire_duplicates", "nodes_killed", "seconds"}
+    assert set(counted) == {"sent", "delivered", "wire_duplicates", "users_moved", "nodes_killed", "seconds"}
+    assert counted["users_moved"] == 1
     assert len(list(kept.glob("clients/*/store.sqlite"))) >= 30 and len(list(kept.glob("nodes/*/data"))) == 3 * nodes
     assert {path.stat().st_mode & 0o777 for path in (kept / "secrets").iterdir()} == {0o600}
     audited = CliRunner().invoke(app, ["audit", "residency", str(kept)])  # by the signed records alone

@@ -136,7 +136,7 @@ class FakeLine:
         self.came.set()
         self.came = trio.Event()
 
-    def end(self, fault, text, retry_after_ms=0) -> None:
+    def end(self, fault, text, retry_after_ms=0, records=()) -> None:
         self.ended = self.ended or fault
 
     def of(self, kind):

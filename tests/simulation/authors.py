@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from relay.core.wire import Code
 from tests.simulation.devices import SimDevice
 from tests.simulation.ledger import CANARY, Ledger, Letter
 from tests.simulation.network import Network
@@ -69,7 +70,9 @@ class Authors:
     async def _publish(self, group: Group, owner: SimDevice, members: list[Person]) -> None:
         """Bring out a version and wait until the owner's home has answered."""
         before = group.members.get(group.version, [])
-        gone = {device.name for person in before if person not in members for device in self.of(person)}
+        listed = group.cells.get(group.version, {})
+        leave = [person for person in before if person not in members or listed[person.id] != person.listed]
+        gone = {device.name for person in leave for device in self.of(person)}
         roster = group.publish(members)
         self.world.trace("roster", group.name, group.version, len(members), len(gone))
         for letter in self.ledger.letters:
@@ -99,9 +102,9 @@ class Authors:
         person = self.random.choice(others)
         version = person.known
         required = {name for name, since in person.devices.items() if since <= version}
-        regions = frozenset((sender.person.region, person.region))
+        regions = frozenset((*sender.person.homes, *person.homes))
         doomed = {device.name for device in self.revoked if device.person is person and version < device.revoked_in}
-        self._say(sender, person.id, person.region, version, regions, required, frozenset(required | doomed))
+        self._say(sender, person.id, person.homes[0], version, regions, required, frozenset(required | doomed))
         if self.random.random() < self.options.lookups and sender.session is not None and sender.ready:
             self.world.agenda.after(0.0, self.look_up, sender, person)
 
@@ -112,13 +115,17 @@ class Authors:
 
     def _to_group(self, group: Group) -> None:
         members = group.members[group.usable]
-        senders = [device for person in members for device in self.of(person) if device.confirmed]
+        listed = group.cells[group.usable]  # who has moved since writes to each alone (docs/PROTOCOL.md, section 5)
+        at_home = [person for person in members if listed[person.id] == person.cell]
+        devices = [device for person in at_home for device in self.of(person) if device.at == person.region]
+        senders = [device for device in devices if device.confirmed]
         if not senders:
             return
         sender = self.random.choice(senders)
-        staying = [person for person in members if person in group.members[group.version]]
+        newest = group.cells[group.version]  # who is listed elsewhere in it gets a copy of its own (rule 17)
+        staying = [person for person in members if newest.get(person.id) == listed[person.id]]
         required = {device.name for person in staying for device in self.of(person) if device.confirmed}
-        regions = frozenset(person.region for person in [sender.person, *members])
+        regions = frozenset(region for person in [sender.person, *members] for region in person.homes)
         allowed = frozenset(person.name for person in members)
         self._say(sender, group.id, "", group.usable, regions, required, allowed, group.regions)
 
@@ -161,7 +168,9 @@ class Authors:
         device.revoked_in = device.person.version
         self.world.trace("revoked", device.name)
         self.ledger.gone(device.name)
-        self._tell_home(self.random.choice(self.of(device.person)))
+        others = self.of(device.person)
+        there = [one for one in others if one.at == device.person.region]  # empty where only the lost one knew
+        self._tell_home(self.random.choice(there or others))
 
     def rotate(self) -> None:
         """A device gets new keys; it goes on with them at once."""
@@ -172,10 +181,40 @@ class Authors:
         self._tell_home(device)
 
     def _tell_home(self, device: SimDevice) -> None:
-        """The newest home record goes to its home with whichever device of the person comes next, this one at once."""
+        """The newest home record goes to its home with whichever device of the person comes next, this one at once:
+        who signs a version knows the one before it, and with it the newest home."""
+        device.settle(device.person.region)
         if device.online:
             device.switch(False)
             device.switch(True)
+
+    def move(self, random: Random) -> None:
+        """Somebody moves to another region. One device knows it at once, the others hear of it where they are."""
+        owners = {group.owner.partition("/")[0] for group in self.groups}
+        ready = [one for one in self.people if one.known and one.name not in owners and len(one.homes) < 4]
+        others = REGIONS[: self.options.regions]
+        if not ready or len(others) < 2:
+            return
+        person = random.choice(ready)
+        region = random.choice([one for one in others if one != person.region])
+        self.world.trace("moves", person.name, person.region, region)
+        person.move(region)
+        groups = {group.id for group in self.groups if any(person in some for some in group.members.values())}
+        for group in self.groups:
+            if group.id in groups:
+                group.regions.add(region)
+        self.ledger.moved(person.name, person.id, groups, region)
+        for device in self.of(person):
+            self._give_up_group_letters(device)
+        random.choice(self.of(person)).settle(region)
+
+    def _give_up_group_letters(self, device: SimDevice) -> None:
+        """What no cell has taken yet would go to each member alone now; here it is not sent at all."""
+        for own, out in list(device.out.items()):
+            if out.letter is not None and out.letter.group:
+                del device.out[own]
+                if out.letter.accepted is None:
+                    out.letter.refused = Code.NOT_MEMBER
 
     async def regroup(self) -> None:
         """A group's owner adds or removes somebody."""

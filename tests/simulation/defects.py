@@ -41,6 +41,7 @@ from relay.journal.solo import SoloJournal
 from relay.limits import KIB
 from relay.office import Office
 from relay.steward import Steward
+from tests.simulation import defects_of_moves as of_moves
 from tests.simulation.network import Weather
 from tests.simulation.world import START_MS
 
@@ -364,6 +365,7 @@ SMALL = {
 ALONE = {**SMALL, "nodes": 1, "regions": 1, "groups": 0}
 ABROAD = {**SMALL, "nodes": 1, "regions": 3, "people": 1, "groups": 3, "group_share": 0.5}
 CELL = {**SMALL, "nodes": 3, "regions": 1, "groups": 0, "safety": 60.0}
+MOVING = {**SMALL, "nodes": 1, "regions": 3, "groups": 0, "rate": 6.0, "every": {"move": 3.0, "block": 6.0}}
 TIGHT = {"CHECKPOINT_BYTES": 8 * KIB, "RECENT_BLOCKS": 16 * KIB, "RECENT_FRAMES": 2 * KIB}
 
 DEFECTS = [
@@ -397,4 +399,13 @@ DEFECTS = [
     Defect(lets_a_revoked_device_go_on, "17", 1, {**CELL, "every": {"revoke": 10.0}}),
     Defect(forgets_what_waits_at_a_rotation, "17", 1, {**ALONE, "every": {"rotate": 3.0, "offline": 2.0}}),
     Defect(empty_before_the_session, "18", 1, {**ALONE, "rate": 10.0, "disk": 0.05, "every": {"cut": 0.5}}),
+    Defect(of_moves.drops_what_comes_late, "ADR 21", 1, MOVING),
+    Defect(of_moves.leaves_what_waits_behind, "ADR 21", 1, {**MOVING, "every": {"move": 3.0, "offline": 2.0}}),
+    Defect(of_moves.forwards_before_the_home_is_known, "ADR 21", 1, {
+        **MOVING, "every": {"move": 3.0, "offline": 2.0}}),
+    Defect(of_moves.the_old_home_goes_on, "ADR 21", 1, MOVING),
+    Defect(of_moves.drops_forwards_that_are_known, "ADR 21", 1, {
+        **MOVING, "every": {"move": 1.0, "offline": 2.0}}),
+    Defect(of_moves.forwards_to_another_cell, "section 5, 3", 1, MOVING),
+    Defect(of_moves.says_stored_when_it_is_sent_on, "19; ADR 21", 1, MOVING),
 ]  # fmt: skip

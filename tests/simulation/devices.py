@@ -30,7 +30,8 @@ class SimDevice:
         self.revoked_in = 0  # the version that does not list it any more
         self.host: Host = net.add(name, person.region)
         self.clock = SimClock()
-        self.nodes = [host_of(person.region, f"n{number + 1}") for number in range(nodes)]
+        self.names = [f"n{number + 1}" for number in range(nodes)]
+        self.at = person.region  # where it believes to be at home
         self.online = True
         self.slow_until = 0.0
         self.log_id = b""
@@ -47,6 +48,20 @@ class SimDevice:
     @property
     def id(self) -> bytes:
         return public(self.key)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Where it may connect."""
+        return [host_of(self.at, name) for name in self.names]
+
+    def settle(self, region: str) -> None:
+        """It has learned that it is at home there now: cursors begin anew."""
+        if region != self.at:
+            self.at, self.confirmed, self.logs = region, False, {}
+            self.log_id, self.cursor = b"", 0
+            self.ledger.trace("follows", self.name, region)
+            if self.session is not None:
+                self.session.scope.cancel()
 
     # --- for the authors and the faults ------------------------------------------------------------
     def say(self, letter: Letter) -> None:

@@ -16,7 +16,7 @@ from tests.simulation.world import Violation, World
 
 _LOSSES = {"flip", "wipe", "lost_tail", "old_copy"}  # for a time when a cell is whole: waited for
 _HARMLESS = {  # to what the nodes of a cell agree on
-    "flap", "offline", "slow", "forget", "enrol", "regroup", "revoke", "rotate",
+    "flap", "offline", "slow", "forget", "enrol", "regroup", "revoke", "rotate", "move",
 }  # fmt: skip
 
 
@@ -311,6 +311,9 @@ class Faults:
         device.forget_cursor()
         device.switch(False)
         device.switch(True)
+
+    def _move(self, random: Random) -> None:
+        self.authors.move(random)
 
     def _enrol(self, random: Random) -> None:
         self.authors.enrol()

@@ -157,11 +157,24 @@ class Checks:
                 continue
             state = node.delivery.room.state
             for cell, box in state.outboxes.items():
-                if box.bytes > MAX_OUTBOX:
+                sent_on = sum(item.size for item in box.items.values() if item.user)  # it was admitted once
+                if box.bytes - sent_on > MAX_OUTBOX:
                     raise Violation(f"{node}: the outbox for {cell} holds {box.bytes} bytes")
             for user in state.users.values():
-                if user.box.bytes > MAX_MAILBOX:
+                if user.box.bytes > MAX_MAILBOX * (1 + user.record.payload.move_epoch):
                     raise Violation(f"{node}: a mailbox holds {user.box.bytes} bytes")
+
+    def at_home_once(self, nodes: Iterable[SimNode]) -> None:
+        """Whoever moved is at home in one cell only, and nothing waits in another. Run long enough after healing."""
+        homes: dict[bytes, str] = {}
+        for node in newest_of(nodes):
+            state = node.delivery.room.state
+            for user in state.users:
+                if homes.setdefault(user, node.cell) != node.cell:
+                    raise Violation(f"user {user[:4].hex()} is at home in {node.cell} and in {homes[user]}")
+            for user, moved in state.moved.items():
+                if moved.items:
+                    raise Violation(f"{node}: {moved.items} things wait for user {user[:4].hex()}, who has left")
 
     def lost(self) -> None:
         """Nothing acknowledged is missing. Run long enough after healing."""
@@ -172,6 +185,19 @@ class Checks:
                 f"{len(missing)} lost: letter {letter.number} of {letter.sender} (group: {letter.group}), accepted at"
                 f" {letter.accepted:.3f}, stored at {letter.stored}, never reached {device}"
             )
+
+
+def newest_of(nodes: Iterable[SimNode]) -> list[SimNode]:
+    """Of each cell the node that has applied most."""
+    cells: dict[str, SimNode] = {}
+    for node in nodes:
+        if node.delivery is not None and node.delivery.room.state.index >= _index(cells.get(node.cell)):
+            cells[node.cell] = node
+    return list(cells.values())
+
+
+def _index(node: SimNode | None) -> int:
+    return node.delivery.room.state.index if node is not None and node.delivery is not None else 0
 
 
 @contextmanager

@@ -55,6 +55,11 @@ class Letter:
         return head + bytes(max(0, self.size - len(head)))
 
     @property
+    def author(self) -> str:
+        """The person whose device wrote it."""
+        return self.sender.partition("/")[0]
+
+    @property
     def settled(self) -> bool:
         """Nothing more is to be expected by its sender."""
         return self.stored is not None or self.refused != 0
@@ -70,6 +75,19 @@ class Ledger:
         self._by_canary: dict[bytes, Letter] = {}
         self._by_id: dict[bytes, Letter] = {}
         self._gone: set[str] = set()  # devices that were revoked
+        self.movers: set[str] = set()  # people who have moved
+
+    def moved(self, person: str, user: bytes, groups: set[bytes], region: str) -> None:
+        """Somebody moves: what is for or from that person may rest in the new home as well."""
+        self.movers.add(person)
+        for letter in self.letters:
+            if letter.target == user or letter.target in groups or letter.author == person:
+                letter.regions |= {region}
+
+    def has_moved(self, envelope_id: bytes, recipient: str) -> bool:
+        """Has one of those between whom this envelope goes moved? Then it may come by two ways."""
+        letter = self._by_id.get(envelope_id)
+        return recipient in self.movers or (letter is not None and letter.author in self.movers)
 
     def write(self, letter: Letter) -> None:
         self.letters.append(letter)
@@ -109,6 +127,8 @@ class Ledger:
         """An outcome reached the sender, as a receipt or as a notice."""
         name = Code(code).name.lower()
         self.trace(name, letter.number, device, cell)
+        if code == Code.UNKNOWN_USER and not letter.group:
+            raise Violation(f"letter {letter.number} of {letter.sender} was refused: nobody is at home in {cell}")
         if code == Code.EXPIRED and letter.lasts:
             raise Violation(f"letter {letter.number} of {letter.sender} is said to have expired, and lives for a day")
         now = trio.current_time()

@@ -96,6 +96,9 @@ def derive(seed: int, **fixed: Any) -> Options:
         chosen["people"] += chosen["regions"] == 1  # somebody to write to
         several = [kind for kind, share in OF_SEVERAL.items() if shape.random() < share]
         every |= {kind: round(shape.uniform(2.0, 10.0), 6) for kind in several}
+    moving = Random(f"{seed}/moves")
+    if fixed.get("regions", chosen.get("regions", 3)) > 1 and moving.random() < 0.5:
+        every["move"] = round(moving.uniform(3.0, 20.0), 6)
     return Options(**{**chosen, **fixed})
 
 

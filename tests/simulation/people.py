@@ -46,6 +46,8 @@ class Person:
     def __init__(self, name: str, region: str) -> None:
         self.name, self.region, self.cell = name, region, f"{region}/1"
         self.id = b""
+        self.homes = [region]  # every region that was home, in order
+        self.listed = self.cell  # the newest of them that has welcomed the user: where rosters list them
         self.devices: dict[str, int] = {}  # device name → version that enrolled it
         self.keys: dict[str, str] = {}  # device name → name of its key, where that was rotated
         self.made = 0  # devices, those that were revoked included
@@ -75,18 +77,25 @@ class Person:
         self.keys[name] = f"{name} since {self.version + 1}"
         self._sign()
 
-    def _sign(self) -> None:
+    def move(self, region: str) -> None:
+        """The next version, with another home; the registrar of the one before releases."""
+        left, self.region, self.cell = self.region, region, f"{region}/1"
+        self.homes.append(region)
+        self._sign(f"{left}/registrar")
+
+    def _sign(self, release: str | None = None) -> None:
         listed = tuple(
             Device(public(self.keys.get(name, name)), bytes(32), since, public(name) if name in self.keys else b"")
             for name, since in self.devices.items()
         )
         payload = HomePayload(
-            1, self.id, self.version + 1, self._last, self.region, self.cell, public(self.name), listed, 0,
-            START_MS - DAY, FAR, b"",
+            1, self.id, self.version + 1, self._last, self.region, self.cell, public(self.name), listed,
+            len(self.homes) - 1, START_MS - DAY, FAR, b"",
         )  # fmt: skip
         self._last = digest(encode(payload))
         self.id = self.id or self._last
-        self.chain.append(sign_home(payload, key(self.name), key(f"{self.region}/registrar")))
+        released = key(release) if release else None
+        self.chain.append(sign_home(payload, key(self.name), key(f"{self.region}/registrar"), released))
 
 
 class Group:
@@ -100,6 +109,7 @@ class Group:
         self.usable = 0  # the newest version that the owner's home has taken
         self.members: dict[int, list[Person]] = {}  # by version
         self.regions: set[str] = set()  # where members ever lived
+        self.cells: dict[int, dict[bytes, str]] = {}  # by version, where it lists whom
         self.since: dict[bytes, int] = {}
         self._last = b""
 
@@ -107,11 +117,16 @@ class Group:
         """The next version, to be sent by the owner."""
         self.version += 1
         self.members[self.version] = list(members)
-        self.regions |= {person.region for person in members}
-        self.since = {person.id: self.since.get(person.id, self.version) for person in members}
+        self.regions |= {person.listed.partition('/')[0] for person in members}
+        before = self.cells.get(self.version - 1, {})
+        self.cells[self.version] = {person.id: person.listed for person in members}
+        stays = {person.id for person in members if before.get(person.id) == person.listed}
+        self.since = {
+            person.id: self.since[person.id] if person.id in stays else self.version for person in members
+        }
         parts = {}
-        for cell in sorted({person.cell for person in members}):
-            here = [Member(person.id, self.since[person.id]) for person in members if person.cell == cell]
+        for cell in sorted({person.listed for person in members}):
+            here = [Member(person.id, self.since[person.id]) for person in members if person.listed == cell]
             parts[cell] = (len(here), make_part(self.version, here))
         cells = tuple(RosterCell(cell, count, digest(part)) for cell, (count, part) in parts.items())
         head = RosterHead(1, self.seed, self.version, self._last, public(self.owner), cells)

@@ -10,6 +10,7 @@ import trio
 
 from relay.core import wire
 from relay.core.envelope import envelope_id
+from relay.core.trust import read_home
 from relay.core.wire import Code, Fault
 from relay.errors import ProtocolError
 from tests.simulation.frames import PING, Gone, Socket
@@ -119,7 +120,7 @@ class Connection:
         if welcome.log_id != device.log_id:
             device.log_id, device.cursor = welcome.log_id, 0
         log = self.log = device.logs.setdefault(welcome.log_id, Log())
-        if log.acked and welcome.cursor > log.top:
+        if log.acked and welcome.cursor > log.top and len(person.homes) == 1:
             raise Violation(f"{device.name}: the cursor {welcome.cursor} lies past everything received ({log.top})")
         device.cursor = max(device.cursor, welcome.cursor)
         device.confirmed = True
@@ -127,6 +128,8 @@ class Connection:
             person.known, person.known_at = welcome.home_version, trio.current_time()
         if 0 < device.revoked_in <= welcome.home_version:
             raise Violation(f"{device.name} is served, and version {device.revoked_in}, which its home has, revoked it")
+        if challenge.cell == person.cell:
+            person.listed = challenge.cell
         self.began_ms = device.clock.monotonic_ms()
         self.last = welcome.cursor
         self.heard = trio.current_time()
@@ -140,6 +143,8 @@ class Connection:
         message = wire.decode_server(data or b"")
         if isinstance(message, wire.Error):
             self._error(message)
+        if isinstance(message, wire.Moved):
+            self._moved(message)
         if not isinstance(message, kind):
             raise Violation(f"{self.device.name} was sent {type(message).__name__}, not {kind.__name__}")
         return message
@@ -153,6 +158,13 @@ class Connection:
         elif error.code == Fault.REVOKED and self.device.id == self.id:
             raise Violation(f"{self.device.name} was told that it was revoked, and was not")
         raise Gone(f"{Fault(error.code).name}: {error.text}")
+
+    def _moved(self, moved: wire.Moved) -> None:
+        device = self.device
+        if list(moved.records) != device.person.chain[: len(moved.records)]:
+            raise Violation(f"{device.name} was told to move by records that nobody signed")
+        device.settle(read_home(moved.records[-1]).payload.region)
+        raise Gone("moved")
 
     # --- reading -----------------------------------------------------------------------------------
     async def _read(self) -> None:
@@ -197,6 +209,8 @@ class Connection:
                 raise Gone("drained")
             case wire.Error():
                 self._error(message)
+            case wire.Moved():
+                self._moved(message)
             case wire.EphemeralFrom():
                 self.trace("ephemeral", self.device.name)
             case _:
@@ -204,6 +218,8 @@ class Connection:
 
     def _check_empty(self) -> None:
         """What was stored before this session began has been received by now (rule 18)."""
+        if len(self.device.person.homes) > 1:
+            return  # it was stored in another home, and follows
         for letter in self.device.ledger.missing_at(self.device.name, self.began):
             raise Violation(f"{self.device.name} was told EMPTY, and has not got letter {letter.number}, stored before")
 
@@ -228,7 +244,9 @@ class Connection:
             raise Violation(f"{device.name}: position {position} is new, but {log.top} came earlier: it was skipped")
         if position <= log.empty:
             raise Violation(f"{device.name}: position {position} is new, but EMPTY was said up to {log.empty}")
-        if what in log.where:
+        if what in log.where and device.ledger.has_moved(what, device.person.name):
+            self.trace("came by two ways", device.name)
+        elif what in log.where:
             raise Violation(f"{device.name}: one envelope at {log.where[what]} and at {position}: admitted twice")
         log.at[position], log.where[what] = what, position
         log.top = position
@@ -356,4 +374,4 @@ class Connection:
         self.requests += 1
         request = self.requests
         self.asked[request] = (person, after)
-        await self._say(wire.Lookup(request, person.id, person.region, after))
+        await self._say(wire.Lookup(request, person.id, person.homes[0], after))

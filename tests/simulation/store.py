@@ -367,6 +367,11 @@ class SimStore:
             await self._access()
             self._image.wal.clear()
 
+    async def clear_wal(self) -> None:
+        if len(self._image.wal) >= _FOLD:
+            await self._access()
+            self._image.wal.clear()
+
     async def close(self) -> None:
         if self._ended is None:
             self._ended = trio.ClosedResourceError(f"{self.file} is closed")

@@ -18,7 +18,7 @@ import trio
 from relay.errors import DiskFailed
 from tests.simulation.authors import Authors
 from tests.simulation.faults import Faults
-from tests.simulation.invariants import Checks, watching
+from tests.simulation.invariants import Checks, newest_of, watching
 from tests.simulation.keys import signatures_once
 from tests.simulation.ledger import Ledger
 from tests.simulation.network import Network
@@ -114,7 +114,7 @@ class Federation:
     async def _liveness(self) -> None:
         """Until everything has arrived; not longer than `heal`. Raises Violation."""
         began = trio.current_time()
-        while not (self._served() and not self.ledger.open() and not self.ledger.missing() and not self._broken()):
+        while not (self._served() and not self.ledger.open() and not self.ledger.missing() and not self._under_way()):
             await trio.sleep(LOOK_S)
             if trio.current_time() - began > GONE_S and self._not_told(before=trio.current_time() - GONE_S):
                 break
@@ -122,6 +122,7 @@ class Federation:
                 break
         self.world.trace("healed", round(trio.current_time() - began, 3))
         self.checks.lost()
+        self.checks.at_home_once(self.nodes)
         if not self._served():
             away = [device.name for device in self.authors.devices if not device.ready]
             if self._not_told():
@@ -136,6 +137,11 @@ class Federation:
 
         if self._broken():
             raise Violation(f"{self.options.heal:.0f} s after healing not whole: {', '.join(self._broken())}")
+
+    def _under_way(self) -> bool:
+        """A cell is not whole yet, or has not handed over everything for who has left."""
+        boxes = [box for node in newest_of(self.nodes) for box in node.delivery.room.state.outboxes.values()]
+        return bool(self._broken()) or any(item.user for box in boxes for item in box.items.values())
 
     def _broken(self) -> list[str]:
         """Cells of several that are not whole."""

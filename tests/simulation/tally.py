@@ -30,6 +30,7 @@ MUST = (
     # and to the network, to devices and groups
     "connection cut", "half-open", "partition", "flap", "storm", "segment lost", "went away", "reads nothing",
     "forgot its cursor", "enrolled", "revoked", "told that it was revoked", "keys rotated", "roster", "looked up",
+    "moves", "follows", "sent on", "told later",
 )  # fmt: skip
 SHARE = 10  # in a run of n seeds each of them happens n / SHARE times at least
 FEW = 100  # seeds: fewer say nothing about it
@@ -81,6 +82,8 @@ class Tally:
                 new = record.number == (origin.vector if origin else 0) + 1
                 void = record.what == records.HANDIN_VOID
                 counts["hand-over repeated" if not new else "hand-over void" if void else "hand-over"] += 1
+                counts["sent on"] += new and record.what == records.HANDIN_FORWARD
+                counts["told later"] += new and record.what == records.HANDIN_TOLD
             case records.Carry():
                 counts["carry"] += 1
             case records.Members():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from relay.core import records
 from relay.core.envelope import Header, To, envelope_id, read_header
-from relay.core.mailroom import outboxes, rosters
+from relay.core.mailroom import moving, outboxes, rosters
 from relay.core.mailroom.effects import Filed
 from relay.core.mailroom.settle import devices_of
 from relay.core.mailroom.state import Entry, Source
@@ -40,6 +40,8 @@ def submit(turn: Turn, record: records.Submit, size: int) -> None:
         _take(turn, item, header)
     elif record.dest == turn.state.cell:
         item = _to_mailbox(turn, header, own, turn.source(size), pos)
+        if item.code == Code.ACCEPTED:
+            outboxes.await_answers(turn, own, record.device, 1)
         turn.answer(record.device, item, header.created)
         _take(turn, item, header)
     else:
@@ -65,15 +67,33 @@ def hand_in(turn: Turn, record: records.HandIn, size: int) -> None:
         code, newest = record.code, 0
     elif record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY):
         code, newest = rosters.hand_in(turn, record)
+    elif record.what in _OF_MOVES:
+        code, newest = _hand_in_of_a_move(turn, record, size, pos)
     else:
         code, newest = _hand_in_envelope(turn, record, size, pos)
     origin.outcomes[record.number] = (code, newest)
 
 
+_OF_MOVES = (records.HANDIN_MOVE, records.HANDIN_FORWARD, records.HANDIN_NOTICE, records.HANDIN_TOLD)
+
+
+def _hand_in_of_a_move(turn: Turn, record: records.HandIn, size: int, pos: int) -> tuple[int, int]:
+    match record.what:
+        case records.HANDIN_MOVE:
+            return moving.move(turn, records.read_chain(record.item).signed, record.origin)
+        case records.HANDIN_FORWARD:
+            return moving.hand_in(turn, record, size, pos)
+        case records.HANDIN_NOTICE:
+            return moving.notice(turn, record)
+        case _:
+            outboxes.told(turn, record.origin, records.read_told(record.item))
+            return Code.STORED, 0
+
+
 def _hand_in_envelope(turn: Turn, record: records.HandIn, size: int, pos: int) -> tuple[int, int]:
     own = envelope_id(record.item)
     known = turn.state.outcomes.get(own)
-    if known is not None:
+    if known is not None and known.code != Code.ACCEPTED:  # that one, of a sender here, has its outcome elsewhere
         return known.code, known.newest
     try:
         header = read_header(record.item)
@@ -83,10 +103,12 @@ def _hand_in_envelope(turn: Turn, record: records.HandIn, size: int, pos: int) -
     if code is not None:
         return code, 0
     if header.kind is To.ROSTER:
-        item = rosters.admit_handed(turn, header, own, turn.source(size), record.origin, pos)
+        item = rosters.admit_handed(turn, header, own, turn.source(size), record, pos)
+    elif header.to in turn.state.moved:
+        return moving.take_handed_over(turn, record, header, turn.source(size))
     else:
         item = _to_mailbox(turn, header, own, turn.source(size), pos)
-    if item.code != Code.UNKNOWN_ROSTER:  # that one comes again
+    if item.code not in (Code.UNKNOWN_ROSTER, Code.ACCEPTED):  # that one comes again; this one is told later
         turn.remember(item, header.created)
     _take(turn, item, header)
     return item.code, item.newest
@@ -112,6 +134,9 @@ def _age(header: Header, time: int, window: bool) -> Code | None:
 
 def _to_mailbox(turn: Turn, header: Header, own: bytes, source: Source, pos: int) -> ReceiptItem:
     user = turn.state.users.get(header.to)
+    if user is None and header.to in turn.state.moved:
+        code, newest = moving.take_over(turn, header.to, source, own, header.expires)
+        return turn.receipt(own, code, newest, pos if code == Code.ACCEPTED else 0)
     if user is None:
         return turn.receipt(own, Code.UNKNOWN_USER)
     newest = user.record.version

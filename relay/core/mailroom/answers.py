@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.core import records
-from relay.core.mailroom import outboxes, parking
+from relay.core.mailroom import moving, outboxes, parking
 from relay.core.mailroom.outboxes import MAX_LOGS
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code
@@ -27,7 +27,12 @@ def handed(turn: Turn, record: records.Handed) -> None:
             continue
         # Without an answer the destination saw a void number: it expired on a forward that was under way.
         code, newest = (answer.code, answer.newest) if answer else (int(Code.EXPIRED), 0)
+        if item.what == records.HANDIN_MOVE:
+            moving.confirmed(turn, record.dest, item, code, newest)
         if item.group and parking.take(turn, record.dest, item, code):
+            continue
+        if code == Code.ACCEPTED and item.what in (records.HANDIN_ENVELOPE, records.HANDIN_FORWARD):
+            outboxes.taken_over(turn, record.dest, place, item, newest)
             continue
         outboxes.end(turn, outbox, item, code, newest, record.dest)
     outbox.done = record.upto

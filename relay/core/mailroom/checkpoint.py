@@ -17,14 +17,15 @@ import msgpack
 from relay.core.codec import pack
 from relay.core.mailroom.expiry import rebuild
 from relay.core.mailroom.state import (
-    DeviceState, Interval, Notice, Origin, Outbox, OutItem, Parked, Pending, RosterState, State, UserState, Waiting,
+    DeviceState, Interval, MovedUser, Notice, Origin, Outbox, OutItem, Parked, Pending, RosterState, State, UserState,
+    Waiting,
 )
-from relay.core.trust import read_home, verify_roster
+from relay.core.trust import read_chain, read_home, verify_roster
 from relay.core.wire import ReceiptItem
 from relay.errors import StoreDamaged, StoreForeign
 from relay.limits import CHECKPOINT_BYTES, CHECKPOINT_SHARE
 
-FORMAT: Final = 3  # of the rows; nodes compare digests of one format only
+FORMAT: Final = 4  # of the rows; nodes compare digests of one format only
 ROW_BYTES: Final = 256 * 1024  # a row is closed when it passes this; far below the journal's 1 MiB
 _PART: Final = 64 * 1024  # bytes of packed rows in one item
 _OUTCOME: Final = Struct("<32sqqq")  # id, code, position, newest
@@ -35,7 +36,7 @@ def plan(state: State) -> None:
     """When the next checkpoint is taken: a checkpoint costs what it is large, so the log grows by a share of that."""
     size = 24 * len(state.blocks) + 64 * (len(state.sources) + len(state.outcomes)) + 1024 * len(state.users)
     size += 128 * (len(state.devices) + len(state.pending) + sum(len(box.items) for box in state.outboxes.values()))
-    size += 512 * len(state.rosters) + 96 * len(state.memberships)
+    size += 512 * len(state.rosters) + 96 * len(state.memberships) + 1024 * len(state.moved)
     state.checkpoint_due = state.log_bytes + max(CHECKPOINT_BYTES, size // CHECKPOINT_SHARE)
 
 
@@ -74,6 +75,10 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "blocks", state.blocks.dump(_PART)
     yield "sources", state.sources.dump(_PART)
     yield "homes", (signed for _, user in sorted(state.users.items()) for signed in user.chain)
+    yield "moved", (
+        [key, list(moved.chain), list(moved.devices), moved.last, moved.confirmed]
+        for key, moved in sorted(state.moved.items())
+    )
     yield "mail", (
         [key, user.box.bytes, part] for key, user in sorted(state.users.items()) for part in user.box.dump(_PART)
     )
@@ -103,12 +108,27 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for key, roster in sorted(state.rosters.items())
         for w in roster.waiting
     )
-    yield "pending", ([key, p.device, p.remaining, p.newest, p.refused] for key, p in state.pending.items())
+    yield from _between_cells(state)
+    yield "outcomes", _outcomes(state)
+
+
+def _between_cells(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
+    yield "pending", (
+        [key, p.device, p.remaining, p.newest, p.refused, list(p.origin or ())] for key, p in state.pending.items()
+    )
     yield "outboxes", ([cell, box.done, box.last, list(box.logs)] for cell, box in sorted(state.outboxes.items()))
     yield "outbound", (
-        [cell, number, item.what, item.source, item.size, item.id, item.expires, item.group, item.waits]
+        [
+            cell, number, item.what, item.source, item.size, item.id, item.expires, item.group, item.waits, item.user,
+            item.beside, list(item.told or ()),
+        ]
         for cell, box in sorted(state.outboxes.items())
         for number, item in box.items.items()
+    )
+    yield "taken over", (
+        [cell, log, number, *waiting]
+        for cell, box in sorted(state.outboxes.items())
+        for (log, number), waiting in box.taken_over.items()
     )
     yield "origins", ([cell, log, o.vector, o.confirmed] for (cell, log), o in state.origins.items())
     yield "outcomes of origins", (
@@ -127,7 +147,6 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for group, parked in sorted(box.parked.items())
         for key, item in sorted(parked.items.items())
     )
-    yield "outcomes", _outcomes(state)
 
 
 def _outcomes(state: State) -> Iterator[list[Any]]:
@@ -179,6 +198,10 @@ class _Loader:
         user.record = read_home(signed, user.record) if user.chain else record
         user.chain.append(signed)
 
+    def moved(self, key: bytes, chain: list[bytes], devices: list[bytes], last: int, confirmed: bool) -> None:
+        self.state.moved[key] = MovedUser(read_chain(chain)[-1], chain, tuple(devices), last, confirmed)
+        self.state.moved_devices.update(dict.fromkeys(devices, key))
+
     def mail(self, address: bytes, size: int, part: bytes) -> None:
         box = self.state.users[address].box
         box.load(part)
@@ -214,8 +237,15 @@ class _Loader:
     def outbound(self, cell: str, number: int, *rest: Any) -> None:
         box = self.state.outboxes[cell]
         item = box.items[number] = OutItem(*rest)
-        box.bytes += item.size
+        item.told = tuple(rest[-1]) if rest[-1] else None
+        box.bytes += item.size if item.source is not None else 0
+        moved = self.state.moved.get(item.user)
+        if moved is not None:
+            moved.items, moved.bytes = moved.items + 1, moved.bytes + item.size
         self._wait(item)
+
+    def taken_over(self, cell: str, log: bytes, number: int, key: bytes, until: int) -> None:
+        self.state.outboxes[cell].taken_over[log, number] = (key, until)
 
     def _wait(self, item: OutItem) -> None:
         if item.waits:
@@ -237,7 +267,8 @@ class _Loader:
         self.state.origins[cell, log].outcomes[number] = (code, newest)
 
     def pending(self, key: bytes, *rest: Any) -> None:
-        self.state.pending[key] = Pending(*rest)
+        pending = self.state.pending[key] = Pending(*rest)
+        pending.origin = tuple(rest[-1]) if rest[-1] else None
 
     def outcome(self, minute: int, cell: str, part: bytes) -> None:
         rows = _OUTCOME.iter_unpack(part)
@@ -251,6 +282,7 @@ _TAKE: dict[str, Callable[..., None]] = {
     "blocks": _Loader.block,
     "sources": _Loader.source,
     "homes": _Loader.home,
+    "moved": _Loader.moved,
     "mail": _Loader.mail,
     "devices": _Loader.device,
     "notices": _Loader.notice,
@@ -262,6 +294,7 @@ _TAKE: dict[str, Callable[..., None]] = {
     "outbound": _Loader.outbound,
     "origins": _Loader.origin,
     "outcomes of origins": _Loader.origin_outcome,
+    "taken over": _Loader.taken_over,
     "pending": _Loader.pending,
     "parked": _Loader.parked,
     "parked items": _Loader.parked_item,

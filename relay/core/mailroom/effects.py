@@ -52,6 +52,14 @@ class DeviceGone:
 
 
 @dataclass(frozen=True, slots=True)
+class UserMoved:
+    """`devices` are at home elsewhere from here on, as `chain` says: their connections end."""
+
+    devices: tuple[bytes, ...]
+    chain: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MembershipChanged:
     """`user` joined or left a roster: its sessions listen at other addresses now."""
 
@@ -70,4 +78,7 @@ class CheckpointDue:
     """A checkpoint is to be taken now, after this block: at the same one on every node (rule 10)."""
 
 
-Effect = CheckpointDue | Answered | Filed | Noticed | SessionStarted | DeviceGone | MembershipChanged | OutboxGrew
+Effect = (
+    CheckpointDue | Answered | Filed | Noticed | SessionStarted | DeviceGone | UserMoved | MembershipChanged
+    | OutboxGrew
+)

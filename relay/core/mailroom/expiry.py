@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heapify, heappop
 
-from relay.core.mailroom import outboxes, parking, rosters
+from relay.core.mailroom import moving, outboxes, parking, rosters
 from relay.core.mailroom.state import Box, Entry, Expiry, State
 from relay.core.mailroom.turn import (
-    EXPIRE_MAILBOX, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_PARKED, EXPIRE_ROSTER, EXPIRE_WAITING, SWEEP_MAILBOX,
-    SWEEP_ROSTER, TRY_PARKED, Turn,
+    EXPIRE_MAILBOX, EXPIRE_MOVED, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_PARKED, EXPIRE_ROSTER, EXPIRE_TAKEN_OVER,
+    EXPIRE_WAITING, SWEEP_MAILBOX, SWEEP_ROSTER, TRY_PARKED, Turn,
 )
 from relay.limits import MINUTE
 
@@ -49,6 +49,10 @@ def _expire(turn: Turn, kind: int, address: bytes, number: int) -> bool:
         return parking.expire(turn, address, number)
     if kind == TRY_PARKED:
         return parking.try_again(turn, address, number)
+    if kind == EXPIRE_MOVED:
+        return moving.forget(turn, address)
+    if kind == EXPIRE_TAKEN_OVER:
+        return outboxes.give_up(turn, address, number)
     device = state.devices.get(address)
     return device is not None and device.notices.pop(number, None) is not None
 
@@ -95,6 +99,9 @@ def _all(state: State) -> Iterator[Expiry]:
             where = parking.address(group, cell)
             yield parked.due, TRY_PARKED, where, parked.due
             yield from ((item.expires, EXPIRE_PARKED, where, key) for key, item in parked.items.items())
+        for (log, number), (_, until) in outbox.taken_over.items():
+            yield until, EXPIRE_TAKEN_OVER, log + cell.encode(), number
+    yield from ((moved.record.payload.expires, EXPIRE_MOVED, key, 0) for key, moved in state.moved.items())
     for key, device in state.devices.items():
         yield from ((n.expires, EXPIRE_NOTICE, key, n.position) for n in device.notices.values())
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from relay.core import records
 from relay.core.block import Block
 from relay.core.book import Taken
-from relay.core.mailroom import admission, answers, checkpoint, expiry, residents, rosters, settle
+from relay.core.mailroom import admission, answers, checkpoint, expiry, moving, residents, rosters, settle
 from relay.core.mailroom.effects import CheckpointDue, Effect
 from relay.core.mailroom.state import FOLD_VERSION, State
 from relay.core.mailroom.turn import Turn
@@ -86,6 +86,9 @@ class Mailroom:
                 rosters.publish(turn, record, size)
             case records.Carry():
                 settle.carry(turn, record)
+            case records.Move():
+                turn.next_position()
+                moving.move(turn, record.chain)
             case records.FoldVersion():
                 _fold_version(turn, record)
             case records.Tick() | records.Members():

@@ -76,7 +76,7 @@ def _release(turn: Turn, cell: str, outbox: Outbox, group: bytes) -> None:
     parked = outbox.parked.pop(group, None)
     if parked is not None:
         for _, item in sorted(parked.items.items()):
-            outboxes.number(turn, cell, item)
+            turn.number(cell, item)
 
 
 def try_again(turn: Turn, where: bytes, due: int) -> bool:
@@ -89,7 +89,7 @@ def try_again(turn: Turn, where: bytes, due: int) -> bool:
     if not parked.items:
         del outbox.parked[group]  # what comes from here on goes out behind the one that is under way
         return True
-    outboxes.number(turn, cell, parked.items.pop(min(parked.items)))
+    turn.number(cell, parked.items.pop(min(parked.items)))
     parked.tries += 1
     _plan(turn, cell, group, parked)
     return True

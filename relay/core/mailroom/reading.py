@@ -73,7 +73,7 @@ def envelope_of(record: records.Record) -> bytes:
     """The envelope bytes of a record that carries one."""
     if isinstance(record, records.Submit):
         return record.envelope
-    if isinstance(record, records.HandIn) and record.what == records.HANDIN_ENVELOPE:
+    if isinstance(record, records.HandIn) and record.what in (records.HANDIN_ENVELOPE, records.HANDIN_FORWARD):
         return record.item
     raise StoreDamaged("an entry points to a record that carries no envelope")
 
@@ -81,3 +81,8 @@ def envelope_of(record: records.Record) -> bytes:
 def to_carry(state: State, below: int) -> list[Source]:
     """The live sources that lie below block index `below`, oldest first."""
     return state.sources.below(below)
+
+
+def left_below(state: State) -> int:
+    """Below this block index lie envelopes for users who have left, of whom nothing waits any more; 0 for none."""
+    return max((moved.last + 1 for moved in state.moved.values() if moved.confirmed and not moved.items), default=0)

@@ -20,18 +20,19 @@ def home(turn: Turn, record: records.Home) -> None:
     new = read_home(record.signed)
     user = turn.state.users.get(new.user)
     follows = new.version == user.record.version + 1 if user else new.version == 1
-    if not follows or new.cell != turn.state.cell:
+    if not follows or new.cell != turn.state.cell or new.user in turn.state.moved:
         return
     new = read_home(record.signed, user.record if user else None)
     if user is None:
         user = turn.state.users[new.user] = UserState(new, [])
     before, user.record = user.record, new
     user.chain.append(record.signed)
-    _enrol(turn, before, new, pos)
+    enrol(turn, before, new, pos)
     settle_mailbox(turn.state, user)
 
 
-def _enrol(turn: Turn, before: HomeRecord, new: HomeRecord, pos: int) -> None:
+def enrol(turn: Turn, before: HomeRecord, new: HomeRecord, pos: int) -> None:
+    """The devices of a user of this cell are those of `new` from here on; what comes for a new one begins here."""
     named = {device.id for device in new.devices}
     left = [device for device in before.devices if device.id not in named]
     gone = {device.stem: device.id for device in left if _is_of(turn.state, device.id, new.user)}

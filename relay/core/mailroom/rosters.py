@@ -107,7 +107,7 @@ def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> bool:
             stays.append(Interval(now[user].since, pos))
             turn.state.memberships.setdefault(user, set()).add(head.group)
             turn.effects.append(MembershipChanged(user))
-    roster.resident = any(user in turn.state.users for user in now)
+    roster.resident = any(user in turn.state.users or user in turn.state.moved for user in now)
     roster.dirty = True
     due = [entry for entry in roster.waiting if entry.version <= roster.version]
     roster.waiting = [entry for entry in roster.waiting if entry.version > roster.version]
@@ -123,7 +123,8 @@ def _place_waiting(turn: Turn, group: bytes, roster: RosterState, entry: Waiting
     if _is_member(turn.state, roster, entry.device, entry.version):
         pos = turn.next_position()
         _file(turn, group, roster, source, entry.version, entry.expires, pos)
-        if not _forward(turn, group, roster, source, entry.id, entry.expires, entry.device):
+        movers = _movers(turn.state, roster, entry.version, pos)
+        if not _forward(turn, group, roster, source, entry.id, entry.expires, entry.device, movers):
             turn.take(entry.id, Code.STORED, roster.version, pos, entry.version, entry.expires)
             turn.notice(entry.device, entry.id, Code.STORED, roster.version, turn.state.cell)
     else:
@@ -145,20 +146,27 @@ def admit(turn: Turn, header: Header, own: bytes, source: Source, device: bytes,
     ):
         return turn.receipt(own, Code.OUTBOX_FULL, roster.version)
     _file(turn, group, roster, source, version, header.expires, pos)
-    forwarded = _forward(turn, group, roster, source, own, header.expires, device)
+    movers = _movers(turn.state, roster, version, pos)
+    forwarded = _forward(turn, group, roster, source, own, header.expires, device, movers)
     return turn.receipt(own, Code.ACCEPTED if forwarded else Code.STORED, roster.version, pos)
 
 
-def admit_handed(turn: Turn, header: Header, own: bytes, source: Source, origin: str, pos: int) -> ReceiptItem:
-    """Admit a group envelope that `origin` handed over; its cell has checked the device and serves the other cells."""
+def admit_handed(
+    turn: Turn, header: Header, own: bytes, source: Source, record: records.HandIn, pos: int
+) -> ReceiptItem:
+    """Admit a group envelope that another cell handed over; it has checked the device and serves the other cells."""
     code = refusal(turn.state, header.to, header.to_version)
     if code is not None:
         return turn.receipt(own, code)
     roster = turn.state.rosters[header.to]
-    if origin not in roster.cells:
+    movers = _movers(turn.state, roster, header.to_version, pos)
+    if record.origin not in roster.cells and not movers:
         return turn.receipt(own, Code.NOT_MEMBER, roster.version)
     _file(turn, header.to, roster, source, header.to_version, header.expires, pos)
-    return turn.receipt(own, Code.STORED, roster.version, pos)
+    key = outboxes.await_for(turn, record, len(movers)) if movers else b""
+    for user in movers:
+        outboxes.forward(turn, user, source, key, header.expires)
+    return turn.receipt(own, Code.ACCEPTED if movers else Code.STORED, roster.version, pos)
 
 
 def refusal(state: State, group: bytes, version: int) -> Code | None:
@@ -185,8 +193,8 @@ def _wait(turn: Turn, header: Header, own: bytes, source: Source, device: bytes,
 
 def _is_member(state: State, roster: RosterState, device: bytes, version: int) -> bool:
     """Only a member's device may send to a group."""
-    owner = state.devices.get(device)
-    stays = roster.members.get(owner.user, []) if owner else []
+    user = state.user_of(device)
+    stays = roster.members.get(user, []) if user else []
     return bool(stays) and stays[-1].until == 0 and any(_in(stay, version) for stay in stays)
 
 
@@ -211,15 +219,24 @@ def _file(
 
 
 def _forward(
-    turn: Turn, group: bytes, roster: RosterState, source: Source, own: bytes, expires: int, device: bytes
-) -> bool:
-    """Send to the other cells with members. False where there are none."""
+    turn: Turn, group: bytes, roster: RosterState, source: Source, own: bytes, expires: int, device: bytes,
+    movers: list[bytes],
+) -> bool:  # fmt: skip
+    """Send to the other cells with members, and to members of this one who have moved. False where there are none."""
     elsewhere = _elsewhere(turn.state, roster)
-    if elsewhere:
-        outboxes.await_answers(turn, own, device, len(elsewhere))
+    if elsewhere or movers:
+        outboxes.await_answers(turn, own, device, len(elsewhere) + len(movers))
     for cell in elsewhere:
         parking.forward(turn, cell, group, source, own, expires)
-    return bool(elsewhere)
+    for user in movers:
+        outboxes.forward(turn, user, source, own, expires)
+    return bool(elsewhere or movers)
+
+
+def _movers(state: State, roster: RosterState, version: int, pos: int) -> list[bytes]:
+    """Who of the recipients that this cell lists has moved away: each gets a copy at the new home (rule 17)."""
+    gone = sorted(state.moved.keys() & roster.members.keys()) if state.moved else []
+    return [user for user in gone if receives_at(roster, user, version, pos)]
 
 
 def expire_waiting(turn: Turn, group: bytes, pos: int) -> bool:
@@ -239,7 +256,11 @@ def expire_waiting(turn: Turn, group: bytes, pos: int) -> bool:
 
 def receives(state: State, roster: RosterState, user: bytes, entry: Entry) -> bool:
     """Is `user` a recipient: a member of the version it was sealed for, and not gone when it was admitted?"""
-    for stay in roster.members.get(user, ()):
-        if _in(stay, entry.version) and (stay.until == 0 or entry.position < stay.until_position):
-            return True
-    return False
+    return receives_at(roster, user, entry.version, entry.position)
+
+
+def receives_at(roster: RosterState, user: bytes, version: int, pos: int) -> bool:
+    """The same for what was sealed for `version` and admitted at `pos`."""
+    return any(
+        _in(stay, version) and (stay.until == 0 or pos < stay.until_position) for stay in roster.members.get(user, ())
+    )

@@ -16,6 +16,8 @@ from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_B
 
 FOLD_VERSION = 3
 GroupId = bytes
+PendingKey = bytes
+Outcome = tuple[int, int, str]  # code, newest, cell
 LogId = bytes
 _ENTRY: Final = Struct("<qqqq")
 WAITING_OVERHEAD = 512  # bytes counted for what the state keeps of a waiting envelope beside its record
@@ -139,6 +141,22 @@ class UserState:
 
 
 @dataclass(slots=True)
+class MovedUser:
+    """A user who was at home here, and is at home elsewhere by `record` (ADR 21). `devices`: whose notices are sent on.
+
+    `confirmed`: the new home has said that it has the record, and what waited here at the time. `items` and `bytes` of
+    what waits in outboxes for the user. `last`: the last block in which an envelope for the user may lie."""
+
+    record: HomeRecord
+    chain: list[bytes]
+    devices: tuple[bytes, ...]
+    last: int
+    confirmed: bool = False
+    items: int = 0
+    bytes: int = 0
+
+
+@dataclass(slots=True)
 class Interval:
     """One stay in a roster: in version `since` up to (not in) `until`; 0 while it lasts. Positions alike."""
 
@@ -185,7 +203,9 @@ class RosterState:
 @dataclass(slots=True)
 class OutItem:
     """A number of an outbox. `what` as in records.HandIn; a void one has no source. `group` of a roster envelope.
-    `waits`: it is parked, or was before: it counts in State.waiting_bytes."""
+    `waits`: it is parked, or was before: it counts in State.waiting_bytes. `user`, who moved, and `beside`, what
+    goes out instead of a record. `told`: its outcome (code, newest, cell), which came before the answer that it was
+    taken over."""
 
     what: int
     source: int | None  # its key
@@ -194,6 +214,9 @@ class OutItem:
     expires: int
     group: bytes = b""
     waits: bool = False
+    user: bytes = b""
+    beside: bytes = b""
+    told: Outcome | None = None
 
 
 @dataclass(slots=True)
@@ -209,7 +232,9 @@ class Parked:
 @dataclass(slots=True)
 class Outbox:
     """What is bound for one other cell, densely numbered from 1. Everything up to `done` is answered. `logs`: under
-    which log ids that cell answered, the newest last. `bytes` counts `items` and `parked` (by group)."""
+    which log ids that cell answered, the newest last. `bytes` counts `items` and `parked` (by group). `taken_over`:
+    what that cell sends on to whoever has moved, by our log id and number: key of the pending outcome, and when to give
+    up."""
 
     done: int = 0
     last: int = 0
@@ -217,6 +242,7 @@ class Outbox:
     bytes: int = 0
     items: dict[int, OutItem] = field(default_factory=dict)
     parked: dict[GroupId, Parked] = field(default_factory=dict)
+    taken_over: dict[tuple[LogId, int], tuple[PendingKey, int]] = field(default_factory=dict)
 
     @property
     def log(self) -> LogId:
@@ -235,12 +261,15 @@ class Origin:
 
 @dataclass(slots=True)
 class Pending:
-    """An envelope of ours that other cells have not all answered for yet."""
+    """An envelope that other cells have not all answered for yet: of a `device` of ours, or, where that is empty, one
+    that was taken over: number `origin` of another cell's outbox, which is told one outcome for all, `refused` or
+    not."""
 
     device: bytes
     remaining: int
     newest: int = 0
-    refused: bool = False
+    refused: int = 0  # the first refusal's code
+    origin: tuple[str, LogId, int] | None = None
 
 
 Expiry = tuple[int, int, bytes, int]  # (when, kind, address, position or number): relay.core.mailroom.expiry
@@ -257,6 +286,8 @@ class State:
     fold_version: int = FOLD_VERSION
     users: dict[bytes, UserState] = field(default_factory=dict)
     devices: dict[bytes, DeviceState] = field(default_factory=dict)
+    moved: dict[bytes, MovedUser] = field(default_factory=dict)
+    moved_devices: dict[bytes, bytes] = field(default_factory=dict)  # device → user
     rosters: dict[bytes, RosterState] = field(default_factory=dict)
     memberships: dict[bytes, set[bytes]] = field(default_factory=dict)
     outboxes: dict[str, Outbox] = field(default_factory=dict)
@@ -271,6 +302,11 @@ class State:
     expiries_live: int = 0  # how many of them named something when the heap was last made anew
     log_bytes: int = 0  # of records, in all blocks so far
     checkpoint_due: int = CHECKPOINT_BYTES  # so many of them, at which the next checkpoint is taken
+
+    def user_of(self, device: bytes) -> bytes | None:
+        """Whose a device is, also of one who has moved away."""
+        known = self.devices.get(device)
+        return known.user if known else self.moved_devices.get(device)
 
     # --- sources -----------------------------------------------------------------------------------
     def hold(self, source: Source) -> int:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from heapq import heappush
 
+from relay.core import records
 from relay.core.block import position
 from relay.core.book import Taken
-from relay.core.mailroom.effects import Answered, Effect, Noticed
-from relay.core.mailroom.state import Box, Entry, Notice, Source, State, source_key
+from relay.core.codec import encode
+from relay.core.mailroom.effects import Answered, Effect, Noticed, OutboxGrew
+from relay.core.mailroom.state import Box, Entry, Notice, Outbox, OutItem, Source, State, source_key
 from relay.core.wire import Code, ReceiptItem
 from relay.limits import ADMISSION_WINDOW, MAX_LIFETIME, MINUTE, SLOT_BITS
 
 # What an expiry entry refers to. Of what is due at one time the sweeps come first: what they find counts as well.
 (
     SWEEP_MAILBOX, SWEEP_ROSTER, EXPIRE_MAILBOX, EXPIRE_ROSTER, EXPIRE_OUTBOX, EXPIRE_WAITING, EXPIRE_NOTICE,
-    EXPIRE_PARKED, TRY_PARKED,
-) = range(9)  # fmt: skip
+    EXPIRE_PARKED, TRY_PARKED, EXPIRE_MOVED, EXPIRE_TAKEN_OVER,
+) = range(11)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -87,8 +89,33 @@ class Turn:
             self.state.outcomes[envelope_id] = ReceiptItem(envelope_id, code, known.position, newest, cell)
         owner = self.state.devices.get(device)
         if owner is None:
+            self._notice_elsewhere(records.ForDevice(device, envelope_id, code, newest, cell))
             return
         notice = Notice(self.next_position(), envelope_id, code, newest, cell, self.time + MAX_LIFETIME)
         owner.notices[notice.position] = notice
         self.expire_later(notice.expires, EXPIRE_NOTICE, device, notice.position)
         self.effects.append(Noticed(device, notice))
+
+    def _notice_elsewhere(self, notice: records.ForDevice) -> None:
+        """The same for a device that has moved; nobody is left to be told where it has not."""
+        user = self.state.moved_devices.get(notice.device)
+        if user is not None:
+            self.say(self.state.moved[user].record.cell, records.HANDIN_NOTICE, encode(notice), user)
+
+    # --- outboxes --------------------------------------------------------------------------------
+    def say(self, cell: str, what: int, beside: bytes, user: bytes = b"") -> None:
+        """Give something that is no record the next number of the outbox of `cell`."""
+        expires = self.time + MAX_LIFETIME
+        self.number(cell, OutItem(what, None, len(beside), b"", expires, user=user, beside=beside))
+
+    def number(self, cell: str, item: OutItem) -> None:
+        """Give an item, whose source (if it has one) is held, the next number."""
+        outbox = self.state.outboxes.setdefault(cell, Outbox())
+        outbox.last += 1
+        outbox.items[outbox.last] = item
+        moved = self.state.moved.get(item.user)
+        if moved is not None:
+            moved.items, moved.bytes = moved.items + 1, moved.bytes + item.size
+        if item.expires:
+            self.expire_later(item.expires, EXPIRE_OUTBOX, cell.encode(), outbox.last)
+        self.effects.append(OutboxGrew(cell))

@@ -5,6 +5,9 @@
     the recovery key of n - 1       user key (it has to), recovery key, devices; never the home
 
 and by the registrar, always. What a version no longer lists is revoked, and its id never comes back.
+
+A version that names another cell than the one before moves the user (ADR 21). Beside the user's key and the registrar
+of the region that is entered, the registrar of the region that is left signs it, as a release.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ from nacl.signing import SigningKey
 from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.shapes import CellName, Hash, Key, MaybeHash, MaybeKey, Millis, Name, Signature, UInt
 from relay.core.trust.root import Root
+from relay.core.trust.statement import RootRegion
 from relay.core.trust.signing import sign, verify
-from relay.errors import BadSignature, BrokenChain, NotValidNow, Overreach, ReturnedDevice, Rollback, TrustError
+from relay.errors import (
+    BadSignature, BrokenChain, NotReleased, NotValidNow, Overreach, ReturnedDevice, Rollback, TrustError,
+)
 from relay.limits import ADMISSION_WINDOW, KIB, MAX_CHAIN, MAX_DEVICES, MAX_FORMER
 
 _HOME: Final = b"posthouse.home\x00"
+_RELEASE: Final = b"posthouse.release\x00"
 REVOKED_GRACE: Final = ADMISSION_WINDOW  # ms: what the cell took before it knew the version without the device
 
 
@@ -70,6 +77,7 @@ class _SignedHome(Struct, frozen=True):
     payload: bytes
     user_signature: Signature
     registrar_signature: Signature
+    release: Signature = b""  # only of a version that moves the user
 
 
 class HomeRecord(Struct, frozen=True):
@@ -111,22 +119,46 @@ _signed_home: Decoder[_SignedHome] = Decoder(_SignedHome, "signed home record", 
 _home: Decoder[HomePayload] = Decoder(HomePayload, "home record", 16 * KIB)
 
 
-def sign_home(payload: HomePayload, user_key: SigningKey, registrar_key: SigningKey) -> bytes:
-    """Sign one version. From version 2 on `user_key` is the key that the version before names (or its recovery key)."""
+def sign_home(
+    payload: HomePayload, user_key: SigningKey, registrar_key: SigningKey, release_key: SigningKey | None = None
+) -> bytes:
+    """Sign one version. From version 2 on `user_key` is the key that the version before names (or its recovery key);
+    `release_key` is that of the registrar of the region that the user leaves."""
     data = encode(payload)
-    return encode(_SignedHome(data, sign(user_key, _HOME, data), sign(registrar_key, _HOME, data)))
+    release = release_home(data, release_key) if release_key is not None else b""
+    return join_home(data, ask_home(data, user_key), endorse_home(data, registrar_key), release)
+
+
+def ask_home(payload: bytes, user_key: SigningKey) -> bytes:
+    """The user's signature over a payload, with which the registrars are asked for theirs."""
+    return sign(user_key, _HOME, payload)
 
 
 def request_home(payload: HomePayload, key: SigningKey) -> bytes:
     """What the registrar is asked to sign: the payload, signed by `key` as in `sign_home`."""
     data = encode(payload)
-    return pack([data, sign(key, _HOME, data)])
+    return pack([data, ask_home(data, key)])
+
+
+def endorse_home(payload: bytes, registrar_key: SigningKey) -> bytes:
+    """The registrar's signature over a payload: the rules are cluster.enrolment's."""
+    return sign(registrar_key, _HOME, payload)
 
 
 def endorse_request(request: bytes, registrar_key: SigningKey) -> bytes:
-    """The signed record of a request, whatever it asks for: the rules are cluster.enrolment's. Raises ProtocolError."""
+    """The signed record of a request that moves nobody, whatever it asks for. Raises ProtocolError."""
     payload, signature = _request(request)
-    return pack([payload, signature, sign(registrar_key, _HOME, payload)])
+    return join_home(payload, signature, endorse_home(payload, registrar_key))
+
+
+def release_home(payload: bytes, registrar_key: SigningKey) -> bytes:
+    """The signature with which the registrar of a region lets a user go, where the payload that was checked says."""
+    return sign(registrar_key, _RELEASE, payload)
+
+
+def join_home(payload: bytes, user_signature: bytes, registrar_signature: bytes, release: bytes = b"") -> bytes:
+    """A signed home record of its parts. `release` is empty where nobody moves."""
+    return pack([payload, user_signature, registrar_signature, *([release] if release else [])])
 
 
 def read_home(signed: bytes, prev: HomeRecord | None = None) -> HomeRecord:
@@ -143,17 +175,52 @@ def read_home(signed: bytes, prev: HomeRecord | None = None) -> HomeRecord:
     return HomeRecord(payload.user or own, own, payload, signed, former)
 
 
-def verify_home(signed: bytes, root: Root, prev: HomeRecord | None) -> HomeRecord:
-    """Verify one version after `prev` (None: it must be version 1), against the root's registrar of its region.
+def read_chain(chain: Sequence[bytes]) -> list[HomeRecord]:
+    """`read_home` for all records of a user, from version 1 on: each knows which ids are gone."""
+    read: list[HomeRecord] = []
+    for signed in chain:
+        read.append(read_home(signed, read[-1] if read else None))
+    return read
 
-    Raises BadSignature, BrokenChain (ReturnedDevice), Overreach or TrustError (unknown region). Expiry is
+
+def verify_home(signed: bytes, root: Root, prev: HomeRecord | None) -> HomeRecord:
+    """Verify one version after `prev` (None: it must be version 1), against the root's registrar of its region and, if
+    it moves the user, of the region that is left.
+
+    Raises BadSignature, BrokenChain (ReturnedDevice), Overreach, NotReleased or TrustError (unknown region). Expiry is
     `check_current`'s business, because a chain may contain versions that have run out."""
     outer = _signed_home(signed)
     record = read_home(signed, prev)
-    payload = record.payload
-    region = root.region(payload.region)
-    recovered = _signed_by_recovery(outer, payload, prev)
+    region = root.region(record.payload.region)
+    recovered = _signed_by_recovery(outer, record.payload, prev)
     verify(region.registrar_key, _HOME, outer.payload, outer.registrar_signature, "home record, registrar's key")
+    _check_asked(record, region, prev, recovered=recovered)
+    _check_release(outer, root, record, prev)
+    return record
+
+
+def verify_asked(
+    payload: bytes, user_signature: bytes, root: Root, prev: HomeRecord | None, release: bytes = b""
+) -> HomeRecord:
+    """A version that no registrar has signed yet: everything that `verify_home` asks, but for the signatures of
+    registrars; a `release` that is there must hold. Raises like it."""
+    signed = join_home(payload, user_signature, bytes(64), release)
+    outer, record = _signed_home(signed), read_home(signed, prev)
+    recovered = _signed_by_recovery(outer, record.payload, prev)
+    _check_asked(record, root.region(record.payload.region), prev, recovered=recovered)
+    if release:
+        _check_release(outer, root, record, prev)
+    return record
+
+
+def moves(record: HomeRecord, prev: HomeRecord | None) -> bool:
+    """Does this version bring the user to another cell than the one before it?"""
+    return prev is not None and record.cell != prev.cell
+
+
+def _check_asked(record: HomeRecord, region: RootRegion, prev: HomeRecord | None, *, recovered: bool) -> None:
+    """What the record says, whoever signed it."""
+    payload = record.payload
     if payload.version > MAX_CHAIN:
         raise TrustError(f"home record: version {payload.version} is beyond {MAX_CHAIN}", "Enrol the user anew")
     if payload.cell not in region.cell_names or not payload.cell.startswith(payload.region + "/"):
@@ -161,7 +228,20 @@ def verify_home(signed: bytes, root: Root, prev: HomeRecord | None) -> HomeRecor
     _check_chain(record, prev)
     _check_devices(record, prev)
     _check_recovery(payload, prev.payload if prev else None, recovered=recovered)
-    return record
+    if payload.move_epoch != (prev.payload.move_epoch + moves(record, prev) if prev else 0):
+        raise BrokenChain(f"home record: move_epoch {payload.move_epoch}; it counts the moves")
+
+
+def _check_release(outer: _SignedHome, root: Root, record: HomeRecord, prev: HomeRecord | None) -> None:
+    if prev is None or not moves(record, prev):
+        if outer.release:
+            raise BrokenChain(f"home record version {record.version} carries a release, and moves nobody")
+        return
+    if not outer.release:
+        what = f"home record version {record.version} moves a user from {prev.cell} to {record.cell} without a release"
+        raise NotReleased(what, f"The registrar of {prev.payload.region} has to sign it, too")
+    left = root.region(prev.payload.region)
+    verify(left.registrar_key, _RELEASE, outer.payload, outer.release, f"home record, release by {left.name}")
 
 
 def _signed_by_recovery(outer: _SignedHome, payload: HomePayload, prev: HomeRecord | None) -> bool:
@@ -258,6 +338,21 @@ def verify_chain(
         raise Rollback(f"home record version {record.version} after {known.version}")
     check_current(record, now_ms)
     return record
+
+
+def verify_move(chain: Sequence[bytes], root: Root, known: HomeRecord | None = None) -> list[HomeRecord]:
+    """Verify all records of a user, from version 1 on: the records. What `known` says must be among them, if they go as
+    far. The newest may have run out: that it was signed is what counts for where mail goes.
+
+    Raises TrustError and its kinds."""
+    records: list[HomeRecord] = []
+    for signed in chain:
+        records.append(verify_home(signed, root, records[-1] if records else None))
+    if not records:
+        raise TrustError("no home record")
+    if known is not None and known.version <= len(records) and records[known.version - 1].digest != known.digest:
+        raise BrokenChain(f"two different home records of version {known.version}: a fork")
+    return records
 
 
 def check_current(record: HomeRecord, now_ms: int) -> None:

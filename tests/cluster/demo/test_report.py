@@ -19,14 +19,15 @@ def audit(shelf: Shelf) -> list[Audit]:
 
 
 CLEAN = Shelf("here", home=Counter(anna=7), transit=Counter(there=2), files=4)
-GOOD = Result(Account(2000, 5000, 5000, 0, 0, 0, 1, 0), 4100, 3, audit(CLEAN), 1, 42.123)
+GOOD = Result(Account(2000, 5000, 5000, 0, 0, 0, 1, 0), 4100, 3, audit(CLEAN), 1, 42.123, users_moved=1)
 
 
 def test_the_json_has_exactly_the_promised_keys(tmp_path: Path) -> None:
     write_json(tmp_path / "out.json", GOOD)
     assert json.loads((tmp_path / "out.json").read_text()) == {
         "sent": 2000, "delivered": 5000, "lost": 0, "duplicated": 0, "wire_duplicates": 3, "reordered": 0,
-        "foreign_bytes_at_rest": 0, "plaintext_found": 0, "nodes_killed": 1, "seconds": 42.1,
+        "foreign_bytes_at_rest": 0, "left_behind_bytes": 0, "plaintext_found": 0, "users_moved": 1, "nodes_killed": 1,
+        "seconds": 42.1,
     }  # fmt: skip
 
 

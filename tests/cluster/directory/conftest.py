@@ -55,7 +55,7 @@ class User:
         devices = prev.devices if prev else (Device(bytes(self.key.verify_key), bytes(32), 1, b""),)
         payload = HomePayload(
             1, prev.user if prev else b"", version, prev.digest if prev else b"", region, self.cell,
-            bytes(self.key.verify_key), devices, mark, NOW - DAY, self.expires, b"",
+            bytes(self.key.verify_key), devices, 0, NOW - DAY + mark, self.expires, b"",
         )  # fmt: skip
         return sign_home(payload, self.key, registrar or REGISTRARS[region])
 
@@ -123,6 +123,10 @@ class Cells:
 class Own:
     def __init__(self) -> None:
         self.users: dict[bytes, User] = {}
+        self.left: dict[bytes, tuple[list[bytes], bool]] = {}
+
+    def moved(self, user: bytes) -> tuple[list[bytes], bool]:
+        return self.left.get(user, ([], False))
 
     def home(self, user: bytes) -> HomeRecord | None:
         return self.users[user].newest if user in self.users else None

@@ -88,6 +88,7 @@ async def test_a_cut_off_leader_confirms_nothing_and_its_rest_gives_way(tmp_path
         assert confirmed == []
         world.wires.heal()
         await world.until(lambda: bool(confirmed))  # it was proposed again, to the new leader
+        await world.until(lambda: other.journal.tip >= leader.journal.tip)
         assert [one for one in await records_of(other.journal) if one in (b"alone", b"together")] == [
             b"together", b"alone",
         ]  # fmt: skip

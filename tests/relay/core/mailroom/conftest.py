@@ -36,7 +36,13 @@ class User:
         self.name, self.cell, self.id, self.last = name, cell, b"", b""
         self.chain: list[bytes] = []
         self.since: dict[str, int] = {}
+        self.epoch, self.at = 0, cell  # how often the user has moved, and the cell of the last record
         self.first: dict[str, str] = {}  # of devices whose keys were rotated: the name that it was enrolled with
+
+    def move(self, cell: str) -> bytes:
+        """The next record, in another cell, with the same devices."""
+        self.cell = cell
+        return self.record(*self.since)
 
     def rotate(self, old: str, new: str) -> bytes:
         """The next version, in which the device `old` has new keys and is called `new`."""
@@ -45,19 +51,21 @@ class User:
         return self.record(*self.since)
 
     def record(self, *devices: str) -> bytes:
-        version = len(self.chain) + 1
+        version, moves = len(self.chain) + 1, self.cell != self.at
+        self.epoch, self.at = self.epoch + moves, self.cell
         self.since = {name: self.since.get(name, version) for name in devices}
         listed = tuple(
             Device(device_id(name), bytes(32), since, device_id(self.first[name]) if name in self.first else b"")
             for name, since in self.since.items()
         )
         payload = HomePayload(
-            1, self.id, version, self.last, self.cell.split("/")[0], self.cell, device_id(self.name), listed, 0, 0, FAR,
-            b"",
+            1, self.id, version, self.last, self.cell.split("/")[0], self.cell, device_id(self.name), listed,
+            self.epoch, 0, FAR, b"",
         )  # fmt: skip
         self.last = digest(encode(payload))
         self.id = self.id or self.last
-        self.chain.append(sign_home(payload, key(self.name), key("registrar")))
+        release = key("registrar") if moves else None
+        self.chain.append(sign_home(payload, key(self.name), key("registrar"), release))
         return self.chain[-1]
 
 
