@@ -184,7 +184,7 @@ def hand_in(turn: Turn, record: records.HandIn, size: int, pos: int) -> tuple[in
     if header.expires <= turn.time:
         return Code.EXPIRED, 0
     mailbox = header.kind is To.MAILBOX
-    version, newest = (header.to_version, known) if mailbox else (forwarded.version, 0)
+    version, newest = (header.to_version, known) if mailbox else (known, 0)  # a group's is for all devices of a member
     if (mailbox and header.to != forwarded.user) or not 1 <= version <= known:
         return Code.BAD_ENVELOPE, newest
     source = turn.source(size)

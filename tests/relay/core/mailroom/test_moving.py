@@ -238,6 +238,21 @@ def test_group_mail_follows_who_moved_and_stays_with_who_stayed(world: World) ->
     assert not here.room.state.pending and not far.room.state.pending
 
 
+def test_group_mail_reaches_a_device_that_was_enrolled_in_the_new_home(world: World) -> None:
+    """The old home does not know of it, and sends on by the version that it knows (found by the simulator)."""
+    alice, bob = enrolled(world, "alice", A), enrolled(world, "bob", A)
+    here = world.logs[A]
+    group = Group("a1")
+    here.apply(group.publish({A: sorted([alice.id, bob.id])}))
+    world.move(bob, B, tell=A)
+    world.settle()
+    world.logs[B].enrol(bob, "b1", "b2")
+    sent = here.seal(group.id, roster=True)
+    here.apply(here.submit("a1", sent))
+    world.settle()
+    assert world.logs[B].ids("b1") == world.logs[B].ids("b2") == [envelope_id(sent)]
+
+
 def test_forwards_are_taken_late_and_into_a_full_mailbox(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     alice, bob = enrolled(world, "alice", A), enrolled(world, "bob", A)
     here, there = world.logs[A], world.logs[B]
