@@ -3,6 +3,9 @@
 A batch goes out under its numbers; the answer says up to where the other cell has applied them and with which
 outcomes; that is recorded in our log (HANDED), and only then does the next batch go. Overlapping forwarders, repeats
 and lost answers are harmless: the other cell applies exactly its vector + 1.
+
+What may not go there (any more), by the policies of the root, goes out void, and NOT_PERMITTED is recorded for it; an
+outcome that the other cell already has for the number counts, since then it went before (ADR 25).
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from cluster.links import Links
 from relay.core import records
 from relay.core.mailroom import reading
 from relay.core.mailroom.state import Outbox, OutItem
+from relay.core.policy import MAIL, Policies
+from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.delivery import Delivery
 from relay.errors import Overloaded, PeerError, ProtocolError, Refused, StoreDamaged
@@ -26,6 +31,7 @@ from relay.ports import Env, Journal
 _log = structlog.get_logger("cluster.forwarder")
 _RETRY_S = 0.5  # seconds, jittered up to twice that, before a batch that was not answered goes out again
 _TROUBLE_S = 30.0  # the same after the peer misbehaved
+VOID = linkwire.HandItem(records.HANDIN_VOID, b"", b"")
 _SMALL = 16 * KIB  # bytes of envelopes that are tried together whatever happened, and more if the first one is larger
 
 
@@ -33,8 +39,10 @@ class Forwarders:
     """Starts a forwarder for every cell that has an outbox, in the nursery it runs in."""
 
     def __init__(
-        self, journal: Journal, delivery: Delivery, intake: Intake, links: Links, metrics: Metrics, env: Env
+        self, root: Root, journal: Journal, delivery: Delivery, intake: Intake, links: Links, metrics: Metrics, env: Env
     ) -> None:
+        self._root = root
+        self._policies = Policies(root)
         self._journal = journal
         self._delivery = delivery
         self._intake = intake
@@ -91,7 +99,8 @@ class Forwarders:
     async def _hand_over(self, cell: str, outbox: Outbox, size: int) -> None:
         done = outbox.done  # once: an answer that comes late may be recorded while we read
         batch = reading.outbox_batch(outbox, done, MAX_BATCH, size)
-        items = tuple([await self._item(cell, item) for _, item in batch])
+        withheld = self._withheld(cell, batch)
+        items = tuple([VOID if number in withheld else await self._item(cell, item) for number, item in batch])
         known = outbox.log
         answer = await self._ask(cell, linkwire.HandOver(self._journal.log_id, done, done + 1, items))
         self._check(cell, answer, done, outbox)
@@ -101,13 +110,28 @@ class Forwarders:
         upto = min(answer.vector, done + len(batch))
         if upto == done:
             raise Overloaded(f"{cell} took nothing of the batch")
-        outcomes = tuple(_known(outcome) for outcome in answer.outcomes if done < outcome.number <= upto)
-        self._intake.offer([records.encode_record(records.Handed(cell, upto, outcomes, answer.log, known))])
+        outcomes = {outcome.number: _known(outcome) for outcome in answer.outcomes if done < outcome.number <= upto}
+        for number in sorted(withheld - outcomes.keys()):
+            if number <= upto:
+                outcomes[number] = records.HandedAnswer(number, Code.NOT_PERMITTED, 0)
+        handed = records.Handed(cell, upto, tuple(outcomes.values()), answer.log, known)
+        self._intake.offer([records.encode_record(handed)])
         with trio.move_on_after(LINK_DEADLINE_S) as scope:
             await self._delivery.wait_for(lambda: outbox.done >= upto)
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the answer in time")
         self._metrics.forwarded.labels(cell).inc(upto - done)
+
+    def _withheld(self, cell: str, batch: list[tuple[int, OutItem]]) -> set[int]:
+        """The numbers that may not go to `cell`. A cell that the root does not list (any more) is not asked about: it
+        cannot be reached, and may come back."""
+        own = self._delivery.room.state.cell
+        if self._root.cell(cell) is None or not (why := self._policies.forbidden(own, cell)):
+            return set()
+        withheld = {number for number, item in batch if item.what in MAIL}
+        if withheld:
+            _log.warning("withheld", cell=cell, numbers=len(withheld), text=why)
+        return withheld
 
     async def _ask(self, cell: str, request: linkwire.HandOver) -> linkwire.HandOverAnswer:
         answer = await self._links.request(cell, request, LINK_DEADLINE_S)
@@ -140,9 +164,8 @@ class Forwarders:
         """The renewed log of the other cell has lost numbers that it had confirmed. They are settled here, so that
         nobody has them any more: they go out void, and it stands again where we do. What we still have comes next."""
         _log.warning("hand_over_lost", cell=cell, log=answer.log.hex(), numbers=done - answer.vector)
-        void = linkwire.HandItem(records.HANDIN_VOID, b"", b"")
         while (vector := answer.vector) < done:
-            items = (void,) * min(done - vector, MAX_BATCH)
+            items = (VOID,) * min(done - vector, MAX_BATCH)
             log, answer = answer.log, await self._ask(
                 cell, linkwire.HandOver(self._journal.log_id, done, vector + 1, items)
             )
@@ -153,7 +176,7 @@ class Forwarders:
         """What goes over the border: the envelope, or the roster head with the part of that cell. Raises Overloaded
         where the record moved while we read: look again."""
         if item.source is None:
-            return linkwire.HandItem(records.HANDIN_VOID, b"", b"")
+            return VOID
         sources = self._delivery.room.state.sources
         source = sources.find(item.source)
         try:

@@ -17,10 +17,13 @@ from relay.core import records
 from relay.core.envelope import To, read_header
 from relay.core.mailroom import rosters
 from relay.core.mailroom.state import Origin
-from relay.core.trust import verify_part, verify_roster
+from relay.core.policy import MAIL, Policies
+from relay.core.trust import Root, verify_part, verify_roster
 from relay.core.wire import Code
 from relay.delivery import Delivery
-from relay.errors import Overloaded, PeerError, ProtocolError, Refused, ResidencyError, TrustError
+from relay.errors import (
+    NotPermitted, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, TrustError,
+)
 from relay.intake import Intake
 from relay.limits import LINK_DEADLINE_S, MAX_HANDOVER
 from relay.office import Office
@@ -32,7 +35,10 @@ _EPHEMERAL_S = 2.0  # seconds for what is off the log to get anywhere
 class Reception:
     """The handler behind the links. The peer was checked by the link: its cell is who it is."""
 
-    def __init__(self, delivery: Delivery, intake: Intake, office: Office, directory: FederationDirectory) -> None:
+    def __init__(
+        self, root: Root, delivery: Delivery, intake: Intake, office: Office, directory: FederationDirectory
+    ) -> None:
+        self._policies = Policies(root)
         self._delivery = delivery
         self._intake = intake
         self._office = office
@@ -45,6 +51,8 @@ class Reception:
                 return await self._hand_over(peer, message)
             case linkwire.LookUp():
                 return await self._directory.answer(peer, message)
+            case linkwire.EphemeralTo() if self._policies.forbidden(peer.cell, self._delivery.room.state.cell):
+                return linkwire.Done()  # there is no answer for what is off the log
             case linkwire.EphemeralTo():
                 await self._office.ephemeral_here(
                     message.user, message.from_user, message.from_device, message.payload
@@ -84,11 +92,12 @@ class Reception:
         with trio.move_on_after(LINK_DEADLINE_S / 2):
             while (refused := await self._append(fresh, applied)) is not None:
                 _log.error("hand_over_refused", cell=peer.cell, number=fresh[refused.ordinal].number, text=refused.text)
-                fresh[refused.ordinal] = _refused(fresh[refused.ordinal], _overruled(fresh[refused.ordinal]))
+                fresh[refused.ordinal] = _refused(fresh[refused.ordinal], _overruled(fresh[refused.ordinal], refused))
         if not applied():
             raise Overloaded("the journal did not take the hand-over in time")
         for record in refused_here:
-            _log.warning("not_at_home", cell=peer.cell, number=record.number, code=Code(record.code).name.lower())
+            event = "not_permitted" if record.code in (Code.NOT_PERMITTED, Code.LIFETIME) else "not_at_home"
+            _log.warning(event, cell=peer.cell, number=record.number, code=Code(record.code).name.lower())
         return self._answer(key, request.first, last)
 
     def _answer(self, key: tuple[str, bytes], first: int, last: int) -> linkwire.HandOverAnswer:
@@ -109,11 +118,13 @@ class Reception:
         return refusals[0] if refusals else None
 
     def _record(self, peer: Peer, request: linkwire.HandOver, number: int) -> records.HandIn:
-        """The receiving node's own residency check (section 5, rule 2): bytes that are for nobody at home here are
-        refused by number, and never reach the journal."""
+        """The receiving node's own residency check (section 5, rule 2): bytes that are for nobody at home here, or that
+        a policy does not let in, are refused by number, and never reach the journal."""
         item = request.items[number - request.first]
         confirmed = request.confirmed
         record = records.HandIn(peer.cell, request.origin_log, number, confirmed, item.what, item.item, item.part)
+        if item.what in MAIL and self._policies.forbidden(peer.cell, self._delivery.room.state.cell):
+            return _refused(record, Code.NOT_PERMITTED)
         if item.what == records.HANDIN_ROSTER and self._lists_nobody(item):
             return msgspec.structs.replace(record, what=records.HANDIN_NOBODY, part=b"")
         code = self._refusal(item.item) if item.what == records.HANDIN_ENVELOPE else None
@@ -126,6 +137,8 @@ class Reception:
             header = read_header(envelope)
         except ProtocolError:
             return Code.BAD_ENVELOPE
+        if self._policies.rests_too_long(header, state.cell):
+            return Code.LIFETIME
         if header.kind is To.ROSTER:
             return rosters.refusal(state, header.to, header.to_version)
         return None if header.to in state.users else Code.UNKNOWN_USER
@@ -141,9 +154,11 @@ class Reception:
         return part is None or not any(member.user in state.users for member in part.members)
 
 
-def _overruled(record: records.HandIn) -> Code:
+def _overruled(record: records.HandIn, refused: ResidencyError) -> Code:
     """What to answer where the disk writer refuses what we let pass. It may know a roster version that is written and
-    not applied yet: an envelope for a group comes again."""
+    not applied yet: an envelope for a group comes again. Or a newer policy."""
+    if isinstance(refused, NotPermitted):
+        return Code.NOT_PERMITTED
     if record.what != records.HANDIN_ENVELOPE or record.part:
         return Code.BAD_RECORD
     return Code.UNKNOWN_ROSTER if read_header(record.item).kind is To.ROSTER else Code.UNKNOWN_USER

@@ -109,8 +109,8 @@ class Node:
         journal.disk.renew_checkpoint = self.steward.renew
         abroad = LinksAbroad(links, own.cell)
         self._office = Office(identity, config.root, delivery, self._intake, directory, abroad, metrics)
-        self._reception = Reception(delivery, self._intake, self._office, directory)
-        self._forwarders = Forwarders(journal, delivery, self._intake, links, metrics, env)
+        self._reception = Reception(config.root, delivery, self._intake, self._office, directory)
+        self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         limits = config.limits
         self._gateway = Gateway(
             self._office, env, metrics, max_connections=_room(limits.connections), drain_s=limits.drain_s,

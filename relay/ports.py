@@ -130,12 +130,16 @@ class Residency(Protocol):
     the journal keeps facts, sealed, in the transaction of the block that taught them."""
 
     def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = (), *, made: bool = False
     ) -> Sequence[tuple[bytes, bytes]]:
         """The facts that the records teach; changes nothing. Later records may build on earlier ones of the batch, and
         all of them on the facts `above`, oldest first: what blocks teach that are written and not committed yet.
 
-        Raises ResidencyError, with the ordinal of the record, if one must not rest on this disk."""
+        `made`: the block was made before, by another node or under another policy. What a policy forbids is refused
+        when a block is made (ADR 25); whose mail rests here is asked always.
+
+        Raises ResidencyError, with the ordinal of the record, if one must not rest on this disk; NotPermitted where a
+        policy is against it."""
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
         """Take in facts: those of a block once it is committed, and all that were kept when a store opens."""

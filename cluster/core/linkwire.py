@@ -144,10 +144,12 @@ class Proposed(Struct, tag=12):
 
 
 class ProposalRefused(Struct, tag=13):
-    """The disk writer has something against record `ordinal` (section 5, rule 2): none was taken."""
+    """The disk writer has something against record `ordinal` (section 5, rule 2): none was taken. `policy`: it is the
+    policy of a region."""
 
     ordinal: UInt
     text: str
+    policy: bool = False
 
 
 class NotLeading(Struct, tag=14):

@@ -22,7 +22,7 @@ from nacl.signing import VerifyKey
 from relay.core import wire
 from relay.core.wire import Fault
 from relay.errors import AuthError, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError
-from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE
+from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE, MAX_LIFETIME
 
 _LOG_ID = 16  # bytes
 
@@ -46,6 +46,7 @@ class Begun:
     cursor: int
     home_version: int
     time_ms: int
+    max_lifetime: int = MAX_LIFETIME
 
 
 # --- effects -------------------------------------------------------------------------------------
@@ -162,6 +163,7 @@ class Session:
             wire.Welcome(
                 log_id=begun.log_id, cursor=begun.cursor, time=begun.time_ms, home_version=begun.home_version,
                 ack_every=ACK_EVERY, ack_ms=ACK_MS, max_envelope=MAX_ENVELOPE, max_batch=MAX_BATCH,
+                max_lifetime=begun.max_lifetime,
             )
         )  # fmt: skip
 

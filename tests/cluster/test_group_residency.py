@@ -49,9 +49,11 @@ class World:
         for cell in (self.here, self.there):
             for task in (cell.delivery.run, cell.intake.run, cell.steward.run):
                 nursery.start_soon(task)
-        self.link = Link(Reception(self.there.delivery, self.there.intake, self.there.office, None))
+        self.link = Link(Reception(make_root(), self.there.delivery, self.there.intake, self.there.office, None))
         here = self.here
-        nursery.start_soon(Forwarders(here.journal, here.delivery, here.intake, self.link, here.metrics, env).run)
+        nursery.start_soon(
+            Forwarders(make_root(), here.journal, here.delivery, here.intake, self.link, here.metrics, env).run
+        )
         self.group = Group("a1")
 
     async def open(self) -> None:

@@ -12,7 +12,7 @@ from relay.core import records
 from relay.core.wire import Code
 from relay.errors import ResidencyError
 from relay.limits import LINK_DEADLINE_S
-from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv
+from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv, make_root
 from tests.relay.core.mailroom.conftest import User
 from tests.relay.test_office import seal
 
@@ -36,7 +36,7 @@ class Opened:
         self.bob = User("bob", CELL)
         self.bob.record("b1")
         self.line = await self.cell.join(self.nursery, self.bob, "b1")
-        self.reception = Reception(self.cell.delivery, self.cell.intake, self.cell.office, None)
+        self.reception = Reception(make_root(), self.cell.delivery, self.cell.intake, self.cell.office, None)
         return self
 
     async def __aexit__(self, *error):

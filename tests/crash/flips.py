@@ -184,7 +184,7 @@ def _emptied(directory: Path) -> str:
 class _Anything:
     """A residency check that learns whatever there is."""
 
-    def check(self, records: Sequence[bytes], above: Sequence[Fact] = ()) -> Sequence[Fact]:
+    def check(self, records: Sequence[bytes], above: Sequence[Fact] = (), *, made: bool = False) -> Sequence[Fact]:
         return ()
 
     def learn(self, facts: Sequence[Fact]) -> None:

@@ -22,7 +22,7 @@ class Knowing:
     def __init__(self) -> None:
         self.members = set[bytes]()
 
-    def check(self, records: Sequence[bytes], above: Sequence[Fact] = ()) -> Sequence[Fact]:
+    def check(self, records: Sequence[bytes], above: Sequence[Fact] = (), *, made: bool = False) -> Sequence[Fact]:
         known = self.members | {value for _, value in above}
         taught = list[Fact]()
         for ordinal, record in enumerate(records):

@@ -96,7 +96,7 @@ class Anything:
     """A residency check that lets everything pass and learns nothing."""
 
     def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = (), *, made: bool = False
     ) -> Sequence[tuple[bytes, bytes]]:
         return ()
 
