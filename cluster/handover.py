@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -13,13 +13,14 @@ from cluster.core import linkwire
 from cluster.directory.federation import FederationDirectory
 from cluster.core.linkwire import Peer
 from cluster.links import Links
+from cluster.passing import Passage, pass_on
 from relay.core import records
 from relay.core.envelope import To, read_header
 from relay.core.mailroom import rosters
 from relay.core.mailroom.state import Origin
 from relay.core.policy import MAIL, Policies
 from relay.core.trust import Root, verify_part, verify_roster
-from relay.core.wire import Code
+from relay.core.wire import Code, ReceiptItem
 from relay.delivery import Delivery
 from relay.errors import (
     NotPermitted, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, TrustError,
@@ -39,6 +40,7 @@ class Reception:
         self, root: Root, delivery: Delivery, intake: Intake, office: Office, directory: FederationDirectory
     ) -> None:
         self._policies = Policies(root)
+        self._passage = Passage(root, delivery, intake)
         self._delivery = delivery
         self._intake = intake
         self._office = office
@@ -49,6 +51,8 @@ class Reception:
         match message:
             case linkwire.HandOver():
                 return await self._hand_over(peer, message)
+            case linkwire.PassOn():
+                return await self._passage.take(peer, message)
             case linkwire.LookUp():
                 return await self._directory.answer(peer, message)
             case linkwire.EphemeralTo() if self._policies.forbidden(peer.cell, self._delivery.room.state.cell):
@@ -185,6 +189,10 @@ class LinksAbroad:
                     nursery.start_soon(self._try, self._links.ask, node, message)
         elif self._links.connected(cell):
             await self._try(self._links.request, cell, linkwire.EphemeralTo(user, from_user, from_device, payload))
+
+    async def pass_on(self, cell: str, envelopes: Sequence[bytes]) -> Sequence[ReceiptItem]:
+        """See relay.ports.Abroad."""
+        return await pass_on(self._links, cell, envelopes)
 
     @staticmethod
     async def _try(ask: Callable[..., Awaitable[object]], where: str, message: linkwire.Request) -> None:

@@ -17,9 +17,12 @@ from relay.core.route import route
 from relay.core.trust import HomeRecord, Root, check_current, verify_chain
 from relay.core.wire import Code, Fault
 from relay.delivery import Delivery, send_receipt
-from relay.errors import AuthError, Overloaded, ProtocolError, Refused, ResidencyError, RolledBack, TrustError
+from relay.errors import (
+    AuthError, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, RolledBack, TrustError,
+)
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
+from relay.limits import PASS_S
 from relay.observe.metrics import Metrics
 from relay.ports import Abroad, Directory
 
@@ -135,6 +138,7 @@ class Office:
         taken: list[bytes] = []
         ids: list[bytes] = []
         refused: list[wire.ReceiptItem] = []
+        passing: dict[str, list[bytes]] = {}  # by cell
         homes = await self._homes(items)
         for item in items:
             try:
@@ -144,6 +148,9 @@ class Office:
                     raise home
                 dest = route(header, self.identity.cell, home, self._root)
                 self._check_policy(header, dest)
+                if not self._policies.may_wait(self.identity.cell, dest):
+                    passing.setdefault(dest, []).append(item.envelope)
+                    continue
                 taken.append(records.encode_record(records.Submit(line.device, dest, item.envelope)))
                 ids.append(envelope_id(item.envelope))
             except ProtocolError:
@@ -153,11 +160,30 @@ class Office:
         self._receipt(line, refused)
         if taken:
             self._offer(line, taken, ids)
+        if passing:
+            async with trio.open_nursery() as nursery:
+                for cell, envelopes in passing.items():
+                    nursery.start_soon(self._pass_on, line, cell, envelopes)
+
+    async def _pass_on(self, line: Line, cell: str, envelopes: list[bytes]) -> None:
+        """Nothing bound abroad may wait here: the other cell takes it now, or the sender tries again."""
+        items: Sequence[wire.ReceiptItem] = [self._outcome(envelope_id(one), Code.UNREACHABLE) for one in envelopes]
+        try:
+            with trio.move_on_after(PASS_S):
+                items = await self._abroad.pass_on(cell, envelopes)
+        except (Refused, Overloaded):
+            pass
+        except PeerError as error:
+            _log.error("pass_on_refused", cell=cell, text=error.text)
+        self._receipt(line, items)
 
     def _check_policy(self, header: Header, dest: str) -> None:
         """The sender's node's own check of what the regions permit (section 5, rule 2). Raises Refused."""
         if header.kind is To.ROSTER:
             roster = self._delivery.room.state.rosters.get(header.to)
+            late = roster is None or roster.version < header.to_version
+            if late and not self._policies.may_wait(self.identity.cell, ""):
+                raise Refused(Code.UNREACHABLE, "where its members are is not known here yet")
             self._policies.check_group_mail(header, self.identity.cell, roster.cells if roster else ())
         else:
             self._policies.check_mail(header, self.identity.cell, dest)
@@ -209,9 +235,10 @@ class Office:
     def _refusal(self, own: bytes, error: Refused) -> wire.ReceiptItem:
         return wire.ReceiptItem(own, error.code, 0, error.limit, error.cell or self.identity.cell)
 
-    def _receipt(self, line: Line, items: list[wire.ReceiptItem]) -> None:
+    def _receipt(self, line: Line, items: Sequence[wire.ReceiptItem]) -> None:
         for item in items:
-            self._metrics.refused.labels(Code(item.code).name.lower()).inc()
+            if not Code(item.code).taken:
+                self._metrics.refused.labels(Code(item.code).name.lower()).inc()
         if items:
             send_receipt(line, items)
             line.flush()

@@ -13,6 +13,7 @@ import trio
 
 from relay.core.block import Block
 from relay.core.trust import HomeRecord
+from relay.core.wire import ReceiptItem
 
 
 Rows = AsyncIterable[bytes] | Iterable[bytes]  # of a checkpoint, in order
@@ -121,6 +122,10 @@ class Abroad(Protocol):
     async def ephemeral(self, cell: str, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:
         """Pass an ephemeral payload to the cell of `user`, or, if that is this one, to its other nodes; it is dropped
         where they cannot be reached now."""
+
+    async def pass_on(self, cell: str, envelopes: Sequence[bytes]) -> Sequence[ReceiptItem]:
+        """Have the fold of `cell` take envelopes that may not wait here, now; its outcome for each, in order, and the
+        same when asked again. Raises Refused, PeerError where there is no answer: they may have been taken even so."""
 
 
 class Residency(Protocol):

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from relay.core import records
 
-Holder = records.Submit | records.HandIn  # the records that hold bytes of envelopes
+Holder = records.Submit | records.HandIn | records.Passed  # the records that hold bytes of envelopes
 
 
 class Role(Enum):
@@ -101,7 +101,7 @@ def held_in(record: records.Record, carried: bool = False) -> Iterator[tuple[Hol
     """(record, bytes, carried) of everything in a log record that is an envelope, or lies where only one may: what it
     carries again, and what a hand-over holds beside its envelope, included."""
     match record:
-        case records.Submit(envelope=envelope):
+        case records.Submit(envelope=envelope) | records.Passed(envelope=envelope):
             yield record, envelope, carried
         case records.HandIn(what=what, item=item, part=part):
             roster = what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY)

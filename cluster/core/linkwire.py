@@ -18,8 +18,9 @@ from msgspec import Meta
 
 from relay.core.codec import Decoder, Struct, encode, pack
 from relay.core.records import HandedAnswer
-from relay.core.shapes import CellName, Hash, Key, LogId, MaybeHash, Millis, Name, StoreId, UInt
+from relay.core.shapes import CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHash, Millis, Name, StoreId, UInt
 from relay.core.trust import Root
+from relay.core.wire import ReceiptItem
 from relay.errors import ProtocolError
 from relay.limits import (
     LINK_DEADLINE_S, MAX_BATCH, MAX_BLOCK_RECORDS, MAX_CHAIN, MAX_EPHEMERAL, MAX_LINK_FRAME, MAX_NOTE, MIB,
@@ -114,6 +115,19 @@ class LinkFault(Struct, tag=9):
     code: UInt
     text: str
     retry_after_ms: UInt
+
+
+class PassOn(Struct, tag=33):
+    """Envelopes for users at home with the listener, that the dialer's cell may not keep: take them now (ADR 25).
+    Answered by PassedOn."""
+
+    envelopes: Annotated[tuple[EnvelopeBytes, ...], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class PassedOn(Struct, tag=34):
+    """What became of them, in their order. Asked about one again, the same."""
+
+    items: Annotated[tuple[ReceiptItem, ...], Meta(max_length=MAX_BATCH)]
 
 
 # --- messages inside a cell ----------------------------------------------------------------------
@@ -279,8 +293,8 @@ CELL_REQUESTS: Final = get_args(CellRequest)
 CellAnswer = Union[
     Proposed, ProposalRefused, NotLeading, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status
 ]  # fmt: skip
-Request = Union[Ping, HandOver, LookUp, EphemeralTo, CellRequest]
-Answer = Union[HandOverAnswer, Records, Done, LinkFault, CellAnswer]
+Request = Union[Ping, HandOver, LookUp, EphemeralTo, PassOn, CellRequest]
+Answer = Union[HandOverAnswer, Records, Done, LinkFault, PassedOn, CellAnswer]
 LinkMessage = Union[LinkHello, CellNote, Request, Answer]
 
 

@@ -49,7 +49,7 @@ class Policies:
         return ""
 
     def may_wait(self, origin: str, dest: str) -> bool:
-        """May an envelope bound for cell `dest` wait on a disk of cell `origin`?"""
+        """May an envelope bound for cell `dest` ("": somewhere abroad) wait on a disk of cell `origin`?"""
         here = region_of(origin)
         policy = self._of.get(here)
         return here == region_of(dest) or policy is None or policy.hold == "allow"

@@ -121,7 +121,15 @@ class Members(Struct, frozen=True, tag=11):
     learners: tuple[MemberStore, ...]
 
 
-Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick, Members]
+class Passed(Struct, frozen=True, tag=13):
+    """An envelope that cell `origin` passed on at once, since it may not keep it (`hold`, ADR 25): a first submit, and
+    its outcome is the sender's receipt."""
+
+    origin: CellName
+    envelope: EnvelopeBytes
+
+
+Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick, Members, Passed]
 
 HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED, HANDIN_NOBODY = range(5)
 

@@ -17,7 +17,8 @@ from relay.core.codec import Decoder, Struct, digest, encode
 from relay.core.envelope import Header, To, read_header
 from relay.core.policy import MAIL, Policies
 from relay.core.records import (
-    HANDIN_ENVELOPE, HANDIN_NOBODY, HANDIN_ROSTER, Carry, HandIn, Home, Record, Roster, Submit, decode_record,
+    HANDIN_ENVELOPE, HANDIN_NOBODY, HANDIN_ROSTER, Carry, HandIn, Home, Passed, Record, Roster, Submit,
+    decode_record,
 )
 from relay.core.shapes import Hash, Key, UInt
 from relay.core.trust import (
@@ -131,6 +132,11 @@ class ResidencyGuard:
                 self._check_roster(record, known)
             case HandIn():
                 self._check_hand_in(record, known)
+            case Passed(envelope=envelope):
+                header = read_header(envelope)
+                if header.kind != To.MAILBOX:
+                    raise ResidencyError("an envelope for a group that another cell did not keep")
+                self._check_mailbox(header, known)
             case Carry(items):
                 for carried in items:
                     self._check_carried(carried.record, known)
@@ -150,6 +156,10 @@ class ResidencyGuard:
                     raise NotPermitted(f"mail from {record.origin}: {why}")
                 if what == HANDIN_ENVELOPE:
                     self._check_retention(record.item, self._cell)
+            case Passed():
+                if why := self._policies.forbidden(record.origin, self._cell):
+                    raise NotPermitted(f"mail from {record.origin}: {why}")
+                self._check_retention(record.envelope, self._cell)
             case Roster(head=head):
                 cell, why = self._policies.unshared(self._cell, verify_roster(head).cell_names)
                 if cell:

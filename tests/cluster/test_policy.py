@@ -45,8 +45,10 @@ class Border:
         await trio.lowlevel.checkpoint()
         if not self.up:
             raise Refused(Code.UNREACHABLE, "cut")
-        assert isinstance(message, HandOver)
-        self.crossed += [item.item for item in message.items]
+        if isinstance(message, HandOver):
+            self.crossed += [item.item for item in message.items]
+        else:
+            self.crossed += message.envelopes
         return await self.reception(Peer("norden", CELL, "n1"), message)
 
 

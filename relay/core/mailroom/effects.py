@@ -17,6 +17,13 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedOn:
+    """An envelope that another cell passed on has this outcome."""
+
+    item: ReceiptItem
+
+
+@dataclass(frozen=True, slots=True)
 class Filed:
     """An entry was filed at a mailbox (`roster` False, `address` a user id) or a roster (a group id)."""
 
@@ -69,4 +76,6 @@ class CheckpointDue:
     """A checkpoint is to be taken now, after this block: at the same one on every node (rule 10)."""
 
 
-Effect = CheckpointDue | Answered | Filed | Noticed | SessionStarted | DeviceGone | MembershipChanged | OutboxGrew
+Effect = (
+    CheckpointDue | Answered | PassedOn | Filed | Noticed | SessionStarted | DeviceGone | MembershipChanged | OutboxGrew
+)
