@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,27 @@ def run(scenario: str, small: bool, json_path: Path | None, keep: Path | None, *
         console.print(f"[bold red]not passed[/]: {line}", highlight=False, soft_wrap=True)
     if wrong:
         click.get_current_context().exit(FAILED)
+
+
+@bench.command()
+@click.option("--users", default=5_000, show_default=True, help="Users to enrol.")
+@click.option("--at-once", default=1_000, show_default=True, help="Requests that wait at any time.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), callback=result_file,
+              metavar="FILE", help="Write the result to FILE (-: standard output).")  # fmt: skip
+@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the registry in a new DIR.")
+def registrar(users: int, at_once: int, json_path: Path | None, keep: Path | None) -> None:
+    """Enrol users into a new registry with two witnesses, all in this process and on this disk, without HTTP.
+
+    Prints enrolments a second, what each costs, and the size of the proofs and what they cost to make and to verify."""
+    from bench.registrar import measure
+
+    with ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
+        directory = keep or Path(scratch) / "run"
+        directory.mkdir(parents=True)
+        figures = asdict(trio.run(measure, directory, users, at_once))
+    for name, value in figures.items():
+        click.echo(f"{name:<18}{value:>12,.1f}" if isinstance(value, float) else f"{name:<18}{value:>12,}", err=True)
+    if json_path is not None:
+        with click.open_file(str(json_path), "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=2)
+            file.write("\n")

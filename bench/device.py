@@ -21,7 +21,7 @@ _HANDSHAKING = 64  # connections of one worker that are on the way at a time, so
 _HANDSHAKE_NS = 15 * NS  # from connect to WELCOME
 _BACKOFF_NS = (100 * _MS, 400 * _MS)  # first and longest wait before another try; a random half of it is taken off
 _PING_NS = 30 * NS  # between pings, so that no device that has nothing to ack meets the node's idle deadline
-_FATAL = {wire.Fault.PROTOCOL, wire.Fault.AUTH, wire.Fault.NOT_HOME, wire.Fault.ROLLED_BACK}
+_FATAL = {wire.Fault.PROTOCOL, wire.Fault.AUTH, wire.Fault.NOT_HOME, wire.Fault.REVOKED, wire.Fault.ROLLED_BACK}
 
 
 class Net:

@@ -38,7 +38,7 @@ class Home:
 def enrol(home: Home, seed: int, number: int, now_ms: int) -> Enrolled:
     """User `number` with one device, at home in `home` for a day from `now_ms` (Unix time)."""
     user_seed, device_seed, encryption = (digest(pack([seed, number, what]), b"posthouse.bench") for what in range(3))
-    device = Device(bytes(SigningKey(device_seed).verify_key), encryption, 1)
+    device = Device(bytes(SigningKey(device_seed).verify_key), encryption, 1, b"")
     payload = HomePayload(
         format=1,
         user=b"",
@@ -51,6 +51,7 @@ def enrol(home: Home, seed: int, number: int, now_ms: int) -> Enrolled:
         move_epoch=0,
         not_before=now_ms - MINUTE,
         expires=now_ms + DAY,
+        recovery_key=b"",
     )
     signed = sign_home(payload, SigningKey(user_seed), home.registrar)
     return Enrolled(read_home(signed).user, device_seed, signed)

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cluster.config_keys import ListenSection, NodeSection, PathsSection
 from cluster.kept import kept_root
-from cluster.pki import parse_certificate, renewal_of, renewal_of_authority, valid_until_ms
+from cluster.pki import renewal_of, renewal_of_authority, valid_until_ms
+from relay.certificates import parse_certificate
 from relay.core.trust import Root, RootNode, follow_root
 from relay.errors import NotValidNow, OperatorError, PosthouseError
 from relay.journal.seal import StorageRing

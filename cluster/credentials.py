@@ -14,6 +14,7 @@ import trio
 from cluster.core.linkwire import Peer
 from cluster.env import RealClock
 from cluster.pki import Claim, NodeCredentials, renewal_of, renewal_of_authority
+from relay.core.receipts import Attestation
 from relay.core.trust import Root
 from relay.errors import OperatorError
 from relay.limits import DAY
@@ -53,6 +54,10 @@ class OwnCredentials:
     def clients_server(self) -> ssl.SSLContext:
         """For the next client's wss."""
         return self._now.clients_server
+
+    def attest(self, statement: bytes, store: bytes) -> Attestation:
+        """As NodeCredentials.attest, with the certificate of now."""
+        return self._now.attest(statement, store)
 
     async def secure_client(self, transport: trio.abc.Stream, region: str) -> tuple[trio.abc.Stream, Claim]:
         """As Security says."""

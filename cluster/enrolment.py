@@ -1,6 +1,6 @@
 """Home records for keys that were made elsewhere: what a client asks for is checked whole, and signed by the registrar.
 
-    request  = [payload, signature by the user key]       docs/PROTOCOL.md, section 5
+    request  = [payload, signature by the user key, or the recovery key]       docs/PROTOCOL.md, section 5
     records  = [signed home record, …]                    oldest first: what AUTH takes
 
 The registrar's signature is given only to what every verifier of the federation will take, and no longer than for a
@@ -10,7 +10,7 @@ year: then the user asks again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_scalarmult
 from nacl.exceptions import CryptoError
@@ -19,8 +19,8 @@ from nacl.signing import SigningKey
 from relay.client.identity import LIFETIME
 from relay.core.codec import Decoder, Struct, pack
 from relay.core.shapes import Signature
-from relay.core.trust import HomePayload, HomeRecord, Root, check_current, endorse_home, read_home, verify_home
-from relay.errors import OperatorError, ProtocolError
+from relay.core.trust import HomePayload, HomeRecord, Root, check_current, endorse_request, read_home, verify_home
+from relay.errors import OperatorError, ProtocolError, VersionTaken
 from relay.limits import DAY, KIB, MAX_CHAIN
 
 _AGAIN: Final = "Make the request again: docs/PROTOCOL.md, section 5, says what is in it"
@@ -47,36 +47,75 @@ def read_records(data: bytes) -> tuple[bytes, ...]:
 
 def asked_region(request: bytes, root: Root) -> str:
     """The region whose registrar has to sign. Raises OperatorError for what is no request, or of no such region."""
-    asked = _payload(request).region
+    asked = _unsigned(request).payload.region
     known = [region.name for region in root.payload.regions]
     if asked not in known:
         raise OperatorError(f"the federation has no region {asked!r}", f"Its regions are: {', '.join(known)}")
     return asked
 
 
+class Asked(NamedTuple):
+    """A request, parsed and not verified: its bytes, what it asks for, for whom, and the digest of the record to be."""
+
+    request: bytes
+    payload: HomePayload
+    user: bytes
+    digest: bytes
+
+
+def read_request(request: bytes) -> Asked:
+    """Raises OperatorError for what is no request."""
+    record = _unsigned(request)
+    return Asked(request, record.payload, record.user, record.digest)
+
+
 def sign_enrolment(
     request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
 ) -> tuple[HomeRecord, bytes]:
     """Check a request, which follows the records `before` (none for a new user), and sign it: the new record, and all
-    records in the form that AUTH takes.
+    records in the form that AUTH takes. `before` has to be everything that this registrar ever signed for the user:
+    then no version can be signed twice. What was signed already is given out again.
 
-    Raises OperatorError (not well formed, another region's, keys that are none), TrustError and its kinds (a signature
-    does not hold, or it does not follow)."""
-    payload = _payload(request)
-    if bytes(registrar.verify_key) != root.region(payload.region).registrar_key:
-        what = f"the root document names another registrar for {payload.region} than the one whose key is here"
-        raise OperatorError(what, "Restore the key of `posthouse init region`, or take in the newer root")
+    Raises OperatorError (not well formed, another region's, keys that are none), VersionTaken (another one of that
+    version was signed), TrustError and its kinds (a signature does not hold, it does not follow, or who signed may not
+    change that)."""
+    asked = read_request(request)
+    check_registrar(root, asked.payload.region, registrar)
     last = _last(before, root)
+    for number, signed in enumerate(before, 1):
+        if read_home(signed).digest == asked.digest:
+            return read_home(signed), pack(list(before[:number]))
+    record = sign_next(asked, last, root, registrar, now_ms)
+    return record, pack([*before, record.signed])
+
+
+def check_registrar(root: Root, region: str, registrar: SigningKey) -> None:
+    """The root names this key for the region. Raises OperatorError."""
+    if bytes(registrar.verify_key) != root.region(region).registrar_key:
+        what = f"the root document names another registrar for {region} than the one whose key is here"
+        raise OperatorError(what, "Restore the key of `posthouse init region`, or take in the newer root")
+
+
+def sign_next(
+    asked: Asked, last: HomeRecord | None, root: Root, registrar: SigningKey, now_ms: int
+) -> HomeRecord:
+    """The same for a request after a verified record (None: for a new user) by the registrar of its region, which has
+    not signed it before."""
+    payload = asked.payload
+    if last is not None and asked.user == last.user and payload.version <= last.version:
+        raise VersionTaken(
+            f"version {payload.version} of this user was signed already, for another request: another device was "
+            "faster", f"Take in the records that the registrar has, and ask for version {last.version + 1}",
+        )  # fmt: skip
     _check_keys(payload)
     _check_moves(payload, last)
-    outer = _read_request(request)
-    signed = pack([outer.payload, outer.user_signature, endorse_home(outer.payload, registrar)])
+    signed = endorse_request(asked.request, registrar)
     record = verify_home(signed, root, last)
     check_current(record, now_ms)
     if payload.expires > now_ms + LIFETIME + DAY:
         days = (payload.expires - now_ms) // DAY
         raise OperatorError(f"the record would be valid for {days} days", f"At most {LIFETIME // DAY}; then ask again")
-    return record, pack([*before, signed])
+    return record
 
 
 def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
@@ -90,10 +129,10 @@ def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
     return last
 
 
-def _payload(request: bytes) -> HomePayload:
+def _unsigned(request: bytes) -> HomeRecord:
     try:
         outer = _read_request(request)
-        return read_home(pack([outer.payload, outer.user_signature, bytes(64)])).payload
+        return read_home(pack([outer.payload, outer.user_signature, bytes(64)]))
     except ProtocolError as error:
         raise OperatorError(f"no enrolment request: {error.text}", error.remedy or _AGAIN) from None
 
@@ -103,6 +142,10 @@ def _check_keys(payload: HomePayload) -> None:
     if not payload.devices:
         raise OperatorError("the request lists no device", _AGAIN)
     keys = {"the user key": payload.user_key} | {f"device {n}'s id": one.id for n, one in enumerate(payload.devices, 1)}
+    if payload.recovery_key:
+        if payload.recovery_key in keys.values():
+            raise OperatorError("the recovery key is another key of the request, too", "Make one that is kept apart")
+        keys["the recovery key"] = payload.recovery_key
     for name, key in keys.items():
         if not crypto_core_ed25519_is_valid_point(key):
             raise OperatorError(f"{name} is no Ed25519 public key", _AGAIN)

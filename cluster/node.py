@@ -25,13 +25,16 @@ from cluster.handover import LinksAbroad, Reception
 from cluster.journal import RaftJournal, open_raft
 from cluster.journal.cell import majority_of
 from cluster.links import Links
+from cluster.notary import Notary
 from cluster.readiness import MAJORITY, Readiness
 from cluster.rootfile import RootFile
 from cluster.stopping import Stop
 from cluster.switchboard import Switchboard
+from relay.certificates import certify
 from relay.core import records
 from relay.core.mailroom import Mailroom
 from relay.core.mailroom.state import FOLD_VERSION
+from relay.core.receipts import Certify
 from relay.core.trust import HomeRecord
 from relay.delivery import Delivery
 from relay.errors import OperatorError, StoreDamaged, StoreError
@@ -84,6 +87,7 @@ class Kit:
     credentials: OwnCredentials
     ring: StorageRing
     root: RootFile | None = None  # the simulator has no files
+    certify: Certify = certify
 
 
 class Node:
@@ -108,7 +112,11 @@ class Node:
         self._scrubber = Scrubber(journal.disk, metrics)
         journal.disk.renew_checkpoint = self.steward.renew
         abroad = LinksAbroad(links, own.cell)
-        self._office = Office(identity, config.root, delivery, self._intake, directory, abroad, metrics)
+        store = journal.disk.store.meta.store
+        self._notary = Notary(own.cell, store, delivery, config.root, kit.credentials, kit.certify, links)
+        self._office = Office(
+            identity, config.root, delivery, self._intake, directory, abroad, metrics, self._notary
+        )
         self._reception = Reception(config.root, delivery, self._intake, self._office, directory)
         self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         limits = config.limits
@@ -131,7 +139,9 @@ class Node:
             nursery.start_soon(self._intake.run)
             nursery.start_soon(self.steward.run)
             nursery.start_soon(self._scrubber.run)
+            nursery.start_soon(self._notary.run)
             self._switchboard.office, self._switchboard.reception = self._office, self._reception
+            self._switchboard.notary = self._notary
             nursery.start_soon(self._forwarders.run)
             async with self._entrances() as entrances:
                 readiness.open()

@@ -26,13 +26,14 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cluster.core.linkwire import Peer
-from relay.core.trust import Root, RootRegion
+from relay.certificates import SCHEME, claimed_node, issued_by, parse_certificate
+from relay.core.receipts import Attestation, signed_bytes
+from relay.core.trust import Root
 from relay.errors import OperatorError, PeerError, TrustError
 
 AUTHORITY_LIFETIME: Final = timedelta(days=3_653)  # ten years: a new one means a new root
 NODE_LIFETIME: Final = timedelta(days=365)
 _SKEW: Final = timedelta(hours=1)  # certificates start this long ago, for clocks that are behind
-_SCHEME: Final = "posthouse"
 
 
 # --- making --------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ def issue_node(
         raise OperatorError(f"cell {cell} is not one of region {region}", f"Name it {region}/…")
     key = Ed25519PrivateKey.generate()
     subject = _name(f"Posthouse node {cell}/{node}")
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"{_SCHEME}://{cell}/{node}"), *map(_host, hosts)]
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"{SCHEME}://{cell}/{node}"), *map(_host, hosts)]
     pair = _pair(authority_cert, authority_key)
     return _node(pair, key.public_key(), subject, x509.SubjectAlternativeName(names), now_ms), _pem(key)
 
@@ -80,7 +81,7 @@ def renew_node(
     try:
         old = parse_certificate(certificate)
         old.verify_directly_issued_by(authority)
-        claimed = _claimed(old)
+        claimed = Peer(*claimed_node(old))
         names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except InvalidSignature:
         what = f"the certificate was not issued by the authority of {peer.region}"
@@ -222,11 +223,11 @@ def read_claim(certificate: bytes, root: Root) -> Claim:
     """What a certificate (DER) claims: its URI. Dates are the TLS layer's to check. Raises PeerError."""
     try:
         cert = x509.load_der_x509_certificate(certificate)
-        peer = _claimed(cert)
+        peer = Peer(*claimed_node(cert))
     except Exception as error:  # the parser has errors of many kinds; a peer's bytes must not get past them
         raise PeerError("not the certificate of a Posthouse node", "Issue it with posthouse init") from error
     own_first = sorted(root.payload.regions, key=lambda region: region.name != peer.region)
-    return Claim(peer, next((region.name for region in own_first if _issued_by(cert, region)), ""))
+    return Claim(peer, next((region.name for region in own_first if issued_by(cert, region)), ""))
 
 
 def admit(claim: Claim, root: Root) -> Peer:
@@ -251,28 +252,6 @@ def identify(certificate: bytes, root: Root) -> Peer:
     return admit(read_claim(certificate, root), root)
 
 
-def _claimed(cert: x509.Certificate) -> Peer:
-    """What the one posthouse URI says. Raises ValueError (x509.ExtensionNotFound is translated)."""
-    try:
-        names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound as error:
-        raise ValueError("no subjectAltName") from error
-    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    ours = [uri for uri in uris if uri.startswith(f"{_SCHEME}://")]
-    if len(ours) != 1 or ours[0].count("/") != 4:
-        raise ValueError("not exactly one posthouse URI")
-    region, name, node = ours[0].removeprefix(f"{_SCHEME}://").split("/")
-    return Peer(region, f"{region}/{name}", node)
-
-
-def _issued_by(cert: x509.Certificate, region: RootRegion) -> bool:
-    try:
-        cert.verify_directly_issued_by(parse_certificate(region.authority, der=True))
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
 # --- a node's own --------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class NodeCredentials:
@@ -282,9 +261,11 @@ class NodeCredentials:
     root: Root = field(repr=False)
     until_ms: int  # Unix ms: the certificate's end
     authority_until_ms: int  # that of the region's authority, as the root has it
+    certificate: bytes = field(repr=False)  # DER
     links_server: ssl.SSLContext = field(repr=False)  # for inbound links: a client certificate is required
     clients_server: ssl.SSLContext = field(repr=False)  # for clients' wss: they prove device keys, not certificates
     _links_client: dict[str, ssl.SSLContext] = field(repr=False)
+    _key: Ed25519PrivateKey = field(repr=False)
 
     @classmethod
     def load(cls, cert_path: Path, key_path: Path, root: Root, *, now_ms: int | None = None) -> NodeCredentials:
@@ -305,12 +286,19 @@ class NodeCredentials:
             root=root,
             until_ms=valid_until_ms(cert),
             authority_until_ms=valid_until_ms(x509.load_der_x509_certificate(authorities[peer.region])),
+            certificate=cert.public_bytes(Encoding.DER),
             links_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, list(authorities.values())),
             clients_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, []),
             _links_client={
                 name: _context(ssl.PROTOCOL_TLS_CLIENT, pair, [authority]) for name, authority in authorities.items()
             },
+            _key=key,
         )
+
+    def attest(self, statement: bytes, store: bytes) -> Attestation:
+        """This node's word for a statement of a receipt (relay.core.receipts). The key signs nothing else but TLS."""
+        signature = self._key.sign(signed_bytes(statement, store, self.certificate))
+        return Attestation(store, self.certificate, signature)
 
     def links_client(self, region: str) -> ssl.SSLContext:
         """For dialling a cell of `region`: trusts that region's authority and no other. Raises PeerError."""
@@ -343,17 +331,6 @@ def _read(path: Path, *, private: bool = False) -> bytes:
         raise OperatorError(f"cannot read {path}: {error.strerror}", remedy) from error
 
 
-def parse_certificate(data: bytes, *, der: bool = False) -> x509.Certificate:
-    """A certificate (PEM, or `der`) with a key of a kind that is known here. Raises ValueError, where the parser has
-    errors of more kinds: also a key's, when that is asked for."""
-    try:
-        cert = x509.load_der_x509_certificate(data) if der else x509.load_pem_x509_certificate(data)
-        cert.public_key()
-    except (x509.InvalidVersion, UnsupportedAlgorithm) as error:
-        raise ValueError(str(error)) from error
-    return cert
-
-
 def _load_certificate(path: Path, now_ms: int | None) -> x509.Certificate:
     try:
         cert = parse_certificate(_read(path))
@@ -368,11 +345,23 @@ def _load_certificate(path: Path, now_ms: int | None) -> x509.Certificate:
     return cert
 
 
-def _context(protocol: int, pair: tuple[Path, Path], authorities: list[bytes]) -> ssl.SSLContext:
+def asking_context(authority: bytes) -> ssl.SSLContext:
+    """For asking a server of one region: trusts its authority (DER) only; no certificate of one's own."""
+    return _context(ssl.PROTOCOL_TLS_CLIENT, None, [authority])
+
+
+def serving_context(cert_path: Path, key_path: Path) -> ssl.SSLContext:
+    """For a server that asks nobody for a certificate. Raises OperatorError."""
+    _load_certificate(cert_path, None), _private_key(_read(key_path, private=True), str(key_path))
+    return _context(ssl.PROTOCOL_TLS_SERVER, (cert_path, key_path), [])
+
+
+def _context(protocol: int, pair: tuple[Path, Path] | None, authorities: list[bytes]) -> ssl.SSLContext:
     """Peers are known by the URI in their certificates (`identify`), not by the address that they are dialled at."""
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(*pair)
+    if pair is not None:
+        context.load_cert_chain(*pair)
     if authorities:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_REQUIRED

@@ -162,9 +162,9 @@ def load_signing_key(path: Path) -> SigningKey:
 
 
 def write_signer(path: Path, signer: CryptoSigner) -> None:
-    """A new private key of TUF's, and the public one beside it as .pub. Raises OperatorError where one is there."""
+    """A new private key, and the public one beside it as .pub, with the same mode. Raises OperatorError."""
     write_secret(path, signer.private_bytes)
-    write_public(path.with_suffix(".pub"), public_bytes(signer.public_key).hex().encode() + b"\n")
+    write_secret(path.with_suffix(".pub"), public_bytes(signer.public_key).hex().encode() + b"\n")
 
 
 def write_secret(path: Path, data: bytes) -> None:

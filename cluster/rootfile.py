@@ -63,6 +63,8 @@ class RootFile:
         self._taken = found  # looked at once, whatever comes of it
         try:
             signed = self._path.read_bytes()
+            if signed == self._trusted.signed:
+                return
             root = follow_root(signed, self._trusted.signed, self._now_ms(), self._trusted.federation_id)
             keep_root(self._data, signed)
         except (TrustError, ProtocolError, OperatorError, OSError) as error:

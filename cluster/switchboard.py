@@ -7,6 +7,7 @@ from cluster.core import linkwire
 from cluster.core.linkwire import CellNote, Peer
 from cluster.handover import Reception
 from cluster.journal.cell import Cell
+from cluster.notary import Notary
 from relay.errors import Overloaded
 from relay.office import Office
 
@@ -20,6 +21,7 @@ class Switchboard:
         self.cell: Cell | None = None
         self.office: Office | None = None
         self.reception: Reception | None = None
+        self.notary: Notary | None = None
 
     async def answer(self, peer: Peer, message: linkwire.Request) -> linkwire.Answer:
         """Answer one request. Raises PosthouseError, which the link turns into a LinkFault."""
@@ -27,6 +29,9 @@ class Switchboard:
             if self.office is not None:
                 self.office.deliver_ephemeral(message.user, message.from_user, message.from_device, message.payload)
                 return linkwire.Done()
+        elif isinstance(message, linkwire.Attest | linkwire.ProveThere):
+            if self.notary is not None:
+                return await self.notary.answer(peer, message)
         elif isinstance(message, linkwire.CELL_REQUESTS):
             if self.cell is not None:
                 return await self.cell.answer(peer, message)

@@ -6,20 +6,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from nacl.signing import SigningKey
 
 from relay.client import Card
-from relay.core import sealing, trust, wire
-from relay.core.block import position
+from relay.core import receipts, sealing, trust, wire
+from relay.core.block import make_block, position
+from relay.core.book import Book, Taken, key
 from relay.core.codec import Struct, digest, encode
 from relay.core.envelope import Header, To, envelope_id, join
+from relay.core.merkle import leaf_hash
 
 FILE = Path(__file__).with_name("vectors.json")
 
 USER_KEY, REGISTRAR, DEVICE, SECOND = (SigningKey(bytes([seed]) * 32) for seed in (1, 2, 3, 4))
+RECOVERY, NEXT_USER_KEY, THIRD = (SigningKey(bytes([seed]) * 32) for seed in (11, 12, 13))
 NOW = 1_700_000_000_000  # Unix ms
 AT = position(7, 3)
 LOG_ID = bytes(range(16))
@@ -43,22 +48,31 @@ def plain(value: Any) -> Any:
 
 # --- signed records ------------------------------------------------------------------------------
 def home_records() -> list[trust.HomePayload]:
-    devices = (trust.Device(public(DEVICE), bytes([5]) * 32, 1), trust.Device(public(SECOND), bytes([6]) * 32, 2))
-    expires = NOW + 31_536_000_000
-    first = trust.HomePayload(1, b"", 1, b"", "amber", "amber/1", public(USER_KEY), devices[:1], 0, NOW, expires)
+    one = trust.Device(public(DEVICE), bytes([5]) * 32, 1, b"")
+    two = trust.Device(public(SECOND), bytes([6]) * 32, 2, b"")
+    home, expires = ("amber", "amber/1"), NOW + 31_536_000_000
+    first = trust.HomePayload(1, b"", 1, b"", *home, public(USER_KEY), (one,), 0, NOW, expires, public(RECOVERY))
     user = digest(encode(first))
-    second = trust.HomePayload(1, user, 2, user, "amber", "amber/1", public(USER_KEY), devices, 0, NOW, expires)
-    return [first, second]
+    second = structs.replace(first, user=user, version=2, prev=user, devices=(one, two))
+    rotated = trust.Device(public(THIRD), bytes([10]) * 32, 2, two.id)  # new keys for one device, the other is lost
+    third = structs.replace(
+        second, version=3, prev=digest(encode(second)), user_key=public(NEXT_USER_KEY), devices=(rotated,)
+    )
+    return [first, second, third]
+
+
+SIGNERS = (USER_KEY, USER_KEY, RECOVERY)  # of the three
 
 
 def records() -> list[dict[str, Any]]:
     made = []
-    for payload in home_records():
-        signed = trust.sign_home(payload, USER_KEY, REGISTRAR)
+    for payload, signer in zip(home_records(), SIGNERS, strict=True):
+        signed = trust.sign_home(payload, signer, REGISTRAR)
         read = trust.read_home(signed)
         made.append({
             "what": f"home record, version {payload.version}",
-            "user_key_seed": bytes(USER_KEY).hex(), "registrar_key_seed": bytes(REGISTRAR).hex(),
+            "user_key_seed" if signer is USER_KEY else "recovery_key_seed": bytes(signer).hex(),
+            "registrar_key_seed": bytes(REGISTRAR).hex(),
             "fields": plain(payload), "payload": encode(payload).hex(), "digest": read.digest.hex(),
             "user": read.user.hex(), "signed": signed.hex(),
         })  # fmt: skip
@@ -84,7 +98,7 @@ def envelope() -> bytes:
 
 def messages() -> list[Struct]:
     """One of each message, the client's first."""
-    first, second = (trust.sign_home(payload, USER_KEY, REGISTRAR) for payload in home_records())
+    first, second = (trust.sign_home(payload, USER_KEY, REGISTRAR) for payload in home_records()[:2])
     user = trust.read_home(first).user
     signature = DEVICE.sign(wire.challenge_bytes(challenge(), user, public(DEVICE))).signature
     own, receipt = envelope_id(envelope()), wire.Code.STORED
@@ -96,6 +110,7 @@ def messages() -> list[Struct]:
         wire.Lookup(1, bytes([7]) * 32, "birch", 0),
         wire.Roster(b"a signed head", (("amber/1", b"a member list"),)),
         wire.Ephemeral(bytes([7]) * 32, "birch", b"typing"),
+        wire.Prove(2, "amber/1", (wire.Wanted(own, receipt, AT), wire.Wanted(bytes([7]) * 32, receipt, 0))),
         challenge(),
         wire.Welcome(LOG_ID, AT, NOW, 1, 64, 1_000, 131_072, 256),
         wire.Receipt((wire.ReceiptItem(own, receipt, position(8, 0), 2, "amber/1"),)),
@@ -106,7 +121,52 @@ def messages() -> list[Struct]:
         wire.Drain(5_000),
         wire.Error(wire.Fault.FENCED, "the device started a newer session", 0),
         wire.EphemeralFrom(bytes([7]) * 32, public(DEVICE), b"typing"),
+        wire.Proof(2, (proven_block(),), (receipts.Missing(bytes([7]) * 32, wire.Code.UNPROVEN),)),
     ]
+
+
+# --- receipts ------------------------------------------------------------------------------------
+NODE_KEYS = {"n1": SigningKey(bytes([10]) * 32), "n3": SigningKey(bytes([11]) * 32)}
+
+
+def proven_block() -> receipts.ProvenBlock:
+    """Block 7, which took two envelopes; n1 and n3 of three stand by it. Their certificates are only names here: what
+    an X.509 certificate must say is in the text."""
+    envelopes = (envelope(), join(encode(Header(1, To.MAILBOX, bytes([6]) * 32, 1, NOW, NOW + 60_000, 1)), b"another"))
+    book = Book("amber/1", LOG_ID)
+    taken = [
+        Taken(envelope_id(data), wire.Code.STORED, position(7, 3 + n), 2, 2, NOW + 60_000)
+        for n, data in enumerate(envelopes)
+    ]
+    book.keep(make_block(LOG_ID, 7, bytes(32), NOW, list(envelopes)), taken)
+    statement = book.statement(7) or b""
+    words = []
+    for place, (node, signing) in enumerate(NODE_KEYS.items()):
+        certificate, store = f"certificate of amber/1/{node}".encode(), bytes([place]) * 16
+        signature = bytes(signing.sign(receipts.signed_bytes(statement, store, certificate)).signature)
+        words.append(receipts.Attestation(store, certificate, signature))
+    block = book.prove(7, [key(envelope_id(envelope()), wire.Code.STORED)], words)
+    assert block is not None
+    return block
+
+
+def receipt() -> dict[str, Any]:
+    block = proven_block()
+    item = block.items[0]
+    leaf = receipts.read_leaf(item.leaf)
+    data = receipts.make_receipt(item.leaf, item.ordinal, item.path, block.statement, block.attestations)
+    return {
+        "node_key_seeds": {node: bytes(key).hex() for node, key in NODE_KEYS.items()},
+        "id": leaf.id.hex(), "leaf": {name: plain(value) for name, value in asdict(leaf).items()},
+        "leaf_bytes": item.leaf.hex(), "leaf_hash": leaf_hash(item.leaf).hex(),
+        "ordinal": item.ordinal, "path": item.path.hex(),
+        "statement": plain(receipts.read_statement(block.statement)), "statement_bytes": block.statement.hex(),
+        "attestations": [
+            plain(one) | {"signed_bytes": receipts.signed_bytes(block.statement, one.store, one.certificate).hex()}
+            for one in block.attestations
+        ],
+        "receipt": data.hex(),
+    }  # fmt: skip
 
 
 def vectors() -> dict[str, Any]:
@@ -130,6 +190,7 @@ def vectors() -> dict[str, Any]:
             for message in messages()
         ],
         "records": records(),
+        "receipt": receipt(),
         "padding": [{"size": size, "bucket": sealing.bucket(size)} for size in (1, 512, 513, 1_000, 5_000, 98_304)],
         "suite_1": dict(sealing.test_vectors()),
     }  # fmt: skip

@@ -7,7 +7,7 @@ it loses nothing and delays nobody (DESIGN section 8).
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,18 +16,21 @@ import trio
 
 from relay.core import wire
 from relay.core.block import Block
+from relay.core.book import Book
 from relay.core.frames import server_frame
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import (
     Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, PassedOn,
     SessionStarted,
 )
-from relay.core.mailroom.state import Entry, Notice, Source
+from relay.core.mailroom.state import Entry, Notice
 from relay.core.wire import Code, Fault
+from relay.errors import DeviceRevoked
 from relay.gateway.api import Line
-from relay.limits import RECENT_FRAMES, UNACKED_BYTES
+from relay.limits import UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Clock, Journal
+from relay.recent import RecentFrames
 
 _log = structlog.get_logger("relay.delivery")
 _CATCH_UP = 64  # entries read at a time while catching up: bounds what one slow reader holds
@@ -69,6 +72,7 @@ class Delivery:
 
     def __init__(self, journal: Journal, room: Mailroom, metrics: Metrics, clock: Clock) -> None:
         self.room = room
+        self.book = Book(room.state.cell, room.state.log_id)
         self._journal = journal
         self._metrics = metrics
         self._clock = clock
@@ -78,7 +82,7 @@ class Delivery:
         self._started: dict[bytes, SessionStarted] = {}
         self._awaited: set[bytes] = set()
         self._applied = trio.Event()
-        self._frames = Frames()
+        self._frames = RecentFrames()
         self._due = False  # a checkpoint, of the state as it is
         self._still = 0
         self._moves = trio.Event()
@@ -118,6 +122,7 @@ class Delivery:
         """Apply one block and act on its effects. Never waits."""
         before = self.room.admitted
         effects = self.room.apply(block)
+        self.book.keep(block, self.room.taken)
         self._metrics.admitted.inc(self.room.admitted - before)
         touched: dict[Line, list[wire.ReceiptItem]] = {}
         delivered = 0
@@ -152,8 +157,7 @@ class Delivery:
             case SessionStarted():
                 self._session(effect)
             case DeviceGone():
-                for line in self._lines.get(effect.device, ()):
-                    line.end(Fault.AUTH, "this device is no longer enrolled")
+                self._gone(effect)
             case MembershipChanged():
                 self._relisten(effect.user)
             case PassedOn():
@@ -221,11 +225,20 @@ class Delivery:
         if effect.nonce in self._awaited:
             self._started[effect.nonce] = effect
 
-    async def session_started(self, nonce: bytes) -> SessionStarted:
-        """Wait until the session's record is applied. The caller sets the deadline."""
+    def _gone(self, effect: DeviceGone) -> None:
+        _log.info("device_revoked", device=effect.device[:4].hex(), waited=effect.waited)
+        for line in self._lines.get(effect.device, ()):
+            line.end(Fault.REVOKED, DeviceRevoked().text)
+        if (seat := self._seats.get(effect.device)) is not None:
+            self._leave(seat)
+
+    async def session_started(self, nonce: bytes, device: bytes) -> SessionStarted:
+        """Wait until the session's record is applied. The caller sets the deadline. Raises DeviceRevoked."""
         self._awaited.add(nonce)
         try:
-            await self.wait_for(lambda: nonce in self._started)
+            await self.wait_for(lambda: nonce in self._started or device not in self.room.state.devices)
+            if nonce not in self._started:
+                raise DeviceRevoked
             return self._started[nonce]
         finally:
             self._awaited.discard(nonce)
@@ -353,29 +366,6 @@ class Delivery:
         except LookupError:
             return None
         return self._frames.make(item, source, block) if sources.find(item.source) == source else None
-
-
-class Frames:
-    """The WebSocket frames that deliver entries, the same for every recipient; the newest ones are kept, so that many
-    who catch up at the same time share them as well."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[int, bytes] = OrderedDict()  # by position
-        self._bytes = 0
-
-    def find(self, entry: Entry) -> bytes | None:
-        return self._kept.get(entry.position)
-
-    def make(self, entry: Entry, source: Source, block: Block) -> bytes:
-        """The frame for an entry whose record, `source`, lies in `block`."""
-        envelope = reading.envelope_of(reading.record_of(block, source))
-        frame = server_frame(wire.encode_deliver(entry.position, envelope))
-        if entry.position not in self._kept:
-            self._kept[entry.position] = frame
-            self._bytes += len(frame)
-        while self._bytes > RECENT_FRAMES:
-            self._bytes -= len(self._kept.popitem(last=False)[1])
-        return frame
 
 
 async def no_checkpoint(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -4,18 +4,29 @@
     ├── ClientError            the peer on a client connection did something wrong
     │   ├── ProtocolError      bytes that break the protocol; the connection ends
     │   ├── AuthError          the proof of a device key did not hold
+    │   │   └── DeviceRevoked  a newer home record does not list it any more
     │   └── Refused            one request was refused; the connection goes on
     ├── TrustError             a signature, chain, version or expiry did not hold; never retried
     │   ├── BadSignature
     │   ├── BrokenChain
+    │   │   └── ReturnedDevice a revoked device id in a later version
+    │   ├── Overreach          the key that signed may not change that
     │   ├── Rollback
     │   ├── MixAndMatch
-    │   └── NotValidNow
-    │       └── Frozen
+    │   ├── NotValidNow
+    │   │   └── Frozen
+    │   └── ReceiptError       a receipt does not hold
+    │       ├── NotAReceipt           bytes that are none, or not as they were written
+    │       ├── ReceiptContradicts    its parts say different things, or it is another envelope's
+    │       ├── WrongPath             the envelope is not among those that the block took
+    │       ├── NotCertified          signed by who may not speak for that cell
+    │       ├── TooFewStores          no majority of the cell's nodes, or one that counts twice
+    │       └── OtherLog              of a log that the cell no longer has
     ├── PeerError              another node did something wrong, or proved to be somebody else
     ├── ResidencyError         bytes that must not rest here; refused by the disk writer
     │   └── NotPermitted       because a region's policy does not let them
     ├── OperatorError          a config, file, port or command that the operator can mend
+    │   ├── VersionTaken       two home records of one version were asked for
     │   ├── ConfigError        carries every finding at once
     │   └── StoreError         a store that is locked, foreign, newer or damaged
     │       ├── StoreLocked
@@ -55,6 +66,13 @@ class AuthError(ClientError):
     """The device could not prove its key, or may not be served here."""
 
 
+class DeviceRevoked(AuthError):
+    """A newer home record of the user does not list the device any more."""
+
+    def __init__(self) -> None:
+        super().__init__("this device was revoked: the newest home record of its user does not list it any more")
+
+
 class Refused(ClientError):
     """One request was refused with an outcome `code` (relay.core.wire.Code); the connection goes on. `cell`: where it
     may not go; `limit`: the longest lifetime, ms, that would be taken (LIFETIME)."""
@@ -81,6 +99,14 @@ class BrokenChain(TrustError):
     """A version does not follow from the one before it."""
 
 
+class ReturnedDevice(BrokenChain):
+    """A home record lists a device id that an older version had revoked."""
+
+
+class Overreach(TrustError):
+    """A version changes what the key that signed it may not change."""
+
+
 class Rollback(TrustError):
     """An older version than one that was already seen."""
 
@@ -95,6 +121,34 @@ class NotValidNow(TrustError):
 
 class Frozen(NotValidNow):
     """A root document whose timestamp has run out: somebody may be keeping newer ones away."""
+
+
+class ReceiptError(TrustError):
+    """A receipt does not hold."""
+
+
+class NotAReceipt(ReceiptError):
+    """Bytes that are no receipt, or not as a node wrote them."""
+
+
+class ReceiptContradicts(ReceiptError):
+    """The parts of a receipt do not say the same; or it is another envelope's."""
+
+
+class WrongPath(ReceiptError):
+    """The envelope, with this outcome, is not among those that the block took."""
+
+
+class NotCertified(ReceiptError):
+    """Signed by somebody whom the region's authority, or the root, does not let speak for the cell."""
+
+
+class TooFewStores(ReceiptError):
+    """No majority of the cell's nodes stands by it, or one was to count twice."""
+
+
+class OtherLog(ReceiptError):
+    """A receipt of another log than the one asked about."""
 
 
 class PeerError(PosthouseError):
@@ -115,6 +169,10 @@ class NotPermitted(ResidencyError):
 
 class OperatorError(PosthouseError):
     """Something the operator can mend: a config, a file, a port, a command."""
+
+
+class VersionTaken(OperatorError):
+    """Another version of that number was signed already: two devices of a user made it at the same time."""
 
 
 class ConfigError(OperatorError):

@@ -54,6 +54,7 @@ DISK_DEADLINE_S: Final = 30.0  # seconds one database call may take; a disk that
 
 # --- per user ------------------------------------------------------------------------------------
 MAX_DEVICES: Final = 32  # devices in one home record; a wrap is about 100 bytes in every envelope
+MAX_FORMER: Final = 256  # device ids of a user that were revoked or rotated: who verifies keeps them, 72 bytes each
 MAX_CHAIN: Final = 256  # home records in one chain
 MAX_MEMBERS: Final = 10_000  # members of a roster in this first form
 MAX_MAILBOX: Final = 64 * MIB  # bytes waiting in one mailbox; past it MAILBOX_FULL, a final outcome
@@ -65,6 +66,17 @@ PARKED_RETRY_MAX: Final = 1 * MINUTE  # ms; each try waits twice as long, up to 
 MAX_NOTICES: Final = 65_536  # unacknowledged outcomes of one device; past it OUTBOX_FULL until it collects them
 MAX_UNCONFIRMED: Final = 4_096  # outcomes kept for another cell that it has not confirmed; 16 hand-over batches
 MAX_STAYS: Final = 4 * MAX_MEMBERS  # members of a roster and stays that ended while mail from their time waits
+
+# --- receipts ------------------------------------------------------------------------------------
+MAX_RECEIPT: Final = 32 * KIB  # bytes of a receipt; nine nodes with large certificates fit
+MAX_CERTIFICATE: Final = 2 * KIB  # bytes of a node's certificate (DER) in a receipt; ours have about 600
+MAX_OUTCOME_PATH: Final = 20  # hashes on the way from a leaf to a block's root: as many leaves as a block has slots
+BOOK_BYTES: Final = 16 * MIB  # bytes of what newest blocks took, for receipts that are asked for: 200,000 envelopes
+BOOK_LEAVES: Final = 16_384  # leaves of hashed blocks kept; 8 MiB
+MAX_STATEMENTS: Final = 1_024  # blocks whose signatures are kept; under 2 KiB each in a cell of three
+PROVE_BLOCKS: Final = 64  # blocks that one node of a cell asks another one's signatures for at a time
+PROVE_S: Final = 10.0  # seconds until a client is told that too few nodes signed: within its patience
+ATTEST_S: Final = 1.5  # seconds for another node of the cell to sign; then others are asked
 
 # --- the SDK's store -----------------------------------------------------------------------------
 MAX_STRAY_KEYS: Final = 16_384  # sender keys of non-members; a whole group may write before its roster comes
@@ -132,3 +144,20 @@ MAX_SIGNATURES: Final = 64  # signatures of one note; the format asks for 16, 20
 MAX_SIGNED_NOTE: Final = 128 * KIB  # bytes of a note: 16 post-quantum signatures that we pass over still fit
 MAX_KEY_NAME: Final = 255  # bytes of a key's name, and of a log's origin
 MAX_STAPLE: Final = 8 * KIB  # bytes of a proof that travels with a record; 2 KiB is the aim at 1,000,000 entries
+
+# --- registrars ----------------------------------------------------------------------------------
+MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3
+REGISTRAR_QUEUE: Final = 4 * MIB  # bytes of requests that wait for the next batch; past it they are told to retry
+REGISTRAR_BATCH: Final = 512  # requests in one batch: to check them takes a fifth of a second
+WITNESS_S: Final = 5.0  # seconds a witness has for an answer, and a request waits for k of them
+WITNESS_AGAIN_S: Final = 60.0  # seconds until an idle log asks for new cosignatures: their times say how fresh it is
+WITNESS_BACKOFF_S: Final = 0.5  # seconds until a witness that failed is asked again; doubled up to the next
+WITNESS_BACKOFF_MAX_S: Final = 30.0
+GOSSIP_S: Final = 30.0  # seconds between two looks at what other witnesses saw: a split view lives no longer
+CHECKPOINT_FRESH_S: Final = 600  # seconds: how old the newest checkpoint may be for "latest" and "absent" to count
+HTTP_REQUEST_S: Final = 10.0  # seconds from a request's first byte to its last, and for its answer to be taken
+HTTP_ANSWER_S: Final = 30.0  # seconds until a request that waits (for a batch, for witnesses) is given up
+HTTP_IDLE_S: Final = 60.0  # seconds a connection may rest between two requests
+HTTP_CROWDED_S: Final = 3.0  # the same where half of all connections are taken: who is idle makes room
+HTTP_CONNECTIONS: Final = 256  # connections to one face of a registrar; each may hold one body
+MAX_HTTP_HEAD: Final = 8 * KIB  # bytes of request line and headers

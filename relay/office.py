@@ -18,13 +18,13 @@ from relay.core.trust import HomeRecord, Root, check_current, verify_chain
 from relay.core.wire import Code, Fault
 from relay.delivery import Delivery, send_receipt
 from relay.errors import (
-    AuthError, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, RolledBack, TrustError,
-)
+    AuthError, DeviceRevoked, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, RolledBack, TrustError,
+)  # fmt: skip
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
 from relay.limits import PASS_S
 from relay.observe.metrics import Metrics
-from relay.ports import Abroad, Directory
+from relay.ports import Abroad, Directory, Notary
 
 _log = structlog.get_logger("relay.office")
 _LOOKUPS_S = 8.0  # seconds that the recipients of one batch may take to be found
@@ -36,7 +36,7 @@ class Office:
 
     def __init__(
         self, identity: Identity, root: Root, delivery: Delivery, intake: Intake, directory: Directory, abroad: Abroad,
-        metrics: Metrics,
+        metrics: Metrics, notary: Notary,
     ) -> None:
         self.identity = identity
         self._root = root
@@ -46,6 +46,7 @@ class Office:
         self._directory = directory
         self._abroad = abroad
         self._metrics = metrics
+        self._notary = notary
         intake.on_refused = delivery.look_again
 
     # --- sessions --------------------------------------------------------------------------------
@@ -66,6 +67,8 @@ class Office:
             raise AuthError(f"the home records do not hold: {error.text}", error.remedy) from None
         enrolled = state.devices.get(device)
         if enrolled is None or enrolled.user != user:
+            if state.users[user].record.stem(device) is not None:
+                raise DeviceRevoked
             raise AuthError("this device is not enrolled", "Enrol it with a newer home record")
 
     async def _enrol(self, newest: HomeRecord, known: HomeRecord | None, chain: Sequence[bytes]) -> None:
@@ -95,7 +98,7 @@ class Office:
         room, log_id = self._delivery.room, self.identity.log_id
         device = room.state.devices.get(line.device)
         if device is None:
-            raise AuthError("this device is no longer enrolled")
+            raise DeviceRevoked
         version = room.state.users[line.user].record.version
         longest = self._policies.longest(self.identity.cell)
         if not hello.receive:
@@ -105,7 +108,7 @@ class Office:
         session = records.Session(line.device, self.identity.node, nonce, cursor)
         self._intake.offer([records.encode_record(session)])
         with trio.move_on_after(_APPLY_S) as scope:
-            started = await self._delivery.session_started(nonce)
+            started = await self._delivery.session_started(nonce, line.device)
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the session's start in time")
         if cursor > started.position:  # asked only now: this node may have been behind the others
@@ -115,6 +118,8 @@ class Office:
                 "Do not go on; tell the operator that an older copy of the log is being served",
             )
         if line.device not in room.state.devices or room.state.devices[line.device].session != nonce:
+            if line.device not in room.state.devices:
+                raise DeviceRevoked
             line.end(Fault.FENCED, "the device started a newer session")  # the first reason counts
             raise Refused(Fault.FENCED, "the device started a newer session")
         self._delivery.attach(line)
@@ -265,6 +270,11 @@ class Office:
         except TrustError as error:
             _log.error("directory_answer_refused", text=error.text)
             return wire.Record(request.request, Code.UNREACHABLE, ())
+
+    async def prove(self, line: Line, request: wire.Prove) -> wire.Proof:
+        """See relay.gateway.api.Office. Whoever knows an envelope's id may ask: senders and recipients do."""
+        blocks, missing = await self._notary.prove(request.cell, request.items)
+        return wire.Proof(request.request, tuple(blocks), tuple(missing))
 
     async def roster(self, line: Line, roster: wire.Roster) -> None:
         """See relay.gateway.api.Office."""

@@ -12,8 +12,9 @@ from typing import Protocol
 import trio
 
 from relay.core.block import Block
+from relay.core.receipts import Missing, ProvenBlock
 from relay.core.trust import HomeRecord
-from relay.core.wire import ReceiptItem
+from relay.core.wire import ReceiptItem, Wanted
 
 
 Rows = AsyncIterable[bytes] | Iterable[bytes]  # of a checkpoint, in order
@@ -126,6 +127,13 @@ class Abroad(Protocol):
     async def pass_on(self, cell: str, envelopes: Sequence[bytes]) -> Sequence[ReceiptItem]:
         """Have the fold of `cell` take envelopes that may not wait here, now; its outcome for each, in order, and the
         same when asked again. Raises Refused, PeerError where there is no answer: they may have been taken even so."""
+
+
+class Notary(Protocol):
+    """Has the stores of cells sign for what their folds took: the parts of receipts (relay.core.receipts)."""
+
+    async def prove(self, cell: str, wanted: Sequence[Wanted]) -> tuple[list[ProvenBlock], list[Missing]]:
+        """Of these envelopes, what `cell` proves within PROVE_S, and the others. Raises nothing."""
 
 
 class Residency(Protocol):

@@ -29,10 +29,10 @@ def keyring(regions: Sequence[RootRegion], keepers: str = "root") -> Keyring:
 
 def signed_root(
     regions: Sequence[RootRegion], until_ms: int, *, name: str = "test", before: bytes | None = None,
-    keepers: str = "root",
+    keepers: str = "root", news_ms: int | None = None,
 ) -> bytes:  # fmt: skip
-    """A root document that holds until `until_ms`; the one after `before`, if given."""
-    return make_federation_root(name, regions, keyring(regions, keepers), 0, until_ms, before)
+    """A root document that holds until `until_ms` (its timestamp until `news_ms`); the one after `before`, if given."""
+    return make_federation_root(name, regions, keyring(regions, keepers), 0, until_ms, before, news_ms)
 
 
 def verified_root(regions: Sequence[RootRegion], until_ms: int, *, name: str = "test") -> Root:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.registrar.metrics import RegistrarMetrics
 from relay.observe.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_metrics_that_are_named_exist() -> None:
-    exposed = Metrics().render().decode()
+    exposed = (Metrics().render() + RegistrarMetrics().render()).decode()
     for name in re.findall(r"`(posthouse_\w+)`", (ROOT / "docs/OPERATIONS.md").read_text("utf-8")):
         assert re.search(rf"^# TYPE {name.removesuffix('_total')} ", exposed, re.MULTILINE), name

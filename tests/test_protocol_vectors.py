@@ -31,6 +31,8 @@ def test_the_vectors_hold() -> None:
         data = bytes.fromhex(entry["bytes"])
         decode = wire.decode_client if data[1] < 64 else wire.decode_server
         assert wire.encode_message(decode(data)) == data, entry["name"]
+    proof = vectors.messages()[-1]
+    assert isinstance(proof, wire.Proof) and wire.encode_proof(proof) == wire.encode_message(proof)
     envelope = made["envelope"]
     assert envelope_id(bytes.fromhex(envelope["envelope"])).hex() == envelope["id"]
 

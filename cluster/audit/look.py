@@ -36,10 +36,14 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """What the scanner carries: the kind, and for an envelope its id."""
+    """What the scanner carries: the kind, for an envelope its id, and what people call the message."""
 
     kind: Kind
     envelope: bytes = b""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} of {self.name}" if self.name else self.kind.value
 
 
 def make_scanner(
@@ -107,12 +111,16 @@ class Look:
         for path in files_below(top):
             if path.resolve() in but:
                 continue
+            try:
+                size, hits = path.stat().st_size, list(self.scanner.scan_file(path))
+            except FileNotFoundError:  # the node runs, and took it away
+                continue
             shelf.files += 1
-            shelf.file_bytes += path.stat().st_size
-            for hit in self.scanner.scan_file(path):
+            shelf.file_bytes += size
+            for hit in hits:
                 shelf.in_the_open += 1
                 where = f"{path.relative_to(top)} at byte {hit.offset}"
-                shelf.findings.append(f"{hit.secret.kind.value} ({hit.encoding}) in {where}")
+                shelf.findings.append(f"{hit.secret} ({hit.encoding}) in {where}")
                 if hit.secret.kind is Kind.ENVELOPE and not self.judge.may_rest(hit.secret.envelope):
                     shelf.foreign += 1
                     shelf.foreign_bytes += hit.length
@@ -174,8 +182,10 @@ class Look:
         for hit in hits:
             if hit.secret.kind is not Kind.ENVELOPE:
                 self.shelf.in_the_open += 1
-                self.shelf.findings.append(f"{hit.secret.kind.value} ({hit.encoding}) in {where}")
+                self.shelf.findings.append(f"{hit.secret} ({hit.encoding}) in {where}")
             elif not self.judge.may_rest(hit.secret.envelope):
                 self.shelf.foreign += 1
                 self.shelf.foreign_bytes += hit.length
-                self.shelf.findings.append(f"bytes of the foreign envelope {hit.secret.envelope.hex()[:8]} in {where}")
+                whose = f" of {hit.secret.name}" if hit.secret.name else ""
+                what = f"bytes of the foreign envelope {hit.secret.envelope.hex()[:8]}{whose} in {where}"
+                self.shelf.findings.append(what)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 WORD = 8  # bytes that are looked up
 SPELLED = 2 * WORD - 1  # bytes of the shortest spelling: wherever it begins, it holds a word that begins at a multiple
+MASK = 4  # bytes after which a WebSocket mask comes again
 CHUNK = 1 << 20  # bytes read from a file at a time
 MIN_SECRET = SPELLED  # bytes; the raw spelling is the shortest
 
@@ -81,9 +82,10 @@ class Scanner(Generic[T]):
     def scan_bytes(self, data: bytes) -> Iterator[Hit[T]]:
         return self.scan([data])
 
-    def scan_file(self, path: Path) -> Iterator[Hit[T]]:
+    def scan_file(self, path: Path, form: Callable[[Iterable[bytes]], Iterable[bytes]] = iter) -> Iterator[Hit[T]]:
+        """Every hit in a file, or in what `form` makes of it."""
         with path.open("rb") as file:
-            yield from self.scan(iter(lambda: file.read(CHUNK), b""))
+            yield from self.scan(form(iter(lambda: file.read(CHUNK), b"")))
 
     def _find(self, data: bytes) -> Iterator[Hit[T]]:
         whole = memoryview(data)[: len(data) // WORD * WORD].cast("Q")
@@ -94,6 +96,17 @@ class Scanner(Generic[T]):
             while offset >= 0:
                 yield Hit(name, encoding, offset, len(spelling))
                 offset = data.find(spelling, offset + 1)
+
+
+def unmasked(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Each byte XOR the one MASK before it: what a WebSocket client says, whichever mask (RFC 6455, 5.3) lies over it.
+    A secret is found in that where it was masked, if it is put into the same form."""
+    tail = b""
+    for chunk in chunks:
+        data = tail + chunk
+        if (size := len(data) - MASK) > 0:
+            yield (int.from_bytes(data[MASK:], "big") ^ int.from_bytes(data[:-MASK], "big")).to_bytes(size, "big")
+        tail = data[-MASK:]
 
 
 def _words(spelling: bytes) -> Iterator[int]:

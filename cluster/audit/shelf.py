@@ -20,6 +20,7 @@ class Role(Enum):
     TRANSIT = "outbox copy"  # its sender lives here, and the record of the outbox is still in the log
     FOREIGN = "foreign"  # neither: it must not be here
     STRAY = "stray"  # nobody of the demo sent it
+    OTHER = "not looked for"  # no canary, in a look for canaries
 
 
 class Place(NamedTuple):

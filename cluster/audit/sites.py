@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.audit.scan import files_below
+from cluster.config_keys import Address
 from relay.core.trust import Root, verify_root
 from relay.errors import OperatorError, ProtocolError, TrustError
 from relay.journal.files import STORE_FILE
@@ -21,7 +22,7 @@ class NothingHere(OperatorError):
 
 @dataclass(frozen=True)
 class Site:
-    """A node's files. `top`: what is looked at, its data and what lies beside them."""
+    """A node's files. `top`: what is looked at, its data and what lies beside them. `admin`: where it shows itself."""
 
     region: str
     cell: str
@@ -32,6 +33,7 @@ class Site:
     root: Path
     federation_id: str
     top: Path
+    admin: Address | None = None
 
     def name(self, path: Path) -> str:
         """A file of this site, as findings name it."""
@@ -50,10 +52,11 @@ def read_site(config: Path, data: Path | None = None) -> Site:
             str(node["region"]), str(node["cell"]), str(node["name"]), config, looked_at,
             base / Path(paths["storage_key"]).expanduser(), base / Path(paths["root"]).expanduser(),
             str(paths.get("federation_id", "")), base if looked_at.is_relative_to(base) and data is None else looked_at,
+            Address.parse(admin) if (admin := tables.get("listen", {}).get("admin")) else None,
         )  # fmt: skip
     except OSError as error:
         raise OperatorError(f"{config}: {error.strerror}", "Name a node's node.toml") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = "`posthouse config check` says more"
         raise OperatorError(f"{config} does not say whose disk it is, and where ({error!r})", remedy) from None
 

@@ -1,4 +1,4 @@
-"""`posthouse audit …`: prove what the disks of stopped nodes hold."""
+"""`posthouse audit …`: prove what the disks of nodes hold."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cluster.audit.report import line, show, write_json
 from cluster.audit.residency import audit_residency
 from cluster.audit.shelf import Found, Shelf, Verdict
 from cluster.audit.sites import NothingHere, find_sites, unclaimed_stores
+from cluster.cli.canary import canary
 from cluster.cli.exits import Exit
 from cluster.cli.options import result_file
 
@@ -20,7 +21,10 @@ _PATH: Final = click.Path(path_type=Path)
 
 @click.group()
 def audit() -> None:
-    """Prove what lies on the disks of stopped nodes."""
+    """Prove what lies on the disks of nodes, and what does not."""
+
+
+audit.add_command(canary)
 
 
 @audit.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cluster.cli.options import dir_option, now_ms
+from cluster.cli.options import dir_option, federation_pin, now_ms
 from cluster.directory.inspect import verify_bundle
 from cluster.federation.regionfile import fingerprint
 from cluster.federation.words import policy_words
@@ -71,10 +71,8 @@ def verify(pin: str | None, root_path: Path | None, directory: Path) -> None:
     paths = [*directory.glob("nodes/*/tls/*.pem"), *sorted(directory.glob("server*/tls/*.pem"))]
     certificates = {str(path.relative_to(directory)): path.read_bytes() for path in paths}
     chains = {f"user {name}": own_records(home.store(name)) for name in home.names()}
-    signed = _read(root_path, directory)
-    findings = verify_bundle(
-        signed, now_ms=now_ms(), pinned=_pinned(pin), certificates=certificates, chains=chains
-    )
+    signed, pinned = _read(root_path, directory), federation_pin(pin)
+    findings = verify_bundle(signed, now_ms=now_ms(), pinned=pinned, certificates=certificates, chains=chains)
     for finding in findings:
         click.echo(f"{'good' if finding.ok else 'BAD '}  {finding.where}: {finding.what}", err=not finding.ok)
     bad = [finding for finding in findings if not finding.ok]
@@ -91,13 +89,6 @@ def _read(root_path: Path | None, directory: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise OperatorError(f"{path}: {error.strerror}", "Give --dir (or POSTHOUSE_DIR), or --root") from None
-
-
-def _pinned(pin: str | None) -> bytes | None:
-    if pin is not None and (len(pin) != 64 or set(pin) - set("0123456789abcdef")):
-        text = "64 hex digits, as `posthouse directory show` prints them"
-        raise click.BadParameter(text, param_hint="--federation-id")
-    return bytes.fromhex(pin) if pin else None
 
 
 def _day(ms: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from cluster.cli.options import now_ms
+from cluster.cli.options import federation_pin, now_ms
 from cluster.cli.region import (
     authority_key_of, load_region, node_of, own_region, region_option, replace_file, signing_key_of, tell_fingerprint,
     write_region,
@@ -228,15 +228,18 @@ def _write_nodes(path: Path, entry: RootRegion, nodes: tuple[RootNode, ...]) -> 
 
 @init.command()
 @click.argument("source", metavar="ROOT", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--federation-id", "pin", metavar="HEX", help="The id that it must have, as the keepers read it out.")
 @region_option
-def join(source: Path, directory: Path) -> None:
+def join(source: Path, pin: str | None, directory: Path) -> None:
     """Take a signed ROOT document into the region in DIR.
 
     Checks its signatures, that it follows the one that is there, and that it has this region exactly as it was made
     here. Then it puts it into DIR and the users' stores there, and into each DIR/server*, and checks the whole config
-    of each node. Nodes read it when they start: copy it to the servers and restart them one after the other.
+    of each node. Copy it to the servers: running nodes take it by themselves, and say when they have to be restarted.
+
+    The first root document is believed as it comes, unless --federation-id says whose it must be.
     """
-    new = _new_root(source, directory / "root.bin")
+    new = _new_root(source, directory / "root.bin", federation_pin(pin))
     regions = sorted(directory.glob("*.region"))
     if not regions:
         raise OperatorError(f"{directory} holds no region", "Give the --dir of `posthouse init region`")
@@ -260,10 +263,10 @@ def join(source: Path, directory: Path) -> None:
         click.echo(f"Copy {server} to its server and run: posthouse node run {server.name}/node.toml")
 
 
-def _new_root(source: Path, kept: Path) -> Root:
+def _new_root(source: Path, kept: Path, pin: bytes | None) -> Root:
     """What it says, if it is or follows what is kept. Raises OperatorError, TrustError and its kinds."""
     try:
-        return follow_root(source.read_bytes(), kept.read_bytes() if kept.exists() else None, now_ms())
+        return follow_root(source.read_bytes(), kept.read_bytes() if kept.exists() else None, now_ms(), pin)
     except ProtocolError as error:
         raise OperatorError(f"{source} is no root document: {error.text}", "Get it again, from the keepers") from None
 

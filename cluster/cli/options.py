@@ -80,6 +80,14 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def federation_pin(text: str | None) -> bytes | None:
+    """The value of --federation-id. Raises click.BadParameter."""
+    if text is not None and (len(text) != 64 or set(text) - set("0123456789abcdef")):
+        what = "64 hex digits, as `posthouse directory show` prints them"
+        raise click.BadParameter(what, param_hint="--federation-id")
+    return bytes.fromhex(text) if text else None
+
+
 def spoken_command() -> str:
     """How this program is called, to be pasted: `posthouse`, or the way to it."""
     program = Path(sys.argv[0])

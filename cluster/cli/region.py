@@ -72,7 +72,8 @@ def node_of(config: Path) -> str:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """A file that at any moment is the old or the new one. Raises OperatorError."""
+    """A file that at any moment is the old or the new one. The new bytes are synced before they take its name, the name
+    is not: after a power cut it may be the old one again, and the command is given again. Raises OperatorError."""
     fresh = path.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     write_public(fresh, data)

@@ -11,7 +11,7 @@ import click
 import trio
 
 from cluster.cli.exits import deadline
-from cluster.cli.options import Decorator, as_option, deadline_option, dir_option
+from cluster.cli.options import Decorator, as_option, deadline_option, dir_option, result_file
 from cluster.local.home import Home
 from cluster.local.people import find_card
 from relay.client import MAX_CONTENT, Card, Sent, open_client
@@ -38,41 +38,61 @@ source_argument: Decorator = click.argument(
 @wait_option
 @title_option
 @deadline_option(SEND_S, "Give up waiting after so long; what was to be sent is kept and goes out later.")
+@click.option(
+    "--receipt", "receipt_path", type=click.Path(path_type=Path), callback=result_file, metavar="FILE",
+    help="Write a signed receipt of that to FILE; of more than one envelope also to FILE.2, FILE.3, …",
+)
 @dir_option
 @source_argument
 def send(
-    name: str, recipients: tuple[str, ...], wait: str, title: str | None, seconds: float, directory: Path, source: str
+    name: str, recipients: tuple[str, ...], wait: str, title: str | None, seconds: float, receipt_path: Path | None,
+    directory: Path, source: str,
 ) -> None:
     """Send a FILE, or what comes on standard input, end-to-end encrypted.
 
     Any bytes are taken as they are, up to 32 MiB. A recipient is the NAME of a user in --dir, or an address card
     (posthouse:region:…). A FILE travels with its name; standard input is a text without one.
+
+    A signed receipt (--receipt) is the word of a majority of the cell's nodes, and holds offline: see
+    `posthouse receipt verify`. There is one for each recipient, and for each 96 KiB of a larger message.
     """
     home = Home(directory)
     store, cards = home.store(name), {recipient: find_card(home, recipient) for recipient in recipients}
     content, file_name = read_source(source, title)
-    trio.run(_send, store, cards, content, file_name, wait, seconds)
+    trio.run(_send, store, cards, content, file_name, wait, seconds, receipt_path)
 
 
 async def _send(
-    store: Path, cards: dict[str, Card], content: bytes, title: str, wait: str, seconds: float
+    store: Path, cards: dict[str, Card], content: bytes, title: str, wait: str, seconds: float, path: Path | None
 ) -> None:
     """Queue for everybody first: what the deadline then cuts short is the waiting, and what was said is kept."""
     failures: list[PosthouseError] = []
+    receipts: dict[str, list[bytes]] = {}
+    wanted = wait if path is not None else ""
 
     async def follow(recipient: str, sent: Sent) -> None:
         try:
             await client.outcome(sent, wait)
             click.echo(f"{wait}: {recipient} ({sent.id.hex()[:8]})")
+            receipts[recipient] = await client.receipts(sent)
         except PosthouseError as error:
             failures.append(error)
 
     async with open_client(store) as client:
-        queued = [(name, await client.send(card, content, name=title, wait="queued")) for name, card in cards.items()]
+        queued = [
+            (name, await client.send(card, content, name=title, wait="queued", receipt=wanted))
+            for name, card in cards.items()
+        ]
         with sending_deadline(seconds):
             async with trio.open_nursery() as nursery:
                 for recipient, sent in queued:
                     nursery.start_soon(follow, recipient, sent)
+    if path is not None:
+        in_order = [receipt for name in cards for receipt in receipts.get(name, ())]
+        for number, receipt in enumerate(in_order, 1):
+            target = path if number == 1 else path.with_name(f"{path.name}.{number}")
+            target.write_bytes(receipt)
+            click.echo(f"receipt: {target}")
     if failures:
         raise ExceptionGroup("not everything was sent", failures)
 

@@ -14,6 +14,7 @@ import trio
 from cluster.cli.options import DEFAULT_NODES, dir_option, dir_words, nodes_option, now_ms, spoken_command
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
+from cluster.local.capture import Capture
 from cluster.local.layout import FIRST
 from cluster.local.people import create_user, introduce
 from relay.errors import OperatorError
@@ -26,8 +27,11 @@ _NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "hei
 @click.option("--regions", metavar="A,B,C", help=f"Regions to start with.  [default: {','.join(DEFAULT_REGIONS)}]")
 @nodes_option(f"Nodes of each region: 1, 3 or 5 (only at the first start).  [default: {DEFAULT_NODES}]", None)
 @click.option("--plain", is_flag=True, help="Clients come by ws instead of wss (only at the first start).")
+@click.option(
+    "--capture", is_flag=True, help="Keep every byte that crosses a border in DIR/captured (from the first start on)."
+)
 @dir_option
-def up(regions: str | None, nodes: int | None, plain: bool, directory: Path) -> None:
+def up(regions: str | None, nodes: int | None, plain: bool, capture: bool, directory: Path) -> None:
     """Run a federation on this machine until Ctrl-C.
 
     The first start makes it in --dir: a cell of three nodes for each region, keys, certificates, a signed root, and
@@ -44,9 +48,14 @@ def up(regions: str | None, nodes: int | None, plain: bool, directory: Path) -> 
             what = f"{directory} holds regions of {size} node{'s' if size > 1 else ''}"
             raise OperatorError(what, "Leave --nodes out to resume it, or choose another --dir")
     else:
-        layout = make_federation(directory, names, RealEnv(), nodes=nodes or DEFAULT_NODES, tls=not plain)
+        layout = make_federation(
+            directory, names, RealEnv(), nodes=nodes or DEFAULT_NODES, tls=not plain, borders=capture
+        )
+    if capture and not layout.file.borders:
+        what = f"{directory} was made without --capture: its regions reach each other where nobody looks"
+        raise OperatorError(what, "Leave --capture out, or choose another --dir")
     people = enrol(layout)
-    trio.run(_serve, layout, people, directory)
+    trio.run(_serve, layout, people, directory, Capture(layout.captured_dir) if capture else None)
 
 
 def enrol(layout: Layout) -> dict[str, list[str]]:
@@ -67,8 +76,8 @@ def _endless_names() -> Iterator[str]:
     yield from (f"user{number}" for number in count(len(_NAMES) + 1))
 
 
-async def _serve(layout: Layout, people: dict[str, list[str]], directory: Path) -> None:
-    async with LocalFederation(layout) as federation:
+async def _serve(layout: Layout, people: dict[str, list[str]], directory: Path, capture: Capture | None) -> None:
+    async with LocalFederation(layout, capture) as federation:
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, nursery.cancel_scope)
             click.echo(f"Starting {', '.join(layout.regions)} …", err=True)

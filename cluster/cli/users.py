@@ -9,8 +9,10 @@ from pathlib import Path
 import click
 import trio
 
+from cluster.cli.devices import devices, recover, revoke, rotate
 from cluster.cli.options import as_option, dir_option, now_ms
-from cluster.enrolment import asked_region, read_records, sign_enrolment
+from cluster.enrolment import asked_region, read_records
+from cluster.local.book import Book
 from cluster.local.home import Home
 from cluster.local.people import card_of, create_device, create_user, introduce
 from cluster.provision import write_public
@@ -27,23 +29,32 @@ def user() -> None:
 @click.argument("name")
 @click.option("--region", help="The user's home region.")
 @click.option("--device-of", metavar="USER", help="Make a further device of USER, called USER+NAME, instead of a user.")
+@click.option(
+    "--recovery", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    help="Make a recovery key, too, and write its secret into the new file FILE, to be put away.",
+)  # fmt: skip
 @dir_option
-def create(name: str, region: str | None, device_of: str | None, directory: Path) -> None:
+def create(name: str, region: str | None, device_of: str | None, recovery: Path | None, directory: Path) -> None:
     """Make the user NAME, at home in --region, or a further device of a user.
 
     Makes the keys, and a home record signed with them and with the region's registrar key, which must be in
     --dir/secrets. Then it introduces the user to the region's node; where none answers, the node learns of the user
     when the user first connects. NAME stays on this machine. Prints the address card to hand to friends.
+
+    A recovery key can put a new device in the place of all others when they are lost or stolen (`posthouse user
+    recover`). Its secret is in FILE only, mode 0600: print it, or put it on a disk that lies elsewhere.
     """
     if (region is None) == (device_of is None):
         raise click.UsageError("Give either --region (a new user) or --device-of (a further device).")
+    if recovery is not None and region is None:
+        raise click.UsageError("A recovery key is the user's, not a device's: give --recovery with --region.")
     home = Home(directory)
     if device_of is not None:
         card = create_device(home, name, device_of, now_ms())
         name = f"{device_of.partition('+')[0]}+{name}"
     else:
         assert region is not None
-        card = create_user(home, name, region, now_ms())
+        card = create_user(home, name, region, now_ms(), recovery)
     click.echo(str(card))
     if not trio.run(introduce, home, name):
         click.echo(f"No node of {card.region} answers now; it will learn of {name} when {name} connects.", err=True)
@@ -53,18 +64,19 @@ def create(name: str, region: str | None, device_of: str | None, directory: Path
 @click.argument("request", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--after", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The records that this command made for the version before (a new device, or a year has gone).",
+    help="The records before, where they were signed elsewhere.",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: REQUEST.records]")
 @dir_option
 def sign(request: Path, after: Path | None, out: Path | None, directory: Path) -> None:
     """Sign the home record that REQUEST asks for, for keys that were made elsewhere.
 
-    REQUEST is a file from a client that is not ours: the msgpack array [payload, signature by the user key] of
-    docs/PROTOCOL.md, section 5. Whoever signs vouches for nothing but this: the record is well formed, it follows the
-    one before, its keys are keys, and its home is a cell of the region whose registrar key is in --dir/secrets. No
-    secret of the user's is in it. Writes the user's signed records, oldest first, as the msgpack array that the client
-    puts into AUTH, and prints the address card.
+    REQUEST is a file from a client that is not ours: the msgpack array [payload, signature by the user key, or by the
+    recovery key] of docs/PROTOCOL.md, section 5. Whoever signs vouches for nothing but this: the record is well formed,
+    it follows the one before, its keys are keys, who signed may change that, and its home is a cell of the region whose
+    registrar key is in --dir/secrets. No secret of the user's is in it. What was signed is kept in --dir/registrar: no
+    version is signed twice, and the records before need to be given only where they are not there. Writes the user's
+    signed records, oldest first, as the msgpack array that the client puts into AUTH, and prints the address card.
     """
     home = Home(directory)
     root = home.root(now_ms())
@@ -75,7 +87,7 @@ def sign(request: Path, after: Path | None, out: Path | None, directory: Path) -
         region = asked_region(asked, root)
     registrar = home.registrar(region)
     with _about(request):
-        record, records = sign_enrolment(asked, before, root, registrar, now_ms())
+        record, records = Book(home.book(region)).sign(asked, before, root, registrar, now_ms())
     target = out or request.with_name(f"{request.name}.records")
     write_public(target, records)
     click.echo(f"Signed version {record.version} for {record.cell}: {target}", err=True)
@@ -98,6 +110,10 @@ def list_(directory: Path) -> None:
     home = Home(directory)
     for name in home.names():
         click.echo(f"{name}\t{card_of(home, name)}")
+
+
+for command in (devices, revoke, rotate, recover):
+    user.add_command(command)
 
 
 @click.command()

@@ -18,13 +18,16 @@ from msgspec import Meta
 
 from relay.core.codec import Decoder, Struct, encode, pack
 from relay.core.records import HandedAnswer
-from relay.core.shapes import CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHash, Millis, Name, StoreId, UInt
+from relay.core.receipts import Missing, ProvenBlock
+from relay.core.shapes import (
+    CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHash, Millis, Name, Signature, StoreId, UInt,
+)
 from relay.core.trust import Root
-from relay.core.wire import ReceiptItem
+from relay.core.wire import ReceiptItem, Wanted
 from relay.errors import ProtocolError
 from relay.limits import (
-    LINK_DEADLINE_S, MAX_BATCH, MAX_BLOCK_RECORDS, MAX_CHAIN, MAX_EPHEMERAL, MAX_LINK_FRAME, MAX_NOTE, MIB,
-    SNAPSHOT_DEADLINE_S,
+    LINK_DEADLINE_S, MAX_BATCH, MAX_BLOCK_RECORDS, MAX_CERTIFICATE, MAX_CHAIN, MAX_EPHEMERAL, MAX_LINK_FRAME,
+    MAX_NOTE, MIB, PROVE_BLOCKS, SNAPSHOT_DEADLINE_S,
 )
 
 VERSION: Final = 1
@@ -115,6 +118,19 @@ class LinkFault(Struct, tag=9):
     code: UInt
     text: str
     retry_after_ms: UInt
+
+
+class ProveThere(Struct, tag=31):
+    """Prove what your cell's fold took (relay.core.receipts). Answered by ProvenThere."""
+
+    items: Annotated[tuple[Wanted, ...], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class ProvenThere(Struct, tag=32):
+    """The parts of receipts, and which envelopes there are none for."""
+
+    blocks: tuple[ProvenBlock, ...]
+    missing: tuple[Missing, ...]
 
 
 class PassOn(Struct, tag=33):
@@ -285,16 +301,32 @@ class StateDigest(Struct, tag=28):
     digest: Hash
 
 
+class Attest(Struct, tag=29):
+    """Sign what your fold took in these blocks, for receipts. Answered by Attested."""
+
+    log_id: LogId
+    indices: Annotated[tuple[UInt, ...], Meta(min_length=1, max_length=PROVE_BLOCKS)]
+
+
+class Attested(Struct, tag=30):
+    """What this node's store, under its certificate (DER), signed: (index, signature). The others it does not have."""
+
+    store: StoreId
+    certificate: Annotated[bytes, Meta(max_length=MAX_CERTIFICATE)]
+    signatures: Annotated[tuple[tuple[UInt, Signature], ...], Meta(max_length=PROVE_BLOCKS)]
+
+
 # --- who says what -------------------------------------------------------------------------------
 CellRequest = Union[
-    Propose, Join, TakeSnapshot, FetchCheckpoint, FetchFacts, FetchBlocks, CellEphemeral, CellStatus, StateDigest
+    Propose, Join, TakeSnapshot, FetchCheckpoint, FetchFacts, FetchBlocks, CellEphemeral, CellStatus, StateDigest,
+    Attest,
 ]  # fmt: skip
 CELL_REQUESTS: Final = get_args(CellRequest)
 CellAnswer = Union[
-    Proposed, ProposalRefused, NotLeading, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status
+    Proposed, ProposalRefused, NotLeading, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status, Attested
 ]  # fmt: skip
-Request = Union[Ping, HandOver, LookUp, EphemeralTo, PassOn, CellRequest]
-Answer = Union[HandOverAnswer, Records, Done, LinkFault, PassedOn, CellAnswer]
+Request = Union[Ping, HandOver, LookUp, EphemeralTo, ProveThere, PassOn, CellRequest]
+Answer = Union[HandOverAnswer, Records, Done, LinkFault, ProvenThere, PassedOn, CellAnswer]
 LinkMessage = Union[LinkHello, CellNote, Request, Answer]
 
 

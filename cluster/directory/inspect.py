@@ -12,7 +12,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cluster.links.secure import split_address
-from cluster.pki import identify, parse_certificate, renewal_of, renewal_of_authority, valid_until_ms
+from cluster.pki import identify, renewal_of, renewal_of_authority, valid_until_ms
+from relay.certificates import parse_certificate
 from relay.core.codec import digest
 from relay.core.trust import HomeRecord, Root, RootRegion, read_home, verify_chain, verify_root
 from relay.errors import PeerError, ProtocolError, TrustError

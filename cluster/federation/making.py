@@ -176,10 +176,10 @@ class Keyring:
 
 def make_federation_root(
     federation: str, regions: Sequence[RootRegion], keys: Keyring, now_ms: int, lifetime: int = ROOT_LIFETIME,
-    before: bytes | None = None,
+    before: bytes | None = None, news: int | None = None,
 ) -> bytes:  # fmt: skip
-    """A root document over `regions`, signed by all of `keys`; everything in it holds for `lifetime` ms. With `before`,
-    the one that follows it."""
+    """A root document over `regions`, signed by all of `keys`; everything in it holds for `lifetime` ms, the timestamp
+    for `news` ms if that is given. With `before`, the one that follows it."""
     parsed, until = parse_bundle(before) if before else None, now_ms + lifetime
     holders = Holders.of(keys.root), Holders.of(keys.keepers), Holders.of([keys.online])
     root = draft_root(federation, parsed.root.version + 1 if parsed else 1, *holders, until)
@@ -191,4 +191,4 @@ def make_federation_root(
         known = listed.get(f"{region.name}.json")
         version = known.version + 1 if known else 1
         staged.regions[region.name] = region_part(region, [keys.regions[region.name]], version, until)
-    return publish(parsed, staged, [keys.online], now_ms, Lifetimes(lifetime, lifetime))
+    return publish(parsed, staged, [keys.online], now_ms, Lifetimes(lifetime, lifetime if news is None else news))

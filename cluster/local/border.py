@@ -8,6 +8,7 @@ from contextlib import suppress
 import trio
 
 from cluster.config_keys import Address
+from cluster.local.capture import Reel, Tape
 from relay.errors import OperatorError
 from relay.limits import KIB
 
@@ -18,11 +19,13 @@ _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 class Crossing:
     """One direction of dialling between two regions: a listening port, and where it leads.
 
-    While it is open, connections are forwarded; once shut, they are broken off and new ones refused."""
+    While it is open, connections are forwarded; once shut, they are broken off and new ones refused. `reel` keeps what
+    goes through."""
 
-    def __init__(self, at: Address, to: Address) -> None:
+    def __init__(self, at: Address, to: Address, reel: Reel | None = None) -> None:
         self._at = at
         self._to = to
+        self._reel = reel
         self._shut_by: set[str] = set()
         self._changed = trio.Event()
         self._scope: trio.CancelScope | None = None
@@ -61,8 +64,9 @@ class Crossing:
         async with inner:
             with suppress(*_GONE):
                 async with await trio.open_tcp_stream(*self._to) as outer, trio.open_nursery() as nursery:
-                    nursery.start_soon(_pump, inner, outer, nursery.cancel_scope)
-                    nursery.start_soon(_pump, outer, inner, nursery.cancel_scope)
+                    out, back = self._reel.tapes() if self._reel else (_kept_nowhere, _kept_nowhere)
+                    nursery.start_soon(_pump, inner, outer, out, nursery.cancel_scope)
+                    nursery.start_soon(_pump, outer, inner, back, nursery.cancel_scope)
 
 
 class Border:
@@ -83,8 +87,15 @@ class Border:
             crossing.open(self.region)
 
 
-async def _pump(source: trio.SocketStream, target: trio.SocketStream, either_ends: trio.CancelScope) -> None:
+def _kept_nowhere(data: bytes | bytearray) -> None:
+    pass
+
+
+async def _pump(
+    source: trio.SocketStream, target: trio.SocketStream, keep: Tape, either_ends: trio.CancelScope
+) -> None:
     with suppress(*_GONE):
         while data := await source.receive_some(_PIECE):
+            keep(data)
             await target.send_all(data)
     either_ends.cancel()

@@ -2,6 +2,7 @@
 
     root.bin                     the signed root
     secrets/                     mode 0700: keys that this person keeps, each 0600
+    registrar/<region>/          what the registrar signed, user by user (cluster.local.book)
     clients/<name>/              store.sqlite, card
     clients/<name>+<device>/     a second device of <name>
 
@@ -48,6 +49,10 @@ class Home:
     def registrar(self, region: str) -> SigningKey:
         """The key that signs home records of `region`. Raises OperatorError where it is not kept here."""
         return load_signing_key(self.secrets / f"{region}.registrar.key")
+
+    def book(self, region: str) -> Path:
+        """Where it is kept what the registrar of `region` signed."""
+        return self.directory / "registrar" / region
 
     def names(self) -> list[str]:
         """Every client (user or further device) that has a store here."""

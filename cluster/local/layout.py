@@ -15,6 +15,7 @@ from relay.core.shapes import Name
 from relay.errors import OperatorError
 
 
+CAPTURED: Final = "captured"
 FIRST: Final = "n1"  # the node of a region that makes its cell's log
 
 
@@ -108,6 +109,11 @@ class Layout:
     def registrar(self, region: str) -> SigningKey:
         """The key that signs home records of `region`. Raises OperatorError."""
         return self.home.registrar(region)
+
+    @property
+    def captured_dir(self) -> Path:
+        """Where `posthouse up --capture` keeps what crosses the borders."""
+        return self.directory / CAPTURED
 
     @property
     def nodes_dir(self) -> Path:

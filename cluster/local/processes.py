@@ -24,6 +24,7 @@ import trio
 
 from cluster.config_keys import Address
 from cluster.local.border import Border, Crossing
+from cluster.local.capture import Capture
 from cluster.local.layout import FIRST, Layout, NodeLayout
 from cluster.local.make import port_is_free
 from cluster.provision import make_data
@@ -32,6 +33,7 @@ from relay.limits import DRAIN_S
 
 READY_S: Final = 30.0  # seconds from the start of a process to /readyz; a replay of the log on a slow machine fits
 STOP_S: Final = DRAIN_S + 5.0  # seconds from SIGTERM to SIGKILL: a node drains, then closes its store
+GONE_S: Final = 30.0  # seconds from SIGKILL to the end: far more than it takes, unless the kernel waits for a disk
 _POLL_S: Final = 0.05
 _LAST_LINES: Final = 12  # of a log, in an error
 
@@ -43,11 +45,20 @@ class _Running:
     exited: trio.Event = field(default_factory=trio.Event)
     stopping: bool = False
 
+    async def gone(self) -> None:
+        """Wait for the end of a process that was killed, or told to stop. Raises OperatorError after GONE_S."""
+        with trio.move_on_after(GONE_S):
+            await self.exited.wait()
+        if not self.exited.is_set():
+            what = f"node {self.node.label} (process {self.process.pid}) has not ended {GONE_S:g} s after it was to"
+            raise OperatorError(what, "SIGKILL waits for system calls: look at its disk (state D in `ps`)")
+
 
 class LocalFederation:
-    """The processes of a Layout, as an async context manager; leaving it stops them all."""
+    """The processes of a Layout, as an async context manager; leaving it stops them all. `capture` keeps what crosses
+    the borders, where the layout was made with borders."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, capture: Capture | None = None) -> None:
         self.layout = layout
         self._running: dict[tuple[str, str], _Running] = {}
         self._died = trio.Event()
@@ -55,7 +66,9 @@ class LocalFederation:
         self._stack = AsyncExitStack()
         self._crossings = {
             (border.source, border.target, border.node): Crossing(
-                Address("127.0.0.1", border.port), layout.node(border.target, border.node).links_addr
+                Address("127.0.0.1", border.port),
+                layout.node(border.target, border.node).links_addr,
+                capture.reel(border.source, border.target, border.node) if capture else None,
             )
             for border in layout.file.borders
         }
@@ -93,7 +106,7 @@ class LocalFederation:
         if (before := self._running.get((region, name))) is not None:
             if not before.stopping:
                 raise OperatorError(f"{node.label} runs already", "Stop it first")
-            await before.exited.wait()
+            await before.gone()
         for what, address in (("clients", node.clients_addr), ("links", node.links_addr), ("admin", node.admin_addr)):
             if not port_is_free(address):
                 remedy = f"Stop what listens there, or change listen.{what} in {node.config_path} and the root document"
@@ -137,13 +150,15 @@ class LocalFederation:
         running.process.kill()
 
     async def ended(self) -> None:
-        """Wait until every node that was killed or told to stop has ended: before that nobody can open its store."""
+        """Wait until every node that was killed or told to stop has ended: before that nobody can open its store.
+        Raises OperatorError where one does not."""
         for running in list(self._running.values()):
             if running.stopping:
-                await running.exited.wait()
+                await running.gone()
 
     async def stop(self, region: str, name: str = FIRST) -> int:
-        """SIGTERM, and SIGKILL where that is not enough. Returns the exit status (negative: the signal)."""
+        """SIGTERM, and SIGKILL where that is not enough. Returns the exit status (negative: the signal). Raises
+        OperatorError where neither is."""
         running = self._running[region, name]
         running.stopping = True
         with suppress(ProcessLookupError):
@@ -152,7 +167,7 @@ class LocalFederation:
             await running.exited.wait()
         if not running.exited.is_set():
             running.process.kill()
-            await running.exited.wait()
+            await running.gone()
         return running.process.returncode or 0
 
     async def stop_all(self) -> None:
@@ -174,7 +189,7 @@ class LocalFederation:
         if (before := self._running.get((region, name))) is not None:
             if not before.stopping:
                 raise OperatorError(f"{node.label} runs", "Kill or stop it first")
-            await before.exited.wait()
+            await before.gone()
         await trio.to_thread.run_sync(shutil.rmtree, node.data_dir)
         make_data(node.data_dir, founds=False)
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from relay.client.card import Card
 from relay.client.client import Client, Messages, open_client
 from relay.client.errors import (
-    BadCard, ClientClosed, Fenced, NotOwner, NotReceiving, NotServed, SendRefused, TooLarge, UnknownGroup,
+    BadCard, ClientClosed, Fenced, NotOwner, NotProven, NotReceiving, NotServed, Revoked, SendRefused, TooLarge,
+    UnknownGroup,
 )  # fmt: skip
-from relay.client.identity import add_device, new_user, update_root
+from relay.client.identity import Registrar, add_device, new_user, take_records, update_root
+from relay.client.lifecycle import (
+    recover_user, revoke_devices, rotate_device_keys, rotate_user_key, share_user_key,
+)  # fmt: skip
 from relay.client.shapes import MAX_CONTENT, Failure, Group, Message, Sent, Stats
 
 __all__ = [
     "BadCard", "Card", "Client", "ClientClosed", "Failure", "Fenced", "Group", "MAX_CONTENT", "Message", "Messages",
-    "NotOwner", "NotReceiving", "NotServed", "SendRefused", "Sent", "Stats", "TooLarge", "UnknownGroup", "add_device",
-    "new_user", "open_client", "update_root",
+    "NotOwner", "NotProven", "NotReceiving", "NotServed", "Registrar", "Revoked", "SendRefused", "Sent", "Stats",
+    "TooLarge", "UnknownGroup", "add_device", "new_user", "open_client", "recover_user", "revoke_devices",
+    "rotate_device_keys", "rotate_user_key", "share_user_key", "take_records", "update_root",
 ]

@@ -24,9 +24,12 @@ from relay.client import people
 from relay.client.card import Card
 from relay.client.connection import BACKOFF_MAX_S, BACKOFF_S, HungUp, Seams, Socket, addresses, greet, tls_context
 from relay.client.desk import Desk
-from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, SendRefused, TooLarge
+from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, Revoked, SendRefused, TooLarge
 from relay.client.line import Line
 from relay.client.outgoing import ACCEPTED, QUEUED, STORED, queue_message, unfinished
+from relay.client.proving import receipts
+from relay.client.receipts import LEVELS as RECEIPTS
+from relay.client.receipts import receipt_level, want_receipts
 from relay.client.shapes import MAX_CONTENT, Failure, Group, Message, Sent, Stats, read_message_head
 from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
 from relay.core import wire
@@ -74,29 +77,50 @@ class Client:
         return self._line is not None
 
     # --- sending ---------------------------------------------------------------------------------
-    async def send(self, card: Card, content: bytes, name: str = "", wait: str = "accepted") -> Sent:
+    async def send(
+        self, card: Card, content: bytes, name: str = "", wait: str = "accepted", receipt: str = ""
+    ) -> Sent:
         """Send `content` to a user; `name` for files. Durable in the local store when this is cancelled or raises.
 
         `wait`: "queued" (it is in the store), "accepted" (durable in our cell), "stored" (durable in the recipient's).
+        `receipt`: "accepted" or "stored" has signed receipts collected of that; `receipts` gives them.
         Raises SendRefused (final; `code`), TooLarge, or why the client ended (Fenced, NotServed, RolledBack)."""
-        self._check(content, name, wait)
+        self._check(content, name, wait, receipt)
         desk = self._desk
-        sent = await desk.run(
-            lambda db: queue_message(db, desk.own, card.user, card.region, content, name, desk.now)
-        )
+
+        def work(db: Db) -> Sent:
+            sent = queue_message(db, desk.own, card.user, card.region, content, name, desk.now)
+            want_receipts(db, sent.send, RECEIPTS[receipt])
+            return sent
+
+        sent = await desk.run(work)
         with self._explained([card.region]):
             return await self._sent(sent, wait)
 
-    async def send_group(self, group: bytes, content: bytes, name: str = "", wait: str = "accepted") -> Sent:
+    async def send_group(
+        self, group: bytes, content: bytes, name: str = "", wait: str = "accepted", receipt: str = ""
+    ) -> Sent:
         """Send to all members of a group, like `send`. Raises also UnknownGroup."""
-        self._check(content, name, wait)
+        self._check(content, name, wait, receipt)
         desk = self._desk
-        sent = await desk.run(
-            lambda db: grouping.queue_group_message(
-                db, desk.own, group, content, name, desk.now, desk.seams.random_bytes
-            )
-        )
-        return await self._sent(sent, wait)
+
+        def work(db: Db) -> Sent:
+            random = desk.seams.random_bytes
+            sent = grouping.queue_group_message(db, desk.own, group, content, name, desk.now, random)
+            want_receipts(db, sent.send, RECEIPTS[receipt])
+            return sent
+
+        return await self._sent(await desk.run(work), wait)
+
+    async def receipts(self, sent: Sent) -> list[bytes]:
+        """The signed receipts that `send` was asked for, verified by the root; one for each envelope that the message
+        travels in (see relay.core.receipts). Waits for the outcome, and until they are there: they are asked for again
+        for some minutes, also after a restart. Raises like `send`; NotProven: it was taken, and there are none."""
+        desk = self._desk
+        level = await desk.run(lambda db: receipt_level(db, sent.send), lazily=True)
+        if level:
+            await desk.outcome(sent.send, STORED if level == Code.STORED else ACCEPTED)
+        return await receipts(desk, sent.send)
 
     @contextmanager
     def _explained(self, where: Sequence[str], *, group: bool = False) -> Iterator[None]:
@@ -111,8 +135,10 @@ class Client:
                 raise
             raise SendRefused(error.code, f"{error.text}: {why}", error.remedy) from None
 
-    def _check(self, content: bytes, name: str, wait: str) -> None:
+    def _check(self, content: bytes, name: str, wait: str, receipt: str = "") -> None:
         self._desk.check()
+        if receipt not in RECEIPTS:
+            raise ValueError(f"receipt={receipt!r} is none of {', '.join(filter(None, RECEIPTS))}")
         if wait not in LEVELS:
             raise ValueError(f"wait={wait!r} is none of {', '.join(LEVELS)}")
         if len(content) > MAX_CONTENT:
@@ -290,7 +316,7 @@ class Messages(AsyncIterator[Message]):
 
     async def __anext__(self) -> Message:
         desk = self._desk
-        desk.check()
+        desk.check(unless=isinstance(desk.ended, Revoked))  # what a revoked device has it may still read
         if self._last is not None:
             settled, size = self._last
             await desk.run(lambda db: db.execute("DELETE FROM inbox WHERE seq=?", (settled,)), lazily=True)
@@ -298,10 +324,11 @@ class Messages(AsyncIterator[Message]):
             desk.inbox_bytes -= size
             desk.changed.ring()
         while not self._ahead:
-            desk.check()
+            desk.check(unless=isinstance(desk.ended, Revoked))
             armed = desk.mail.armed()
             self._ahead.extend(await desk.run(self._fetch, lazily=True))
             if not self._ahead:
+                desk.check()
                 await armed.wait()
         row, message = self._ahead.popleft()
         self._last = (row, len(message.content))
@@ -336,6 +363,8 @@ async def open_client(
         if receive and not receives:
             raise StoreLocked(f"another process receives with {store.path}", "Stop it, or open with receive=False")
         own = await store.run(lambda db: load_own(db, seams.wall_ms()))
+        if seams.wall_ms() >= own.root.payload.fresh_until:
+            log.warning("root_stale", store=str(store.path), remedy="Give it the newest root document: update_root")
         desk = Desk(store, own, seams, dedup=dedup, hold_ms=int(hold_s * 1000))
         await desk.recall()
         client = Client(desk, addresses(own, connect_to), receives=receives)

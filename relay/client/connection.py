@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay import ws
-from relay.client.errors import Fenced, NotServed
+from relay.client.errors import Fenced, NotServed, Revoked
 from relay.client.shapes import Own
 from relay.core import wire
 from relay.core.wire import Fault
@@ -85,6 +85,12 @@ def hung_up(error: wire.Error) -> PosthouseError:
             return RolledBack(
                 f"the node's log is older than what this device has already received: {error.text}",
                 "Acknowledged messages may be missing there. Tell its operator; do not delete this store",
+            )
+        case Fault.REVOKED:
+            return Revoked(
+                "this device was revoked: the newest home record of its user does not list it any more",
+                "What is in its store can still be read. If its keys were rotated meanwhile, open the store anew; "
+                "otherwise enrol a new device",
             )
         case Fault.AUTH | Fault.NOT_HOME:
             return NotServed(f"the node does not serve this device: {error.text}", "Is it enrolled, and at home there?")

@@ -63,7 +63,7 @@ class Desk:
         self.sealer = Sealer(own, seams.random_bytes, os.getpid())
         self.failures: deque[Failure] = deque(maxlen=outgoing.MAX_FAILURES)
         self.mail, self.post, self.lookup, self.changed = Bell(), Bell(), Bell(), Bell()
-        self.held = Bell()
+        self.held, self.proofs = Bell(), Bell()
         self.wanted: dict[bytes, list[str]] = {}  # users to look up → region hints
         self.unfound: dict[tuple[bytes, str], PosthouseError] = {}  # (user, hint) that failed for good, for who asks
         self.wishes: Counter[bytes] = Counter()  # how often each was wanted: a wish during a lookup asks once more
@@ -120,6 +120,8 @@ class Desk:
             self.mail.ring()
         if effects.post:
             self.post.ring()
+        if effects.proofs:
+            self.proofs.ring()
         self.changed.ring()
 
     def wish(self, wanted: dict[bytes, str]) -> None:
@@ -238,6 +240,6 @@ class Desk:
             sends = list(self._waiters)
             if sends:
                 await self._look_at(sends)
-            for bell in (self.mail, self.post, self.changed):
+            for bell in (self.mail, self.post, self.proofs, self.changed):
                 bell.ring()
 

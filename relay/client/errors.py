@@ -2,7 +2,9 @@
 
     ClientError
     ├── Refused ── SendRefused     one message was refused for good (`code`)
+    │           └─ NotProven       a message was taken, and there is no signed receipt of it (`code`)
     ├── NotServed                  the node does not serve this device
+    │   └── Revoked                its user revoked it, or rotated its keys
     └── Fenced                     the same device started a newer session elsewhere
     OperatorError
     ├── BadCard, TooLarge, NotReceiving, NotOwner, UnknownGroup
@@ -28,6 +30,7 @@ REMEDY = {
     Code.BAD_RECORD: "The node does not take the signed record. Was another device enrolled meanwhile?",
     Code.NOT_PERMITTED: "The policy of your region or of the recipient's does not permit it; their operators decide",
     Code.UNREACHABLE: "The recipient's region does not answer now. Send it again later",
+    Code.UNPROVEN: "The nodes do not remember it any more: receipts are to be asked for soon",
     Code.OUTBOX_FULL: "Too much waits for that region. Send it again later",
     Code.OVERLOADED: "The node is overloaded. Send it again later",
 }
@@ -37,8 +40,17 @@ class SendRefused(Refused):
     """A message was refused for good: `code` is a relay.core.wire.Code."""
 
 
+class NotProven(Refused):
+    """A message was taken, but no signed receipt of it can be had: `code` is UNPROVEN, or UNREACHABLE after a while."""
+
+
 class NotServed(AuthError):
     """The node does not serve this device: its key, its user's home, or the protocol's version."""
+
+
+class Revoked(NotServed):
+    """A newer home record of the user does not list this device (any more), or not under this key. What is in its store
+    stays readable."""
 
 
 class Fenced(AuthError):

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from nacl.signing import SigningKey
+
+from relay.client import people
 from relay.client.card import Card
 from relay.client.errors import NotOwner, UnknownGroup
 from relay.client.outgoing import (
@@ -59,8 +62,11 @@ def draft(
         by_cell[cell].append(member)
     parts = tuple((cell, make_part(version, found)) for cell, found in sorted(by_cell.items()))
     cells = tuple(RosterCell(cell, len(by_cell[cell]), digest(part)) for cell, part in parts)
-    head = RosterHead(1, prev.head.seed if prev else seed, version, prev.digest if prev else b"", own.device, cells)
-    signed = sign_roster(head, own.signing)
+    owner = _signing(db, own, prev)
+    head = RosterHead(
+        1, prev.head.seed if prev else seed, version, prev.digest if prev else b"", bytes(owner.verify_key), cells
+    )
+    signed = sign_roster(head, owner)
     verified = verify_roster(signed, prev)
     told = encode(RosterNews(news.title if news else title, signed, parts))
     sid = new_send(db, control=True)
@@ -101,10 +107,18 @@ def _own_group(
         raise UnknownGroup(f"no group {group.hex()[:8]} is known here", "Wait for the invitation, or check the id")
     news = read_roster_news(bytes(row[0]))
     head = verify_roster(news.head)
-    if head.head.owner_key != own.device:
+    if head.head.owner_key not in own.ids:
         raise NotOwner("another device created this group", "Only that device may change it")
     members = {m.user: (cell, m) for cell, part in news.parts for m in verify_part(part, head, cell).members}
     return head, news, members
+
+
+def _signing(db: Db, own: Own, prev: VerifiedHead | None) -> SigningKey:
+    """The key that owns a group: this device's, as it was when it made the group."""
+    if prev is None:
+        return own.signing
+    row = db.execute("SELECT seed FROM device_keys WHERE id=?", (prev.head.owner_key,)).fetchone()
+    return SigningKey(bytes(row[0]))
 
 
 # --- keeping a roster ----------------------------------------------------------------------------
@@ -147,7 +161,8 @@ def adopt(db: Db, news_bytes: bytes, own: Own, effects: Effects) -> bytes | None
 def roster_from(db: Db, own: Own, inner: Inner, news_bytes: bytes, effects: Effects) -> bytes | None:
     """A roster came in a control message: from its owner's device, or passed on by one of our own."""
     head = verify_roster(read_roster_news(news_bytes).head)
-    if inner.user != own.user and inner.device != head.head.owner_key:
+    teller, owner = (people.stem(db, own, inner.user, key) for key in (inner.device, head.head.owner_key))
+    if inner.user != own.user and (teller is None or teller != owner):
         raise TrustError("roster: told by somebody who does not own the group")
     return adopt(db, news_bytes, own, effects)
 
@@ -177,7 +192,7 @@ def groups(db: Db, own: Own) -> list[Group]:
     for group, version, news_bytes in db.execute("SELECT id, version, news FROM groups WHERE version>0").fetchall():
         news = read_roster_news(bytes(news_bytes))
         members = tuple(Card(_region(cell), user) for user, cell in _members(db, group))
-        mine = verify_roster(news.head).head.owner_key == own.device
+        mine = verify_roster(news.head).head.owner_key in own.ids
         out.append(Group(bytes(group), news.title, version, members, mine))
     return out
 
@@ -190,19 +205,20 @@ def queue_group_message(
     version = known_version(db, group)
     if not version:
         raise UnknownGroup(f"no group {group.hex()[:8]} is known here", "Wait for the invitation, or check the id")
-    _ensure_key(db, own, group, version, now, random_bytes)
+    ensure_key(db, own, group, version, now, random_bytes)
     sid = new_send(db, control=False)
     counter, mids = write_letters(db, sid, group, MESSAGE, split_parts(b"", group, name, content), now)
     for mid in mids:
         add_parcel(db, sid, mid, ROSTER, group, "", version=version)
-    return Sent(message_id(own.device, group, counter), group, counter, sid)
+    return Sent(message_id(own.stem, group, counter), group, counter, sid)
 
 
-def _ensure_key(
+def ensure_key(
     db: Db, own: Own, group: bytes, version: int, now: int, random_bytes: Callable[[int], bytes]
 ) -> None:
+    """We have a sender key for this version of a group; if it is drawn now, every member is told."""
     found = db.execute(
-        "SELECT 1 FROM sender_keys WHERE grp=? AND version=? AND device=?", (group, version, own.device)
+        "SELECT 1 FROM sender_keys WHERE grp=? AND version=? AND device=? AND stale=0", (group, version, own.device)
     ).fetchone()
     if found:
         return
@@ -216,8 +232,10 @@ def _ensure_key(
 
 
 def key_from(db: Db, own: Own, inner: Inner, news: KeyNews) -> bytes:
-    """A sender key came: its device's own word, or passed on by one of our own devices. The key's id."""
-    if inner.user != own.user and (inner.user, inner.device) != (news.user, news.device):
+    """A sender key came: its device's own word, also under a later key of that, or passed on by one of our own devices.
+    The key's id."""
+    teller, named = (people.stem(db, own, inner.user, key) for key in (inner.device, news.device))
+    if inner.user != own.user and (inner.user != news.user or teller is None or teller != named):
         raise TrustError("sender key: told by somebody else")
     return _keep_key(db, news)
 
@@ -225,7 +243,7 @@ def key_from(db: Db, own: Own, inner: Inner, news: KeyNews) -> bytes:
 def _keep_key(db: Db, news: KeyNews) -> bytes:
     kid = key_id(news.key)
     db.execute(
-        "INSERT OR IGNORE INTO sender_keys VALUES (?,?,?,?,?,?)",
+        "INSERT OR IGNORE INTO sender_keys VALUES (?,?,?,?,?,?,0)",
         (kid, news.device, news.user, news.group, news.version, news.key),
     )
     db.execute(
@@ -265,6 +283,20 @@ def _tell(
         _, mids = write_letters(db, sid, conversation, kind, hollow, now, first, news)
         for mid in mids:
             add_parcel(db, sid, mid, MAILBOX, user, _region(cell), own=user == own.user, only=only)
+
+
+def devices_changed(
+    db: Db, own: Own, before: HomeRecord | None, after: HomeRecord, now: int, effects: Effects
+) -> None:  # fmt: skip
+    """A newer home record: what a new device of ours needs it is told; and what one that has gone was told it must not
+    be able to read on with: the next message to a group of that user goes out under another sender key."""
+    known = {device.stem for device in before.devices} if before else set()
+    if after.user == own.user:
+        pass_on(db, own, [one.id for one in after.devices if one.stem not in known], now, effects)
+    listed = {device.id for device in after.devices}
+    if before is not None and any(device.id not in listed for device in before.devices):
+        theirs = "UPDATE sender_keys SET stale=1 WHERE device=? AND grp IN (SELECT grp FROM members WHERE user=?)"
+        db.execute(theirs, (own.device, after.user))
 
 
 def pass_on(db: Db, own: Own, devices: Sequence[bytes], now: int, effects: Effects) -> None:

@@ -1,12 +1,13 @@
 """Users and devices are made here, offline: keys, home records, the store.
 
-The registrar's key is the caller's: whoever runs the region holds it, apart from the relays (section 5, rule 4)."""
+The registrar's key is the caller's: whoever runs the region holds it, apart from the relays (section 5, rule 4). What
+becomes of devices later is relay.client.lifecycle's."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -17,54 +18,55 @@ from relay.client import groups, people
 from relay.client.card import Card
 from relay.client.outgoing import extend
 from relay.client.shapes import Effects, Own
-from relay.client.store import Db, Store, create, get, load_own, put
-from relay.core.trust import Device, HomePayload, HomeRecord, Root, follow_root, sign_home, verify_home, verify_root
-from relay.errors import OperatorError
+from relay.client.store import Db, Store, create, get, keep_device_key, keep_user_key, load_own, put
+from relay.core.trust import Device, HomePayload, HomeRecord, Root, follow_root, request_home, verify_home, verify_root
+from relay.errors import BrokenChain, OperatorError, TrustError
 from relay.limits import DAY, MAX_CHAIN, MAX_DEVICES, MINUTE
 
 LIFETIME = 365 * DAY  # ms that a home record is valid
 RandomBytes = Callable[[int], bytes]
+# (a request as in docs/PROTOCOL.md section 5, the signed records before) → the signed record.
+# Raises OperatorError (VersionTaken: another device was faster), TrustError.
+Registrar = Callable[[bytes, Sequence[bytes]], bytes]
 
 
 def new_user(
-    path: Path, *, root: bytes, region: str, cell: str, registrar: SigningKey, now_ms: int,
-    random_bytes: RandomBytes = os.urandom,
+    path: Path, *, root: bytes, region: str, cell: str, registrar: Registrar, now_ms: int,
+    random_bytes: RandomBytes = os.urandom, recovery: bytes = b"",
 ) -> Card:  # fmt: skip
-    """Make a user at home in `cell` of `region`, with one device whose store is at `path`. Offline.
+    """Make a user at home in `cell` of `region`, with one device whose store is at `path`. Offline. `recovery`: the
+    public half of a key that is kept elsewhere, for when all devices are lost.
 
     Raises OperatorError (a store is there already), TrustError (the root does not hold, has no such cell, or names
     another registrar)."""
     verified = verify_root(root, now_ms)
-    user_key, seeds = SigningKey(random_bytes(32)), _Seeds(random_bytes)
+    user_key, seeds = SigningKey(random_bytes(32)), Seeds(random_bytes)
     payload = HomePayload(
         1, b"", 1, b"", region, cell, bytes(user_key.verify_key), (seeds.device(1),), 0, now_ms - MINUTE,
-        now_ms + LIFETIME,
+        now_ms + LIFETIME, recovery,
     )  # fmt: skip
-    record = verify_home(sign_home(payload, user_key, registrar), verified, None)
-    create(path, lambda db: _fill(db, verified, user_key, seeds, [record]))
+    record = ask(registrar, payload, user_key, [], verified)
+    create(path, lambda db: fill(db, verified, [user_key], seeds, [record]))
     return Card(region, record.user)
 
 
 def add_device(
-    path: Path, *, of: Path, registrar: SigningKey, now_ms: int, random_bytes: RandomBytes = os.urandom
+    path: Path, *, of: Path, registrar: Registrar, now_ms: int, random_bytes: RandomBytes = os.urandom
 ) -> Card:
     """Enrol a second device of the user whose store is `of`; its own store is at `path`. Offline: `of` has to know the
     newest home record (receive with it first if a third device was enrolled elsewhere).
 
     Raises like `new_user`."""
     with closing(Store(of)) as store:
-        own, user_key, chain = store.transact(lambda db: _identity(db, now_ms))
-        seeds = _Seeds(random_bytes)
-        record = _next_record(chain, seeds, user_key, registrar, own.root, now_ms)
-        create(path, lambda db: _fill(db, own.root, user_key, seeds, [*chain, record]))
-
-        def enrol(db: Db) -> None:
-            effects = Effects()
-            db.execute("INSERT INTO chain VALUES (?,?)", (record.version, record.signed))
-            extend(db, own, record, effects)
-            groups.pass_on(db, own, [bytes(seeds.signing.verify_key)], now_ms, effects)
-
-        store.transact(enrol)
+        own, chain = store.transact(lambda db: identity(db, now_ms))
+        user_key = store.transact(lambda db: user_key_of(db, chain[-1]))
+        if len(chain[-1].devices) >= MAX_DEVICES:
+            raise OperatorError(f"the user has {len(chain[-1].devices)} devices", "No more fit: revoke one")
+        seeds = Seeds(random_bytes)
+        devices = (*chain[-1].devices, seeds.device(chain[-1].version + 1))
+        record = ask(registrar, following(chain, now_ms, devices=devices), user_key, chain, own.root)
+        create(path, lambda db: fill(db, own.root, [user_key], seeds, [*chain, record]))
+        store.transact(lambda db: take(db, own, [record], now_ms))
     return Card(record.payload.region, record.user)
 
 
@@ -72,6 +74,30 @@ def own_records(path: Path) -> list[bytes]:
     """The signed home records of the user whose store is at `path`, oldest first. Raises StoreError."""
     with closing(Store(path)) as store:
         return store.transact(people.own_chain)
+
+
+def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> int:
+    """Take newer home records of the store's own user in, signed and oldest first: the newest version.
+
+    Raises TrustError and its kinds; then the store is as it was."""
+
+    def work(db: Db) -> int:
+        own, chain = identity(db, now_ms)
+        for mine, theirs in zip(chain, records, strict=False):
+            if mine.signed != theirs:
+                raise BrokenChain(
+                    f"two different home records of version {mine.version}: a fork",
+                    "Somebody signed twice: ask the registrar",
+                )
+        newer, before = list[HomeRecord](), chain[-1]
+        for signed in records[before.version :]:
+            before = verify_home(signed, own.root, before)
+            newer.append(before)
+        take(db, own, newer, now_ms)
+        return before.version
+
+    with closing(Store(path)) as store:
+        return store.transact(work)
 
 
 def update_root(path: Path, signed: bytes, now_ms: int | None = None) -> Root:
@@ -90,40 +116,75 @@ def update_root(path: Path, signed: bytes, now_ms: int | None = None) -> Root:
         return store.transact(work)
 
 
-class _Seeds:
+# --- what relay.client.lifecycle does it with, too -----------------------------------------------
+class Seeds:
     """A device's fresh keys."""
 
     def __init__(self, random_bytes: RandomBytes) -> None:
         self.signing = SigningKey(random_bytes(32))
         self.public, self.private = crypto_box_seed_keypair(random_bytes(32))
 
-    def device(self, version: int) -> Device:
-        return Device(bytes(self.signing.verify_key), self.public, version)
+    def device(self, since: int, first: bytes = b"") -> Device:
+        return Device(bytes(self.signing.verify_key), self.public, since, first)
 
 
-def _identity(db: Db, now_ms: int) -> tuple[Own, SigningKey, list[HomeRecord]]:
+def identity(db: Db, now_ms: int) -> tuple[Own, list[HomeRecord]]:
+    """Who the store is for, and all of the user's records, verified."""
     own = load_own(db, now_ms)
     chain: list[HomeRecord] = []
     for signed in people.own_chain(db):
         chain.append(verify_home(signed, own.root, chain[-1] if chain else None))
-    return own, SigningKey(get(db, "user_seed")), chain
+    return own, chain
 
 
-def _next_record(
-    chain: list[HomeRecord], seeds: _Seeds, user_key: SigningKey, registrar: SigningKey, root: Root, now_ms: int
-) -> HomeRecord:
+def user_key_of(db: Db, record: HomeRecord) -> SigningKey:
+    """The user key that `record` names. Raises OperatorError where this store does not have it."""
+    for (seed,) in db.execute("SELECT seed FROM user_keys"):
+        key = SigningKey(bytes(seed))
+        if bytes(key.verify_key) == record.payload.user_key:
+            return key
+    raise OperatorError(
+        f"this device does not have the user key of version {record.version}: it was changed on another one",
+        "Do it there, or use the recovery key",
+    )
+
+
+def following(chain: Sequence[HomeRecord], now_ms: int, **change: object) -> HomePayload:
+    """The next version after `chain`, not signed: as the last one, but for `change`. Raises OperatorError."""
     last = chain[-1]
-    if len(last.devices) >= MAX_DEVICES or last.version >= MAX_CHAIN:
-        raise OperatorError(f"the user has {len(last.devices)} devices in {last.version} versions", "No more fit")
-    old = last.payload
-    payload = HomePayload(
-        1, last.user, old.version + 1, last.digest, old.region, old.cell, old.user_key,
-        (*old.devices, seeds.device(old.version + 1)), old.move_epoch, now_ms - MINUTE, now_ms + LIFETIME,
-    )  # fmt: skip
-    return verify_home(sign_home(payload, user_key, registrar), root, last)
+    if last.version >= MAX_CHAIN:
+        raise OperatorError(f"the user has {last.version} home records", "No more fit: enrol the user anew")
+    next_ = {"user": last.user, "version": last.version + 1, "prev": last.digest, "not_before": now_ms - MINUTE}
+    fields = {name: getattr(last.payload, name) for name in last.payload.__struct_fields__}
+    return HomePayload(**{**fields, **next_, "expires": now_ms + LIFETIME, **change})
 
 
-def _fill(db: Db, root: Root, user_key: SigningKey, seeds: _Seeds, chain: list[HomeRecord]) -> None:
+def ask(
+    registrar: Registrar, payload: HomePayload, key: SigningKey, chain: Sequence[HomeRecord], root: Root
+) -> HomeRecord:
+    """Have the registrar sign what `key` signs, and verify what comes back. Raises like `registrar`; TrustError."""
+    signed = registrar(request_home(payload, key), [record.signed for record in chain])
+    record = verify_home(signed, root, chain[-1] if chain else None)
+    if record.payload != payload:
+        raise TrustError("the registrar signed something else than it was asked for", "Ask its operator")
+    return record
+
+
+def take(db: Db, own: Own, newer: Sequence[HomeRecord], now_ms: int) -> None:
+    """Newer records of our own user: keep them, and tell new devices what they need."""
+    effects, before = Effects(), people.newest(db, own, own.user)
+    for record in newer:
+        people.keep(db, own, record)
+        extend(db, own, record, effects)
+    after = newer[-1] if newer else None
+    if before is not None and after is not None:
+        groups.devices_changed(db, own, before, after, now_ms, effects)
+
+
+def fill(
+    db: Db, root: Root, user_keys: Sequence[SigningKey], seeds: Seeds, chain: Sequence[HomeRecord]
+) -> None:
+    """A new store's first rows."""
     last = chain[-1]
     for key, value in {
         "root": root.signed,
@@ -131,9 +192,10 @@ def _fill(db: Db, root: Root, user_key: SigningKey, seeds: _Seeds, chain: list[H
         "user": last.user,
         "region": last.payload.region.encode(),
         "cell": last.cell.encode(),
-        "user_seed": bytes(user_key),
-        "device_seed": bytes(seeds.signing),
-        "encryption_private": seeds.private,
     }.items():
         put(db, key, value)
+    for user_key in user_keys:
+        keep_user_key(db, user_key)
+    keep_device_key(db, seeds.signing, seeds.private)
     db.executemany("INSERT INTO chain VALUES (?,?)", [(record.version, record.signed) for record in chain])
+    people.remember(db, last)

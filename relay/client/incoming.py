@@ -14,6 +14,7 @@ import structlog
 
 from relay.client import groups, people
 from relay.client.outgoing import PUBLISH, REFUSED, extend, forget_newer, outcome, refuse_all, settle
+from relay.client.receipts import want_receipt
 from relay.client.shapes import (
     KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Own, Part, control_pair, pair, read_key_news, read_part,
 )  # fmt: skip
@@ -84,10 +85,12 @@ class Incoming:
                 self._take(message.envelope)
                 position = max(position, message.position)
             elif isinstance(message, wire.Notice):
+                want_receipt(self._db, self._own, message.id, message.code, message.cell, 0, self.effects)
                 self._outcome(message.id, message.code, message.newest)
                 position = max(position, message.position)
             elif isinstance(message, wire.Receipt):
                 for item in message.items:
+                    want_receipt(self._db, self._own, item.id, item.code, item.cell, item.position, self.effects)
                     self._outcome(item.id, item.code, item.newest)
         if position:
             put_cursor(self._db, log_id, position)
@@ -99,10 +102,7 @@ class Incoming:
         record = people.learn(self._db, self._own, user, chain, server_now)
         if before is None or record.version > before.version:
             extend(self._db, self._own, record, self.effects)
-            known = {device.id for device in before.devices} if before else set()
-            new = [device.id for device in record.devices if device.id not in known]
-            if user == self._own.user:
-                groups.pass_on(self._db, self._own, new, self._now, self.effects)
+            groups.devices_changed(self._db, self._own, before, record, self._now, self.effects)
         self.effects.post = True
         self._retry(_sender(user))
         self.effects.wanted.pop(user, None)  # whoever asks for this user does so now
@@ -150,8 +150,7 @@ class Incoming:
         try:
             opened = self._open(envelope)
             if opened is not None:
-                self._believe(opened)
-                self._sort(opened)
+                self._sort(opened, self._believe(opened))
         except _Wait as wait:
             if last and wait.cause[:1] == b"u":
                 self._drop("not_enrolled")
@@ -169,13 +168,13 @@ class Incoming:
         if header.kind == To.MAILBOX:
             if header.to != self._own.user:
                 raise ProtocolError("a mailbox envelope for somebody else")
-            return open_mailbox(envelope, self._own.device, self._own.private)
+            return self._open_mailbox(envelope)
         kid = roster_key_id(envelope)
         rows = self._db.execute("SELECT key, device, grp, version FROM sender_keys WHERE kid=?", (kid,)).fetchall()
         if not rows:
             raise _Wait(_key(kid))
         opened = open_roster(envelope, bytes(rows[0][0]))
-        if opened.inner.device == self._own.device:
+        if opened.inner.device in self._own.ids:
             return None  # our own, back from the group
         named = (opened.inner.device, header.to, header.to_version)
         if named not in [(bytes(device), bytes(group), version) for _, device, group, version in rows]:
@@ -184,14 +183,27 @@ class Incoming:
             raise _Wait(_roster(header.to))
         return opened
 
-    def _believe(self, opened: Opened) -> None:
-        """The sender device is enrolled in its user's verified home record."""
+    def _open_mailbox(self, envelope: bytes) -> Opened | None:
+        """With our key, or one that was rotated, for what was sealed before."""
+        own = self._own
+        for device, private in ((own.device, own.private), *own.older):
+            if private and (opened := open_mailbox(envelope, device, private)) is not None:
+                return opened
+        return None
+
+    def _believe(self, opened: Opened) -> bytes:
+        """The sender device is enrolled in its user's verified home record, or was when the envelope was made. What its
+        streams go by: its stem."""
         inner = opened.inner
         record = people.newest(self._db, self._own, inner.user)
-        if record is None or inner.device not in {device.id for device in record.devices}:
-            raise _Wait(_sender(inner.user), record.payload.region if record else inner.region)
+        stem = record.stem(inner.device, opened.header.created) if record else None
+        if stem is not None:
+            return stem
+        if record is not None and record.stem(inner.device) is not None:
+            raise BadSignature("made by a device after it was revoked")
+        raise _Wait(_sender(inner.user), record.payload.region if record else inner.region)
 
-    def _sort(self, opened: Opened) -> None:
+    def _sort(self, opened: Opened, stem: bytes) -> None:
         kind = opened.inner.kind
         if kind not in (MESSAGE, ROSTER_NEWS, KEY_NEWS):
             return  # of a newer software; nothing for us
@@ -199,11 +211,11 @@ class Incoming:
         if part.part >= part.parts or opened.inner.counter <= part.part:
             raise ProtocolError("a part beyond the end of its message")
         if kind == MESSAGE:
-            self._message(opened, part)
+            self._message(opened, part, stem)
         else:
-            self._control(opened, part)
+            self._control(opened, part, stem)
 
-    def _message(self, opened: Opened, part: Part) -> None:
+    def _message(self, opened: Opened, part: Part, stem: bytes) -> None:
         inner, own = opened.inner, self._own
         if part.group:
             if inner.conversation != part.group or part.to:
@@ -217,19 +229,17 @@ class Incoming:
         elif own.user not in (part.to, inner.user):
             raise ProtocolError("a message for somebody else")
         if opened.first:
-            self._streams.begin(inner.device, inner.conversation, opened.first)
-        self._streams.offer(
-            inner.device, inner.conversation, inner.counter, opened.raw, self._now, dedup=self._dedup
-        )
+            self._streams.begin(stem, inner.conversation, opened.first)
+        self._streams.offer(stem, inner.conversation, inner.counter, opened.raw, self._now, dedup=self._dedup)
 
-    def _control(self, opened: Opened, part: Part) -> None:
+    def _control(self, opened: Opened, part: Part, stem: bytes) -> None:
         inner = opened.inner
         if opened.header.kind != To.MAILBOX or inner.conversation != control_pair(inner.user, self._own.user):
             raise ProtocolError("a control message in another conversation")
         data: bytes | None = part.data
         if part.parts > 1:
             first = inner.counter - part.part
-            data = collect(self._db, inner.device, inner.conversation, first, part.part, part.parts, part.data)
+            data = collect(self._db, stem, inner.conversation, first, part.part, part.parts, part.data)
         if data is None:
             return
         if inner.kind == ROSTER_NEWS:
@@ -241,7 +251,8 @@ class Incoming:
             kid = groups.key_from(self._db, self._own, inner, news)
             self._strayed = self._strayed or not groups.is_member(self._db, news.group, news.user)
             if opened.first:
-                self._streams.begin(news.device, news.group, opened.first)
+                known = people.stem(self._db, self._own, news.user, news.device)
+                self._streams.begin(known or news.device, news.group, opened.first)
             self._retry(_key(kid))
 
     # --- waiting ---------------------------------------------------------------------------------

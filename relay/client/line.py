@@ -14,6 +14,7 @@ from relay.client.desk import MAX_INBOX, Desk
 from relay.client.incoming import wanted_senders
 from relay.client.lookups import Lookups, Task
 from relay.client.outgoing import MAILBOX
+from relay.client.proving import Proving
 from relay.client.sealer import Prepared, Ready
 from relay.client.store import Db, process_gone
 from relay.client.window import Window
@@ -53,6 +54,7 @@ class Line:
         self._unacked = 0
         self._ack_due = trio.Event()
         self._lookups = Lookups(desk, self._say, self._start)
+        self._proving = Proving(desk, self._say)
         self._draining = False
         self._empty = False
         self._ended: Exception | None = None
@@ -66,6 +68,7 @@ class Line:
         """Until the connection ends; raises why."""
         await self._prepare()
         tasks = [self._read, self._take_in, self._submit, self._lookups.run, self._ping, self._rescue, self._expect]
+        tasks.append(self._proving.run)
         if self._receive:
             tasks += [self._ack, self._hold]
         async with trio.open_nursery() as nursery:
@@ -127,6 +130,8 @@ class Line:
                 self._more.set()
             elif isinstance(message, wire.Record):
                 self._lookups.answered(message)
+            elif isinstance(message, wire.Proof):
+                self._proving.answered(message)
             elif isinstance(message, wire.Drain):
                 self._start(self._leave(message.spread_ms))
             elif isinstance(message, wire.Error):

@@ -115,7 +115,7 @@ def queue_message(db: Db, own: Own, user: bytes, hint: str, content: bytes, name
     sid, conversation = new_send(db, control=False), pair(own.user, user)
     counter, mids = write_letters(db, sid, conversation, MESSAGE, split_parts(user, b"", name, content), now)
     post_to_user(db, own, sid, mids, user, hint)
-    return Sent(message_id(own.device, conversation, counter), conversation, counter, sid)
+    return Sent(message_id(own.stem, conversation, counter), conversation, counter, sid)
 
 
 # --- outcomes ------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def settle(db: Db, sids: set[int], now: int, effects: Effects) -> None:
         effects.outcomes[sid] = progress(db, sid)
         if counted[0] and not counted[1]:
             told = db.execute("SELECT DISTINCT news FROM letters WHERE sid=? AND news>0", (sid,)).fetchall()
-            for table in ("parcels", "letters", "sends"):
+            for table in ("parcels", "letters", "sends", "proving"):
                 db.execute(f"DELETE FROM {table} WHERE sid=?", (sid,))
             last = "DELETE FROM news WHERE nid=? AND NOT EXISTS (SELECT 1 FROM letters WHERE news=nid AND news>0)"
             db.executemany(last, told)

@@ -7,25 +7,56 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from msgspec import structs
+
 from relay.client.shapes import Own
 from relay.client.store import Db
-from relay.core.trust import HomeRecord, read_home, verify_chain
+from relay.core.codec import Decoder, pack
+from relay.core.trust import REVOKED_GRACE, Former, HomeRecord, read_home, verify_chain
+from relay.limits import KIB, MAX_LIFETIME
 
-_read = lru_cache(maxsize=1_024)(read_home)  # at most 16 KiB each; only bytes that were verified before
+_former: Decoder[tuple[Former, ...]] = Decoder(tuple[Former, ...], "former devices", 64 * KIB)
+
+
+@lru_cache(maxsize=1_024)
+def _read(signed: bytes, former: bytes) -> HomeRecord:  # at most 16 KiB each; only bytes that were verified before
+    return structs.replace(read_home(signed), former=_former(former))
 
 
 def newest(db: Db, own: Own, user: bytes) -> HomeRecord | None:
     """The newest verified record of `user`, our own included; it may have run out."""
-    if user == own.user:
-        row = db.execute("SELECT signed FROM chain ORDER BY version DESC LIMIT 1").fetchone()
-    else:
-        row = db.execute("SELECT signed FROM records WHERE user=?", (user,)).fetchone()
-    return _read(bytes(row[0])) if row else None
+    row = db.execute("SELECT signed, former FROM records WHERE user=?", (user,)).fetchone()
+    return _read(bytes(row[0]), bytes(row[1])) if row else None
+
+
+def remember(db: Db, record: HomeRecord) -> None:
+    """The newest verified record of a user, from now on."""
+    former = pack([[one.id, one.stem, one.until] for one in record.former])
+    db.execute("INSERT OR REPLACE INTO records VALUES (?,?,?,?)", (record.user, record.version, record.signed, former))
+
+
+def keep(db: Db, own: Own, record: HomeRecord) -> None:
+    """A verified record: the newest one of its user from now on; our own are all kept. Keys of ours that it does not
+    list any more open what may still come, and nothing after that."""
+    remember(db, record)
+    if record.user == own.user:
+        db.execute("INSERT OR IGNORE INTO chain VALUES (?,?)", (record.version, record.signed))
+        listed = {device.id for device in record.devices}
+        for one in record.former:
+            if one.id not in listed:
+                until = one.until + REVOKED_GRACE + MAX_LIFETIME
+                db.execute("UPDATE device_keys SET until=? WHERE id=?", (until, one.id))
 
 
 def own_chain(db: Db) -> list[bytes]:
     """Our own signed records, oldest first."""
     return [bytes(row[0]) for row in db.execute("SELECT signed FROM chain ORDER BY version")]
+
+
+def stem(db: Db, own: Own, user: bytes, device: bytes, at_ms: int = 0) -> bytes | None:
+    """relay.core.trust.HomeRecord.stem, by the newest record that is known here."""
+    record = newest(db, own, user)
+    return record.stem(device, at_ms) if record else None
 
 
 def usable(record: HomeRecord | None, now_ms: int) -> bool:
@@ -39,12 +70,12 @@ def learn(db: Db, own: Own, user: bytes, chain: Sequence[bytes], now_ms: int) ->
     Raises TrustError and its kinds; then nothing was kept."""
     known = newest(db, own, user)
     record = verify_chain(chain, own.root, now_ms, user, known)
-    if user == own.user:
-        for signed in chain:
-            version = read_home(signed).version
-            db.execute("INSERT OR IGNORE INTO chain VALUES (?,?)", (version, signed))
-    elif known is None or record.version > known.version:
-        db.execute("INSERT OR REPLACE INTO records VALUES (?,?,?)", (user, record.version, record.signed))
+    if known is None or record.version > known.version:
+        if user == own.user:
+            for signed in chain:
+                version = read_home(signed).version
+                db.execute("INSERT OR IGNORE INTO chain VALUES (?,?)", (version, signed))
+        keep(db, own, record)
     return record
 
 

@@ -1,9 +1,16 @@
 -- The local store of one device. Times in Unix ms; keys, ids and content as raw bytes.
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 
--- who we and the others are
+-- who we and the others are; which of our keys count, the newest of our records says
+CREATE TABLE user_keys (seed BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE device_keys (
+    id BLOB PRIMARY KEY, seed BLOB NOT NULL,
+    private BLOB NOT NULL,  -- empty once nothing can come any more that was sealed for a key that was rotated
+    until INTEGER NOT NULL);  -- then; 0 while the key counts
 CREATE TABLE chain (version INTEGER PRIMARY KEY, signed BLOB NOT NULL);  -- our own home records, all of them
-CREATE TABLE records (user BLOB PRIMARY KEY, version INTEGER NOT NULL, signed BLOB NOT NULL);  -- the newest verified
+CREATE TABLE records (  -- the newest verified, our own included
+    user BLOB PRIMARY KEY, version INTEGER NOT NULL, signed BLOB NOT NULL,
+    former BLOB NOT NULL);  -- the device ids that the versions before listed and it does not
 
 -- what goes out: a send has letters (one per counter), a letter has parcels (one envelope each)
 CREATE TABLE counters (conversation BLOB PRIMARY KEY, next INTEGER NOT NULL);
@@ -40,6 +47,17 @@ CREATE INDEX parcels_state ON parcels (state, pid);
 CREATE INDEX parcels_address ON parcels (address);
 CREATE TABLE failures (sid INTEGER PRIMARY KEY, code INTEGER NOT NULL, text TEXT NOT NULL, at INTEGER NOT NULL);
 
+-- signed receipts. The sends that want some, and of which outcome:
+CREATE TABLE proving (sid INTEGER PRIMARY KEY, level INTEGER NOT NULL);
+CREATE TABLE receipts (
+    id BLOB PRIMARY KEY, sid INTEGER NOT NULL, cell TEXT NOT NULL, position INTEGER NOT NULL,
+    level INTEGER NOT NULL,  -- the outcome that it is about: 1 accepted, 2 stored
+    code INTEGER NOT NULL DEFAULT 0,  -- why there is none
+    tries INTEGER NOT NULL DEFAULT 0, retry_at INTEGER NOT NULL DEFAULT 0,
+    receipt BLOB);
+CREATE INDEX receipts_sid ON receipts (sid);
+CREATE INDEX receipts_open ON receipts (retry_at) WHERE receipt IS NULL AND code=0;
+
 -- what came in
 CREATE TABLE streams (
     device BLOB, conversation BLOB, next INTEGER NOT NULL, given INTEGER NOT NULL, missing BLOB NOT NULL,
@@ -65,5 +83,6 @@ CREATE TABLE groups (
 CREATE TABLE members (grp BLOB, user BLOB, cell TEXT NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (grp, user));
 CREATE TABLE sender_keys (
     kid BLOB, device BLOB, user BLOB NOT NULL, grp BLOB NOT NULL, version INTEGER NOT NULL, key BLOB NOT NULL,
+    stale INTEGER NOT NULL DEFAULT 0,  -- ours, and a device that has it was revoked: draw another one
     PRIMARY KEY (kid, device));
 CREATE INDEX sender_keys_group ON sender_keys (grp, device, version);

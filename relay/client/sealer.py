@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from relay.client.outgoing import (
     MAILBOX, PUBLISH, QUEUED, RETRY_MAX_MS, SENT, STORED, first_expected, refuse, whole_part,
 )  # fmt: skip
+from relay.client import groups
 from relay.client.people import newest, usable
 from relay.client.shapes import KEY_NEWS, Effects, Own
 from relay.client.store import Db, process_gone
@@ -144,15 +145,12 @@ class Sealer:
             whole_part(db, parcel.content, parcel.news) if parcel.news else parcel.content,
         )  # fmt: skip
         if parcel.what != MAILBOX:
-            key = db.execute(
-                "SELECT key FROM sender_keys WHERE grp=? AND version=? AND device=?",
-                (parcel.address, parcel.version, own.device),
-            ).fetchone()
+            key = self._sender_key(db, parcel, now)
             if key is None:  # an epoch so old that its key is gone
                 refuse(db, parcel.pid, Code.UNKNOWN_ROSTER, out.effects)
                 return None
             header = make_header(To.ROSTER, parcel.address, parcel.version, created, expires)
-            return seal_roster(header, inner, own.signing, bytes(key[0]), self._random(32))
+            return seal_roster(header, inner, own.signing, key, self._random(32))
         record = newest(db, own, parcel.address)
         if record is None or not usable(record, created):
             skip.add(parcel.address)
@@ -183,6 +181,16 @@ class Sealer:
             rows = db.execute("SELECT DISTINCT cell FROM members WHERE grp=?", (parcel.address,))
             cells = [cell for (cell,) in rows.fetchall()]
         return min(self.longest, self._policies.longest(self._own.cell, *cells))
+
+    def _sender_key(self, db: Db, parcel: _Parcel, now: int) -> bytes | None:
+        """Drawn now, where our own keys were rotated since the message was written. None: of too old an epoch."""
+        place = (parcel.address, parcel.version, self._own.device)
+        query = "SELECT key FROM sender_keys WHERE grp=? AND version=? AND device=? ORDER BY stale, rowid DESC"
+        row = db.execute(query, place).fetchone()
+        if row is None:
+            groups.ensure_key(db, self._own, parcel.address, parcel.version, now, self._random)
+            row = db.execute(query, place).fetchone()
+        return bytes(row[0]) if row else None
 
     def _first(self, db: Db, parcel: _Parcel, device: bytes) -> int:
         if parcel.kind == KEY_NEWS:  # for who joined in between nobody knows: the stream starts with what comes first

@@ -170,15 +170,23 @@ class Stats:
 # --- within the SDK ------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Who this device is."""
+    """Who this device is: its id, its stem (what stays when keys are rotated), its keys. `older`: (id, X25519 private
+    key, empty when it is not needed any more) of keys that were rotated."""
 
     user: bytes
     device: bytes
+    stem: bytes
     signing: SigningKey
     private: bytes
+    older: tuple[tuple[bytes, bytes], ...]
     region: str
     cell: str
     root: Root
+
+    @property
+    def ids(self) -> frozenset[bytes]:
+        """Every id that this device has had."""
+        return frozenset([self.device, *(one for one, _ in self.older)])
 
 
 @dataclass(slots=True)
@@ -191,5 +199,6 @@ class Effects:
     mail: bool = False  # the inbox has more
     inbox_bytes: int = 0  # how much more
     post: bool = False  # there may be something to submit
+    proofs: bool = False  # there are signed receipts to ask for
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)

@@ -25,7 +25,7 @@ from nacl.signing import SigningKey
 
 from relay.client.errors import ClientClosed
 from relay.client.shapes import Own
-from relay.core.trust import reopen_root
+from relay.core.trust import read_home, reopen_root
 from relay.errors import OperatorError, StoreDamaged, StoreError, StoreForeign, StoreLocked
 from relay.limits import MIB
 
@@ -33,13 +33,7 @@ T = TypeVar("T")
 Db = sqlite3.Connection
 Work = Callable[[Db], Any]
 
-FORMAT = 2
-_FROM_1 = (  # what was told to many was kept for each of them
-    "ALTER TABLE letters ADD COLUMN news INTEGER NOT NULL DEFAULT 0",
-    "CREATE INDEX letters_news ON letters (news) WHERE news>0",
-    "CREATE TABLE news (nid INTEGER PRIMARY KEY, data BLOB NOT NULL)",
-    "PRAGMA user_version=2",
-)
+FORMAT = 3
 APPLICATION = 0x506F7374  # "Post", in the file's header
 SHARED = 256  # pieces of work that share one commit at most
 WAL_BYTES = 4 * MIB  # bytes of write-ahead log after which it is folded into the database
@@ -252,14 +246,12 @@ def _connect(path: Path) -> Db:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION:
             raise StoreForeign(f"{path} is not a Posthouse client store", "Name the right file")
-        if version not in (1, FORMAT):
-            raise StoreForeign(f"{path} has format {version}, this software knows {FORMAT}", "Update the software")
+        if version != FORMAT:
+            remedy = "Update the software" if version > FORMAT else "Enrol the device anew: home records have changed"
+            raise StoreForeign(f"{path} has format {version}, this software knows {FORMAT}", remedy)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA wal_autocheckpoint=0")
         db.execute("PRAGMA trusted_schema=OFF")
-        if version == 1:
-            for statement in ("BEGIN IMMEDIATE", *_FROM_1, "COMMIT"):
-                db.execute(statement)
         return db
     except sqlite3.DatabaseError as error:
         db.close()
@@ -310,11 +302,32 @@ def put_cursor(db: Db, log_id: bytes, cursor: int) -> None:
     put(db, "cursor", cursor.to_bytes(8, "big"))
 
 
+def keep_user_key(db: Db, key: SigningKey) -> None:
+    """One of the user keys; which one counts, the newest record says."""
+    db.execute("INSERT OR IGNORE INTO user_keys VALUES (?)", (bytes(key),))
+
+
+def keep_device_key(db: Db, signing: SigningKey, private: bytes) -> None:
+    """One of this device's key pairs; which one counts, the newest record says."""
+    db.execute("INSERT INTO device_keys VALUES (?,?,?,0)", (bytes(signing.verify_key), bytes(signing), private))
+
+
 def load_own(db: Db, now_ms: int) -> Own:
-    """Who this store is for. Raises TrustError where the root does not hold (any more)."""
+    """Who this store is for. Its keys are those that the newest of our records lists that lists any of them: if it is
+    not the newest of all, the device was revoked. Raises TrustError where the root does not hold (any more)."""
     root = reopen_root(get(db, "root"), now_ms, pinned=get(db, "federation"))
-    signing = SigningKey(get(db, "device_seed"))
+    db.execute("UPDATE device_keys SET private=x'' WHERE until>0 AND until<?", (now_ms,))
+    rows = db.execute("SELECT id, seed, private FROM device_keys").fetchall()
+    keys = {bytes(key): (bytes(seed), bytes(private)) for key, seed, private in rows}
+    for (signed,) in db.execute("SELECT signed FROM chain ORDER BY version DESC"):
+        device = next((one for one in read_home(bytes(signed)).devices if one.id in keys), None)
+        if device is not None:
+            break
+    else:
+        raise StoreDamaged("the store has no key that a home record lists", "Enrol this device anew")
+    seed, private = keys.pop(device.id)
     return Own(
-        user=get(db, "user"), device=bytes(signing.verify_key), signing=signing, private=get(db, "encryption_private"),
-        region=get(db, "region").decode(), cell=get(db, "cell").decode(), root=root,
+        user=get(db, "user"), device=device.id, stem=device.stem, signing=SigningKey(seed), private=private,
+        older=tuple((key, old) for key, (_, old) in keys.items()), region=get(db, "region").decode(),
+        cell=get(db, "cell").decode(), root=root,
     )  # fmt: skip

@@ -1,4 +1,5 @@
-"""The streams of a transaction: loaded when first touched, written back once, and the messages they give put together.
+"""The streams of a transaction, by conversation and the sender device's stem (what stays when its keys are rotated):
+loaded when first touched, written back once, and the messages they give put together.
 
 One Streams object lives as long as one transaction."""
 
@@ -102,19 +103,19 @@ class Streams:
             if one.late:
                 self._effects.counts["late"] += 1
                 entry.owed -= min(entry.owed, 1)
-            self._put_together(raw, entry, late=one.late)
+            self._put_together(device, raw, entry, late=one.late)
 
-    def _put_together(self, raw: bytes, entry: _Loaded, *, late: bool) -> None:
+    def _put_together(self, device: bytes, raw: bytes, entry: _Loaded, *, late: bool) -> None:
         inner = read_inner(raw)
         part = read_part(inner.content)
         first = inner.counter - part.part
         content: bytes | None = part.data
         if part.parts > 1:
-            content = collect(self._db, inner.device, inner.conversation, first, part.part, part.parts, part.data)
+            content = collect(self._db, device, inner.conversation, first, part.part, part.parts, part.data)
         if content is None:
             return
         head = MessageHead(
-            message_id(inner.device, inner.conversation, first), inner.user, inner.device, part.group,
+            message_id(device, inner.conversation, first), inner.user, device, part.group,
             inner.conversation, first, part.name, inner.sent_ms, entry.owed, late, part.to,
         )  # fmt: skip
         entry.owed = 0

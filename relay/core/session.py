@@ -21,7 +21,9 @@ from nacl.signing import VerifyKey
 
 from relay.core import wire
 from relay.core.wire import Fault
-from relay.errors import AuthError, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError
+from relay.errors import (
+    AuthError, DeviceRevoked, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError,
+)  # fmt: skip
 from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE, MAX_LIFETIME
 
 _LOG_ID = 16  # bytes
@@ -70,7 +72,7 @@ class Admit:
 class Ask:
     """Hand this request to the office."""
 
-    message: wire.Submit | wire.Ack | wire.Lookup | wire.Roster | wire.Ephemeral
+    message: wire.Submit | wire.Ack | wire.Lookup | wire.Roster | wire.Ephemeral | wire.Prove
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,9 @@ class Session:
             raise ProtocolError("ACK on a connection that only submits", "Set `receive` in HELLO to be delivered to")
         return Ask(ack)
 
-    def _on_request(self, message: wire.Submit | wire.Lookup | wire.Roster | wire.Ephemeral) -> Effect:
+    def _on_request(
+        self, message: wire.Submit | wire.Lookup | wire.Roster | wire.Ephemeral | wire.Prove
+    ) -> Effect:
         return Ask(message)
 
 
@@ -188,6 +192,7 @@ TRANSITIONS: Final[dict[State, dict[type, tuple[_Action, State]]]] = {
         wire.Lookup: (Session._on_request, State.LIVE),
         wire.Roster: (Session._on_request, State.LIVE),
         wire.Ephemeral: (Session._on_request, State.LIVE),
+        wire.Prove: (Session._on_request, State.LIVE),
     },
     State.CLOSED: {},
 }
@@ -203,7 +208,7 @@ _EXPECTED: Final = {
     State.HELLO: "Open with HELLO",
     State.AUTH: "Answer CHALLENGE with AUTH",
     State.STARTING: "Wait for WELCOME",
-    State.LIVE: "Send SUBMIT, ACK, LOOKUP, ROSTER or EPHEMERAL",
+    State.LIVE: "Send SUBMIT, ACK, LOOKUP, ROSTER, EPHEMERAL or PROVE",
     State.CLOSED: "Reconnect",
 }
 
@@ -214,6 +219,8 @@ def closing(error: Exception, state: State) -> Close:
     match error:
         case ProtocolError():
             return Close(Fault.PROTOCOL, str(error))
+        case DeviceRevoked():
+            return Close(Fault.REVOKED, str(error))
         case AuthError() | TrustError():
             return Close(Fault.AUTH, str(error))
         case Refused() if error.code >= wire.Code.UNREACHABLE or state is State.LIVE:

@@ -10,6 +10,7 @@ from relay.limits import MAX_ENVELOPE, MAX_STRING
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]  # BLAKE2b-256, a user id, a group id
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]  # Ed25519 or X25519 public key; a device id is the former
+MaybeKey = Annotated[bytes, Meta(max_length=32)]  # empty where there is none
 MaybeHash = Annotated[bytes, Meta(max_length=32)]  # empty where there is none yet
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]  # Ed25519 (RFC 8032)
 Nonce = Annotated[bytes, Meta(min_length=16, max_length=32)]

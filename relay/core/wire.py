@@ -8,9 +8,11 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Annotated, Union
 
+import msgspec
 from msgspec import Meta
 
 from relay.core.codec import Decoder, Struct, digest, encode, pack
+from relay.core.receipts import Missing, ProvenBlock
 from relay.core.shapes import (
     CellName, EnvelopeBytes, Hash, Key, LogId, MaybeLogId, Millis, Name, Nonce, Position, Signature, Text, UInt,
 )
@@ -36,6 +38,7 @@ class Code(IntEnum):
     BAD_ENVELOPE = 24  # header not well formed, or a version nobody has signed
     BAD_RECORD = 25  # a home record or roster that does not verify
     NOT_PERMITTED = 26  # the policy of a region: the sender's, or the recipient's
+    UNPROVEN = 27  # no receipt can be made (any more): the cell has not taken it, or does not remember how
     UNREACHABLE = 64  # the home record could not be looked up now
     OUTBOX_FULL = 65
     OVERLOADED = 66
@@ -62,6 +65,7 @@ class Fault(IntEnum):
     TIMEOUT = 6  # handshake or idle deadline
     OVERLOADED = 7  # no room for another connection; see retry_after
     INTERNAL = 8  # the node is stopping because of its own trouble
+    REVOKED = 9  # a newer home record does not list the device any more: stop
 
 
 # --- client to server ----------------------------------------------------------------------------
@@ -129,7 +133,23 @@ class Ephemeral(Struct, frozen=True, tag=7):
     payload: Annotated[bytes, Meta(max_length=4096)]
 
 
-ClientMessage = Union[Hello, Auth, Submit, Ack, Lookup, Roster, Ephemeral]
+class Wanted(Struct, frozen=True):
+    """An envelope, the outcome that the sender was told, and its position (0: not known)."""
+
+    id: Hash
+    code: UInt
+    position: Position
+
+
+class Prove(Struct, frozen=True, tag=9):
+    """Ask for the signed receipts of `cell` for these envelopes. Answered by PROOF with the same `request`."""
+
+    request: UInt
+    cell: CellName
+    items: Annotated[tuple[Wanted, ...], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+ClientMessage = Union[Hello, Auth, Submit, Ack, Lookup, Roster, Ephemeral, Prove]
 decode_client: Decoder[ClientMessage] = Decoder(ClientMessage, "client message", MAX_FRAME)
 
 
@@ -233,16 +253,30 @@ class EphemeralFrom(Struct, frozen=True, tag=73):
     payload: Annotated[bytes, Meta(max_length=4096)]
 
 
+class Proof(Struct, frozen=True, tag=75):
+    """The answer to PROVE: what receipts are made of, and what could not be proven."""
+
+    request: UInt
+    blocks: tuple[ProvenBlock, ...]
+    missing: tuple[Missing, ...]
+
+
 ServerMessage = Union[
-    Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom
+    Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom, Proof
 ]
 decode_server: Decoder[ServerMessage] = Decoder(ServerMessage, "server message", 4 * MAX_FRAME)
 encode_message = encode
+_encoder = msgspec.msgpack.Encoder()
 
 
 def encode_deliver(position: int, envelope: bytes) -> bytes:
     """`encode_message(Deliver(…))`, for the hot path."""
     return pack([67, position, envelope])
+
+
+def encode_proof(proof: Proof) -> bytes:
+    """`encode_message(proof)`, for hundreds of envelopes at a time."""
+    return _encoder.encode(proof)
 
 
 def challenge_bytes(challenge: Challenge, user: bytes, device: bytes) -> bytes:

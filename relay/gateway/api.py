@@ -75,8 +75,8 @@ class Office(Protocol):
 
     async def admit(self, user: bytes, device: bytes, records: Sequence[bytes]) -> None:
         """The device proved its key. Verifies `records`, appends newer home records and waits until they are applied.
-        Raises AuthError (Fault.AUTH) when the device is not enrolled, Refused (Fault.NOT_HOME) when its user is at home
-        elsewhere."""
+        Raises AuthError (Fault.AUTH) when the device is not enrolled, DeviceRevoked (Fault.REVOKED) when it is not any
+        more, Refused (Fault.NOT_HOME) when its user is at home elsewhere."""
 
     async def start(self, line: Line, hello: wire.Hello, nonce: bytes) -> Started:
         """Begin. `hello.receive`: appends SESSION(nonce), waits until it is applied, fences the older session.
@@ -93,6 +93,9 @@ class Office(Protocol):
 
     async def lookup(self, line: Line, request: wire.Lookup) -> wire.Record:
         """The answer to LOOKUP."""
+
+    async def prove(self, line: Line, request: wire.Prove) -> wire.Proof:
+        """The answer to PROVE: within PROVE_S, with what there is by then."""
 
     async def roster(self, line: Line, roster: wire.Roster) -> None:
         """Publish a roster version. The receipt comes by `line.push`."""

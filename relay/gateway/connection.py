@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import ssl
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
@@ -278,11 +279,9 @@ class Connection:
             case wire.Ack(position):
                 office.ack(self, position)
             case wire.Lookup() as request:
-                if self._lookups < MAX_LOOKUPS:
-                    self._lookups += 1
-                    self._nursery.start_soon(self._lookup_beside, request, name="lookup")
-                else:
-                    await self._lookup(request)
+                await self._beside(partial(self._lookup, request))
+            case wire.Prove() as request:
+                await self._beside(partial(self._prove, request))
             case wire.Roster() as roster:
                 try:
                     await office.roster(self, roster)
@@ -299,9 +298,17 @@ class Connection:
         receipt = wire.Receipt(tuple(wire.ReceiptItem(id_, code, 0, 0, cell) for id_ in ids))
         await self._outbox.send(server_frame(wire.encode_message(receipt)))
 
-    async def _lookup_beside(self, request: wire.Lookup) -> None:
+    async def _beside(self, answer: Callable[[], Awaitable[None]]) -> None:
+        """Answer while the connection reads on; past MAX_LOOKUPS it does not."""
+        if self._lookups < MAX_LOOKUPS:
+            self._lookups += 1
+            self._nursery.start_soon(self._answer, answer, name="lookup")
+        else:
+            await answer()
+
+    async def _answer(self, answer: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._lookup(request)
+            await answer()
         except Exception as error:  # noqa: BLE001  see _talk_until_over
             self._fail(error, State.LIVE)
         finally:
@@ -315,6 +322,10 @@ class Connection:
         except Overloaded:
             record = wire.Record(request.request, Code.UNREACHABLE, ())
         await self._outbox.send(server_frame(wire.encode_message(record)))
+
+    async def _prove(self, request: wire.Prove) -> None:
+        proof = await self._around.office.prove(self, request)
+        await self._outbox.send(server_frame(wire.encode_proof(proof)))
 
     # --- the end ---------------------------------------------------------------------------------
     def _fail(self, error: Exception, state: State) -> None:

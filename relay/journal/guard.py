@@ -13,6 +13,8 @@ from collections import ChainMap
 from collections.abc import MutableMapping, Sequence
 from typing import Union
 
+from msgspec import structs
+
 from relay.core.codec import Decoder, Struct, digest, encode
 from relay.core.envelope import Header, To, read_header
 from relay.core.policy import MAIL, Policies
@@ -22,7 +24,7 @@ from relay.core.records import (
 )
 from relay.core.shapes import Hash, Key, UInt
 from relay.core.trust import (
-    HomeRecord, Root, VerifiedHead, read_home, verify_home, verify_part, verify_roster,
+    Former, HomeRecord, Root, VerifiedHead, read_home, verify_home, verify_part, verify_roster,
 )
 from relay.errors import NotPermitted, ProtocolError, ResidencyError, TrustError
 from relay.limits import DAY, MAX_LIFETIME, MIB
@@ -55,6 +57,12 @@ class _User(Struct):
     devices: tuple[Key, ...]
 
 
+def _with_former(home: HomeRecord, devices: tuple[bytes, ...]) -> HomeRecord:
+    """The record as it was verified: with the devices that it does not list any more."""
+    listed = {device.id for device in home.devices}
+    return structs.replace(home, former=tuple(Former(one, one, 0) for one in devices if one not in listed))
+
+
 class _Known:
     """Who is at home here. A batch looks at what is known through a layer of its own."""
 
@@ -74,7 +82,7 @@ class _Known:
         for _, value in facts:
             fact = _fact(value)
             if isinstance(fact, _UserFact):
-                self.add_user(read_home(fact.signed), fact.devices)
+                self.add_user(_with_former(read_home(fact.signed), fact.devices), fact.devices)
             else:
                 self.add_group(fact)
         self.facts.clear()

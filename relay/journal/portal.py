@@ -2,9 +2,9 @@
 
 `Portal.run` is to asyncio what `trio.to_thread.run_sync` is to threads: it may be cancelled before the call starts and
 not after, so that a commit that began is known to have ended, and the state that follows from it is never left stale.
-It waits in real time, at most DISK_DEADLINE_S: a disk that hangs breaks the portal, and nothing runs behind its back.
-`Portal.hand` gives the same (its deadline to a tenth) for a function that a thread of aiosqlite's calls, without the
-way through asyncio: each change of threads on a busy machine costs a write about a millisecond.
+It waits in real time, DISK_DEADLINE_S and a tenth of that at most: a disk that hangs breaks the portal, and nothing
+runs behind its back. `Portal.hand` gives the same for a function that a thread of aiosqlite's calls, without the way
+through asyncio: each change of threads on a busy machine costs a write about a millisecond.
 """
 
 from __future__ import annotations
@@ -32,32 +32,12 @@ Ts = TypeVarTuple("Ts")
 
 
 class _Call(Generic[T]):
-    """One call on its way through the portal."""
+    """A call that somebody waits for, on its way through another thread."""
 
-    def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
-        self.ended = trio.Event()
-        self.result: list[T] = []  # one element once it ended well
-        self.error: BaseException | None = trio.BrokenResourceError("the portal closed before the call ended")
-        self._function = function
-
-    async def carry(self) -> None:
-        """Run it to its end; in the asyncio thread."""
-        self.result.append(await self._function())
-
-
-class _Handed(Generic[T]):
-    """A function on its way through another thread."""
-
-    def __init__(self, function: Callable[[], T], tell_trio: Callable[[Callable[[], object]], None]) -> None:
+    def __init__(self) -> None:
         self.since = time.monotonic()
         self.ended = trio.Event()
         self.outcome: Outcome[T] | None = None
-        self._function = function
-        self._tell_trio = tell_trio
-
-    def carry(self) -> None:
-        """Call it; in the other thread."""
-        self._tell_trio(partial(self.end, outcome.capture(self._function)))
 
     def end(self, how: Outcome[T]) -> None:
         """The first end counts; in trio's thread."""
@@ -89,8 +69,9 @@ class Portal:
         self._trio = trio.lowlevel.current_trio_token()
         self._loop: asyncio.AbstractEventLoop | None = None  # while the thread serves
         self._stop: asyncio.Event | None = None
-        self._calls: set[asyncio.Task[None]] = set()  # of the asyncio thread
-        self._handed: set[_Handed[Any]] = set()
+        self._calls: set[_Call[Any]] = set()  # those that somebody waits for; of trio's thread
+        self._running: set[asyncio.Task[None]] = set()  # of the asyncio thread
+        self._posted: set[asyncio.Task[None]] = set()  # of the asyncio thread
         self._broken = False
 
     async def run(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
@@ -99,26 +80,23 @@ class Portal:
         Not cancellable once started. Raises trio.BrokenResourceError when the call did not end within the deadline
         (and from then on, because it may still be running), trio.ClosedResourceError after the portal closed."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        loop = self._serving()
-        call: _Call[T] = _Call(lambda: function(*args))
-        loop.call_soon_threadsafe(self._start, call)
-        with trio.CancelScope(shield=True):  # bounded by the deadline that `_start` sets
-            await call.ended.wait()
-        if call.error is None:
-            return call.result[0]
-        self._broken |= isinstance(call.error, trio.BrokenResourceError)
-        raise call.error
+        loop, call = self._serving(), _Call[T]()
+        loop.call_soon_threadsafe(self._start, lambda: function(*args), call)
+        return await self._ended(call)
 
     async def hand(self, submit: Callable[[Callable[[], None]], None], function: Callable[[], T]) -> T:
         """Have `function` called by the thread that `submit` gives functions to; its result or exception. As `run`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._serving()
-        call = _Handed(function, self._tell_trio)
-        self._handed.add(call)
-        submit(call.carry)
+        call = _Call[T]()
+        submit(lambda: self._tell_trio(partial(call.end, outcome.capture(function))))
+        return await self._ended(call)
+
+    async def _ended(self, call: _Call[T]) -> T:
+        self._calls.add(call)
         with trio.CancelScope(shield=True):  # bounded by the deadline that `_give_up_late` holds it to
             await call.ended.wait()
-        self._handed.remove(call)
+        self._calls.remove(call)
         assert call.outcome is not None
         return call.outcome.unwrap()
 
@@ -132,38 +110,31 @@ class Portal:
     def post(self, function: Callable[[], Awaitable[object]]) -> None:
         """Start a last call that nobody waits for, also where an earlier one hangs; closing gives it its deadline."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._start, _Call(function))
+            self._loop.call_soon_threadsafe(self._start_posted, function)
 
-    def _start(self, call: _Call[Any]) -> None:
-        def done(task: asyncio.Task[None]) -> None:
-            late.cancel()
-            error = call.error if task.cancelled() else task.exception()
-            if task in self._calls:
-                end(error)
+    def _start(self, function: Callable[[], Awaitable[T]], call: _Call[T]) -> asyncio.Task[None]:
+        async def carry() -> None:
+            how = await outcome.acapture(function)
+            if isinstance(how, outcome.Error) and isinstance(how.error, asyncio.CancelledError):
+                how = outcome.Error(trio.BrokenResourceError("the portal closed before the call ended"))
+            self._tell_trio(partial(call.end, how))
 
-        def give_up() -> None:
-            """It runs on, but nobody waits for it any longer."""
-            end(self._late())
+        task = asyncio.ensure_future(carry())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
 
-        def end(error: BaseException | None) -> None:
-            self._calls.remove(task)
-            call.error = error
-            self._tell_trio(call.ended.set)
-
-        task = asyncio.ensure_future(call.carry())
-        late = asyncio.get_running_loop().call_later(self._deadline_s, give_up)
-        self._calls.add(task)
-        task.add_done_callback(done)
-
-    def _late(self) -> trio.BrokenResourceError:
-        return trio.BrokenResourceError(f"a call did not end within {self._deadline_s} s")
+    def _start_posted(self, function: Callable[[], Awaitable[object]]) -> None:
+        self._posted.add(self._start(function, _Call()))
 
     def _give_up_late(self) -> None:
-        """Nobody waits any longer for what was handed over before the deadline's time; in trio's thread."""
-        for call in self._handed:
+        """Nobody waits any longer for a call that began before the deadline's time, and may still be running; in
+        trio's thread."""
+        for call in self._calls:
             if call.outcome is None and time.monotonic() - call.since > self._deadline_s:
                 self._broken = True
-                call.end(outcome.Error(self._late()))
+                late = trio.BrokenResourceError(f"a call did not end within {self._deadline_s} s")
+                call.end(outcome.Error(late))
 
     def _tell_trio(self, action: Callable[[], object]) -> None:
         with contextlib.suppress(trio.RunFinishedError):
@@ -177,8 +148,8 @@ class Portal:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), self._deadline_s / _LOOKS)
             self._tell_trio(self._give_up_late)
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=self._deadline_s)
+        if self._posted:
+            await asyncio.wait(self._posted, timeout=self._deadline_s)
 
     def _thread(self, ready: trio.Event, ended: trio.Event) -> None:
         try:
@@ -201,7 +172,7 @@ class Portal:
             assert loop is not None and stop is not None
             self._loop = None
             with trio.CancelScope(shield=True):
-                for call in list(self._handed):
+                for call in list(self._calls):
                     await call.ended.wait()
                 loop.call_soon_threadsafe(stop.set)
                 await ended.wait()

@@ -33,6 +33,7 @@ from relay.journal.seal import StorageRing
 from relay.journal.store import Store, open_store
 from relay.journal.tail import Tail
 from tests.crash.cell import REGION
+from tests.residency import AnythingGoes
 
 _FILES = {STORE_FILE: 0.45, f"{STORE_FILE}-wal": 0.45, f"{STORE_FILE}.mark": 0.1}  # and how often each is hit
 Fact = tuple[bytes, bytes]
@@ -128,7 +129,7 @@ async def _look(portal: Portal, directory: Path, fresh: Meta, ring: StorageRing)
 async def _take_up(store: Store, ring: StorageRing) -> RaftDisk:
     """What a node looks at when it starts (cluster.journal.opening). Raises PosthouseError."""
     meta, tail = store.meta, Tail(store.meta.log_id, RealEnv().clock, keep=0)
-    disk = RaftDisk(store, Sealer(ring, meta.log_id, os.urandom), _Anything(), tail)
+    disk = RaftDisk(store, Sealer(ring, meta.log_id, os.urandom), AnythingGoes(), tail)
     disk.head = await store.checkpoint()
     first, last = await store.ends() or (meta.first, meta.first - 1)
     if first != meta.first:
@@ -179,13 +180,3 @@ def _emptied(directory: Path) -> str:
                 return "noticed when changed"
             raise
         return "in a field that is never read" if not _wrong(db) else UNNOTICED
-
-
-class _Anything:
-    """A residency check that learns whatever there is."""
-
-    def check(self, records: Sequence[bytes], above: Sequence[Fact] = (), *, made: bool = False) -> Sequence[Fact]:
-        return ()
-
-    def learn(self, facts: Sequence[Fact]) -> None:
-        return

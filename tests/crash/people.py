@@ -58,10 +58,10 @@ def populate(home: Home, users: int, seed: int, now_ms: int) -> Population:
 
 def _enrol(home: Home, seed: int, number: int, count: int, now_ms: int) -> list[Enrolled]:
     user_key, *seeds = (digest(pack([seed, number, what]), b"posthouse.crash") for what in range(1 + count))
-    listed = tuple(Device(bytes(SigningKey(one).verify_key), digest(one), 1) for one in seeds)
+    listed = tuple(Device(bytes(SigningKey(one).verify_key), digest(one), 1, b"") for one in seeds)
     key = SigningKey(user_key)
     payload = HomePayload(
-        1, b"", 1, b"", home.region, home.cell, bytes(key.verify_key), listed, 0, now_ms - MINUTE, now_ms + DAY
+        1, b"", 1, b"", home.region, home.cell, bytes(key.verify_key), listed, 0, now_ms - MINUTE, now_ms + DAY, b"",
     )
     signed = sign_home(payload, key, home.registrar)
     return [Enrolled(read_home(signed).user, one, signed) for one in seeds]

@@ -26,9 +26,10 @@ class Person:
     def __init__(self, layout: Layout, region: str, now_ms: int) -> None:
         self.region, self.key = region, SigningKey.generate()
         self.device = bytes(self.key.verify_key)
-        listed = (Device(self.device, bytes(32), 1),)
+        listed = (Device(self.device, bytes(32), 1, b""),)
         cell = f"{region}/1"
-        payload = HomePayload(1, b"", 1, b"", region, cell, self.device, listed, 0, now_ms - DAY, now_ms + 365 * DAY)
+        until = now_ms + 365 * DAY
+        payload = HomePayload(1, b"", 1, b"", region, cell, self.device, listed, 0, now_ms - DAY, until, b"")
         self.user = digest(encode(payload))
         self.records = (sign_home(payload, self.key, layout.registrar(region)),)
 

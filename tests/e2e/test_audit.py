@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
 from click.testing import CliRunner
 
@@ -17,9 +16,8 @@ from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.people import create_user, find_card
 from relay.client import open_client
 from relay.core.envelope import envelope_id
+from tests.e2e.letters import send
 from tests.e2e.planting import plant
-
-PATIENCE_S = 60
 
 
 async def audit(*words: str | Path, status: int = 0) -> str:
@@ -33,21 +31,6 @@ async def report(directory: Path, *words: str, status: int = 0) -> dict[str, Any
     file = directory.parent / "report.json"
     await audit(directory, *words, "--json", file, status=status)
     return dict(json.loads(file.read_text()))
-
-
-async def send(layout: Layout, to: str, *texts: str, wait: str = "stored") -> None:
-    with trio.fail_after(PATIENCE_S):
-        async with open_client(layout.home.store("alice"), receive=False) as alice:
-            for text in texts:
-                await alice.send(find_card(layout.home, to), text.encode(), wait=wait)
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    made = make_federation(tmp_path / "f", ["amber", "birch"], RealEnv())
-    for name, region in (("alice", "amber"), ("bob", "amber"), ("carol", "birch")):
-        create_user(made.home, name, region, RealEnv().clock.wall_ms())
-    return made
 
 
 async def test_what_rests_is_proven_and_what_is_foreign_is_named(layout: Layout) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local import Layout
+from cluster.local.capture import captured
 
 ROOT = Path(__file__).parents[2]
 TEXT = "Zażółć gęślą jaźń\nСъешь же ещё этих мягких французских булок\nTiếng Việt có dấu\n안녕하세요 세계"
@@ -190,7 +191,7 @@ def test_what_is_wrong_is_said(town: Town) -> None:
 # --- up ------------------------------------------------------------------------------------------
 def test_stop_and_resume_lose_nothing(tmp_path: Path) -> None:
     town = Town(tmp_path / "town")
-    with up(town.directory, "--regions", "amber,birch", "--nodes", "1") as first:
+    with up(town.directory, "--regions", "amber,birch", "--nodes", "1", "--capture") as first:
         layout = Layout.load(town.directory)
         running = nodes_of(town.directory)
         town.run("send", "--as", "alice", "--to", "carol", "--wait", "stored", stdin=TEXT.encode())
@@ -198,6 +199,7 @@ def test_stop_and_resume_lose_nothing(tmp_path: Path) -> None:
         out, errors = first.communicate(timeout=PATIENCE_S)
         assert first.returncode == 0 and b"Stopped. Everything is kept" in errors and b"Traceback" not in out + errors
         assert len(running) == 2 and nodes_of(town.directory) == []
+    assert sum(stream.path.stat().st_size for stream in captured(layout.captured_dir)) > len(TEXT)
     late = town.run("send", "--as", "alice", "--to", "carol", "--deadline", "2", stdin=b"late", status=4)
     assert b"is kept" in late
     assert b"Does the node run?" in town.run("recv", "--as", "carol", "--deadline", "1", status=4)

@@ -33,7 +33,7 @@ def request(payload: list, user: SigningKey) -> bytes:
 
 
 def device(key: SigningKey, since: int) -> list:
-    return [bytes(key.verify_key), bytes(PrivateKey.generate().public_key), since]
+    return [bytes(key.verify_key), bytes(PrivateKey.generate().public_key), since, b""]
 
 
 def posthouse(*args: object, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,11 @@ async def test_keys_made_by_hand_are_enrolled_and_served(tmp_path: Path) -> None
     layout = make_federation(tmp_path / "f", ["norden"], RealEnv())
     user, phone, laptop = (SigningKey.generate() for _ in range(3))
     t = now()
-    payload = [1, b"", 1, b"", "norden", "norden/1", bytes(user.verify_key), [device(phone, 1)], 0, t - 60_000, t + DAY]
+    paper = SigningKey.generate()
+    payload = [
+        1, b"", 1, b"", "norden", "norden/1", bytes(user.verify_key), [device(phone, 1)], 0, t - 60_000, t + DAY,
+        bytes(paper.verify_key),
+    ]  # fmt: skip
     (tmp_path / "first").write_bytes(request(payload, user))
     card = posthouse(tmp_path / "first", "--dir", layout.directory).stdout
     assert card.startswith("posthouse:norden:")
@@ -55,11 +59,17 @@ async def test_keys_made_by_hand_are_enrolled_and_served(tmp_path: Path) -> None
     me = blake2b(msgpack.packb(payload), digest_size=32).digest()
 
     second = [1, me, 2, me, *payload[4:7], [*payload[7], device(laptop, 2)], *payload[8:]]
+    (tmp_path / "wrong").write_bytes(request([*second[:-1], b""], user))
+    told = posthouse(tmp_path / "wrong", "--dir", layout.directory, status=5).stderr
+    assert "recovery key is gone" in told and str(tmp_path / "wrong") in told
     (tmp_path / "second").write_bytes(request(second, user))
-    told = posthouse(tmp_path / "second", "--dir", layout.directory, status=5).stderr
-    assert "does not follow" in told and str(tmp_path / "second") in told
     both = tmp_path / "both"
     assert posthouse(tmp_path / "second", "--after", records, "--out", both, "--dir", layout.directory).stdout == card
+    other = [*second[:7], [*payload[7], device(SigningKey.generate(), 2)], *second[8:]]
+    (tmp_path / "other").write_bytes(request(other, user))
+    told = posthouse(tmp_path / "other", "--dir", layout.directory, status=3).stderr
+    assert "was signed already" in told and "ask for version 3" in told
+    assert posthouse(tmp_path / "second", "--dir", layout.directory).stdout == card  # the same is given out again
     assert "exists already" in posthouse(tmp_path / "first", "--dir", layout.directory, status=3).stderr
 
     def mine(key: SigningKey, path: Path) -> SimpleNamespace:

@@ -14,26 +14,16 @@ from click.testing import CliRunner
 
 from cluster.cli import app
 from cluster.cli.exits import Exit
-from cluster.env import RealEnv
-from cluster.local import Layout, LocalFederation, make_federation
-from cluster.local.people import create_user, find_card
+from cluster.local import Layout, LocalFederation
 from relay.client import open_client
 from relay.errors import OperatorError
-
-PATIENCE_S = 60
+from tests.e2e.letters import PATIENCE_S, send
 
 
 async def post(*words: str, status: int = 0, types: str = "") -> str:
     done = await trio.to_thread.run_sync(lambda: CliRunner().invoke(app, ["journal", *words], input=types))
     assert done.exit_code == status, done.output
     return done.output
-
-
-async def send(layout: Layout, to: str, *texts: str, wait: str = "stored") -> None:
-    with trio.fail_after(PATIENCE_S):
-        async with open_client(layout.home.store("alice"), receive=False) as alice:
-            for text in texts:
-                await alice.send(find_card(layout.home, to), text.encode(), wait=wait)
 
 
 async def collect(layout: Layout, name: str, count: int) -> list[str]:
@@ -61,14 +51,6 @@ def flip(data: Path, which: str = "max", index: int = 0) -> int:
         sealed = sealed[:-1] + bytes([sealed[-1] ^ 1])
         database.execute("UPDATE block SET sealed = ? WHERE idx = ?", (sealed, index))
     return index
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    made = make_federation(tmp_path / "f", ["amber", "birch"], RealEnv())
-    for name, region in (("alice", "amber"), ("bob", "amber"), ("carol", "birch")):
-        create_user(made.home, name, region, RealEnv().clock.wall_ms())
-    return made
 
 
 async def test_a_damaged_log_of_a_cell_of_one_goes_on_under_a_new_id(layout: Layout) -> None:

@@ -204,7 +204,7 @@ async def test_a_store_in_use_a_foreign_and_a_damaged_one_stop_the_node_with_a_r
     other = make_federation(tmp_path / "g", ["norden"], RealEnv())
     shutil.copy(store, other.node("norden").data_dir / "log.sqlite")
     async with LocalFederation(other) as fed:
-        with pytest.raises(OperatorError, match="not in the key file"):
+        with pytest.raises(OperatorError, match="the store of another federation"):
             await fed.start("norden")
 
 

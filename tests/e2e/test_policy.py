@@ -134,11 +134,15 @@ async def test_what_may_not_wait_goes_at_once_or_later_and_once(layout: Layout) 
 
             for number in range(5):
                 await send(f"up {number}")
+            expected.append("proven")
+            with trio.fail_after(PATIENCE_S):
+                sent = await client.send(carol, b"proven", receipt="stored")
+                assert len(await client.receipts(sent)) == 1, "signed by the recipient's cell"
             fed.kill("birch")
             for number in range(5):
                 await send(f"down {number}", "queued")
             await trio.sleep(2)
-            assert client.stats.stored == 5
+            assert client.stats.stored == 6
             await fed.start("birch")
             for number in range(40):
                 await send(f"killed {number}", "queued")

@@ -12,6 +12,7 @@ from nacl.signing import SigningKey
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.mailroom import Mailroom
+from relay.core.receipts import Missing
 from relay.core.trust import Root, RootCell, RootRegion
 from relay.core.wire import Code
 from relay.delivery import Delivery
@@ -76,6 +77,17 @@ class FakeAbroad:
 
     async def ephemeral(self, *what):
         self.sent.append(what)
+
+
+class FakeNotary:
+    """Proves nothing, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    async def prove(self, cell, wanted):
+        self.asked.append((cell, wanted))
+        return [], [Missing(one.id, Code.UNPROVEN) for one in wanted]
 
 
 class FakeLine:
@@ -144,10 +156,11 @@ class Cell:
         self.delivery = Delivery(self.journal, Mailroom(name, self.journal.log_id), self.metrics, env.clock)
         self.intake = Intake(self.journal, self.metrics)
         self.steward = Steward(self.journal, self.delivery, self.intake, self.metrics)
-        self.directory, self.abroad = FakeDirectory(), FakeAbroad()
+        self.directory, self.abroad, self.notary = FakeDirectory(), FakeAbroad(), FakeNotary()
         identity = Identity(name.split("/")[0], name, "n1", self.journal.log_id)
         self.office = Office(
-            identity, make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics
+            identity, make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics,
+            self.notary,
         )
 
     @property

@@ -10,7 +10,7 @@ from relay.core import envelope, wire
 from relay.core.codec import encode
 from relay.core.trust import read_home
 from relay.core.wire import Code, Fault
-from relay.errors import AuthError, Overloaded, Refused, ResidencyError, RolledBack
+from relay.errors import AuthError, DeviceRevoked, Overloaded, Refused, ResidencyError, RolledBack
 from relay.intake import Intake
 from relay.limits import MINUTE, UNACKED_BYTES
 from relay.observe.metrics import Metrics
@@ -161,7 +161,9 @@ async def test_admission_of_devices(open_cell, autojump_clock):
         line = await cell.join(nursery, bob, "b2")
         bob.record("b1")
         await cell.join(nursery, bob, "b1")
-        assert line.ended == Fault.AUTH  # b2 was removed by the newer record
+        assert line.ended == Fault.REVOKED  # b2 was removed by the newer record
+        with pytest.raises(DeviceRevoked):
+            await cell.office.admit(bob.id, device_id("b2"), bob.chain[:1])
         await cell.office.admit(bob.id, device_id("b1"), bob.chain[:1])  # an older chain is no rollback of the cell's
         assert cell.state.users[bob.id].record.version == 2
 

@@ -27,6 +27,7 @@ class Authors:
         self.people: list[Person] = []
         self.devices: list[SimDevice] = []
         self.groups: list[Group] = []
+        self.revoked: list[SimDevice] = []
         self.start: Callable[[SimDevice], None] = lambda device: None
         self._counters: dict[tuple[str, bytes], int] = {}
         for region in REGIONS[: options.regions]:
@@ -37,7 +38,7 @@ class Authors:
 
     def _add(self, person: Person, count: int) -> list[SimDevice]:
         """New devices of a person, in one new version of the home record."""
-        names = [f"{person.name}/{len(person.devices) + number + 1}" for number in range(count)]
+        names = [f"{person.name}/{person.made + number + 1}" for number in range(count)]
         person.enrol(*names)
         fresh = [
             SimDevice(name, person, self.options.nodes, self.net, self.ledger, self.world.random(f"device {name}"))
@@ -99,7 +100,8 @@ class Authors:
         version = person.known
         required = {name for name, since in person.devices.items() if since <= version}
         regions = frozenset((sender.person.region, person.region))
-        self._say(sender, person.id, person.region, version, regions, required, frozenset(required))
+        doomed = {device.name for device in self.revoked if device.person is person and version < device.revoked_in}
+        self._say(sender, person.id, person.region, version, regions, required, frozenset(required | doomed))
         if self.random.random() < self.options.lookups and sender.session is not None and sender.ready:
             self.world.agenda.after(0.0, self.look_up, sender, person)
 
@@ -145,6 +147,35 @@ class Authors:
             (device,) = self._add(person, 1)
             self.world.trace("enrolled", device.name)
             self.start(device)
+
+    def revoke(self) -> None:
+        """Somebody loses a device, and says so with another one. (Not one that owns a group, which would end.)"""
+        owners = {group.owner for group in self.groups}
+        lost = [one for one in self.devices if one.name not in owners and len(one.person.devices) > 1]
+        if not lost:
+            return
+        device = self.random.choice(lost)
+        self.devices.remove(device)
+        self.revoked.append(device)
+        device.person.revoke(device.name)
+        device.revoked_in = device.person.version
+        self.world.trace("revoked", device.name)
+        self.ledger.gone(device.name)
+        self._tell_home(self.random.choice(self.of(device.person)))
+
+    def rotate(self) -> None:
+        """A device gets new keys; it goes on with them at once."""
+        device = self.random.choice(self.devices)
+        device.person.rotate(device.name)
+        device.key = device.person.keys[device.name]
+        self.world.trace("keys rotated", device.name)
+        self._tell_home(device)
+
+    def _tell_home(self, device: SimDevice) -> None:
+        """The newest home record goes to its home with whichever device of the person comes next, this one at once."""
+        if device.online:
+            device.switch(False)
+            device.switch(True)
 
     async def regroup(self) -> None:
         """A group's owner adds or removes somebody."""

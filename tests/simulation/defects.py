@@ -26,7 +26,7 @@ from cluster.journal.disk import RaftDisk
 from cluster.journal.stamp import CellClock
 from relay.core import records
 from relay.core.block import position
-from relay.core.mailroom import admission, expiry, outboxes, reading, rosters
+from relay.core.mailroom import admission, expiry, outboxes, reading, residents, rosters
 from relay.core.mailroom.effects import SessionStarted
 from relay.core.mailroom.state import Entry, Origin, State
 from relay.core.mailroom.turn import Turn
@@ -327,6 +327,20 @@ def empty_before_the_session(patch: Patch) -> None:
     patch.setattr(Office, "start", start)
 
 
+def lets_a_revoked_device_go_on(patch: Patch) -> None:
+    """A session of a device that was revoked is not ended."""
+    patch.setattr(Delivery, "_gone", lambda delivery, effect: None)
+
+
+def forgets_what_waits_at_a_rotation(patch: Patch) -> None:
+    """A device with new keys is taken for a new device."""
+
+    def rename(turn: Turn, old: bytes, new: bytes) -> None:
+        turn.state.devices[new] = replace(turn.state.devices.pop(old), id=new, cursor=position(turn.index, 0))
+
+    patch.setattr(residents, "_rename", rename)
+
+
 # --- the list --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Defect:
@@ -380,5 +394,7 @@ DEFECTS = [
     Defect(catch_up_skips, "18", 1, {**ALONE, "every": {"offline": 2.0}}),
     Defect(live_overtakes, "18", 1, {
         **ALONE, "rate": 10.0, "disk": 0.05, "every": {"offline": 1.0}, "limits": TIGHT}),
+    Defect(lets_a_revoked_device_go_on, "17", 1, {**CELL, "every": {"revoke": 10.0}}),
+    Defect(forgets_what_waits_at_a_rotation, "17", 1, {**ALONE, "every": {"rotate": 3.0, "offline": 2.0}}),
     Defect(empty_before_the_session, "18", 1, {**ALONE, "rate": 10.0, "disk": 0.05, "every": {"cut": 0.5}}),
 ]  # fmt: skip

@@ -26,7 +26,8 @@ class SimDevice:
         self, name: str, person: Person, nodes: int, net: Network, ledger: Ledger, random: Random
     ) -> None:  # fmt: skip
         self.name, self.person, self.net, self.ledger, self.random = name, person, net, ledger, random
-        self.id = public(name)
+        self.key = name  # the name of its key
+        self.revoked_in = 0  # the version that does not list it any more
         self.host: Host = net.add(name, person.region)
         self.clock = SimClock()
         self.nodes = [host_of(person.region, f"n{number + 1}") for number in range(nodes)]
@@ -42,6 +43,10 @@ class SimDevice:
         self.confirmed = False  # its home knows the device
         self.ready = False  # served, and told EMPTY, on the present connection
         self.wake = trio.lowlevel.ParkingLot()
+
+    @property
+    def id(self) -> bytes:
+        return public(self.key)
 
     # --- for the authors and the faults ------------------------------------------------------------
     def say(self, letter: Letter) -> None:
@@ -63,6 +68,11 @@ class SimDevice:
         if not online and self.session is not None:
             self.session.scope.cancel()
         self.wake.unpark_all()
+
+    def leave(self) -> None:
+        """It was revoked, and was told so: nothing more is to come from it."""
+        self.online = self.ready = False
+        self.out.clear()
 
     def forget_cursor(self) -> None:
         """Restored without its cursor: the fold's own counts then (rule 13)."""

@@ -15,7 +15,9 @@ from tests.simulation.options import Options
 from tests.simulation.world import Violation, World
 
 _LOSSES = {"flip", "wipe", "lost_tail", "old_copy"}  # for a time when a cell is whole: waited for
-_HARMLESS = {"flap", "offline", "slow", "forget", "enrol", "regroup"}  # to what the nodes of a cell agree on
+_HARMLESS = {  # to what the nodes of a cell agree on
+    "flap", "offline", "slow", "forget", "enrol", "regroup", "revoke", "rotate",
+}  # fmt: skip
 
 
 class Faults:
@@ -312,3 +314,9 @@ class Faults:
 
     def _enrol(self, random: Random) -> None:
         self.authors.enrol()
+
+    def _revoke(self, random: Random) -> None:
+        self.authors.revoke()
+
+    def _rotate(self, random: Random) -> None:
+        self.authors.rotate()

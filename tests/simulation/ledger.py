@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -65,9 +65,11 @@ class Ledger:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        self.proofs: Any = None  # tests.simulation.proofs.Proofs
         self.letters: list[Letter] = []
         self._by_canary: dict[bytes, Letter] = {}
         self._by_id: dict[bytes, Letter] = {}
+        self._gone: set[str] = set()  # devices that were revoked
 
     def write(self, letter: Letter) -> None:
         self.letters.append(letter)
@@ -93,6 +95,14 @@ class Ledger:
                 letter = self._by_canary.get(canary)
                 if letter is not None:
                     yield letter
+
+    def gone(self, device: str) -> None:
+        """A device was revoked: what has not reached it need not, and of what it wrote nobody hears the outcome."""
+        self._gone.add(device)
+        for letter in self.letters:
+            letter.required.discard(device)
+            if letter.sender == device and letter.stored is None:
+                letter.required.clear()
 
     # --- what the relay answers ----------------------------------------------------------------------
     def answered(self, device: str, letter: Letter, code: int, cell: str) -> None:
@@ -139,4 +149,4 @@ class Ledger:
 
     def open(self) -> list[Letter]:
         """Letters whose sender still waits for an outcome."""
-        return [letter for letter in self.letters if not letter.settled]
+        return [letter for letter in self.letters if not letter.settled and letter.sender not in self._gone]

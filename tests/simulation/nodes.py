@@ -16,13 +16,17 @@ from cluster.lives import serve_node
 from cluster.node import Kit
 from cluster.stopping import Stop
 from cluster.pki import Claim
+from relay.core.receipts import Attestation, signed_bytes
 from relay.core.trust import Root
+from relay.core.trust.signing import sign
 from relay.delivery import Delivery
 from relay.errors import PosthouseError
 from tests.simulation.clock import SimClock
 from tests.simulation.env import SimEnv
+from tests.simulation.keys import key
 from tests.simulation.network import Host, Network
 from tests.simulation.people import ADMIN_PORT, CLIENTS_PORT, LINKS_PORT, host_of
+from tests.simulation.proofs import certify
 from tests.simulation.ring import OpenRing
 from tests.simulation.stream import SimStream
 from tests.simulation.world import World
@@ -45,6 +49,12 @@ class OpenSecurity:
 
     async def secure_server(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, Claim]:
         return self._claim(transport)
+
+    def attest(self, statement: bytes, store: bytes) -> Attestation:
+        """Signed with a key of the node's name, under a certificate that is only its name."""
+        certificate = f"{self._peer.cell} {self._peer.node}".encode()
+        signature = sign(key(certificate.decode()), b"", signed_bytes(statement, store, certificate))
+        return Attestation(store, certificate, signature)
 
     def _claim(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, Claim]:
         assert isinstance(transport, SimStream)
@@ -121,7 +131,7 @@ class SimNode:
         self.world.trace("process started", self.host.name, self.lives)
         env = self.env = SimEnv(self.net, self.host, self.clock, self.disk, self.random)
         self.stop, self.scope, self.ended = Stop(), trio.CancelScope(), None
-        kit = Kit(env, OpenSecurity(self.peer, self._who), self.ring)  # type: ignore[arg-type]
+        kit = Kit(env, OpenSecurity(self.peer, self._who), self.ring, certify=certify)  # type: ignore[arg-type]
         try:
             with self.scope:
                 await serve_node(self._config(), kit, self.stop)

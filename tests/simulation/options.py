@@ -44,6 +44,7 @@ class Options:
     size: int = 600  # bytes of a letter, at most
     short_lived: float = 0.05  # share of letters that live for seconds only
     lookups: float = 0.1
+    receipts: float = 0.0  # share of outcomes that senders have proven
     disk: float = 0.001  # seconds of a disk access
     slow_disk: float = 0.0  # share of accesses that take a hundred times as long
     down: float = 10.0  # seconds that a crashed node stays away, at most
@@ -85,6 +86,8 @@ def derive(seed: int, **fixed: Any) -> Options:
     }  # fmt: skip
     # rule 15 counts on it: no clock is ahead of another by the window, of regions that are wrong to both sides neither
     chosen["skew_ms"] = min(chosen["skew_ms"], chosen["limits"].get("ADMISSION_WINDOW", 10 * MINUTE) / 3)
+    coming = Random(f"{seed}/devices")  # of its own: the other draws stay what they were
+    every |= {kind: round(coming.uniform(5.0, 40.0), 6) for kind in ("revoke", "rotate") if coming.random() < 0.45}
     shape = Random(f"{seed}/nodes")
     chosen["nodes"] = shape.choice([1, 3, 3, 3])
     if fixed.get("nodes", chosen["nodes"]) > 1:  # such cells talk even where nothing happens: smaller, shorter worlds

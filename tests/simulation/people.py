@@ -47,8 +47,11 @@ class Person:
         self.name, self.region, self.cell = name, region, f"{region}/1"
         self.id = b""
         self.devices: dict[str, int] = {}  # device name → version that enrolled it
+        self.keys: dict[str, str] = {}  # device name → name of its key, where that was rotated
+        self.made = 0  # devices, those that were revoked included
         self.chain: list[bytes] = []
         self.known = 0  # the version that its home has said to have
+        self.known_at = 0.0  # since when, in virtual time
         self._last = b""
 
     @property
@@ -59,10 +62,27 @@ class Person:
         """The next version of the home record, with these devices besides those that are there."""
         for name in names:
             self.devices[name] = self.version + 1
-        listed = tuple(Device(public(name), bytes(32), since) for name, since in self.devices.items())
+        self.made += len(names)
+        self._sign()
+
+    def revoke(self, name: str) -> None:
+        """The next version, without this device."""
+        del self.devices[name]
+        self._sign()
+
+    def rotate(self, name: str) -> None:
+        """The next version, with new keys of this device."""
+        self.keys[name] = f"{name} since {self.version + 1}"
+        self._sign()
+
+    def _sign(self) -> None:
+        listed = tuple(
+            Device(public(self.keys.get(name, name)), bytes(32), since, public(name) if name in self.keys else b"")
+            for name, since in self.devices.items()
+        )
         payload = HomePayload(
             1, self.id, self.version + 1, self._last, self.region, self.cell, public(self.name), listed, 0,
-            START_MS - DAY, FAR,
+            START_MS - DAY, FAR, b"",
         )  # fmt: skip
         self._last = digest(encode(payload))
         self.id = self.id or self._last

@@ -16,6 +16,7 @@ from tests.simulation.frames import PING, Gone, Socket
 from tests.simulation.keys import key
 from tests.simulation.ledger import Letter
 from tests.simulation.people import CLIENTS_PORT, Person
+from tests.simulation.proofs import Asking
 from tests.simulation.world import Violation
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Connection:
     def __init__(self, device: SimDevice, number: int) -> None:
         self.device, self.number, self.trace = device, number, device.ledger.trace
         self.scope = trio.CancelScope()
+        self.id = device.id
         self.socket: Socket
         self.last = 0  # position of the last delivery on this connection
         self.ack_at = float("inf")
@@ -71,6 +73,7 @@ class Connection:
         self.began, self.began_ms = 0.0, 0
         self.requests = 0
         self.wanted: list[tuple[Person, int]] = []  # whom to look up, after which version
+        self.proving = Asking(device.ledger.proofs)
         self.asked: dict[int, tuple[Person, int]] = {}  # lookups under way: whom, after which version
 
     async def run(self) -> None:
@@ -109,8 +112,8 @@ class Connection:
         self.began = trio.current_time()
         await self._say(wire.Hello(0, device.log_id, device.cursor, True, "simulated"))
         challenge = await self._hear(wire.Challenge)
-        proof = key(device.name).sign(wire.challenge_bytes(challenge, person.id, device.id)).signature
-        known = device.confirmed and device.random.random() < 0.7
+        proof = key(device.key).sign(wire.challenge_bytes(challenge, person.id, device.id)).signature
+        known = device.confirmed and device.random.random() < 0.7 and person.known == person.version
         await self._say(wire.Auth(person.id, device.id, proof, () if known else tuple(person.chain)))
         welcome = self.welcome = await self._hear(wire.Welcome)
         if welcome.log_id != device.log_id:
@@ -120,7 +123,10 @@ class Connection:
             raise Violation(f"{device.name}: the cursor {welcome.cursor} lies past everything received ({log.top})")
         device.cursor = max(device.cursor, welcome.cursor)
         device.confirmed = True
-        person.known = max(person.known, welcome.home_version)
+        if welcome.home_version > person.known:
+            person.known, person.known_at = welcome.home_version, trio.current_time()
+        if 0 < device.revoked_in <= welcome.home_version:
+            raise Violation(f"{device.name} is served, and version {device.revoked_in}, which its home has, revoked it")
         self.began_ms = device.clock.monotonic_ms()
         self.last = welcome.cursor
         self.heard = trio.current_time()
@@ -141,6 +147,11 @@ class Connection:
     def _error(self, error: wire.Error) -> None:
         if error.code in (Fault.ROLLED_BACK, Fault.PROTOCOL):
             raise Violation(f"{self.device.name} was told {Fault(error.code).name}: {error.text}")
+        if error.code == Fault.REVOKED and self.device.revoked_in:
+            self.trace("told that it was revoked", self.device.name)
+            self.device.leave()
+        elif error.code == Fault.REVOKED and self.device.id == self.id:
+            raise Violation(f"{self.device.name} was told that it was revoked, and was not")
         raise Gone(f"{Fault(error.code).name}: {error.text}")
 
     # --- reading -----------------------------------------------------------------------------------
@@ -165,10 +176,14 @@ class Connection:
                 self._delivered(position, envelope)
             case wire.Receipt(items):
                 for item in items:
+                    self.proving.outcome(item.id, item.code, item.cell, item.position)
                     self._answered(item.id, item.code, item.cell)
             case wire.Notice(position, id_, code, _, cell):
                 self._place(position, b"%d notice" % position + id_)  # a group's cells have an outcome each
+                self.proving.outcome(id_, code, cell, 0)
                 self._answered(id_, code, cell)
+            case wire.Proof():
+                self.proving.answered(message)
             case wire.Empty(position):
                 self.log.empty = max(self.log.empty, position)
                 self._check_empty()
@@ -282,6 +297,9 @@ class Connection:
                 await self._look_up(*self.wanted.pop())
                 continue
             if await self._submit(now):
+                continue
+            if (question := self.proving.next()) is not None:
+                await self._say(question)
                 continue
             if now - self.heard >= PING_S and not self.pinged:
                 self.pinged = True

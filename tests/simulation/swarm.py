@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from collections import Counter
@@ -24,6 +25,7 @@ from tests.simulation.network import Network
 from tests.simulation.nodes import SimNode
 from tests.simulation.options import Options, bounds, derive
 from tests.simulation.people import REGIONS, make_root
+from tests.simulation.proofs import Proofs
 from tests.simulation.store import SimDisk
 from tests.simulation.tally import counting
 from tests.simulation.watchdog import standing_still
@@ -31,6 +33,7 @@ from tests.simulation.world import Trace, Violation, World, simulate
 
 OUR_MISTAKES = ("connection_crashed", "link_handler_failed")  # what code logs when it did not expect an exception
 LOOK_S = 1.0  # seconds between two looks at everything
+GONE_S = 20.0  # seconds after healing in which a revoked device is to be told so, if its home knows of it
 HANGS_S = 120.0  # seconds of a processor that a world may take, where it is not made for more
 
 
@@ -61,6 +64,7 @@ class Federation:
         self.net.watch = self.checks.sent
         regions = REGIONS[: options.regions]
         root = make_root(options.nodes, regions)
+        self.ledger.proofs = Proofs(world, self.ledger, root, options.receipts)
         self.nodes = [
             SimNode(
                 world, self.net, root, region, f"n{number + 1}", self._disk(f"{region} {number}"), self.checks.written
@@ -112,12 +116,16 @@ class Federation:
         began = trio.current_time()
         while not (self._served() and not self.ledger.open() and not self.ledger.missing() and not self._broken()):
             await trio.sleep(LOOK_S)
+            if trio.current_time() - began > GONE_S and self._not_told(before=trio.current_time() - GONE_S):
+                break
             if trio.current_time() - began > self.options.heal:
                 break
         self.world.trace("healed", round(trio.current_time() - began, 3))
         self.checks.lost()
         if not self._served():
             away = [device.name for device in self.authors.devices if not device.ready]
+            if self._not_told():
+                raise Violation(f"revoked, and served all the same: {', '.join(self._not_told())}")
             raise Violation(f"{self.options.heal:.0f} s after healing not served: {', '.join(away)}")
         if self.ledger.open():
             letter = self.ledger.open()[0]
@@ -135,7 +143,15 @@ class Federation:
         return [cell for cell in cells if not self.faults.whole(cell)]
 
     def _served(self) -> bool:
-        return all(device.ready for device in self.authors.devices)
+        return all(device.ready for device in self.authors.devices) and not self._not_told()
+
+    def _not_told(self, before: float = math.inf) -> list[str]:
+        """Devices that were revoked, by a version that their home had before that time, and are served all the same."""
+        return [
+            device.name
+            for device in self.authors.revoked
+            if device.ready and device.revoked_in <= device.person.known and device.person.known_at < before
+        ]
 
     async def _look(self) -> None:
         while True:

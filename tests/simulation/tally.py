@@ -29,7 +29,7 @@ MUST = (
     "old copy restored", "bit flipped", "tail lost", "clock jump", "clock drifts",
     # and to the network, to devices and groups
     "connection cut", "half-open", "partition", "flap", "storm", "segment lost", "went away", "reads nothing",
-    "forgot its cursor", "enrolled", "roster", "looked up",
+    "forgot its cursor", "enrolled", "revoked", "told that it was revoked", "keys rotated", "roster", "looked up",
 )  # fmt: skip
 SHARE = 10  # in a run of n seeds each of them happens n / SHARE times at least
 FEW = 100  # seeds: fewer say nothing about it

@@ -20,6 +20,13 @@ def test_a_seed_holds(seed: int) -> None:
     assert result.counts["delivered"] > 5
 
 
+@pytest.mark.parametrize(("seed", "nodes"), [(11, 1), (12, 3), (13, 3)])
+def test_every_receipt_in_a_world_with_faults_is_true(seed: int, nodes: int) -> None:
+    result = run_seed(seed, safety=30.0, nodes=nodes, receipts=0.5)
+    assert result.violation is None, result.violation
+    assert result.counts["proven"] > 5
+
+
 def test_a_seed_is_the_same_world_whatever_the_order_of_hashes() -> None:
     digests = set()
     for hash_seed in ("0", "1", "4711"):

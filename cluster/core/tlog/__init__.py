@@ -31,6 +31,8 @@ from cluster.core.tlog.errors import (
     LogError,
     Malformed,
     NotInTree,
+    OldEpoch,
+    StaleCheckpoint,
     StaleProof,
     TooFewWitnesses,
     UnknownKey,
@@ -38,7 +40,13 @@ from cluster.core.tlog.errors import (
 )
 from cluster.core.tlog.keys import COSIGNATURE, ED25519, SignerKey, VerifierKey
 from cluster.core.tlog.note import Note, Signature, new_note, open_note, parse_note, parse_signatures, signers
-from cluster.core.tlog.proofs import consistency_proof, consistency_tiles, inclusion_proof, inclusion_tiles
+from cluster.core.tlog.proofs import (
+    consistency_proof,
+    consistency_tiles,
+    inclusion_proof,
+    inclusion_proofs,
+    inclusion_tiles,
+)
 from cluster.core.tlog.staple import Proven, Staple, parse_staple, verify_staple
 from cluster.core.tlog.tiles import (
     Bundle,
@@ -57,6 +65,7 @@ from cluster.core.tlog.tiles import (
 from cluster.core.tlog.tree import (
     EMPTY_ROOT,
     Frontier,
+    contradicts,
     leaf_hash,
     node_hash,
     root_of_inclusion,
@@ -67,14 +76,15 @@ from cluster.core.tlog.witness import AddCheckpoint, Seen, consider, parse_add_c
 
 __all__ = [
     "EMPTY_ROOT", "Frontier", "leaf_hash", "node_hash", "root_of_inclusion", "verify_inclusion", "verify_consistency",
+    "contradicts",
     "Tile", "Bundle", "parse_path", "tile_at", "edge", "tiles_written", "bundles_written", "grow", "grow_bundles",
     "frontier", "encode_bundle", "decode_bundle",
-    "inclusion_tiles", "inclusion_proof", "consistency_tiles", "consistency_proof",
+    "inclusion_tiles", "inclusion_proof", "inclusion_proofs", "consistency_tiles", "consistency_proof",
     "ED25519", "COSIGNATURE", "SignerKey", "VerifierKey",
     "Note", "Signature", "new_note", "parse_note", "parse_signatures", "open_note", "signers",
     "Checkpoint", "Opened", "Trust", "parse_checkpoint", "open_checkpoint", "verify_checkpoint", "check_same_log",
     "AddCheckpoint", "Seen", "consider", "parse_add_checkpoint",
     "Staple", "Proven", "parse_staple", "verify_staple",
     "LogError", "Malformed", "UnknownKey", "TooFewWitnesses", "BadProof", "Fork", "StaleProof", "NotInTree", "BadTile",
-    "UnsoundTrust",
+    "UnsoundTrust", "StaleCheckpoint", "OldEpoch",
 ]  # fmt: skip

@@ -132,11 +132,13 @@ def check_same_log(first: Note, second: Note, log: VerifierKey) -> None:
         raise fork(one, first, second)
 
 
-def fork(checkpoint: Checkpoint, first: Note, second: Note) -> Fork:
-    """The error that carries the evidence."""
+def fork(checkpoint: Checkpoint, first: Note, second: Note, proof: tuple[bytes, ...] = ()) -> Fork:
+    """The error that carries the evidence. `proof`: from the first to the second, which contradicts it."""
+    what = f"two histories up to size {checkpoint.size}" if proof else f"two roots of size {checkpoint.size}"
     return Fork(
-        f"log {checkpoint.origin}: two roots of size {checkpoint.size}, both signed",
+        f"log {checkpoint.origin}: {what}, both signed",
         "Stop federating with that region and show both checkpoints to the others",
         first.encode(),
         second.encode(),
+        proof,
     )

@@ -5,8 +5,10 @@ TrustError
 │   ├── Malformed          bytes or a text that are not of the format, or longer than allowed
 │   ├── UnknownKey         nothing here is signed by a key that we were told to trust
 │   ├── TooFewWitnesses    signed by the log, but fewer than k witnesses stand by it
-│   ├── BadProof           an inclusion or consistency proof that does not lead to the root
-│   ├── Fork               two signed roots of one size: the log lies, and this is the evidence
+│   ├── StaleCheckpoint    k witnesses stand by it, but last did so too long ago: newer ones may be held back
+│   ├── BadProof           an inclusion, consistency or map proof that does not lead to the root
+│   │   └── OldEpoch       a map proof against an epoch that is not the newest of its checkpoint
+│   ├── Fork               two signed checkpoints that contradict each other: the log lies, and this is the evidence
 │   ├── StaleProof         a consistency proof that starts elsewhere than the witness stands
 │   ├── NotInTree          an index or size beyond the tree that was asked about
 │   ├── BadTile            a stored tile is missing or of a wrong length
@@ -40,13 +42,24 @@ class BadProof(LogError):
     """A proof that does not connect what it was given with the root."""
 
 
-class Fork(LogError):
-    """One log signed two roots for one size. `first` and `second` are the signed notes: who has them can prove it."""
+class StaleCheckpoint(LogError):
+    """What k witnesses said is older than the asker allows."""
 
-    def __init__(self, text: str, remedy: str, first: bytes, second: bytes) -> None:
+
+class OldEpoch(BadProof):
+    """The epoch is logged, and newer ones are logged after it: the map may have changed since."""
+
+
+class Fork(LogError):
+    """One log signed two trees of which neither contains the other. `first` and `second` are the signed notes: who has
+    them can prove it; with them, where the sizes differ, `proof`, a consistency proof that leads to the second root but
+    from another first one."""
+
+    def __init__(self, text: str, remedy: str, first: bytes, second: bytes, proof: tuple[bytes, ...] = ()) -> None:
         super().__init__(text, remedy)
         self.first = first
         self.second = second
+        self.proof = proof
 
 
 class StaleProof(LogError):

@@ -1,13 +1,10 @@
 """The Merkle tree of a log: hashes, the incremental root, and what verifies a proof.
 
-RFC 6962 section 2.1 (the same tree as RFC 9162 section 2.1) over SHA-256. A leaf and an inner node hash under different
-first bytes, so that neither can be passed off as the other. Nothing here holds a tree: a `Frontier` has the at most 63
-roots of the complete subtrees that a tree of n leaves consists of.
+RFC 6962 section 2.1 (the same tree as RFC 9162 section 2.1) over SHA-256; the hashes are relay.core.merkle's. Nothing
+here holds a tree: a `Frontier` has the at most 63 roots of the complete subtrees that a tree of n leaves consists of.
 
-A proof is checked by its shape first. In a tree of n leaves the way from leaf i to the root has two parts: an inner
-one, up to where the ways of i and of the last leaf meet, which has a sibling at each level; and a border, along which i
-lies on the right edge and only left siblings exist. i and n give the length of both, so a proof that is too long or too
-short is refused before anything is hashed (compare RFC 9162 sections 2.1.3.2 and 2.1.4.2, which walk the same way).
+A proof is checked by its shape first: index and size give its length, so one that is too long or too short is refused
+before anything is hashed (compare RFC 9162 sections 2.1.3.2 and 2.1.4.2, which walk the same way).
 
 A proof alone does not bind the size: some trees of different sizes have the same way to a leaf. The size counts
 because the log signs it together with the root.
@@ -17,24 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Final
 
 from cluster.core.tlog.errors import BadProof, NotInTree
+from relay.core.merkle import EMPTY_ROOT, HASH, climb, leaf_hash, node_hash, way
 from relay.limits import MAX_TREE
 
-HASH: Final = 32  # bytes of a hash
-EMPTY_ROOT: Final = sha256(b"").digest()  # the root of a tree without leaves
-
-
-def leaf_hash(entry: bytes) -> bytes:
-    """The hash of an entry as a leaf (RFC 6962 section 2.1)."""
-    return sha256(b"\x00" + entry).digest()
-
-
-def node_hash(left: bytes, right: bytes) -> bytes:
-    """The hash of a node with two children (RFC 6962 section 2.1)."""
-    return sha256(b"\x01" + left + right).digest()
+__all__ = [
+    "EMPTY_ROOT", "HASH", "Frontier", "fold_right", "leaf_hash", "node_hash", "root_of_inclusion",
+    "verify_consistency", "verify_inclusion",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +64,9 @@ def root_of_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes]
     """The root that a tree of `size` leaves must have if `leaf` (a leaf hash) is number `index` of it and the proof is
     right. Raises NotInTree when the tree has no such leaf, BadProof when the proof cannot be one of that leaf."""
     _within(index, size)
-    inner = (index ^ (size - 1)).bit_length()
-    border = (index >> inner).bit_count()
+    inner, border = way(index, size)
     _shape(proof, inner + border, f"inclusion proof of entry {index} of {size}")
-    node = leaf
-    for level, sibling in enumerate(proof):
-        left = level >= inner or index >> level & 1
-        node = node_hash(sibling, node) if left else node_hash(node, sibling)
-    return node
+    return climb(leaf, index, inner, proof)
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
@@ -119,14 +102,26 @@ def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, pro
         )
 
 
+def contradicts(old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]) -> bool:
+    """The tree (new, new_root) does not begin with (old, old_root), and this proof shows it: it leads to the new root,
+    so that its hashes are those of the new tree, and they make another tree of `old` leaves. Says nothing (False) about
+    any other proof, nor where `old` is a power of two: then the old root itself is part of the way."""
+    if not 0 < old < new <= MAX_TREE or old & old - 1 == 0:
+        return False
+    try:
+        first, second = _roots_of_consistency(old, new, old_root, proof, "")
+    except BadProof:
+        return False
+    return second == new_root and first != old_root
+
+
 def _roots_of_consistency(
     old: int, new: int, old_root: bytes, proof: Sequence[bytes], what: str
 ) -> tuple[bytes, bytes]:
     """Both roots, from the last complete subtree of the old tree upwards; 0 < old < new."""
     height = (old & -old).bit_length() - 1  # of that subtree
     last = (old - 1) >> height  # its number at that height
-    inner = (last ^ ((new - 1) >> height)).bit_length()
-    border = (last >> inner).bit_count()
+    inner, border = way(last, ((new - 1) >> height) + 1)
     seeded = last != 0  # when that subtree is the whole old tree, its root is known and left out of the proof
     _shape(proof, seeded + inner + border, what)
     first = second = proof[0] if seeded else old_root

@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cluster.core.tlog.checkpoint import Trust, fork, verify_checkpoint
-from cluster.core.tlog.errors import Malformed, StaleProof, UnknownKey, UnsoundTrust
+from cluster.core.tlog.checkpoint import Checkpoint, Trust, fork, verify_checkpoint
+from cluster.core.tlog.errors import BadProof, Malformed, StaleProof, UnknownKey, UnsoundTrust
 from cluster.core.tlog.keys import COSIGNATURE, SignerKey, VerifierKey
 from cluster.core.tlog.note import Note, Signature, parse_note
 from cluster.core.tlog.text import base64, decimal, unbase64, utf8
-from cluster.core.tlog.tree import EMPTY_ROOT, verify_consistency
+from cluster.core.tlog.tree import EMPTY_ROOT, contradicts, verify_consistency
 from relay.errors import Rollback
 from relay.limits import MAX_PROOF, MAX_SIGNED_NOTE
 
@@ -72,7 +72,7 @@ def consider(
     is unknown. `now` in seconds; a clock that went back does not make a cosignature older than the one before.
 
     Raises UnknownKey, BadSignature, Malformed: not a checkpoint of that log.
-    Raises Fork: another root for the size that was seen, with the evidence.
+    Raises Fork: another root for the size that was seen, or a proof that the history before it changed; with evidence.
     Raises Rollback: a smaller tree than the one that was seen.
     Raises StaleProof: the proof starts elsewhere; `size` of it says where it must start. The log asks again.
     Raises BadProof: the proof does not connect the two trees. Either it is wrong or the log is."""
@@ -93,10 +93,21 @@ def consider(
         raise StaleProof(
             f"log {log.name}: a proof from {request.old}, the witness saw {size}", f"Ask with a proof from {size}", size
         )
-    verify_consistency(size, checkpoint.size, root, checkpoint.root, request.proof)
+    _check_history(seen, checkpoint, request)
     time = max(now, seen.time if seen else 0)
     cosigned = Signature(witness.name, witness.verifier.id, witness.sign(request.note.text, time))
     return Seen(checkpoint.size, checkpoint.root, _evidence(request.note, log).encode(), time), cosigned
+
+
+def _check_history(seen: Seen | None, checkpoint: Checkpoint, request: AddCheckpoint) -> None:
+    """Raises BadProof; Fork where the proof itself shows that the log has another history now."""
+    size, root = (seen.size, seen.root) if seen else (0, EMPTY_ROOT)
+    try:
+        verify_consistency(size, checkpoint.size, root, checkpoint.root, request.proof)
+    except BadProof:
+        if seen and contradicts(size, checkpoint.size, root, checkpoint.root, request.proof):
+            raise fork(checkpoint, parse_note(seen.note), request.note, request.proof) from None
+        raise
 
 
 def _evidence(note: Note, log: VerifierKey) -> Note:

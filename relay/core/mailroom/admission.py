@@ -37,9 +37,11 @@ def submit(turn: Turn, record: records.Submit, size: int) -> None:
         # Who may not send must not be able to spoil the id for who may; and what may be tried again is not final.
         forget = item.code == Code.NOT_MEMBER or not Code(item.code).final
         turn.answer(record.device, item, None if forget else header.created)
+        _take(turn, item, header)
     elif record.dest == turn.state.cell:
         item = _to_mailbox(turn, header, own, turn.source(size), pos)
         turn.answer(record.device, item, header.created)
+        _take(turn, item, header)
     else:
         _to_outbox(turn, record, header, own, turn.source(size), pos)
 
@@ -62,6 +64,7 @@ def _passed(turn: Turn, sealed: bytes, own: bytes, source: Source, pos: int) -> 
         return turn.receipt(own, code)
     item = _to_mailbox(turn, header, own, source, pos)
     turn.remember(item, header.created)
+    _take(turn, item, header)
     return item
 
 
@@ -107,7 +110,12 @@ def _hand_in_envelope(turn: Turn, record: records.HandIn, size: int, pos: int) -
         item = _to_mailbox(turn, header, own, turn.source(size), pos)
     if item.code != Code.UNKNOWN_ROSTER:  # that one comes again
         turn.remember(item, header.created)
+    _take(turn, item, header)
     return item.code, item.newest
+
+
+def _take(turn: Turn, item: ReceiptItem, header: Header) -> None:
+    turn.take(item.id, item.code, item.newest, item.position, header.to_version, header.expires)
 
 
 def _age(header: Header, time: int, window: bool) -> Code | None:
@@ -147,4 +155,6 @@ def _to_outbox(turn: Turn, record: records.Submit, header: Header, own: bytes, s
         return
     outboxes.put(turn, record.dest, records.HANDIN_ENVELOPE, source, own, header.expires)
     outboxes.await_answers(turn, own, record.device, 1)
-    turn.answer(record.device, turn.receipt(own, Code.ACCEPTED, 0, pos), header.created)
+    item = turn.receipt(own, Code.ACCEPTED, 0, pos)
+    turn.answer(record.device, item, header.created)
+    _take(turn, item, header)

@@ -176,7 +176,7 @@ class _Loader:
     def home(self, signed: bytes) -> None:
         record = read_home(signed)
         user = self.state.users.setdefault(record.user, UserState(record, []))
-        user.record = record
+        user.record = read_home(signed, user.record) if user.chain else record
         user.chain.append(signed)
 
     def mail(self, address: bytes, size: int, part: bytes) -> None:

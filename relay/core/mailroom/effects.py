@@ -52,9 +52,10 @@ class SessionStarted:
 
 @dataclass(frozen=True, slots=True)
 class DeviceGone:
-    """`device` is no longer enrolled: its connections end."""
+    """`device` is no longer enrolled: its connections end. `waited`: envelopes that it did not collect."""
 
     device: bytes
+    waited: int
 
 
 @dataclass(frozen=True, slots=True)

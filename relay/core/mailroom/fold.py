@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from relay.core import records
 from relay.core.block import Block
+from relay.core.book import Taken
 from relay.core.mailroom import admission, answers, checkpoint, expiry, residents, rosters, settle
 from relay.core.mailroom.effects import CheckpointDue, Effect
 from relay.core.mailroom.state import FOLD_VERSION, State
@@ -24,6 +25,7 @@ class Mailroom:
     def __init__(self, cell: str, log_id: bytes) -> None:
         self.state = State(cell, log_id, checkpoint_due=CHECKPOINT_BYTES)
         self.admitted = 0  # envelopes taken since the start: for the metrics, not part of the state
+        self.taken: list[Taken] = []  # by the last block: for receipts, not part of the state either
 
     @classmethod
     def from_checkpoint(cls, rows: Sequence[bytes]) -> Mailroom:
@@ -31,6 +33,7 @@ class Mailroom:
         room = cls.__new__(cls)
         room.state = checkpoint.load(rows)
         room.admitted = 0
+        room.taken = []
         return room
 
     def checkpoint(self) -> Iterator[bytes]:
@@ -58,6 +61,7 @@ class Mailroom:
             expiry.rebuild_if_stale(state)
             state.blocks.forget(min(state.floor(), block.index))
         self.admitted += turn.admitted
+        self.taken = turn.taken
         state.log_bytes += block.size
         if state.log_bytes >= state.checkpoint_due:
             checkpoint.plan(state)

@@ -9,7 +9,7 @@ from relay.core.block import position
 from relay.core.mailroom.effects import DeviceGone, SessionStarted
 from relay.core.mailroom.settle import settle_mailbox
 from relay.core.mailroom.state import DeviceState, State, UserState
-from relay.core.mailroom.turn import Turn
+from relay.core.mailroom.turn import EXPIRE_NOTICE, Turn
 from relay.core.trust import HomeRecord, read_home
 
 
@@ -22,6 +22,7 @@ def home(turn: Turn, record: records.Home) -> None:
     follows = new.version == user.record.version + 1 if user else new.version == 1
     if not follows or new.cell != turn.state.cell:
         return
+    new = read_home(record.signed, user.record if user else None)
     if user is None:
         user = turn.state.users[new.user] = UserState(new, [])
     before, user.record = user.record, new
@@ -32,17 +33,40 @@ def home(turn: Turn, record: records.Home) -> None:
 
 def _enrol(turn: Turn, before: HomeRecord, new: HomeRecord, pos: int) -> None:
     named = {device.id for device in new.devices}
-    left = [device.id for device in before.devices if device.id not in named]
-    gone = [device_id for device_id in left if _is_of(turn.state, device_id, new.user)]
-    for device_id in gone:
-        del turn.state.devices[device_id]
-        turn.effects.append(DeviceGone(device_id))
+    left = [device for device in before.devices if device.id not in named]
+    gone = {device.stem: device.id for device in left if _is_of(turn.state, device.id, new.user)}
     for device in new.devices:
-        if device.id not in turn.state.devices:  # another user's stays with that user
+        if device.id in turn.state.devices:  # another user's stays with that user
+            continue
+        if device.first in gone:
+            _rename(turn, gone[device.first], device.id)
+        else:
             turn.state.devices[device.id] = DeviceState(device.id, new.user, device.since, pos)
+    for device_id in gone.values():
+        was = turn.state.devices.pop(device_id, None)
+        box = turn.state.users[new.user].box
+        waited = sum(was.since <= entry.version for entry in box.after(was.cursor)) if was else 0
+        turn.effects.append(DeviceGone(device_id, waited))
     if gone:
         for group in turn.state.memberships.get(new.user, ()):
             turn.state.rosters[group].dirty = True
+
+
+def _rename(turn: Turn, old: bytes, new: bytes) -> None:
+    """A device's keys were rotated (ADR 24): what waits for it, and what it waits for, is the new id's."""
+    state = turn.state
+    was = state.devices.pop(old)
+    state.devices[new] = DeviceState(new, was.user, was.since, was.cursor, b"", was.notices)
+    for notice in was.notices.values():
+        turn.expire_later(notice.expires, EXPIRE_NOTICE, new, notice.position)
+    for pending in state.pending.values():
+        if pending.device == old:
+            pending.device = new
+    for waiting in (entry for roster in state.rosters.values() for entry in roster.waiting):
+        if waiting.device == old:
+            waiting.device = new
+    if old in state.waiting_bytes:
+        state.waiting_bytes[new] = state.waiting_bytes.pop(old)
 
 
 def _is_of(state: State, device_id: bytes, user: bytes) -> bool:

@@ -121,8 +121,10 @@ def _place_waiting(turn: Turn, group: bytes, roster: RosterState, entry: Waiting
     source = turn.state.sources.find(entry.source)
     assert source is not None, "what waits holds its source"
     if _is_member(turn.state, roster, entry.device, entry.version):
-        _file(turn, group, roster, source, entry.version, entry.expires, turn.next_position())
+        pos = turn.next_position()
+        _file(turn, group, roster, source, entry.version, entry.expires, pos)
         if not _forward(turn, group, roster, source, entry.id, entry.expires, entry.device):
+            turn.take(entry.id, Code.STORED, roster.version, pos, entry.version, entry.expires)
             turn.notice(entry.device, entry.id, Code.STORED, roster.version, turn.state.cell)
     else:
         turn.notice(entry.device, entry.id, Code.NOT_MEMBER, roster.version, turn.state.cell)

@@ -14,7 +14,7 @@ from relay.core.trust import HomeRecord, VerifiedHead
 from relay.core.wire import ReceiptItem
 from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_BITS
 
-FOLD_VERSION = 2
+FOLD_VERSION = 3
 GroupId = bytes
 LogId = bytes
 _ENTRY: Final = Struct("<qqqq")

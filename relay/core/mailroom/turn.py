@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from heapq import heappush
 
 from relay.core.block import position
+from relay.core.book import Taken
 from relay.core.mailroom.effects import Answered, Effect, Noticed
 from relay.core.mailroom.state import Box, Entry, Notice, Source, State, source_key
 from relay.core.wire import Code, ReceiptItem
@@ -32,6 +33,7 @@ class Turn:
     slot: int = 0
     effects: list[Effect] = field(default_factory=list)
     admitted: int = 0
+    taken: list[Taken] = field(default_factory=list)  # envelopes, for receipts
 
     def next_position(self) -> int:
         pos = position(self.index, self.slot)
@@ -61,6 +63,11 @@ class Turn:
             self.remember(item, created)
         if device:
             self.effects.append(Answered(device, item))
+
+    def take(self, id_: bytes, code: int, newest: int, pos: int, sealed_for: int, expires: int) -> None:
+        """An envelope was decided on: if it was taken, and has a place in the log, it can have a receipt."""
+        if code < Code.STALE and pos:
+            self.taken.append(Taken(id_, code, pos, sealed_for, newest, expires))
 
     def remember(self, item: ReceiptItem, created: int) -> None:
         self.admitted += item.code < Code.STALE

@@ -1,17 +1,20 @@
 """What is signed, and how it is verified: the root document, home records, rosters (DESIGN sections 5 and 6).
 
 Verify the exact bytes first, then parse them. Nothing here signs anything that a relay could sign for a user: the
-`sign_*` helpers take the private key from whoever holds it (the device, the registrar, the root's keeper).
+`sign_*` helpers take the private key from whoever holds it (the device, the registrar).
 """
 
 from __future__ import annotations
 
 from relay.core.trust.homes import (
+    REVOKED_GRACE,
     Device,
+    Former,
     HomePayload,
     HomeRecord,
     sign_home,
-    endorse_home,
+    request_home,
+    endorse_request,
     read_home,
     verify_home,
     verify_chain,
@@ -45,11 +48,14 @@ from relay.core.trust.statement import (
 )
 
 __all__ = [
+    "REVOKED_GRACE",
     "Device",
+    "Former",
     "HomePayload",
     "HomeRecord",
     "sign_home",
-    "endorse_home",
+    "request_home",
+    "endorse_request",
     "read_home",
     "verify_home",
     "verify_chain",

@@ -1,4 +1,11 @@
-"""Home records: where a user lives, with which devices. Version n follows version n - 1 (DESIGN section 6)."""
+"""Home records: where a user lives, with which devices. Version n follows version n - 1 (DESIGN section 6, ADR 24).
+
+    signed by                       may change
+    the user key of n - 1           user key, devices, home; a recovery key where there was none
+    the recovery key of n - 1       user key (it has to), recovery key, devices; never the home
+
+and by the registrar, always. What a version no longer lists is revoked, and its id never comes back.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +15,42 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 from nacl.signing import SigningKey
 
-from relay.core.codec import Decoder, Struct, digest, encode
-from relay.core.shapes import CellName, Hash, Key, MaybeHash, Millis, Name, Signature, UInt
+from relay.core.codec import Decoder, Struct, digest, encode, pack
+from relay.core.shapes import CellName, Hash, Key, MaybeHash, MaybeKey, Millis, Name, Signature, UInt
 from relay.core.trust.root import Root
 from relay.core.trust.signing import sign, verify
-from relay.errors import BrokenChain, NotValidNow, Rollback, TrustError
-from relay.limits import KIB, MAX_CHAIN, MAX_DEVICES
+from relay.errors import BadSignature, BrokenChain, NotValidNow, Overreach, ReturnedDevice, Rollback, TrustError
+from relay.limits import ADMISSION_WINDOW, KIB, MAX_CHAIN, MAX_DEVICES, MAX_FORMER
 
 _HOME: Final = b"posthouse.home\x00"
+REVOKED_GRACE: Final = ADMISSION_WINDOW  # ms: what the cell took before it knew the version without the device
 
 
 class Device(Struct, frozen=True):
-    """A device: its Ed25519 key (which is its id), its X25519 key, and the home version that enrolled it."""
+    """A device: its Ed25519 key (which is its id), its X25519 key, the home version that enrolled it, and, where its
+    keys were rotated since, the id that it was enrolled with (else empty)."""
 
     id: Key
     encryption: Key
     since: UInt
+    first: MaybeKey
+
+    @property
+    def stem(self) -> bytes:
+        """What stays when its keys are rotated: the id that it was enrolled with."""
+        return self.first or self.id
+
+
+class Former(Struct, frozen=True):
+    """An id that an older version listed: revoked, or rotated. The version without it held from `until` on (ms)."""
+
+    id: Key
+    stem: Key
+    until: Millis
 
 
 class HomePayload(Struct, frozen=True):
-    """What is signed. `user` and `prev` are empty in version 1."""
+    """What is signed. `user` and `prev` are empty in version 1, `recovery_key` where the user has none."""
 
     format: Literal[1]
     user: MaybeHash
@@ -40,6 +63,7 @@ class HomePayload(Struct, frozen=True):
     move_epoch: UInt
     not_before: Millis
     expires: Millis
+    recovery_key: MaybeKey
 
 
 class _SignedHome(Struct, frozen=True):
@@ -49,12 +73,14 @@ class _SignedHome(Struct, frozen=True):
 
 
 class HomeRecord(Struct, frozen=True):
-    """A verified home record: `user` is filled in also for version 1, `digest` is what the next one chains to."""
+    """A verified home record: `user` is filled in also for version 1, `digest` is what the next one chains to, and
+    `former` has every id that the versions before listed and this one does not."""
 
     user: Hash
     digest: Hash
     payload: HomePayload
     signed: bytes
+    former: tuple[Former, ...] = ()
 
     @property
     def version(self) -> int:
@@ -68,53 +94,92 @@ class HomeRecord(Struct, frozen=True):
     def devices(self) -> tuple[Device, ...]:
         return self.payload.devices
 
+    def stem(self, device: bytes, at_ms: int = 0) -> bytes | None:
+        """The stem of a device that this version lists, or that an older one did and that was still enrolled at
+        `at_ms`; None for any other."""
+        for one in self.payload.devices:
+            if one.id == device:
+                return one.stem
+        for gone in self.former:
+            if gone.id == device and at_ms <= gone.until + REVOKED_GRACE:
+                return gone.stem
+        return None
 
+
+_request: Decoder[tuple[bytes, bytes]] = Decoder(tuple[bytes, bytes], "enrolment request", 16 * KIB)
 _signed_home: Decoder[_SignedHome] = Decoder(_SignedHome, "signed home record", 16 * KIB)
 _home: Decoder[HomePayload] = Decoder(HomePayload, "home record", 16 * KIB)
 
 
 def sign_home(payload: HomePayload, user_key: SigningKey, registrar_key: SigningKey) -> bytes:
-    """Sign one version. From version 2 on `user_key` is the key that the version before names."""
+    """Sign one version. From version 2 on `user_key` is the key that the version before names (or its recovery key)."""
     data = encode(payload)
     return encode(_SignedHome(data, sign(user_key, _HOME, data), sign(registrar_key, _HOME, data)))
 
 
-def endorse_home(payload: bytes, registrar_key: SigningKey) -> bytes:
-    """The registrar's signature over a payload that was checked."""
-    return sign(registrar_key, _HOME, payload)
+def request_home(payload: HomePayload, key: SigningKey) -> bytes:
+    """What the registrar is asked to sign: the payload, signed by `key` as in `sign_home`."""
+    data = encode(payload)
+    return pack([data, sign(key, _HOME, data)])
 
 
-def read_home(signed: bytes) -> HomeRecord:
-    """Parse without verifying: only for bytes that were verified before they were kept (a cell's own log)."""
+def endorse_request(request: bytes, registrar_key: SigningKey) -> bytes:
+    """The signed record of a request, whatever it asks for: the rules are cluster.enrolment's. Raises ProtocolError."""
+    payload, signature = _request(request)
+    return pack([payload, signature, sign(registrar_key, _HOME, payload)])
+
+
+def read_home(signed: bytes, prev: HomeRecord | None = None) -> HomeRecord:
+    """Parse without verifying: only for bytes that were verified before they were kept (a cell's own log). `former` is
+    whole only where `prev` is the version before, and was read like this."""
     outer = _signed_home(signed)
     payload = _home(outer.payload)
     own = digest(outer.payload)
-    return HomeRecord(payload.user or own, own, payload, signed)
+    former = prev.former if prev else ()
+    if prev is not None:
+        listed = {device.id for device in payload.devices}
+        gone = (device for device in prev.devices if device.id not in listed)
+        former += tuple(Former(device.id, device.stem, payload.not_before) for device in gone)
+    return HomeRecord(payload.user or own, own, payload, signed, former)
 
 
 def verify_home(signed: bytes, root: Root, prev: HomeRecord | None) -> HomeRecord:
     """Verify one version after `prev` (None: it must be version 1), against the root's registrar of its region.
 
-    Raises BadSignature, BrokenChain or TrustError (unknown region). Expiry is `check_current`'s business, because a
-    chain may contain versions that have run out."""
+    Raises BadSignature, BrokenChain (ReturnedDevice), Overreach or TrustError (unknown region). Expiry is
+    `check_current`'s business, because a chain may contain versions that have run out."""
     outer = _signed_home(signed)
-    record = read_home(signed)
+    record = read_home(signed, prev)
     payload = record.payload
     region = root.region(payload.region)
-    user_key = prev.payload.user_key if prev else payload.user_key
-    verify(user_key, _HOME, outer.payload, outer.user_signature, "home record, user's key")
+    recovered = _signed_by_recovery(outer, payload, prev)
     verify(region.registrar_key, _HOME, outer.payload, outer.registrar_signature, "home record, registrar's key")
     if payload.version > MAX_CHAIN:
         raise TrustError(f"home record: version {payload.version} is beyond {MAX_CHAIN}", "Enrol the user anew")
     if payload.cell not in region.cell_names or not payload.cell.startswith(payload.region + "/"):
         raise TrustError(f"home record: cell {payload.cell} is not one of region {payload.region}")
     _check_chain(record, prev)
+    _check_devices(record, prev)
+    _check_recovery(payload, prev.payload if prev else None, recovered=recovered)
     return record
+
+
+def _signed_by_recovery(outer: _SignedHome, payload: HomePayload, prev: HomeRecord | None) -> bool:
+    """Did the recovery key sign, and not the user key? Raises BadSignature where neither did."""
+    before = prev.payload if prev else payload
+    try:
+        verify(before.user_key, _HOME, outer.payload, outer.user_signature, "home record, user's key")
+    except BadSignature:
+        if prev is None or not before.recovery_key:
+            raise
+        what = "home record, neither the user's key nor the recovery key"
+        verify(before.recovery_key, _HOME, outer.payload, outer.user_signature, what)
+        return True
+    return False
 
 
 def _check_chain(record: HomeRecord, prev: HomeRecord | None) -> None:
     payload = record.payload
-    known = {device.id: device for device in prev.devices} if prev else {}
     if prev is None:
         chained = payload.version == 1 and not payload.user and not payload.prev
     else:
@@ -122,12 +187,54 @@ def _check_chain(record: HomeRecord, prev: HomeRecord | None) -> None:
     if not chained:
         last = prev.version if prev else "nothing"
         raise BrokenChain(f"home record version {payload.version} does not follow {last}")
-    if len({device.id for device in payload.devices}) != len(payload.devices):
+
+
+def _check_devices(record: HomeRecord, prev: HomeRecord | None) -> None:
+    """A device stays as it is, is new, or takes the place of one (by its stem) that this version no longer lists."""
+    devices = record.devices
+    known = {device.id: device for device in prev.devices} if prev else {}
+    left = {device.stem: device for device in known.values() if device.id not in {one.id for one in devices}}
+    gone = {former.id for former in record.former}
+    for device in devices:
+        if device.id in gone:
+            raise ReturnedDevice(
+                f"home record version {record.version} lists device {device.id[:4].hex()}, which was revoked",
+                "A revoked id never comes back: make new keys for the device",
+            )
+    if len({one.id for one in devices}) != len(devices) or len({one.stem for one in devices}) != len(devices):
         raise BrokenChain("home record: a device is listed twice")
-    for device in payload.devices:
+    for device in devices:
         old = known.get(device.id)
-        if device.since != (old.since if old else payload.version) or (old and old != device):
+        if old is not None:
+            good = old == device
+        elif device.first:
+            good = device.first != device.id and device.first in left and left[device.first].since == device.since
+        else:
+            good = device.since == record.version
+        if not good:
             raise BrokenChain("home record: a device's enrolment was changed")
+    if len(record.former) > MAX_FORMER:
+        raise TrustError(f"home record: {len(record.former)} revoked devices, {MAX_FORMER} fit", "Enrol the user anew")
+
+
+def _check_recovery(payload: HomePayload, before: HomePayload | None, *, recovered: bool) -> None:
+    """Who signed may not change more than the table at the top says."""
+    if len(payload.recovery_key) not in (0, 32):
+        raise BrokenChain("home record: the recovery key is no key")
+    if payload.recovery_key == payload.user_key:
+        raise BrokenChain("home record: the recovery key is the user key", "Make another one, and keep it apart")
+    if before is None:
+        return
+    if before.recovery_key and not payload.recovery_key:
+        raise Overreach("home record: the recovery key is gone", "It can only be replaced, and by itself")
+    if not recovered and before.recovery_key and payload.recovery_key != before.recovery_key:
+        raise Overreach("home record: the user key may not change the recovery key", "Sign with the recovery key")
+    if recovered and payload.user_key == before.user_key:
+        raise Overreach("home record: the recovery key signed, and the user key is the old one", "Make a new user key")
+    if recovered and (payload.region, payload.cell, payload.move_epoch) != (
+        before.region, before.cell, before.move_epoch,
+    ):  # fmt: skip
+        raise Overreach("home record: the recovery key may not move the user", "Move with the user key")
 
 
 def verify_chain(

@@ -236,8 +236,7 @@ def _check_timestamp(new: Parsed, old: Parsed | None, now_ms: int, fresh: bool) 
             raise Rollback(f"timestamp version {signed.version} after {before.version}", _NEWER)
         if signed.version == before.version and new.timestamp.signed_bytes != old.timestamp.signed_bytes:
             raise BrokenChain(f"two different timestamps of version {signed.version}: a fork", _FORK)
-        if (number := signed.snapshot_meta.version) < before.snapshot_meta.version:
-            raise Rollback(f"snapshot version {number} after {before.snapshot_meta.version}", _NEWER)
+        _check_step("snapshot", before.snapshot_meta, signed.snapshot_meta)
     if fresh and now_ms >= ends_ms(signed):
         text = f"timestamp version {signed.version} has expired: there is a newer root document, or should be"
         raise Frozen(text, f"{_NEWER}; if it is the newest, they run: posthouse federation publish")
@@ -251,13 +250,19 @@ def _check_snapshot(new: Parsed, old: Parsed | None, now_ms: int) -> None:
     if signed.version != entry.version:
         raise MixAndMatch(f"snapshot version {signed.version} where the timestamp says {entry.version}")
     for name, before in old.snapshot.signed.meta.items() if old else ():
-        now = signed.meta.get(name)
-        if now is None:
+        if name not in signed.meta:
             raise Rollback(f"the snapshot does not list {name} any more", _NEWER)
-        if now.version < before.version:
-            raise Rollback(f"{name} version {now.version} after {before.version}", _NEWER)
+        _check_step(name.removesuffix(".json"), before, signed.meta[name])
     if now_ms >= ends_ms(signed):
         raise NotValidNow(f"snapshot version {signed.version} has expired", _NEWER)
+
+
+def _check_step(what: str, before: tuf.MetaFile, now: tuf.MetaFile) -> None:
+    """A file that was listed is the same, or of a higher version."""
+    if now.version < before.version:
+        raise Rollback(f"{what} version {now.version} after {before.version}", _NEWER)
+    if now.version == before.version and now.hashes != before.hashes:
+        raise BrokenChain(f"two different files of {what} version {now.version}: a fork", _FORK)
 
 
 def _check_targets(new: Parsed, now_ms: int) -> None:

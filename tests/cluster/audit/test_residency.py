@@ -25,8 +25,9 @@ from relay.errors import OperatorError, TrustError
 from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
-from tests.cluster.demo.test_audit import AnythingGoes, change, envelope as letter
+from tests.cluster.demo.test_audit import change, envelope as letter
 from tests.relay.journal.test_guard import ABROAD, HERE, ROOT, Group, Person, public
+from tests.residency import AnythingGoes
 
 LOG = bytes(16)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.audit.scan import CHUNK, MIN_SECRET, SPELLED, Scanner, files_below, spellings
+from cluster.audit.scan import CHUNK, MIN_SECRET, SPELLED, Scanner, files_below, spellings, unmasked
 
 SECRET = bytes(range(0xE0, 0xF0))
 OTHER = b"another secret of it"
@@ -50,6 +50,18 @@ def test_pieces_are_found_exactly_as_the_whole(data: bytes, cuts: list[int]) -> 
 def test_every_occurrence_counts_and_says_where() -> None:
     hits = list(Scanner([(SECRET, "it")]).scan_bytes(b"x" * 5 + SECRET + SECRET))
     assert [(hit.encoding, hit.offset, hit.length) for hit in hits] == [("raw", 5, 16), ("raw", 21, 16)]
+
+
+@given(
+    mask=st.binary(min_size=4, max_size=4), before=st.binary(max_size=40), cuts=st.lists(st.integers(1, 90), max_size=8)
+)
+def test_what_a_client_masked_is_found_whatever_the_mask(mask: bytes, before: bytes, cuts: list[int]) -> None:
+    said = before + OTHER + bytes(30)
+    wire = bytes(byte ^ mask[place % 4] for place, byte in enumerate(said))
+    edges = [0, *sorted(cut for cut in cuts if cut < len(wire)), len(wire)]
+    scanner = Scanner([(b"".join(unmasked([OTHER])), "it")])
+    hits = list(scanner.scan(unmasked(wire[a:b] for a, b in pairwise(edges))))
+    assert len(before) in [hit.offset for hit in hits]
 
 
 def test_nothing_is_found_in_noise() -> None:

@@ -86,6 +86,15 @@ def test_users_devices_and_cards(posthouse: Posthouse, layout: Layout) -> None:
         (["node", "run", "nothing.toml"], Exit.OPERATOR, "no such file"),
         (["up", "--regions", "norden"], Exit.OPERATOR, "holds the regions norden,sauda,taiga"),
         (["up", "--nodes", "3"], Exit.OPERATOR, "holds regions of 1 node"),
+        (["up", "--capture"], Exit.OPERATOR, "made without --capture"),
+        (["audit", "canary", "send", "--away", "alice", "kit"], Exit.USAGE, "with --user"),
+        (["audit", "canary", "send", "--user", "alice", "kit"], Exit.OPERATOR, "a sender and a recipient"),
+        (["audit", "canary", "send", "--user", "alise", "kit"], Exit.OPERATOR, "alise"),
+        (["audit", "canary", "send", "posthouse-data"], Exit.OPERATOR, "is not empty"),
+        (["audit", "canary", "send", "--deadline", "0.2", "kit"], Exit.UNREACHABLE, "there is no KIT. Do the nodes"),
+        (["audit", "canary", "look", "kit"], Exit.USAGE, "Name a DIR"),
+        (["audit", "canary", "look", "kit", "nowhere"], Exit.USAGE, "no directory is there"),
+        (["audit", "canary", "look", "kit", "posthouse-data"], Exit.OPERATOR, "`posthouse audit canary send` made"),
         (["up", "--nodes", "2", "--dir", "new"], Exit.OPERATOR, "1 (development), 3 or 5"),
         (["up", "--regions", "A,B", "--dir", "new"], Exit.OPERATOR, "cannot be a region"),
         (["up", "--regions", "a,b,a", "--dir", "new"], Exit.OPERATOR, "'a' is named twice"),
@@ -167,6 +176,10 @@ def make_two_regions(posthouse: Posthouse, nodes: int = 1) -> None:
 
 def test_two_operators_and_a_roots_keeper(posthouse: Posthouse, tmp_path: Path) -> None:
     make_two_regions(posthouse)
+    wrong = posthouse(
+        "init", "join", "keeper/root.bin", "--federation-id", "0" * 64, "--dir", "norden", status=Exit.UNTRUSTED
+    )
+    assert "another federation's" in wrong.stderr and not Path("norden/root.bin").exists()
     for region in ("norden", "sauda"):
         result = posthouse("init", "join", "keeper/root.bin", "--dir", region)
         assert "posthouse node run server/node.toml" in result.stdout

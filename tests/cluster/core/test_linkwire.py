@@ -14,9 +14,9 @@ from cluster.core.linkmachine import (
     TRANSITIONS, Answered, Asked, Ended, Greeted, Kind, LinkEvent, LinkMachine, Noted, Role, State,
 )
 from cluster.core.linkwire import (
-    CELL_REQUESTS, NO_REQUEST, VERSION, BlockBody, BlocksPart, CellAnswer, CellEphemeral, CellNote, CellStatus,
-    CheckpointPart, Done, EphemeralTo, Fact, Facts, FetchBlocks, FetchCheckpoint, FetchFacts, FrameReader, HandItem,
-    HandOver, HandOverAnswer, Join, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping, Propose,
+    CELL_REQUESTS, NO_REQUEST, VERSION, Attest, Attested, BlockBody, BlocksPart, CellAnswer, CellEphemeral, CellNote,
+    CellStatus, CheckpointPart, Done, EphemeralTo, Fact, Facts, FetchBlocks, FetchCheckpoint, FetchFacts, FrameReader,
+    HandItem, HandOver, HandOverAnswer, Join, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping, Propose,
     Proposed, ProposalRefused, Records, SnapshotTaken, StateDigest, Status, TakeSnapshot, encode_frame,
     encode_message,
 )
@@ -47,11 +47,13 @@ CELL_ASKS: list[LinkMessage] = [
     Propose(UUID, (b"one", b"two")),
     Join(UUID), TakeSnapshot(9, 3), FetchCheckpoint(UUID, 9, 0), FetchFacts(UUID, 9, b""),
     FetchBlocks(UUID, 3, 4), CellEphemeral(ID, ID, ID, b"typing"), CellStatus(), StateDigest(UUID, 2, 900, ID),
+    Attest(UUID, (3, 5)),
 ]  # fmt: skip
 CELL_ANSWERS: list[LinkMessage] = [
     Proposed(5, ID, 2), ProposalRefused(1, "not at home"), NotLeading("n2"), SnapshotTaken(9),
     CheckpointPart(2, (b"row", b"row")), Facts((Fact(ID, 4, b"sealed"),)),
     BlocksPart((BlockBody(3, 2, ID, 17, ID, (b"record",)),)), Status(b"well"),
+    Attested(UUID, b"certificate", ((3, 2 * ID),)),
 ]  # fmt: skip
 
 

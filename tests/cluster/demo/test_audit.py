@@ -21,22 +21,11 @@ from relay.core.mailroom import Mailroom
 from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
+from tests.residency import AnythingGoes
 
 ANNA, BEN, CHIARA, GROUP = (bytes([number]) * 32 for number in range(1, 5))
 DEVICE, LOG = bytes(range(32)), bytes(16)
 PLAINTEXT = b"a sentence that no relay may ever see"
-
-
-class AnythingGoes:
-    """The disk writer's residency check, switched off."""
-
-    def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = (), *, made: bool = False
-    ) -> Sequence[tuple[bytes, bytes]]:
-        return ()
-
-    def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
-        pass
 
 
 def envelope(to: bytes, seed: int, kind: To = To.MAILBOX) -> bytes:

@@ -52,10 +52,10 @@ class User:
         """The version after `prev`; another `mark`, another record."""
         region = self.cell.partition("/")[0]
         version = prev.version + 1 if prev else 1
-        devices = prev.devices if prev else (Device(bytes(self.key.verify_key), bytes(32), 1),)
+        devices = prev.devices if prev else (Device(bytes(self.key.verify_key), bytes(32), 1, b""),)
         payload = HomePayload(
             1, prev.user if prev else b"", version, prev.digest if prev else b"", region, self.cell,
-            bytes(self.key.verify_key), devices, mark, NOW - DAY, self.expires,
+            bytes(self.key.verify_key), devices, mark, NOW - DAY, self.expires, b"",
         )  # fmt: skip
         return sign_home(payload, self.key, registrar or REGISTRARS[region])
 

@@ -10,6 +10,7 @@ import trio
 
 from cluster.config_keys import Address
 from cluster.local.border import Border, Crossing
+from cluster.local.capture import Reel
 from cluster.local.make import port_is_free
 from relay.errors import OperatorError
 
@@ -19,7 +20,7 @@ def free_address() -> Address:
 
 
 @asynccontextmanager
-async def crossing_to_echo() -> AsyncIterator[tuple[Crossing, Address, Address]]:
+async def crossing_to_echo(reel: Reel | None = None) -> AsyncIterator[tuple[Crossing, Address, Address]]:
     async def echo(stream: trio.SocketStream) -> None:
         async for data in stream:
             await stream.send_all(data)
@@ -27,7 +28,7 @@ async def crossing_to_echo() -> AsyncIterator[tuple[Crossing, Address, Address]]
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     to = Address("127.0.0.1", listeners[0].socket.getsockname()[1])
     at = free_address()
-    crossing = Crossing(at, to)
+    crossing = Crossing(at, to, reel)
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, echo, listeners)
         await nursery.start(crossing.run)

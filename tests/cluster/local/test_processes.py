@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,19 @@ async def test_nodes_notice_that_their_parent_is_gone(layout: Layout) -> None:
         with trio.fail_after(5):
             await running.exited.wait()
         assert running.process.returncode == 3
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_a_process_that_does_not_end_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with LocalFederation(layout) as fed:
+        await fed.start("norden")
+        monkeypatch.setattr(processes, "GONE_S", 0.01)
+        fed._running["norden", "n1"].stopping = True  # told to stop, and a disk that hangs holds it
+        for waiting in (fed.ended, partial(fed.wipe, "norden"), partial(fed.launch, "norden")):
+            with pytest.raises(OperatorError, match=f"norden-n1 .process {fed.pid('norden')}. has not ended"):
+                await waiting()
+        monkeypatch.undo()
+        await fed.stop("norden")
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -10,17 +10,19 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 from nacl.signing import SigningKey, VerifyKey
 
 from relay.client.connection import Seams
+from relay.client.identity import Registrar
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.trust import (
-    HomeRecord, Root, RootCell, RootNode, RootRegion, read_home, verify_home, verify_part, verify_roster, verify_root,
+    HomeRecord, Root, RootCell, RootNode, RootRegion, endorse_request, read_home, verify_home, verify_part,
+    verify_roster, verify_root,
 )  # fmt: skip
 from relay.core.wire import Code, Fault
 from relay.limits import MAX_LIFETIME
@@ -49,6 +51,11 @@ class Faults:
     deliver: Callable[[list[bytes]], list[bytes]] = lambda frames: frames  # what becomes of a batch of DELIVER frames
 
 
+def registrar(key: SigningKey) -> Registrar:
+    """One who signs whatever it is asked for."""
+    return lambda request, before: endorse_request(request, key)
+
+
 class Cell:
     """One cell of one node."""
 
@@ -63,6 +70,7 @@ class Cell:
         self.heads: dict[bytes, list[str]] = {}
         self.waiting: list[tuple[bytes, bytes | None]] = []
         self.cursors: dict[bytes, int] = {}
+        self.renamed: dict[bytes, bytes] = {}  # ids of devices that were rotated → what they are now
         self.sessions: dict[bytes, Session] = {}
         self.attached: list[Session] = []
         self.submitted: list[bytes] = []
@@ -92,7 +100,8 @@ class Cell:
         for signed in auth.records:
             self.learn(signed)
         if auth.device not in {d.id for d in self.newest(auth.user).devices}:
-            socket.say(wire.Error(Fault.AUTH, "not enrolled", 0))
+            known = self.newest(auth.user).stem(auth.device) is not None
+            socket.say(wire.Error(Fault.REVOKED if known else Fault.AUTH, "not enrolled", 0))
             return
         cursor = self.cursors.get(auth.device, 0)
         if hello.log_id == self.log_id:
@@ -161,7 +170,27 @@ class Cell:
     def learn(self, signed: bytes) -> None:
         chain = self.homes.setdefault(read_home(signed).user, [])
         if read_home(signed).version == len(chain) + 1:
-            chain.append(verify_home(signed, self.fed.root, chain[-1] if chain else None))
+            before = chain[-1] if chain else None
+            record = verify_home(signed, self.fed.root, before)
+            chain.append(record)
+            for device in before.devices if before else ():
+                now = next((one.id for one in record.devices if one.stem == device.stem), None)
+                if now != device.id:
+                    self.gone(device.id, now)
+
+    def gone(self, device: bytes, now: bytes | None) -> None:
+        """A device was revoked, or has new keys and goes on as `now`."""
+        for session in self.attached:
+            if session.device == device:
+                session.socket.say(wire.Error(Fault.REVOKED, "revoked", 0))
+        self.attached = [session for session in self.attached if session.device != device]
+        self.sessions.pop(device, None)
+        if now is not None:
+            self.cursors[now], self.renamed[device] = self.cursors.pop(device, 0), now
+            self.log = [
+                replace(entry, devices=entry.devices - {device} | {now}) if device in entry.devices else entry
+                for entry in self.log
+            ]
 
     # --- envelopes -------------------------------------------------------------------------------
     def submit(self, session: Session, item: wire.SubmitItem) -> wire.ReceiptItem:
@@ -204,8 +233,8 @@ class Cell:
 
     def take_mailbox(self, header: Header, envelope: bytes) -> None:
         chain = self.homes[header.to]
-        named = {device.id for device in chain[header.to_version - 1].devices}
-        devices = frozenset(named & {device.id for device in chain[-1].devices})
+        named = {device.stem for device in chain[header.to_version - 1].devices}
+        devices = frozenset(device.id for device in chain[-1].devices if device.stem in named)
         self.append(devices, lambda position: wire.Deliver(position, envelope))
 
     def take_roster(self, header: Header, envelope: bytes) -> None:
@@ -238,6 +267,8 @@ class Cell:
     def outcome(self, device: bytes, item: wire.ReceiptItem) -> None:
         """An outcome from another cell: on the live connections, and as a record."""
         self.outcomes[item.id] = item
+        while device in self.renamed:
+            device = self.renamed[device]
         for session in self.attached:
             if session.device == device:
                 session.socket.say(wire.Receipt((item,)))
@@ -254,23 +285,25 @@ class Federation:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
-        self.registrars = {region: SigningKey(bytes([i + 1]) * 32) for i, region in enumerate(REGIONS)}
+        self.keys = {region: SigningKey(bytes([i + 1]) * 32) for i, region in enumerate(REGIONS)}
+        self.registrars = {region: registrar(key) for region, key in self.keys.items()}
         self.root = verify_root(self.signed_root(), NOW)
         self.cells = {f"{region}/1": Cell(self, f"{region}/1") for region in REGIONS}
         self.outbox: deque[tuple[Cell, Cell, bytes, bytes]] = deque()
         self.dials = 0
         self.skew = 0  # ms that the servers' clock is ahead of the clients'
 
-    def signed_root(self, prev: Root | None = None, keepers: str = "root") -> bytes:
-        """A root document, or the one after `prev`."""
+    def signed_root(self, prev: Root | None = None, keepers: str = "root", news_ms: int | None = None) -> bytes:
+        """A root document, or the one after `prev`; `news_ms`: until when it is news."""
         regions = tuple(
             RootRegion(
                 region, b"", bytes(key.verify_key),
                 (RootCell(f"{region}/1", (RootNode("n1", "127.0.0.1:1", (f"ws://{region}",)),)),),
             )
-            for region, key in self.registrars.items()
+            for region, key in self.keys.items()
         )  # fmt: skip
-        return signed_root(regions, NOW + 10**12, before=prev.signed if prev else None, keepers=keepers)
+        before = prev.signed if prev else None
+        return signed_root(regions, NOW + 10**12, before=before, keepers=keepers, news_ms=news_ms)
 
     @property
     def now(self) -> int:

@@ -7,19 +7,24 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.client import BadCard, Card, ClientClosed, add_device, new_user, update_root
-from relay.client.outgoing import keep_news, take_counters
+from relay.client.outgoing import take_counters
 from relay.client.people import learn, newest, own_chain
 from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
 from relay.core.trust import read_home, verify_chain
-from relay.errors import BrokenChain, OperatorError, Rollback, StoreDamaged, StoreError, StoreForeign, TrustError
+from relay.errors import (
+    BrokenChain, Frozen, OperatorError, Rollback, StoreDamaged, StoreError, StoreForeign, TrustError,
+)  # fmt: skip
 from tests.relay.client.fake_cell import NOW, Federation
+from tests.relay.client.helpers import opened
 
 
 @pytest.fixture
@@ -75,20 +80,14 @@ async def test_what_may_not_be(world: Federation, tmp_path: Path) -> None:
         Store(tmp_path / "a")
 
 
-async def test_a_store_of_the_format_before_is_brought_up(world: Federation, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_store_of_a_format_before_is_told_apart(world: Federation, tmp_path: Path, version: int) -> None:
     user(world, tmp_path / "a")
     with sqlite3.connect(tmp_path / "a") as db:
-        db.execute("INSERT INTO letters (sid, conversation, counter, kind, sent_ms, expires, first, content)"
-                   " VALUES (1, x'', 1, 1, 1, 1, 0, x'07')")  # fmt: skip
-        for statement in ("DROP INDEX letters_news", "DROP TABLE news", "ALTER TABLE letters DROP COLUMN news"):
-            db.execute(statement)
-        db.execute("PRAGMA user_version=1")
+        db.execute(f"PRAGMA user_version={version}")
     db.close()
-    for _ in range(2):
-        store = Store(tmp_path / "a")
-        rows = await store.run(lambda db: db.execute("SELECT content, news FROM letters").fetchall())
-        assert rows == [(b"\x07", 0)] and await store.run(lambda db: keep_news(db, b"x")) > 0
-        store.close()
+    with pytest.raises(StoreForeign, match="Enrol the device anew"):
+        Store(tmp_path / "a")
 
 
 async def test_work_is_all_or_nothing_and_one_that_fails_does_not_harm_its_neighbours(
@@ -176,7 +175,7 @@ COUNT = """
 import sys
 import threading
 from pathlib import Path
-from relay.client.outgoing import keep_news, take_counters
+from relay.client.outgoing import take_counters
 from relay.client.store import Store
 store = Store(Path(sys.argv[1]))
 print("lock", store.take_receive_lock(), flush=True)
@@ -280,6 +279,25 @@ async def test_rollback_and_fork_of_a_record_are_refused(world: Federation, tmp_
     kept = await store.run(lambda db: newest(db, own, card.user))
     assert kept is not None and kept.signed == chains[0][1] == read_home(chains[0][1]).signed
     store.close()
+
+
+async def test_a_root_that_is_no_news_any_more_is_used_on_and_not_taken_in(
+    world: Federation, tmp_path: Path, autojump_clock: Any
+) -> None:
+    user(world, tmp_path / "a")
+    stale = world.signed_root(world.root, news_ms=NOW + 1000)
+    update_root(tmp_path / "a", stale, NOW)
+    with structlog.testing.capture_logs() as logs:
+        await trio.sleep(2)
+        async with opened(world, tmp_path / "a"):
+            pass
+    assert [entry["log_level"] for entry in logs if entry["event"] == "root_stale"] == ["warning"]
+    assert update_root(tmp_path / "a", stale, NOW + 1000).payload.version == 2, "it has that one"
+    with pytest.raises(Frozen, match="timestamp version 2 has expired"):
+        new_user(
+            tmp_path / "b", root=stale, region="norden", cell="norden/1", registrar=world.registrars["norden"],
+            now_ms=NOW + 1000,
+        )  # fmt: skip
 
 
 async def test_a_newer_root(world: Federation, tmp_path: Path) -> None:

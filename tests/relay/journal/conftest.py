@@ -19,6 +19,7 @@ from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
 from relay.journal.store import open_store
 from relay.ports import Journal, Residency
+from tests.residency import AnythingGoes
 
 START = 1_800_000_000_000
 CELL = "norden/1"
@@ -92,18 +93,6 @@ class FakeEnv:
         files.bootstrapped(directory)
 
 
-class Anything:
-    """A residency check that lets everything pass and learns nothing."""
-
-    def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = (), *, made: bool = False
-    ) -> Sequence[tuple[bytes, bytes]]:
-        return ()
-
-    def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
-        return
-
-
 RING = StorageRing([b"k" * 32])
 
 
@@ -123,7 +112,7 @@ async def solo(
     async with open_portal() as own:
         env.portal = portal or own
         async with open_solo(
-            path, env=env, ring=ring, residency=residency or Anything(), cell=cell, federation=federation
+            path, env=env, ring=ring, residency=residency or AnythingGoes(), cell=cell, federation=federation
         ) as journal:
             yield journal
 
@@ -187,7 +176,7 @@ def open_journal(kind: str, tmp_path: Path, env: FakeEnv) -> Opener:
 
         def guard(name: str) -> Residency:
             if residency is None:
-                return Anything()
+                return AnythingGoes()
             return residency if name == nodes[-1] else type(residency)()
 
         async with virtual().virtual_cell(tmp_path, nodes, env.clock, guard) as world:

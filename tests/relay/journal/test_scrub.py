@@ -22,7 +22,8 @@ from relay.journal.seal import StorageRing
 from relay.journal.solo import SoloJournal, open_solo
 from relay.limits import SCRUB_BLOCK, SCRUB_EVERY_S, SCRUB_FIRST_S, SCRUB_RATE
 from relay.observe.metrics import Metrics
-from tests.relay.journal.conftest import CELL, FEDERATION, RING, Anything, FakeEnv
+from tests.relay.journal.conftest import CELL, FEDERATION, RING, FakeEnv
+from tests.residency import AnythingGoes
 from tests.simulation.store import SimDisk
 
 
@@ -40,7 +41,7 @@ class SimEnv(FakeEnv):
 @asynccontextmanager
 async def journal_on(env: SimEnv, ring: StorageRing = RING) -> AsyncIterator[SoloJournal]:
     async with open_solo(
-        Path("/simulated"), env=env, ring=ring, residency=Anything(), cell=CELL, federation=FEDERATION
+        Path("/simulated"), env=env, ring=ring, residency=AnythingGoes(), cell=CELL, federation=FEDERATION
     ) as journal:
         yield journal
 

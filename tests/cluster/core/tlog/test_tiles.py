@@ -26,6 +26,7 @@ from cluster.core.tlog import (
     grow,
     grow_bundles,
     inclusion_proof,
+    inclusion_proofs,
     inclusion_tiles,
     leaf_hash,
     parse_path,
@@ -132,6 +133,12 @@ def test_tiles_that_are_not_as_they_must_be() -> None:
 
 
 # --- proofs --------------------------------------------------------------------------------------
+@given(st.integers(1, 1200).flatmap(lambda size: st.tuples(st.just(size), st.lists(st.integers(0, size - 1)))))
+def test_proofs_together_are_the_proofs_one_by_one(what: tuple[int, list[int]]) -> None:
+    size, indexes = what
+    assert inclusion_proofs(indexes, size, ALL) == [inclusion_proof(index, size, ALL) for index in indexes]
+
+
 @given(st.integers(1, 1200).flatmap(lambda size: st.tuples(st.integers(0, size - 1), st.just(size))))
 def test_inclusion_proofs_are_the_naive_ones_and_hold(where: tuple[int, int]) -> None:
     index, size = where

@@ -22,6 +22,7 @@ from cluster.core.tlog import (
     UnknownKey,
     UnsoundTrust,
     consider,
+    contradicts,
     open_checkpoint,
     parse_add_checkpoint,
     parse_note,
@@ -80,11 +81,26 @@ def test_a_fork_of_the_size_it_saw_is_evidence() -> None:
         assert parse_note(caught.value.second) == FORKED.note(30)
 
 
-def test_a_fork_of_another_size_has_no_proof() -> None:
-    for request in (FORKED.request(30, 40), BOOK.request(30, 40)):
-        with pytest.raises(BadProof):
-            ask(seen(30), replace(request, note=FORKED.note(40)))
+def test_a_fork_of_another_size_is_proven_by_its_own_proof() -> None:
+    """A proof that leads to the new root consists of the new tree's hashes: they make another tree of 30."""
+    with pytest.raises(Fork, match="two histories") as caught:
+        ask(seen(30), FORKED.request(30, 40))
+    proof = caught.value.proof
+    assert contradicts(30, 40, BOOK.root(30), FORKED.root(40), proof)
+    assert (caught.value.first, caught.value.second) == (BOOK.note(30).encode(), FORKED.note(40).encode())
+    with pytest.raises(BadProof):  # of another proof nobody can say who is wrong
+        ask(seen(30), replace(BOOK.request(30, 40), note=FORKED.note(40)))
     ask(seen(20), FORKED.request(20, 40))  # up to 20 it is the same log
+
+
+@pytest.mark.parametrize("old", range(1, 40))
+def test_no_proof_contradicts_an_honest_log(old: int) -> None:
+    honest = BOOK.request(old, 40).proof
+    assert not contradicts(old, 40, BOOK.root(old), BOOK.root(40), honest)
+    for proof in naive.changes(honest)[::7]:
+        assert not contradicts(old, 40, BOOK.root(old), BOOK.root(40), proof)
+    forked = old > 20 and old & old - 1 != 0  # of a power of two the old root is a part of the way
+    assert contradicts(old, 40, BOOK.root(old), FORKED.root(40), FORKED.request(old, 40).proof) == forked
 
 
 def test_a_smaller_log_is_a_rollback() -> None:

@@ -36,14 +36,25 @@ class User:
         self.name, self.cell, self.id, self.last = name, cell, b"", b""
         self.chain: list[bytes] = []
         self.since: dict[str, int] = {}
+        self.first: dict[str, str] = {}  # of devices whose keys were rotated: the name that it was enrolled with
+
+    def rotate(self, old: str, new: str) -> bytes:
+        """The next version, in which the device `old` has new keys and is called `new`."""
+        self.first[new] = self.first.get(old, old)
+        self.since = {new if name == old else name: since for name, since in self.since.items()}
+        return self.record(*self.since)
 
     def record(self, *devices: str) -> bytes:
         version = len(self.chain) + 1
         self.since = {name: self.since.get(name, version) for name in devices}
-        listed = tuple(Device(device_id(name), bytes(32), since) for name, since in self.since.items())
-        payload = HomePayload(
-            1, self.id, version, self.last, self.cell.split("/")[0], self.cell, device_id(self.name), listed, 0, 0, FAR
+        listed = tuple(
+            Device(device_id(name), bytes(32), since, device_id(self.first[name]) if name in self.first else b"")
+            for name, since in self.since.items()
         )
+        payload = HomePayload(
+            1, self.id, version, self.last, self.cell.split("/")[0], self.cell, device_id(self.name), listed, 0, 0, FAR,
+            b"",
+        )  # fmt: skip
         self.last = digest(encode(payload))
         self.id = self.id or self.last
         self.chain.append(sign_home(payload, key(self.name), key("registrar")))

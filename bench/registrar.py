@@ -1,0 +1,166 @@
+"""How many users a registrar enrols a second, and what a proof costs who makes it and who verifies it.
+
+A real registry on disk, two witnesses whose memories are on disk, too, in this process: what is measured is checking,
+signing, logging, cosigning and proving, without HTTP. Requests are made before the clock starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+from nacl.bindings import crypto_scalarmult_base
+from nacl.signing import SigningKey
+
+from cluster.core.homelog import Freshness, read_entry, verify_newest, verify_stapled_home
+from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust
+from cluster.federation.keys import new_signer
+from cluster.federation.making import Keyring, make_federation_root
+from cluster.registrar.choir import Choir
+from cluster.registrar.log import RegionLog
+from cluster.registrar.store import open_registry
+from cluster.registrar.witness import Witness, open_witness
+from relay.core.codec import digest, encode, pack
+from relay.core.trust import Device, HomePayload, Root, RootCell, RootRegion, read_home, verify_root
+from relay.journal.portal import open_portal
+from relay.limits import DAY, MINUTE
+
+_REGION: Final = "norden"
+_WITNESSES: Final = ("sauda", "vika")
+_SAMPLES: Final = 200  # proofs that are made and verified
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What came of it, in the units of the names. `cpu_us` and the costs of verifying are CPU time: a machine that does
+    nothing else takes no longer."""
+
+    users: int
+    per_second: float
+    cpu_us: float  # of the whole process: registrar and both witnesses
+    p50_ms: float
+    p99_ms: float
+    batches: int
+    staple_bytes: int
+    latest_bytes: int  # epoch, its staple and the map proof
+    prove_us: float
+    verify_staple_us: float  # an uncached stapled record: both its signatures, log, two cosignatures, inclusion
+    verify_latest_us: float
+    start_s: float  # to open the registry again
+
+
+class _Door:
+    """A witness in this process."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+
+    async def add_checkpoint(self, request: bytes) -> tuple[int, bytes]:
+        verdict = await self._witness.add_checkpoint(request)
+        return int(verdict.status), verdict.body
+
+    async def seen(self, origin: str) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._witness.seen(origin)
+
+
+def _key(name: str, kind: int) -> SignerKey:
+    return SignerKey(name, kind, digest(name.encode()))
+
+
+def _request(number: int, now_ms: int) -> bytes:
+    user, device = (SigningKey(digest(pack([number, what]), b"posthouse.bench")) for what in ("user", "device"))
+    devices = (Device(bytes(device.verify_key), crypto_scalarmult_base(bytes(device)), 1, b""),)
+    payload = encode(HomePayload(1, b"", 1, b"", _REGION, f"{_REGION}/1", bytes(user.verify_key), devices, 0,
+                                 now_ms - MINUTE, now_ms + DAY, b""))  # fmt: skip
+    return pack([payload, user.sign(b"posthouse.home\x00" + payload).signature])
+
+
+def _root(registrar: SigningKey, now_ms: int) -> Root:
+    region = RootRegion(_REGION, b"", bytes(registrar.verify_key), (RootCell(f"{_REGION}/1", ()),))
+    one, two, three, four = (new_signer(digest(name)) for name in (b"root", b"keeper", b"online", b"region"))
+    keys = Keyring((one,), (two,), three, {_REGION: four})
+    return verify_root(make_federation_root("bench", [region], keys, now_ms), now_ms)
+
+
+@asynccontextmanager
+async def _open(directory: Path, now_ms: int) -> AsyncIterator[tuple[RegionLog, Root, Trust]]:
+    log, registrar = _key("bench/log", ED25519), SigningKey(bytes(32))
+    root, keys = _root(registrar, now_ms), [_key(f"{name}/witness", COSIGNATURE) for name in _WITNESSES]
+    trust = Trust(log.verifier, tuple(key.verifier for key in keys), len(keys))
+    async with AsyncExitStack() as stack:
+        portal = await stack.enter_async_context(open_portal())
+        doors = []
+        for name, key in zip(_WITNESSES, keys, strict=True):
+            file, evidence = directory / f"{name}.sqlite", directory / "evidence"
+            opened = open_witness(file, portal, key, {log.name: log.verifier}, evidence, lambda: int(time.time()))
+            doors.append((key.verifier, _Door(await stack.enter_async_context(opened))))
+        opened_log = open_registry(directory / "registry.sqlite", portal, log.name, lambda c: c.sign(log), now_ms)
+        registry = await stack.enter_async_context(opened_log)
+        choir = Choir(trust, doors, registry.consistency)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        one = RegionLog(_REGION, registry, choir, root, registrar, lambda: time.time_ns() // 1_000_000)
+        nursery.start_soon(one.run)
+        nursery.start_soon(choir.run)
+        yield one, root, trust
+        nursery.cancel_scope.cancel()
+
+
+async def _enrol_all(log: RegionLog, requests: Sequence[bytes], at_once: int) -> tuple[list[float], list[bytes]]:
+    """Seconds that each took; signed records and staples of the last ones, alternating."""
+    took: list[float] = []
+    last: list[bytes] = []
+    rest = iter(requests)
+
+    async def enrol() -> None:
+        for request in rest:
+            begun = trio.current_time()
+            answer = await log.enrol(request)
+            took.append(trio.current_time() - begun)
+            last[:0] = [answer.signed, answer.staple]
+            del last[2 * _SAMPLES :]
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(enrol)
+    return sorted(took), last
+
+
+async def measure(directory: Path, users: int, at_once: int) -> Figures:
+    """Enrol so many users, `at_once` of them waiting at any time, into a new registry in `directory`."""
+    now_ms = time.time_ns() // 1_000_000
+    requests = [_request(number, now_ms) for number in range(users)]
+    async with _open(directory, now_ms) as (log, root, trust):
+        await log.standing(bytes(32))  # the witnesses have confirmed the end
+        cpu, begun = time.process_time(), time.perf_counter()
+        took, last = await _enrol_all(log, requests, at_once)
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        batches = log.registry.head.epoch
+        pairs = [*zip(last[::2], last[1::2], strict=True)]
+        begun = time.thread_time()
+        for signed, staple in pairs:
+            verify_stapled_home(signed, staple, root, trust, None, now_ms)
+        verify_staple_us = (time.thread_time() - begun) / len(pairs) * 1e6
+        records = [read_home(signed) for signed, _ in pairs]
+        begun = time.perf_counter()
+        proofs = [(await log.standing(record.user)).evidence for record in records]
+        prove_us = (time.perf_counter() - begun) / len(pairs) * 1e6
+        fresh = Freshness(int(time.time()), 600)
+        begun = time.thread_time()
+        for record, proof in zip(records, proofs, strict=True):
+            verify_newest(record, proof, trust, fresh)
+        verify_latest_us = (time.thread_time() - begun) / len(pairs) * 1e6
+        assert all(read_entry(proof.epoch) for proof in proofs)
+    begun = time.perf_counter()
+    async with _open(directory, now_ms):
+        start_s = time.perf_counter() - begun
+    return Figures(
+        users, users / seconds, cpu / users * 1e6, took[len(took) // 2] * 1e3, took[len(took) * 99 // 100] * 1e3,
+        batches, max(len(staple) for _, staple in pairs), max(len(encode(proof)) for proof in proofs), prove_us,
+        verify_staple_us, verify_latest_us, start_s,
+    )  # fmt: skip

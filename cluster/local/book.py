@@ -1,0 +1,91 @@
+"""What a registrar signed, user by user: so that no version is ever signed twice, and nobody's records are lost.
+
+    <directory>/<user id in hex>     the user's records, oldest first, as AUTH takes them
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from nacl.signing import SigningKey
+
+from cluster.enrolment import read_records, read_request, sign_enrolment
+from relay.core.trust import HomeRecord, Root
+from relay.errors import BrokenChain, OperatorError
+
+
+class Book:
+    """One region's."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def records(self, user: bytes) -> tuple[bytes, ...]:
+        """Everything that was signed for `user`, oldest first. Raises OperatorError."""
+        path = self._path(user)
+        try:
+            return read_records(path.read_bytes())
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise OperatorError(f"{path}: {error.strerror}", "Check the directory's permissions") from None
+
+    def sign(
+        self, request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
+    ) -> tuple[HomeRecord, bytes]:
+        """`sign_enrolment` after all that is known, in the book or in `before`; on disk here before it is given out.
+
+        Raises like that; BrokenChain where `before` is not what was signed."""
+        user = read_request(request).user
+        with self._alone():
+            known = _longer(self.records(user), tuple(before))
+            record, records = sign_enrolment(request, known, root, registrar, now_ms)
+            if record.version > len(known):
+                self._write(self._path(user), records)
+        return record, records
+
+    def _path(self, user: bytes) -> Path:
+        return self._directory / user.hex()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise OperatorError(f"cannot write {self._directory}: {error.strerror}", "Check its permissions") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        draft = path.with_name(f".{path.name}.new")
+        try:
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(path)
+            handle = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise OperatorError(f"cannot write {path}: {error.strerror}", "Nothing was signed") from None
+
+
+def _longer(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    for number, (mine, theirs) in enumerate(zip(one, other, strict=False), 1):
+        if mine != theirs:
+            raise BrokenChain(
+                f"the records before: version {number} is not the one that was signed here: a fork",
+                "Two registrars with the same key signed, or the file is another user's",
+            )
+    return max(one, other, key=len)

@@ -1,0 +1,115 @@
+"""Asking a registrar on this machine, and believing nothing that does not verify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from cluster.core.homelog import (
+    MAX_STANDING, Enrolled, EpochEntry, Freshness, Standing, read_enrolled, read_standing, verify_newest,
+    verify_stapled_home, verify_unknown,
+)  # fmt: skip
+from cluster.core.tlog import (
+    BadProof, LogError, Malformed, Proven, TooFewWitnesses, Trust, UnknownKey, parse_staple, verify_checkpoint,
+)  # fmt: skip
+from cluster.registrar.config import RegistrarConfig
+from cluster.registrar.endpoints import caller
+from cluster.registrar.http import Caller
+from relay.core.codec import pack
+from relay.core.trust import HomeRecord, verify_home
+from relay.errors import (
+    BadSignature, BrokenChain, NotValidNow, OperatorError, Overloaded, PeerError, PosthouseError, Rollback, TrustError,
+    VersionTaken,
+)  # fmt: skip
+from relay.limits import CHECKPOINT_FRESH_S, KIB, MAX_CHAIN
+
+_KINDS: Final[dict[str, type[PosthouseError]]] = {
+    kind.__name__: kind
+    for kind in (
+        BadProof, BadSignature, BrokenChain, LogError, Malformed, NotValidNow, OperatorError, Rollback,
+        TooFewWitnesses, TrustError, UnknownKey, VersionTaken,
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a registrar said of a user, verified. `record` None: there is no such user."""
+
+    record: HomeRecord | None
+    records: tuple[bytes, ...]
+    epoch: EpochEntry
+    standing: Standing
+    times: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Registrar:
+    """The registrar of a config, asked at its inner face."""
+
+    config: RegistrarConfig
+    caller: Caller
+
+    @classmethod
+    def of(cls, config: RegistrarConfig) -> Registrar:
+        return cls(config, caller(f"the registrar of {config.region}", config.inner, config.root, config.region))
+
+    @property
+    def trust(self) -> Trust:
+        return self.config.trust
+
+    async def enrol(self, request: bytes) -> Enrolled:
+        """Have a request signed and logged. Raises what it refuses with; PeerError where it does not answer."""
+        return read_enrolled(await self._ask("POST", "/enrol", request, 32 * KIB))
+
+    async def log_all(self, records: Sequence[bytes]) -> None:
+        """Log a user's signed records, oldest first, those not logged yet. Raises as `enrol`; BrokenChain where
+        the log has others of these versions."""
+        for signed in records:
+            if (await self.enrol(request_of(signed))).signed != signed:
+                raise BrokenChain("the registrar's log has another record of this version", "Audit the log")
+
+    def verify(self, answer: Enrolled, prev: HomeRecord | None, now_ms: int) -> tuple[HomeRecord, Proven]:
+        """The answer is a record that follows `prev`, logged, and cosigned. Raises TrustError and its kinds."""
+        return verify_stapled_home(answer.signed, answer.staple, self.config.root, self.trust, prev, now_ms)
+
+    async def prove(self, user: bytes, now_ms: int) -> Proof:
+        """A user's records and that they are all, or that there is no such user. Raises TrustError and its kinds."""
+        standing = read_standing(await self._ask("GET", f"/user/{user.hex()}", b"", MAX_STANDING))
+        fresh = Freshness(now_ms // 1000, CHECKPOINT_FRESH_S) if self.trust.k else None
+        times = verify_checkpoint(parse_staple(standing.evidence.staple).note, self.trust).times
+        if not standing.records:
+            epoch = verify_unknown(user, standing.evidence, self.trust, fresh)
+            return Proof(None, (), epoch, standing, times)
+        record: HomeRecord | None = None
+        for signed in standing.records[:MAX_CHAIN]:
+            record = verify_home(signed, self.config.root, record)
+        if record is None or record.user != user:
+            raise BrokenChain("the registrar showed another user's records", "Ask again, and audit its log")
+        epoch = verify_newest(record, standing.evidence, self.trust, fresh)
+        return Proof(record, standing.records, epoch, standing, times)
+
+    async def _ask(self, method: str, path: str, body: bytes, most: int) -> bytes:
+        status, answer = await self.caller.ask(method, path, body, most)
+        if status != 200:
+            raise _refused(answer, f"{self.caller.name} answered {status}")
+        return answer
+
+
+def request_of(signed: bytes) -> bytes:
+    """The request that a signed record is the answer to: Ed25519 is deterministic, so the answer is the same again."""
+    payload, user_signature, *_ = msgspec.msgpack.decode(signed)
+    return pack([payload, user_signature])
+
+
+def _refused(answer: bytes, otherwise: str) -> PosthouseError:
+    """The error that a refusal names."""
+    lines = [*answer.decode("utf-8", "replace").split("\n"), "", "", ""]
+    if lines[0] == Overloaded.__name__:
+        return Overloaded(lines[1])
+    if kind := _KINDS.get(lines[0]):
+        return kind(lines[1], lines[2])
+    return PeerError(otherwise, lines[0][:200])

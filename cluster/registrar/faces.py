@@ -1,0 +1,109 @@
+"""What a registrar answers, page by page. Two faces: one for everybody, one for who is on its machine.
+
+    GET  /checkpoint                       the newest checkpoint, with its cosignatures           tlog-tiles
+    GET  /tile/L/N[.p/W]                   tiles of hashes                                        tlog-tiles
+    GET  /tile/entries/N[.p/W]             the entries: users' records, so on the inner face only tlog-tiles
+    POST /add-checkpoint                   stand by another region's log                          tlog-witness
+    GET  /SHA256-OF-ORIGIN/checkpoint      what we stand by                                       tlog-witness
+    POST /enrol                            check, sign and log a request: [record, staple]
+    GET  /user/USER[?after=VERSION]        a user's records, and the proof that they are all: a Standing
+    GET  /metrics, /readyz                 on the inner face only
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from cluster.core.tlog import Bundle, Malformed, Tile, TooFewWitnesses, parse_path
+from cluster.registrar.http import BYTES, TEXT, Reply
+from cluster.registrar.log import RegionLog
+from cluster.registrar.metrics import RegistrarMetrics
+from cluster.registrar.witness import SIZE_TYPE, Witness, origin_hash
+from relay.core.codec import encode
+from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError, StoreError, TrustError
+from relay.limits import KIB, MAX_CHAIN, MAX_REQUEST, MAX_SIGNED_NOTE
+from relay.observe.metrics import CONTENT_TYPE
+
+_HOME: Final = re.compile(r"/user/([0-9a-f]{64})(?:\?after=([0-9]{1,4}))?")
+_SEEN: Final = re.compile(r"/([0-9a-f]{64})/checkpoint")
+_RETRY_S: Final = 5
+_NO_PAGE: Final = Reply(HTTPStatus.NOT_FOUND, b"No such page\n")
+
+
+@dataclass
+class Face:
+    """One face. `inner`: for who is on the machine. `founds`: takes in new users, too."""
+
+    log: RegionLog
+    witness: Witness
+    metrics: RegistrarMetrics
+    inner: bool
+    founds: bool
+    ready: Callable[[], str | None]
+
+    def takes(self, method: str, path: str) -> int | None:
+        if method == "POST":
+            return {"/enrol": MAX_REQUEST, "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB}.get(path)
+        return 0 if method == "GET" else None
+
+    async def reply(self, method: str, path: str, body: bytes) -> Reply:
+        try:
+            if method == "POST" and path == "/enrol":
+                return Reply(HTTPStatus.OK, encode(await self.log.enrol(body, self.founds)), BYTES)
+            if method == "POST":
+                verdict = await self.witness.add_checkpoint(body)
+                return Reply(verdict.status, verdict.body, SIZE_TYPE if verdict.size else TEXT)
+            return await self._get(path)
+        except PosthouseError as error:
+            return refusal(error)
+
+    async def _get(self, path: str) -> Reply:
+        if path == "/checkpoint":
+            note = self.log.choir.note
+            return Reply(HTTPStatus.OK, note.encode() if note else self.log.registry.head.note)
+        if path.startswith("/tile/"):
+            return await self._tile(path)
+        if match := _HOME.fullmatch(path):
+            after = min(int(match[2] or 0), MAX_CHAIN)
+            return Reply(HTTPStatus.OK, encode(await self.log.standing(bytes.fromhex(match[1]), after)), BYTES)
+        if match := _SEEN.fullmatch(path):
+            note_seen = next((self.witness.seen(o) for o in self.witness.logs if origin_hash(o) == match[1]), b"")
+            return Reply(HTTPStatus.OK, note_seen) if note_seen else _NO_PAGE
+        if path == "/metrics" and self.inner:
+            return Reply(HTTPStatus.OK, self.metrics.render(), CONTENT_TYPE)
+        if path == "/readyz" and self.inner:
+            reason = self.ready()
+            status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+            return Reply(status, f"not ready: {reason}\n".encode() if reason else b"ready\n")
+        return _NO_PAGE
+
+    async def _tile(self, path: str) -> Reply:
+        try:
+            name = parse_path(path[1:])
+        except Malformed as error:
+            return Reply(HTTPStatus.NOT_FOUND, f"{error}\n".encode())
+        data: bytes | None = None
+        if isinstance(name, Tile):
+            data = await self.log.registry.tile(name)
+        elif isinstance(name, Bundle) and self.inner:
+            data = await self.log.registry.bundle(name.number, name.width)
+        return _NO_PAGE if data is None else Reply(HTTPStatus.OK, data, BYTES)
+
+
+def refusal(error: PosthouseError) -> Reply:
+    """An error as an answer: its name, its text, and what to do."""
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    if isinstance(error, TooFewWitnesses | Overloaded):
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+    elif isinstance(error, TrustError):
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+    elif isinstance(error, OperatorError) and not isinstance(error, StoreError):
+        status = HTTPStatus.BAD_REQUEST
+    elif isinstance(error, StoreError | DiskFailed):
+        error = type(error)("the registrar's store has failed", "Its log says more")
+    body = f"{type(error).__name__}\n{error.text}\n{error.remedy}\n".encode()
+    return Reply(status, body, retry_s=_RETRY_S if status == HTTPStatus.SERVICE_UNAVAILABLE else 0)

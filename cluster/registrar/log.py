@@ -1,0 +1,185 @@
+"""The one task that owns a region's log: requests become batches, batches become checkpoints, and then answers.
+
+Whatever waits goes into the next batch (natural group commit): check, sign, log in one transaction, have it cosigned,
+answer. While one batch is with the witnesses the next one gathers. What is asked about users is answered between two
+batches, when the map is that of the cosigned checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+from nacl.signing import SigningKey
+from outcome import Error, Outcome, Value
+
+from cluster.core.homelog import Enrolled, Standing
+from cluster.core.tlog import Note, TooFewWitnesses
+from cluster.enrolment import Asked, read_request, sign_next
+from cluster.registrar.choir import Choir
+from cluster.registrar.store import Registry
+from cluster.registrar.tables import Found
+from relay.core.trust import HomeRecord, Root
+from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError
+from relay.limits import REGISTRAR_BATCH, REGISTRAR_QUEUE
+
+_log = structlog.get_logger("cluster.registrar.log")
+_NOTHING = "Nothing was logged. Ask again when the other regions' registrars answer"
+_LOGGED = "What was logged stays logged: ask again, with the same request, when the other regions' registrars answer"
+
+
+@dataclass(eq=False)
+class _Wish:
+    """A request that waits."""
+
+    asked: Asked
+    ended: trio.Event = field(default_factory=trio.Event)
+    outcome: Outcome[Enrolled] | None = None
+
+    def end(self, how: Outcome[Enrolled]) -> None:
+        self.outcome = how
+        self.ended.set()
+
+
+@dataclass
+class _Batch:
+    """What becomes of the requests of one batch: `records` follow the log's first `size` entries. `answers`: record and
+    entry number, also of requests that were answered before."""
+
+    size: int
+    records: list[HomeRecord] = field(default_factory=list)
+    newest: dict[bytes, HomeRecord] = field(default_factory=dict)  # by user
+    answers: dict[_Wish, tuple[HomeRecord, int]] = field(default_factory=dict)
+    _made: dict[bytes, tuple[HomeRecord, int]] = field(default_factory=dict)  # by digest
+
+    def add(self, wish: _Wish, record: HomeRecord) -> None:
+        self._made[record.digest] = self.answers[wish] = record, self.size + len(self.records)
+        self.newest[record.user] = record
+        self.records.append(record)
+
+    def repeats(self, wish: _Wish, known: Found) -> bool:
+        """The same was asked for before, in this batch or an earlier one: it has that record."""
+        same = self._made.get(wish.asked.digest)
+        if same is None and known.same is not None and known.same.digest == wish.asked.digest:
+            same = known.same, known.number
+        if same is not None:
+            self.answers[wish] = same
+        return same is not None
+
+
+@dataclass
+class RegionLog:
+    """The log of `root`'s region whose registrar has `registrar`. `now_ms`: Unix time."""
+
+    region: str
+    registry: Registry
+    choir: Choir
+    root: Root
+    registrar: SigningKey
+    now_ms: Callable[[], int]
+    on_batch: Callable[[int, int], None] = lambda logged, refused: None
+    _waiting: deque[_Wish] = field(default_factory=deque)
+    _bytes: int = 0
+    _bell: trio.Event = field(default_factory=trio.Event)
+    _lock: trio.Lock = field(default_factory=trio.Lock)  # a batch from its first look to its last answer; first come
+    _failure: DiskFailed | None = None
+
+    async def enrol(self, request: bytes, founds: bool = True) -> Enrolled:
+        """Check, sign and log a request (docs/PROTOCOL.md, section 5); the record and its staple. The same request
+        again gives the same record. `founds`: new users are taken, too.
+
+        Raises OperatorError and TrustError (and their kinds) for what is not signed; TooFewWitnesses where the other
+        regions do not answer (its text says whether the record is logged); Overloaded; DiskFailed."""
+        asked = read_request(request)
+        if asked.payload.region != self.region:
+            raise OperatorError(f"this is the registrar of {self.region}", f"Ask that of {asked.payload.region}")
+        if asked.payload.version == 1 and not founds:
+            raise OperatorError(f"{self.region} takes in no new users here", "Ask the region's operator")
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        if self._bytes + len(request) > REGISTRAR_QUEUE:
+            raise Overloaded("the registrar has more requests than it can take")
+        wish = _Wish(asked)
+        self._waiting.append(wish)
+        self._bytes += len(request)
+        self._bell.set()
+        await wish.ended.wait()
+        assert wish.outcome is not None
+        return wish.outcome.unwrap()
+
+    async def standing(self, user: bytes, after: int = 0) -> Standing:
+        """The records of a user after version `after`, and the evidence. Raises TooFewWitnesses, StoreDamaged."""
+        async with self._lock:
+            self.choir.present(self.registry.head.note)
+            note = await self._cosigned("nothing can be proven now")
+            return Standing(tuple(await self.registry.records(user, after)), await self.registry.evidence(user, note))
+
+    async def run(self) -> None:
+        """Serve requests, for ever. Raises DiskFailed, StoreDamaged."""
+        self.choir.present(self.registry.head.note)
+        try:
+            while True:
+                self._bell = trio.Event()
+                if self._waiting:
+                    async with self._lock:
+                        await self._batch()
+                else:
+                    await self._bell.wait()
+        except DiskFailed as error:
+            self._failure = error
+            raise
+        finally:
+            _leave(self._waiting)
+
+    async def _batch(self) -> None:
+        wishes = [self._waiting.popleft() for _ in range(min(len(self._waiting), REGISTRAR_BATCH))]
+        self._bytes -= sum(len(wish.asked.request) for wish in wishes)
+        try:
+            await self._serve(wishes)
+        except PosthouseError as error:
+            for wish in wishes:
+                if wish.outcome is None:
+                    wish.end(Error(error))
+            if not isinstance(error, TooFewWitnesses):
+                raise
+        finally:
+            _leave(wishes)
+
+    async def _serve(self, wishes: Sequence[_Wish]) -> None:
+        if not self.choir.confirmed and self.choir.trust.k:
+            await self._cosigned(f"the registry of {self.region} was not confirmed yet", _NOTHING)
+        found = await self.registry.look([(wish.asked.user, wish.asked.payload.version) for wish in wishes])
+        batch = _Batch(self.registry.head.size)
+        for wish, known in zip(wishes, found, strict=True):
+            await trio.lowlevel.checkpoint()
+            try:
+                if not batch.repeats(wish, known):
+                    last = batch.newest.get(wish.asked.user, known.newest)
+                    batch.add(wish, sign_next(wish.asked, last, self.root, self.registrar, self.now_ms()))
+            except PosthouseError as error:
+                wish.end(Error(error))
+        if batch.records:
+            head = await self.registry.append(batch.records, self.now_ms())
+            self.choir.present(head.note)
+        self.on_batch(len(batch.records), len(wishes) - len(batch.answers))
+        if batch.answers:
+            note = await self._cosigned(f"{len(batch.records)} record(s) are logged, and not cosigned yet")
+            staples = await self.registry.staples([number for _, number in batch.answers.values()], note)
+            for (wish, (record, _)), staple in zip(batch.answers.items(), staples, strict=True):
+                wish.end(Value(Enrolled(record.signed, staple)))
+
+    async def _cosigned(self, what: str, remedy: str = _LOGGED) -> Note:
+        note = await self.choir.cosigned()
+        if note is None:
+            raise TooFewWitnesses(f"{what}: fewer than {self.choir.trust.k} witnesses answer", remedy)
+        return note
+
+
+def _leave(wishes: Iterable[_Wish]) -> None:
+    """Nobody is left waiting for an answer that does not come."""
+    for wish in wishes:
+        if wish.outcome is None:
+            wish.end(Error(trio.ClosedResourceError("the registrar stops")))

@@ -1,0 +1,97 @@
+"""A registrar as a process: opened, served, ended. The composition root of this room."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import structlog
+import trio
+
+from cluster.core.tlog import Fork
+from cluster.env import RealEnv
+from cluster.kept import keep_root
+from cluster.registrar.choir import Choir
+from cluster.registrar.config import RegistrarConfig
+from cluster.registrar.endpoints import caller, listen
+from cluster.registrar.faces import Face
+from cluster.registrar.gossip import Gossip, HttpDoor
+from cluster.registrar.http import serve_http
+from cluster.registrar.log import RegionLog
+from cluster.registrar.metrics import RegistrarMetrics
+from cluster.registrar.store import open_registry
+from cluster.registrar.witness import open_witness
+from relay.journal.portal import open_portal
+
+_log = structlog.get_logger("cluster.registrar")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def run_registrar(
+    config: RegistrarConfig, *, task_status: trio.TaskStatus[RegionLog] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled. Raises OperatorError, StoreError and its kinds, DiskFailed, RolledBack."""
+    data = RealEnv().data_dir(config.data)
+    keep_root(data, config.root.signed)
+    metrics = RegistrarMetrics()
+    doors, gossips = _doors(config), _doors(config)  # connections of their own: a witness that hangs delays one of them
+    logs = {peer.log.name: peer.log for peer in config.peers}
+    async with (
+        open_portal() as portal,
+        open_registry(data / "registry.sqlite", portal, config.log.name, lambda c: c.sign(config.log), _now_ms())
+        as registry,
+        open_witness(data / "witness.sqlite", portal, config.witness, logs, data / "evidence", lambda: int(time.time()))
+        as witness,
+    ):  # fmt: skip
+        witness.on_fork = partial(_on_fork, metrics)
+        witness.on_verdict = lambda origin, status: metrics.verdicts.labels(origin, str(int(status))).inc()
+        choir = Choir(
+            config.trust, [(peer.witness, doors[peer.region]) for peer in config.peers], registry.consistency,
+            on_cosigned=lambda name: metrics.cosigned.labels(name).inc(),
+            on_refused=lambda name: metrics.not_cosigned.labels(name).inc(),
+        )  # fmt: skip
+        log = RegionLog(config.region, registry, choir, config.root, config.registrar, _now_ms)
+        log.on_batch = partial(_on_batch, metrics)
+        gossip = Gossip(witness, gossips, {peer.log.name: gossips[peer.region] for peer in config.peers})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.run)
+            nursery.start_soon(choir.run)
+            nursery.start_soon(gossip.run)
+            await _serve(nursery, config, partial(Face, log, witness, metrics, ready=lambda: _not_ready(choir)))
+            _log.info("registrar_ready", region=config.region, log=config.log.name, size=registry.head.size)
+            task_status.started(log)
+
+
+def _doors(config: RegistrarConfig) -> dict[str, HttpDoor]:
+    return {peer.region: HttpDoor(caller(peer.region, peer.url, config.root, peer.region)) for peer in config.peers}
+
+
+async def _serve(nursery: trio.Nursery, config: RegistrarConfig, face: partial[Face]) -> None:
+    env = RealEnv()
+    faces: Mapping[str, Face] = {
+        config.inner: face(inner=True, founds=True),
+        **({config.outer: face(inner=False, founds=config.open)} if config.outer else {}),
+    }
+    for url, site in faces.items():
+        listeners, wrap = await listen(env, url, config.certificate, config.private_key)
+        await nursery.start(serve_http, listeners, site, wrap)
+
+
+def _on_batch(metrics: RegistrarMetrics, logged: int, refused: int) -> None:
+    metrics.batches.inc()
+    metrics.logged.inc(logged)
+    metrics.refused.inc(refused)
+
+
+def _on_fork(metrics: RegistrarMetrics, origin: str, fork: Fork) -> None:
+    metrics.forked.labels(origin).set(1)
+
+
+def _not_ready(choir: Choir) -> str | None:
+    if choir.trust.k and not choir.confirmed:
+        return f"{choir.trust.k} of {len(choir.doors)} witnesses have to confirm the registry's end"
+    return None
