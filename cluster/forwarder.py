@@ -3,6 +3,9 @@
 A batch goes out under its numbers; the answer says up to where the other cell has applied them and with which
 outcomes; that is recorded in our log (HANDED), and only then does the next batch go. Overlapping forwarders, repeats
 and lost answers are harmless: the other cell applies exactly its vector + 1.
+
+What may not go there (any more), by the policies of the root, goes out void, and NOT_PERMITTED is recorded for it; an
+outcome that the other cell already has for the number counts, since then it went before (ADR 25).
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from relay.core.codec import encode
 from relay.core.envelope import Header, read_header
 from relay.core.mailroom import reading
 from relay.core.mailroom.state import Outbox, OutItem
+from relay.core.policy import MAIL, Policies
+from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.delivery import Delivery
 from relay.errors import Overloaded, PeerError, ProtocolError, Refused, StoreDamaged
@@ -30,6 +35,7 @@ from relay.ports import Env, Journal
 _log = structlog.get_logger("cluster.forwarder")
 _RETRY_S = 0.5  # seconds, jittered up to twice that, before a batch that was not answered goes out again
 _TROUBLE_S = 30.0  # the same after the peer misbehaved
+VOID = linkwire.HandItem(records.HANDIN_VOID, b"", b"")
 _SMALL = 16 * KIB  # bytes of envelopes that are tried together whatever happened, and more if the first one is larger
 
 
@@ -37,8 +43,10 @@ class Forwarders:
     """Starts a forwarder for every cell that has an outbox, in the nursery it runs in."""
 
     def __init__(
-        self, journal: Journal, delivery: Delivery, intake: Intake, links: Links, metrics: Metrics, env: Env
+        self, root: Root, journal: Journal, delivery: Delivery, intake: Intake, links: Links, metrics: Metrics, env: Env
     ) -> None:
+        self._root = root
+        self._policies = Policies(root)
         self._journal = journal
         self._delivery = delivery
         self._intake = intake
@@ -96,7 +104,8 @@ class Forwarders:
     async def _hand_over(self, cell: str, outbox: Outbox, size: int) -> None:
         done = outbox.done  # once: an answer that comes late may be recorded while we read
         batch = reading.outbox_batch(outbox, done, MAX_BATCH, size)
-        items = await self._items(cell, batch)
+        withheld = self._withheld(cell, batch)
+        items = await self._items(cell, batch, withheld)
         known = outbox.log
         answer = await self._ask(cell, linkwire.HandOver(self._journal.log_id, done, done + 1, items))
         self._check(cell, answer, done, outbox)
@@ -106,9 +115,13 @@ class Forwarders:
         upto = min(answer.vector, done + len(items))
         if upto == done:
             raise Overloaded(f"{cell} took nothing of the batch")
-        outcomes = tuple(_known(outcome) for outcome in answer.outcomes if done < outcome.number <= upto)
-        self._intake.offer([records.encode_record(records.Handed(cell, upto, outcomes, answer.log, known))])
-        for outcome in outcomes:
+        outcomes = {outcome.number: _known(outcome) for outcome in answer.outcomes if done < outcome.number <= upto}
+        for number in sorted(withheld - outcomes.keys()):
+            if number <= upto:
+                outcomes[number] = records.HandedAnswer(number, Code.NOT_PERMITTED, 0)
+        handed = records.Handed(cell, upto, tuple(outcomes.values()), answer.log, known)
+        self._intake.offer([records.encode_record(handed)])
+        for outcome in outcomes.values():
             if outcome.code == Code.ACCEPTED:  # by the outbox of a cell that the recipient has left
                 self.taken_over(read_header(items[outcome.number - done - 1].item))
         with trio.move_on_after(LINK_DEADLINE_S) as scope:
@@ -116,6 +129,17 @@ class Forwarders:
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the answer in time")
         self._metrics.forwarded.labels(cell).inc(upto - done)
+
+    def _withheld(self, cell: str, batch: list[tuple[int, OutItem]]) -> set[int]:
+        """The numbers that may not go to `cell`. A cell that the root does not list (any more) is not asked about: it
+        cannot be reached, and may come back."""
+        own = self._delivery.room.state.cell
+        if self._root.cell(cell) is None or not (why := self._policies.forbidden(own, cell)):
+            return set()
+        withheld = {number for number, item in batch if item.what in MAIL}
+        if withheld:
+            _log.warning("withheld", cell=cell, numbers=len(withheld), text=why)
+        return withheld
 
     async def _ask(self, cell: str, request: linkwire.HandOver) -> linkwire.HandOverAnswer:
         answer = await self._links.request(cell, request, LINK_DEADLINE_S)
@@ -148,22 +172,23 @@ class Forwarders:
         """The renewed log of the other cell has lost numbers that it had confirmed. They are settled here, so that
         nobody has them any more: they go out void, and it stands again where we do. What we still have comes next."""
         _log.warning("hand_over_lost", cell=cell, log=answer.log.hex(), numbers=done - answer.vector)
-        void = linkwire.HandItem(records.HANDIN_VOID, b"", b"")
         while (vector := answer.vector) < done:
-            items = (void,) * min(done - vector, MAX_BATCH)
+            items = (VOID,) * min(done - vector, MAX_BATCH)
             log, answer = answer.log, await self._ask(
                 cell, linkwire.HandOver(self._journal.log_id, done, vector + 1, items)
             )
             if answer.log != log or answer.vector <= vector:
                 raise Overloaded(f"{cell} took nothing of the batch")
 
-    async def _items(self, cell: str, batch: list[tuple[int, OutItem]]) -> tuple[linkwire.HandItem, ...]:
+    async def _items(
+        self, cell: str, batch: list[tuple[int, OutItem]], withheld: set[int]
+    ) -> tuple[linkwire.HandItem, ...]:
         """What goes over the border, at most about twice MAX_HANDOVER of it. The records of a user whom something is
         sent on for come with the first of it."""
         items, size, came = list[linkwire.HandItem](), 0, set[bytes]()
-        for _, item in batch:
-            one = await self._item(cell, item)
-            if item.what == records.HANDIN_FORWARD:
+        for number, item in batch:
+            one = VOID if number in withheld else await self._item(cell, item)
+            if item.what == records.HANDIN_FORWARD and number not in withheld:
                 chain = self._chain(item.user)
                 part = records.Forward(item.user, len(chain), () if item.user in came else chain)
                 came.add(item.user)
@@ -188,7 +213,7 @@ class Forwarders:
         if item.beside:
             return linkwire.HandItem(item.what, item.beside, b"")
         if item.source is None:
-            return linkwire.HandItem(records.HANDIN_VOID, b"", b"")
+            return VOID
         sources = self._delivery.room.state.sources
         source = sources.find(item.source)
         try:

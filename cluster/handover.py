@@ -14,14 +14,18 @@ from cluster.directory.federation import FederationDirectory
 from cluster.core.linkwire import Peer
 from cluster.links import Links
 from cluster.movers import Batch, Movers, refused_number as _refused
+from cluster.passing import Passage, pass_on
 from relay.core import records
 from relay.core.envelope import To, read_header
 from relay.core.mailroom import rosters
 from relay.core.mailroom.state import Origin
+from relay.core.policy import MAIL, Policies
 from relay.core.trust import Root, verify_part, verify_roster
-from relay.core.wire import Code
+from relay.core.wire import Code, ReceiptItem
 from relay.delivery import Delivery
-from relay.errors import Overloaded, PeerError, ProtocolError, Refused, ResidencyError, TrustError
+from relay.errors import (
+    NotPermitted, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, TrustError,
+)
 from relay.intake import Intake
 from relay.limits import LINK_DEADLINE_S, MAX_HANDOVER
 from relay.office import Office
@@ -37,6 +41,8 @@ class Reception:
         self, root: Root, delivery: Delivery, intake: Intake, office: Office, directory: FederationDirectory
     ) -> None:
         self._movers = Movers(root, delivery)
+        self._policies = Policies(root)
+        self._passage = Passage(root, delivery, intake)
         self._delivery = delivery
         self._intake = intake
         self._office = office
@@ -47,8 +53,12 @@ class Reception:
         match message:
             case linkwire.HandOver():
                 return await self._hand_over(peer, message)
+            case linkwire.PassOn():
+                return await self._passage.take(peer, message)
             case linkwire.LookUp():
                 return await self._directory.answer(peer, message)
+            case linkwire.EphemeralTo() if self._policies.forbidden(peer.cell, self._delivery.room.state.cell):
+                return linkwire.Done()  # there is no answer for what is off the log
             case linkwire.EphemeralTo():
                 await self._office.ephemeral_here(
                     message.user, message.from_user, message.from_device, message.payload
@@ -94,11 +104,12 @@ class Reception:
                     movers.moves.clear()
                     continue
                 _log.error("hand_over_refused", cell=peer.cell, number=fresh[place].number, text=refused.text)
-                fresh[place] = _refused(fresh[place], _overruled(fresh[place]))
+                fresh[place] = _refused(fresh[place], _overruled(fresh[place], refused))
         if not applied():
             raise Overloaded("the journal did not take the hand-over in time")
         for record in refused_here:
-            _log.warning("not_at_home", cell=peer.cell, number=record.number, code=Code(record.code).name.lower())
+            event = "not_permitted" if record.code in (Code.NOT_PERMITTED, Code.LIFETIME) else "not_at_home"
+            _log.warning(event, cell=peer.cell, number=record.number, code=Code(record.code).name.lower())
         return self._answer(key, request.first, last)
 
     def _answer(self, key: tuple[str, bytes], first: int, last: int) -> linkwire.HandOverAnswer:
@@ -121,13 +132,15 @@ class Reception:
         return refusals[0] if refusals else None
 
     def _record(self, peer: Peer, request: linkwire.HandOver, number: int, movers: Batch) -> records.HandIn:
-        """The receiving node's own residency check (section 5, rule 2): bytes that are for nobody at home here are
-        refused by number, and never reach the journal."""
+        """The receiving node's own residency check (section 5, rule 2): bytes that are for nobody at home here, or that
+        a policy does not let in, are refused by number, and never reach the journal."""
         item = request.items[number - request.first]
         confirmed = request.confirmed
         record = records.HandIn(peer.cell, request.origin_log, number, confirmed, item.what, item.item, item.part)
         if item.what in (records.HANDIN_REFUSED, records.HANDIN_NOBODY):
             raise PeerError(f"{peer.cell} hands over number {number} as {item.what}, which only we may say")
+        if item.what in MAIL and self._policies.forbidden(peer.cell, self._delivery.room.state.cell):
+            return _refused(record, Code.NOT_PERMITTED)
         if item.what > records.HANDIN_NOBODY:
             return movers.record(record)
         if item.what == records.HANDIN_ROSTER and self._lists_nobody(item):
@@ -142,6 +155,8 @@ class Reception:
             header = read_header(envelope)
         except ProtocolError:
             return Code.BAD_ENVELOPE
+        if self._policies.rests_too_long(header, state.cell):
+            return Code.LIFETIME
         if header.kind is To.ROSTER:
             return rosters.refusal(state, header.to, header.to_version)
         return None if header.to in state.users or header.to in state.moved else Code.UNKNOWN_USER
@@ -158,9 +173,11 @@ class Reception:
         return part is None or not any(member.user in home for member in part.members for home in here)
 
 
-def _overruled(record: records.HandIn) -> Code:
+def _overruled(record: records.HandIn, refused: ResidencyError) -> Code:
     """What to answer where the disk writer refuses what we let pass. It may know a roster version that is written and
-    not applied yet: an envelope for a group comes again."""
+    not applied yet: an envelope for a group comes again. Or a newer policy."""
+    if isinstance(refused, NotPermitted):
+        return Code.NOT_PERMITTED
     if record.what == records.HANDIN_FORWARD:
         return Code.UNKNOWN_USER
     if record.what != records.HANDIN_ENVELOPE or record.part:
@@ -184,6 +201,10 @@ class LinksAbroad:
                     nursery.start_soon(self._try, self._links.ask, node, message)
         elif self._links.connected(cell):
             await self._try(self._links.request, cell, linkwire.EphemeralTo(user, from_user, from_device, payload))
+
+    async def pass_on(self, cell: str, envelopes: Sequence[bytes]) -> Sequence[ReceiptItem]:
+        """See relay.ports.Abroad."""
+        return await pass_on(self._links, cell, envelopes)
 
     @staticmethod
     async def _try(ask: Callable[..., Awaitable[object]], where: str, message: linkwire.Request) -> None:

@@ -126,7 +126,7 @@ class Node:
             identity, config.root, delivery, self._intake, directory, abroad, metrics, self._notary
         )
         self._reception = Reception(config.root, delivery, self._intake, self._office, directory)
-        self._forwarders = Forwarders(journal, delivery, self._intake, links, metrics, env)
+        self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         self._forwarders.taken_over = lambda header: directory.stale(header.to)
         limits = config.limits
         self._gateway = Gateway(

@@ -20,8 +20,8 @@ from relay.core.book import Book
 from relay.core.frames import server_frame
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import (
-    Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, SessionStarted,
-    UserMoved,
+    Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, PassedOn,
+    SessionStarted, UserMoved,
 )
 from relay.core.mailroom.state import Entry, Notice
 from relay.core.wire import Code, Fault
@@ -88,6 +88,7 @@ class Delivery:
         self._moves = trio.Event()
         self.checkpoint_due: Callable[..., Awaitable[None]] = no_checkpoint  # the state stands still until it started
         self.outbox_grew: Callable[[str], None] = lambda cell: None
+        self.passed_on: Callable[[wire.ReceiptItem], None] = lambda item: None
 
     def time_ms(self) -> int:
         """The log's time, Unix ms: what admission goes by, and what clients are told."""
@@ -161,6 +162,8 @@ class Delivery:
                 self._moved(effect)
             case MembershipChanged():
                 self._relisten(effect.user)
+            case PassedOn():
+                self.passed_on(effect.item)
             case OutboxGrew():
                 self.outbox_grew(effect.cell)
             case CheckpointDue():

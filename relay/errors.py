@@ -26,6 +26,7 @@
     │       └── OtherLog              of a log that the cell no longer has
     ├── PeerError              another node did something wrong, or proved to be somebody else
     ├── ResidencyError         bytes that must not rest here; refused by the disk writer
+    │   └── NotPermitted       because a region's policy does not let them
     ├── OperatorError          a config, file, port or command that the operator can mend
     │   ├── VersionTaken       two home records of one version were asked for
     │   ├── ConfigError        carries every finding at once
@@ -75,12 +76,17 @@ class DeviceRevoked(AuthError):
 
 
 class Refused(ClientError):
-    """One request was refused with an outcome `code` (relay.core.wire.Code); the connection goes on."""
+    """One request was refused with an outcome `code` (relay.core.wire.Code); the connection goes on. `cell`: where it
+    may not go; `limit`: the longest lifetime, ms, that would be taken (LIFETIME)."""
 
-    def __init__(self, code: int, text: str, remedy: str = "", retry_after_ms: int = 0) -> None:
+    def __init__(
+        self, code: int, text: str, remedy: str = "", retry_after_ms: int = 0, *, cell: str = "", limit: int = 0
+    ) -> None:
         super().__init__(text, remedy)
         self.code = code
         self.retry_after_ms = retry_after_ms
+        self.cell = cell
+        self.limit = limit
 
 
 class MovedAway(Refused):
@@ -169,6 +175,10 @@ class ResidencyError(PosthouseError):
     def __init__(self, text: str, remedy: str = "", ordinal: int = 0) -> None:
         super().__init__(text, remedy)
         self.ordinal = ordinal
+
+
+class NotPermitted(ResidencyError):
+    """Bytes that the policy of a region does not let rest here, or go where they are bound."""
 
 
 class OperatorError(PosthouseError):

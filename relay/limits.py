@@ -95,6 +95,7 @@ ACK_EVERY: Final = 64  # deliveries after which a client acks
 ACK_MS: Final = 1_000  # ms after which a client acks what it has; every ack is a record of the log
 RECENT_FRAMES: Final = 8 * MIB  # bytes of encoded deliveries kept for devices that catch up at the same time
 UNACKED_BYTES: Final = 8 * MIB  # bytes sent and not acked on one connection; past it delivery waits for an ack
+PASS_S: Final = 8.0  # seconds for another cell to take what may not wait here; a connection is held up meanwhile
 LINK_DEADLINE_S: Final = 30.0  # seconds a link waits for an answer before it reconnects
 DRAIN_S: Final = 10.0  # seconds a stopping node gives its clients
 

@@ -10,17 +10,20 @@ import trio
 
 from relay.core import records, wire
 from relay.core.codec import digest
-from relay.core.envelope import To, envelope_id, read_header
+from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.frames import server_frame
+from relay.core.policy import Policies
 from relay.core.route import route
 from relay.core.trust import HomeRecord, Root, check_current, read_home, verify_chain
 from relay.core.wire import Code, Fault
 from relay.delivery import Delivery, send_receipt
 from relay.errors import (
-    AuthError, DeviceRevoked, MovedAway, Overloaded, ProtocolError, Refused, ResidencyError, RolledBack, TrustError,
+    AuthError, DeviceRevoked, MovedAway, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, RolledBack,
+    TrustError,
 )  # fmt: skip
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
+from relay.limits import PASS_S
 from relay.observe.metrics import Metrics
 from relay.ports import Abroad, Directory, Notary
 
@@ -38,6 +41,7 @@ class Office:
     ) -> None:
         self.identity = identity
         self._root = root
+        self._policies = Policies(root)
         self._delivery = delivery
         self._intake = intake
         self._directory = directory
@@ -119,9 +123,10 @@ class Office:
             self._check_moved(line.user, line.device)
             raise DeviceRevoked
         version = room.state.users[line.user].record.version
+        longest = self._policies.longest(self.identity.cell)
         if not hello.receive:
             self._delivery.attach(line)
-            return Started(log_id, device.cursor, 0, version, self._delivery.time_ms())
+            return Started(log_id, device.cursor, 0, version, self._delivery.time_ms(), longest)
         cursor = hello.cursor if hello.log_id == log_id else 0
         session = records.Session(line.device, self.identity.node, nonce, cursor)
         self._intake.offer([records.encode_record(session)])
@@ -141,7 +146,7 @@ class Office:
             raise Refused(Fault.FENCED, "the device started a newer session")
         self._delivery.attach(line)
         self._delivery.sit(line, started, started.cursor)
-        return Started(log_id, started.cursor, started.position, version, self._delivery.time_ms())
+        return Started(log_id, started.cursor, started.position, version, self._delivery.time_ms(), longest)
 
     async def serve(self, line: Line) -> None:
         """See relay.gateway.api.Office."""
@@ -160,6 +165,7 @@ class Office:
         taken: list[bytes] = []
         ids: list[bytes] = []
         refused: list[wire.ReceiptItem] = []
+        passing: dict[str, list[bytes]] = {}  # by cell
         homes = await self._homes(items)
         for item in items:
             try:
@@ -170,15 +176,46 @@ class Office:
                 if home is not None and header.to_version > home.version:
                     raise Refused(Code.UNREACHABLE, "the recipient's home does not have that version yet")
                 dest = route(header, self.identity.cell, home, self._root)
+                self._check_policy(header, dest)
+                if not self._policies.may_wait(self.identity.cell, dest):
+                    passing.setdefault(dest, []).append(item.envelope)
+                    continue
                 taken.append(records.encode_record(records.Submit(line.device, dest, item.envelope)))
                 ids.append(envelope_id(item.envelope))
             except ProtocolError:
                 refused.append(self._outcome(envelope_id(item.envelope), Code.BAD_ENVELOPE))
             except Refused as error:
-                refused.append(self._outcome(envelope_id(item.envelope), error.code))
+                refused.append(self._refusal(envelope_id(item.envelope), error))
         self._receipt(line, refused)
         if taken:
             self._offer(line, taken, ids)
+        if passing:
+            async with trio.open_nursery() as nursery:
+                for cell, envelopes in passing.items():
+                    nursery.start_soon(self._pass_on, line, cell, envelopes)
+
+    async def _pass_on(self, line: Line, cell: str, envelopes: list[bytes]) -> None:
+        """Nothing bound abroad may wait here: the other cell takes it now, or the sender tries again."""
+        items: Sequence[wire.ReceiptItem] = [self._outcome(envelope_id(one), Code.UNREACHABLE) for one in envelopes]
+        try:
+            with trio.move_on_after(PASS_S):
+                items = await self._abroad.pass_on(cell, envelopes)
+        except (Refused, Overloaded):
+            pass
+        except PeerError as error:
+            _log.error("pass_on_refused", cell=cell, text=error.text)
+        self._receipt(line, items)
+
+    def _check_policy(self, header: Header, dest: str) -> None:
+        """The sender's node's own check of what the regions permit (section 5, rule 2). Raises Refused."""
+        if header.kind is To.ROSTER:
+            roster = self._delivery.room.state.rosters.get(header.to)
+            late = roster is None or roster.version < header.to_version
+            if late and not self._policies.may_wait(self.identity.cell, ""):
+                raise Refused(Code.UNREACHABLE, "where its members are is not known here yet")
+            self._policies.check_group_mail(header, self.identity.cell, roster.cells if roster else ())
+        else:
+            self._policies.check_mail(header, self.identity.cell, dest)
 
     async def _homes(self, items: Sequence[wire.SubmitItem]) -> dict[bytes, HomeRecord | Refused]:
         """Where the recipients of a batch are at home: all are asked for at once, under one deadline, so that a region
@@ -218,7 +255,10 @@ class Office:
 
     def _offer(self, line: Line, taken: list[bytes], ids: list[bytes]) -> None:
         def refused(error: ResidencyError) -> None:
-            self._receipt(line, [self._outcome(own, Code.NOT_PERMITTED) for own in ids])
+            at = error.ordinal
+            self._receipt(line, [self._outcome(ids[at], Code.NOT_PERMITTED)])
+            if len(taken) > 1:  # the others are none the worse for it
+                self._offer(line, taken[:at] + taken[at + 1 :], ids[:at] + ids[at + 1 :])
 
         try:
             self._intake.offer(taken, refused)
@@ -228,9 +268,13 @@ class Office:
     def _outcome(self, own: bytes, code: int) -> wire.ReceiptItem:
         return wire.ReceiptItem(own, code, 0, 0, self.identity.cell)
 
-    def _receipt(self, line: Line, items: list[wire.ReceiptItem]) -> None:
+    def _refusal(self, own: bytes, error: Refused) -> wire.ReceiptItem:
+        return wire.ReceiptItem(own, error.code, 0, error.limit, error.cell or self.identity.cell)
+
+    def _receipt(self, line: Line, items: Sequence[wire.ReceiptItem]) -> None:
         for item in items:
-            self._metrics.refused.labels(Code(item.code).name.lower()).inc()
+            if not Code(item.code).taken:
+                self._metrics.refused.labels(Code(item.code).name.lower()).inc()
         if items:
             send_receipt(line, items)
             line.flush()
@@ -269,6 +313,10 @@ class Office:
         if unknown:
             self._receipt(line, [self._outcome(digest(roster.head), Code.UNKNOWN_REGION)])
             return
+        cell, why = self._policies.unshared(self.identity.cell, [cell for cell, _ in roster.parts])
+        if cell:
+            self._receipt(line, [self._refusal(digest(roster.head), Refused(Code.NOT_PERMITTED, why, cell=cell))])
+            return
         record = records.Roster(line.device, roster.head, roster.parts)
         self._offer(line, [records.encode_record(record)], [digest(roster.head)])
 
@@ -281,6 +329,8 @@ class Office:
             home = await self._directory.lookup(message.user, message.hint)
         except (Refused, TrustError):
             return  # there is no receipt for what is off the log
+        if self._policies.forbidden(self.identity.cell, home.cell):
+            return
         await self._abroad.ephemeral(home.cell, message.user, line.user, line.device, message.payload)
 
     async def ephemeral_here(self, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:

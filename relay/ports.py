@@ -14,7 +14,7 @@ import trio
 from relay.core.block import Block
 from relay.core.receipts import Missing, ProvenBlock
 from relay.core.trust import HomeRecord
-from relay.core.wire import Wanted
+from relay.core.wire import ReceiptItem, Wanted
 
 
 Rows = AsyncIterable[bytes] | Iterable[bytes]  # of a checkpoint, in order
@@ -124,6 +124,10 @@ class Abroad(Protocol):
         """Pass an ephemeral payload to the cell of `user`, or, if that is this one, to its other nodes; it is dropped
         where they cannot be reached now."""
 
+    async def pass_on(self, cell: str, envelopes: Sequence[bytes]) -> Sequence[ReceiptItem]:
+        """Have the fold of `cell` take envelopes that may not wait here, now; its outcome for each, in order, and the
+        same when asked again. Raises Refused, PeerError where there is no answer: they may have been taken even so."""
+
 
 class Notary(Protocol):
     """Has the stores of cells sign for what their folds took: the parts of receipts (relay.core.receipts)."""
@@ -139,12 +143,16 @@ class Residency(Protocol):
     the journal keeps facts, sealed, in the transaction of the block that taught them."""
 
     def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = (), *, made: bool = False
     ) -> Sequence[tuple[bytes, bytes]]:
         """The facts that the records teach; changes nothing. Later records may build on earlier ones of the batch, and
         all of them on the facts `above`, oldest first: what blocks teach that are written and not committed yet.
 
-        Raises ResidencyError, with the ordinal of the record, if one must not rest on this disk."""
+        `made`: the block was made before, by another node or under another policy. What a policy forbids is refused
+        when a block is made (ADR 25); whose mail rests here is asked always.
+
+        Raises ResidencyError, with the ordinal of the record, if one must not rest on this disk; NotPermitted where a
+        policy is against it."""
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
         """Take in facts: those of a block once it is committed, and all that were kept when a store opens."""

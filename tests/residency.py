@@ -9,7 +9,7 @@ class AnythingGoes:
     """The disk writer's residency check, switched off."""
 
     def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = (), *, made: bool = False
     ) -> Sequence[tuple[bytes, bytes]]:
         return ()
 

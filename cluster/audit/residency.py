@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from cluster.audit.look import PIECE, Look, make_scanner, storage_keys, stores_below
 from cluster.audit.register import Register, short
-from cluster.audit.shelf import Found, Place, Role, Shelf, Verdict, held_in
+from cluster.audit.shelf import Found, Holder, Place, Role, Shelf, Verdict, held_in
 from cluster.audit.sites import NothingHere, Site, newest_root
 from cluster.core.linkwire import federation_id
 from cluster.stopped import without_head
@@ -287,13 +287,13 @@ class ByRecords:
         home = self.register.resident(header.to, self.site.region)
         return f"by {home}" if home else ""
 
-    def _sent_on(self, record: records.Submit | records.HandIn) -> str:
+    def _sent_on(self, record: Holder) -> str:
         """By what an envelope that was sent on to somebody's home rests there."""
         user = forwarded_for(record)
         home = self.register.resident(user, self.site.region)
         return f"sent on to user {short(user)}, at home here by {home}" if home else ""
 
-    def _left(self, header: Header, record: records.Submit | records.HandIn | None) -> str:
+    def _left(self, header: Header, record: Holder | None) -> str:
         """For somebody who was at home here, until it is sent on (section 5, rule 3), or after: it goes with the
         prefix."""
         register, region = self.register, self.site.region
@@ -324,7 +324,7 @@ class ByRecords:
         waits = any(found.id in self.waiting.get(cell, ()) for cell in boxes)
         return "it waits" if waits else "settled: it goes with this stretch of the log"
 
-    def _elsewhere(self, header: Header, record: records.Submit | records.HandIn) -> str:
+    def _elsewhere(self, header: Header, record: Holder) -> str:
         home = self.register.homes.get(header.to)
         if home is not None:
             why = f"for {self.whose(header)}, who is at home in {home.region} by {home}"

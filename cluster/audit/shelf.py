@@ -12,7 +12,7 @@ from relay.core import records
 from relay.core.codec import Decoder
 from relay.errors import ProtocolError
 
-Holder = records.Submit | records.HandIn  # the records that hold bytes of envelopes
+Holder = records.Submit | records.HandIn | records.Passed  # the records that hold bytes of envelopes
 
 
 class Role(Enum):
@@ -118,7 +118,7 @@ def held_in(record: records.Record, carried: bool = False) -> Iterator[tuple[Hol
     """(record, bytes, carried) of everything in a log record that is an envelope, or lies where only one may: what it
     carries again, and what a hand-over holds beside its envelope, included."""
     match record:
-        case records.Submit(envelope=envelope):
+        case records.Submit(envelope=envelope) | records.Passed(envelope=envelope):
             yield record, envelope, carried
         case records.HandIn(what=records.HANDIN_FORWARD, item=item):
             yield record, item, carried

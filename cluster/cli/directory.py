@@ -14,6 +14,7 @@ from cluster.federation.words import policy_words
 from cluster.local.home import Home, read_root
 from cluster.local.people import card_of
 from relay.client.identity import own_records
+from relay.core.trust import verify_root
 from relay.errors import OperatorError, TrustError
 
 _root_option = click.option(
@@ -77,6 +78,9 @@ def verify(pin: str | None, root_path: Path | None, directory: Path) -> None:
     bad = [finding for finding in findings if not finding.ok]
     if bad:
         raise TrustError(f"{len(bad)} of {len(findings)} checks do not hold", bad[0].remedy)
+    for region in verify_root(signed, now_ms()).payload.regions:
+        for line in policy_words(region.policy):
+            click.echo(f"policy region {region.name}: {line}")
 
 
 def _read(root_path: Path | None, directory: Path) -> bytes:

@@ -14,6 +14,7 @@ import click
 import trio
 
 from cluster.config import NodeConfig, load_config
+from cluster.federation.words import policy_words
 from relay.observe.logs import configure_logs
 
 # Python's default of 5 ms is what SQLite's thread may wait for trio's after each of its calls, ten times a block.
@@ -74,6 +75,8 @@ def check(path: Path) -> None:
     """
     config = load_config(path)
     click.echo(f"{path} is good: node {config.node.cell}/{config.node.name}")
+    for line in policy_words(config.root.region(config.node.region).policy):
+        click.echo(f"policy of region {config.node.region}: {line}")
 
 
 @click.command()

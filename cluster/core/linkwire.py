@@ -19,9 +19,11 @@ from msgspec import Meta
 from relay.core.codec import Decoder, Struct, encode, pack
 from relay.core.records import HandedAnswer
 from relay.core.receipts import Missing, ProvenBlock
-from relay.core.shapes import CellName, Hash, Key, LogId, MaybeHash, Millis, Name, Signature, StoreId, UInt
+from relay.core.shapes import (
+    CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHash, Millis, Name, Signature, StoreId, UInt,
+)
 from relay.core.trust import Root
-from relay.core.wire import Wanted
+from relay.core.wire import ReceiptItem, Wanted
 from relay.errors import ProtocolError
 from relay.limits import (
     LINK_DEADLINE_S, MAX_BATCH, MAX_BLOCK_RECORDS, MAX_CERTIFICATE, MAX_CHAIN, MAX_EPHEMERAL, MAX_LINK_FRAME,
@@ -131,6 +133,19 @@ class ProvenThere(Struct, tag=32):
     missing: tuple[Missing, ...]
 
 
+class PassOn(Struct, tag=33):
+    """Envelopes for users at home with the listener, that the dialer's cell may not keep: take them now (ADR 25).
+    Answered by PassedOn."""
+
+    envelopes: Annotated[tuple[EnvelopeBytes, ...], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class PassedOn(Struct, tag=34):
+    """What became of them, in their order. Asked about one again, the same."""
+
+    items: Annotated[tuple[ReceiptItem, ...], Meta(max_length=MAX_BATCH)]
+
+
 # --- messages inside a cell ----------------------------------------------------------------------
 # Only nodes of one cell say them to each other (section 5, rule 1): what is in a log does not leave its region.
 
@@ -159,10 +174,12 @@ class Proposed(Struct, tag=12):
 
 
 class ProposalRefused(Struct, tag=13):
-    """The disk writer has something against record `ordinal` (section 5, rule 2): none was taken."""
+    """The disk writer has something against record `ordinal` (section 5, rule 2): none was taken. `policy`: it is the
+    policy of a region."""
 
     ordinal: UInt
     text: str
+    policy: bool = False
 
 
 class NotLeading(Struct, tag=14):
@@ -308,8 +325,8 @@ CELL_REQUESTS: Final = get_args(CellRequest)
 CellAnswer = Union[
     Proposed, ProposalRefused, NotLeading, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status, Attested
 ]  # fmt: skip
-Request = Union[Ping, HandOver, LookUp, EphemeralTo, ProveThere, CellRequest]
-Answer = Union[HandOverAnswer, Records, Done, LinkFault, ProvenThere, CellAnswer]
+Request = Union[Ping, HandOver, LookUp, EphemeralTo, ProveThere, PassOn, CellRequest]
+Answer = Union[HandOverAnswer, Records, Done, LinkFault, ProvenThere, PassedOn, CellAnswer]
 LinkMessage = Union[LinkHello, CellNote, Request, Answer]
 
 

@@ -19,7 +19,9 @@ from cluster.journal.shapes import Standing, read_standing
 from cluster.journal.snapshots import Snapshots
 from cluster.links import Links
 from relay.core.codec import encode
-from relay.errors import Overloaded, PeerError, ProtocolError, Refused, ResidencyError, StoreForeign
+from relay.errors import (
+    NotPermitted, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, StoreForeign,
+)
 from relay.limits import LINK_DEADLINE_S
 
 _log = structlog.get_logger("cluster.cell")
@@ -85,7 +87,7 @@ class Cell:
         except NotLeader as error:
             return linkwire.NotLeading(self.journal.node_of(error.leader))
         except ResidencyError as error:
-            return linkwire.ProposalRefused(error.ordinal, error.text)
+            return linkwire.ProposalRefused(error.ordinal, error.text, isinstance(error, NotPermitted))
         except ValueError as error:
             raise PeerError(f"no batch: {error}") from None
         except trio.TooSlowError:

@@ -47,8 +47,11 @@ class Chain:
         return make_block(self._log_id, index + 1, last, max(before, time), records)
 
     def check(self, records: Sequence[bytes]) -> tuple[Fact, ...]:
-        """The facts that records after the newest block teach. Raises ResidencyError."""
-        return tuple(self._residency.check(records, [fact for link in self._links for fact in link.facts]))
+        """The facts that records of a block to be made after the newest one teach. Raises ResidencyError."""
+        return tuple(self._residency.check(records, self._above()))
+
+    def _above(self) -> list[Fact]:
+        return [fact for link in self._links for fact in link.facts]
 
     def holds(self, block: Block) -> bool:
         """Is this very block in the chain?"""
@@ -71,7 +74,7 @@ class Chain:
         if self.holds(block):
             return self.facts(block.index)
         self.truncate(block.index)
-        facts = self.check(block.records)
+        facts = tuple(self._residency.check(block.records, self._above(), made=True))
         self.add(block, facts)
         return facts
 

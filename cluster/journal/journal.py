@@ -30,7 +30,7 @@ from cluster.links import Links
 from relay.core import records as log_records
 from relay.core.block import Block
 from relay.errors import (
-    DiskFailed, Overloaded, PeerError, PosthouseError, Refused, ResidencyError,
+    DiskFailed, NotPermitted, Overloaded, PeerError, PosthouseError, Refused, ResidencyError,
 )
 from relay.journal.tail import Follower, check_checkpoint
 from relay.limits import LINK_DEADLINE_S
@@ -162,8 +162,9 @@ class RaftJournal:
         match answer:
             case linkwire.Proposed(index, hash_, term):
                 return Placed(index, hash_, term)
-            case linkwire.ProposalRefused(ordinal, text):
-                raise ResidencyError(text, "Nothing of this batch was written", ordinal)
+            case linkwire.ProposalRefused(ordinal, text, policy):
+                kind = NotPermitted if policy else ResidencyError
+                raise kind(text, "Nothing of this batch was written", ordinal)
             case linkwire.NotLeading():
                 raise NotLeader(None)
             case _:
@@ -342,7 +343,7 @@ class RaftJournal:
                 at = error.ordinal
                 for place, proposal in enumerate(taken):
                     if at < len(proposal.records):
-                        proposal.settle(ResidencyError(error.text, error.remedy, at))
+                        proposal.settle(type(error)(error.text, error.remedy, at))
                         del taken[place]
                         break
                     at -= len(proposal.records)

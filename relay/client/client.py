@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -26,7 +26,7 @@ from relay.client.connection import (
     BACKOFF_MAX_S, BACKOFF_S, Elsewhere, HungUp, Seams, Socket, addresses, greet, tls_context,
 )
 from relay.client.desk import Desk
-from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, Revoked, TooLarge
+from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, Revoked, SendRefused, TooLarge
 from relay.client.line import Line
 from relay.client.outgoing import ACCEPTED, QUEUED, STORED, queue_message, unfinished
 from relay.client.proving import receipts
@@ -35,6 +35,7 @@ from relay.client.receipts import receipt_level, want_receipts
 from relay.client.shapes import MAX_CONTENT, Failure, Group, Message, Sent, Stats, read_message_head
 from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
 from relay.core import wire
+from relay.core.policy import Policies
 from relay.core.trust import HomeRecord
 from relay.core.wire import Code
 from relay.errors import OperatorError, Overloaded, PosthouseError, ProtocolError, RolledBack, StoreLocked, TrustError
@@ -98,7 +99,9 @@ class Client:
             want_receipts(db, sent.send, RECEIPTS[receipt])
             return sent
 
-        return await self._sent(await desk.run(work), wait)
+        sent = await desk.run(work)
+        with self._explained([card.region]):
+            return await self._sent(sent, wait)
 
     async def send_group(
         self, group: bytes, content: bytes, name: str = "", wait: str = "accepted", receipt: str = ""
@@ -124,6 +127,19 @@ class Client:
         if level:
             await desk.outcome(sent.send, STORED if level == Code.STORED else ACCEPTED)
         return await receipts(desk, sent.send)
+
+    @contextmanager
+    def _explained(self, where: Sequence[str], *, group: bool = False) -> Iterator[None]:
+        """Where the policy of a region was against it, our root document probably says which."""
+        try:
+            yield
+        except SendRefused as error:
+            policies, own = Policies(self._desk.own.root), self._desk.own.cell
+            whys = (policies.unshared(own, [one])[1] if group else policies.forbidden(own, one) for one in where)
+            why = next(filter(None, whys), "")
+            if error.code != Code.NOT_PERMITTED or not why:
+                raise
+            raise SendRefused(error.code, f"{error.text}: {why}", error.remedy) from None
 
     def _check(self, content: bytes, name: str, wait: str, receipt: str = "") -> None:
         self._desk.check()
@@ -215,7 +231,8 @@ class Client:
             await armed.wait()  # for the outcome of the change before
         found, send = drafted
         desk.post.ring()
-        await desk.outcome(send, ACCEPTED)
+        with self._explained([record.cell for record in everybody], group=True):
+            await desk.outcome(send, ACCEPTED)
         return next(one for one in await self.groups() if one.id == found)
 
     async def groups(self) -> list[Group]:
@@ -307,7 +324,7 @@ class Client:
         desk = self._desk
         chain, (log_id, cursor) = await desk.run(lambda db: (people.own_chain(db), get_cursor(db)), lazily=True)
         welcome = await greet(socket, desk.own, chain, log_id, cursor, receive=self.receives)
-        desk.sealer.offset = welcome.time - desk.now
+        desk.sealer.offset, desk.sealer.longest = welcome.time - desk.now, welcome.max_lifetime
         if self.receives and welcome.log_id != log_id:  # another log: its own cursor counts from here on (rule 13)
             await desk.run(lambda db: put_cursor(db, welcome.log_id, welcome.cursor))
         return welcome

@@ -28,7 +28,7 @@ REMEDY = {
     Code.MAILBOX_FULL: "The recipient has too much waiting. Send it again later",
     Code.BAD_ENVELOPE: "Update the software: the node does not take the envelope",
     Code.BAD_RECORD: "The node does not take the signed record. Was another device enrolled meanwhile?",
-    Code.NOT_PERMITTED: "The region's policy does not permit it",
+    Code.NOT_PERMITTED: "The policy of your region or of the recipient's does not permit it; their operators decide",
     Code.UNREACHABLE: "The recipient's region does not answer now. Send it again later",
     Code.UNPROVEN: "The nodes do not remember it any more: receipts are to be asked for soon",
     Code.OUTBOX_FULL: "Too much waits for that region. Send it again later",

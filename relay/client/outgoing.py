@@ -148,6 +148,10 @@ def outcome(db: Db, own: Own, found: bytes, code: int, newest_version: int, now:
         return pid if what == PUBLISH and state < ACCEPTED else None
     if state >= STORED:
         return None
+    if code == Code.LIFETIME and newest_version and stales < MAX_STALES:  # it is the longest that is taken, in ms
+        shorter = "UPDATE letters SET expires=min(expires,?) WHERE mid=(SELECT mid FROM parcels WHERE pid=?)"
+        db.execute(shorter, (now + newest_version, pid))
+        code = Code.STALE
     if code == Code.STALE and stales < MAX_STALES:
         db.execute(
             "UPDATE parcels SET state=0, id=NULL, envelope=NULL, stales=stales+1, retry_at=? WHERE pid=?",

@@ -15,6 +15,7 @@ from relay.client.people import newest, usable
 from relay.client.shapes import KEY_NEWS, Effects, Own
 from relay.client.store import Db, process_gone
 from relay.core.envelope import To, envelope_id
+from relay.core.policy import Policies
 from relay.core.sealing import Inner, make_header, seal_mailbox, seal_roster
 from relay.core.wire import Code
 from relay.limits import MAX_LIFETIME
@@ -75,13 +76,16 @@ class _Parcel:
 
 
 class Sealer:
-    """Prepares batches. `offset` is the server's time less ours, ms; `carrier` this process."""
+    """Prepares batches. `offset` is the server's time less ours, ms; `longest` the lifetime that the server takes, ms;
+    `carrier` this process."""
 
     def __init__(self, own: Own, random_bytes: Callable[[int], bytes], carrier: int) -> None:
         self.own = own
         self._random = random_bytes
         self.carrier = carrier
         self.offset = 0
+        self.longest = MAX_LIFETIME
+        self._policies = Policies(own.root)
         self.unknown: set[bytes] = set()  # users that are being looked up: without a record, their parcels wait
 
     def prepare(self, db: Db, now: int, room: int, room_bytes: int) -> Prepared:
@@ -135,7 +139,7 @@ class Sealer:
 
     def _seal(self, db: Db, parcel: _Parcel, now: int, skip: set[bytes], out: Prepared) -> bytes | None:
         own, created = self.own, now + self.offset
-        expires = min(parcel.expires + self.offset, created + MAX_LIFETIME)
+        expires = min(parcel.expires + self.offset, created + self._limit(db, parcel))
         inner = Inner(
             1, own.user, own.device, own.region, parcel.conversation, parcel.counter, parcel.kind, parcel.sent_ms,
             whole_part(db, parcel.content, parcel.news) if parcel.news else parcel.content,
@@ -167,6 +171,16 @@ class Sealer:
         )
         header = make_header(To.MAILBOX, parcel.address, record.version, created, expires)
         return seal_mailbox(header, inner, own.signing, expecting, self._random(32))
+
+    def _limit(self, db: Db, parcel: _Parcel) -> int:
+        """The longest lifetime, ms, that will do wherever it rests, as far as our root document tells."""
+        if parcel.what == MAILBOX:
+            record = newest(db, self.own, parcel.address)
+            cells = [record.cell] if record else []
+        else:
+            rows = db.execute("SELECT DISTINCT cell FROM members WHERE grp=?", (parcel.address,))
+            cells = [cell for (cell,) in rows.fetchall()]
+        return min(self.longest, self._policies.longest(self.own.cell, *cells))
 
     def _sender_key(self, db: Db, parcel: _Parcel, now: int) -> bytes | None:
         """Drawn now, where our own keys were rotated since the message was written. None: of too old an epoch."""

@@ -134,7 +134,15 @@ class Move(Struct, frozen=True, tag=12):
     chain: tuple[bytes, ...]
 
 
-Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick, Members, Move]
+class Passed(Struct, frozen=True, tag=13):
+    """An envelope that cell `origin` passed on at once, since it may not keep it (`hold`, ADR 25): a first submit, and
+    its outcome is the sender's receipt."""
+
+    origin: CellName
+    envelope: EnvelopeBytes
+
+
+Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick, Members, Move, Passed]
 
 (
     HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED, HANDIN_NOBODY, HANDIN_MOVE, HANDIN_FORWARD,

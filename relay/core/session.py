@@ -24,7 +24,7 @@ from relay.core.wire import Fault
 from relay.errors import (
     AuthError, DeviceRevoked, MovedAway, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError,
 )  # fmt: skip
-from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE
+from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE, MAX_LIFETIME
 
 _LOG_ID = 16  # bytes
 
@@ -48,6 +48,7 @@ class Begun:
     cursor: int
     home_version: int
     time_ms: int
+    max_lifetime: int = MAX_LIFETIME
 
 
 # --- effects -------------------------------------------------------------------------------------
@@ -165,6 +166,7 @@ class Session:
             wire.Welcome(
                 log_id=begun.log_id, cursor=begun.cursor, time=begun.time_ms, home_version=begun.home_version,
                 ack_every=ACK_EVERY, ack_ms=ACK_MS, max_envelope=MAX_ENVELOPE, max_batch=MAX_BATCH,
+                max_lifetime=begun.max_lifetime,
             )
         )  # fmt: skip
 

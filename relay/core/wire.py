@@ -16,7 +16,7 @@ from relay.core.receipts import Missing, ProvenBlock
 from relay.core.shapes import (
     CellName, EnvelopeBytes, Hash, Key, LogId, MaybeLogId, Millis, Name, Nonce, Position, Signature, Text, UInt,
 )
-from relay.limits import MAX_BATCH, MAX_CHAIN, MAX_FRAME
+from relay.limits import MAX_BATCH, MAX_CHAIN, MAX_FRAME, MAX_LIFETIME
 
 SUBPROTOCOL = "posthouse.v0"
 VERSION = 0
@@ -29,7 +29,7 @@ class Code(IntEnum):
     STORED = 2  # durable in the recipient's home cell
     STALE = 16  # `created` lies outside the admission window: seal anew under the same counter
     EXPIRED = 17  # past its expiry
-    LIFETIME = 18  # expires - created is above the limit, or not positive
+    LIFETIME = 18  # expires - created is above a limit, the protocol's or a region's, or not positive
     UNKNOWN_USER = 19  # nobody of that id is at home there
     UNKNOWN_REGION = 20  # no such region or cell in the federation
     UNKNOWN_ROSTER = 21  # no such group here, or it may not wait any longer
@@ -37,7 +37,7 @@ class Code(IntEnum):
     MAILBOX_FULL = 23
     BAD_ENVELOPE = 24  # header not well formed, or a version nobody has signed
     BAD_RECORD = 25  # a home record or roster that does not verify
-    NOT_PERMITTED = 26  # policy of the region
+    NOT_PERMITTED = 26  # the policy of a region: the sender's, or the recipient's
     UNPROVEN = 27  # no receipt can be made (any more): the cell has not taken it, or does not remember how
     UNREACHABLE = 64  # the home record could not be looked up now
     OUTBOX_FULL = 65
@@ -167,7 +167,8 @@ class Challenge(Struct, frozen=True, tag=64):
 
 class Welcome(Struct, frozen=True, tag=65):
     """The device is served. `cursor` is the fold's own; deliveries start after it. Ack every `ack_every` deliveries or
-    `ack_ms`. `max_envelope` in bytes, `max_batch` in envelopes. `time` is the server's, Unix ms."""
+    `ack_ms`. `max_envelope` in bytes, `max_batch` in envelopes, `max_lifetime` in ms: as long as this region keeps
+    mail. `time` is the server's, Unix ms."""
 
     log_id: LogId
     cursor: Position
@@ -177,11 +178,13 @@ class Welcome(Struct, frozen=True, tag=65):
     ack_ms: UInt
     max_envelope: UInt
     max_batch: UInt
+    max_lifetime: UInt = MAX_LIFETIME
 
 
 class ReceiptItem(Struct, frozen=True):
     """One outcome. `position` is where the record stands in the answering cell's log (0 if refused); `newest` the
-    newest version of the address known there; `cell` who answered."""
+    newest version of the address known there; `cell` who answered. With LIFETIME `newest` is the longest lifetime that
+    is taken, ms, if it is known; with NOT_PERMITTED `cell` may be the one where it may not go."""
 
     id: Hash
     code: UInt

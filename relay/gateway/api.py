@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay.core import wire
+from relay.limits import MAX_LIFETIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,15 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A device is served: what WELCOME says. `position` is where the session started, `time_ms` Unix time, ms."""
+    """A device is served: what WELCOME says. `position` is where the session started, `time_ms` Unix time, ms,
+    `max_lifetime` ms."""
 
     log_id: bytes
     cursor: int
     position: int
     home_version: int
     time_ms: int
+    max_lifetime: int = MAX_LIFETIME
 
 
 class Line(Protocol):

@@ -250,7 +250,9 @@ class Connection:
         self.user, self.device = effect.user, effect.device
         self._attached = True
         started = await office.start(self, session.hello, session.nonce)
-        begun = Begun(started.log_id, started.cursor, started.home_version, started.time_ms)
+        begun = Begun(
+            started.log_id, started.cursor, started.home_version, started.time_ms, started.max_lifetime
+        )
         await self._carry_out(session, session.begun(begun))
         self._live = True
         self._count_unproven(-self._unproven)

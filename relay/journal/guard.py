@@ -4,6 +4,8 @@ home in this cell, and refuses what must not rest on its disk. It trusts neither
 It asks whose mail this is, not who may do what: a device or group that was ever at home here stays known, so that what
 it left in the log can be carried. Whether it is still enrolled is the fold's business. A user who has moved away stays
 known, too: this is the previous home, through which what comes late is sent on (section 5, rule 3).
+
+What the policies of the signed root forbid it refuses as well, in blocks that are made here (ADR 25).
 """
 
 from __future__ import annotations
@@ -16,16 +18,18 @@ from msgspec import structs
 
 from relay.core.codec import Decoder, Struct, digest, encode
 from relay.core.envelope import Header, To, read_header
+from relay.core.policy import MAIL, Policies
 from relay.core.records import (
     HANDIN_ENVELOPE, HANDIN_FORWARD, HANDIN_MOVE, HANDIN_NOBODY, HANDIN_NOTICE, HANDIN_ROSTER, HANDIN_TOLD, Carry,
-    HandIn, Home, Move, Record, Roster, Submit, decode_record, read_chain, read_for_device, read_forward, read_told,
+    HandIn, Home, Move, Passed, Record, Roster, Submit, decode_record, read_chain, read_for_device, read_forward,
+    read_told,
 )
 from relay.core.shapes import Hash, Key, UInt
 from relay.core.trust import (
     Former, HomeRecord, Root, VerifiedHead, read_home, verify_home, verify_move, verify_part, verify_roster,
 )
-from relay.errors import ProtocolError, ResidencyError, TrustError
-from relay.limits import MIB
+from relay.errors import NotPermitted, ProtocolError, ResidencyError, TrustError
+from relay.limits import DAY, MAX_LIFETIME, MIB
 
 _HARMLESS = frozenset({1, 3, 5, 8, 10, 11})  # tags of records that hold no envelope and name nobody who is not known
 _REMEDY = "Nothing of this batch was written"
@@ -98,6 +102,7 @@ class ResidencyGuard:
         self._cell = cell
         self._root = root
         self._cells = frozenset(root.cells())
+        self._policies = Policies(root)
         self._known = _Known()
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
@@ -105,9 +110,9 @@ class ResidencyGuard:
         self._known.take(facts)
 
     def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = (), *, made: bool = False
     ) -> list[tuple[bytes, bytes]]:
-        """The facts that the records teach. Raises ResidencyError; the guard itself changes only by `learn`."""
+        """See relay.ports.Residency. The guard itself changes only by `learn`."""
         below = self._known
         if above:
             below = _Known(below)
@@ -115,16 +120,18 @@ class ResidencyGuard:
         known = _Known(below)
         for ordinal, record in enumerate(records):
             try:
-                self._check(record, known)
+                decoded = self._check(record, known)
+                if decoded is not None and not made:
+                    self._check_policy(decoded)
             except ResidencyError as error:
-                raise ResidencyError(error.text, _REMEDY, ordinal) from None
+                raise type(error)(error.text, _REMEDY, ordinal) from None
             except (TrustError, ProtocolError) as error:
                 raise ResidencyError(f"a record that does not verify: {error.text}", _REMEDY, ordinal) from None
         return list(known.facts.items())
 
-    def _check(self, encoded: bytes, known: _Known) -> None:
+    def _check(self, encoded: bytes, known: _Known) -> Record | None:
         if encoded[:1] and 0x90 <= encoded[0] <= 0x9F and encoded[1:2] and encoded[1] in _HARMLESS:
-            return  # the hot path: a short msgpack array whose first element is that tag, acks above all
+            return None  # the hot path: a short msgpack array whose first element is that tag, acks above all
         record: Record = decode_record(encoded)
         match record:
             case Home(signed):
@@ -137,9 +144,43 @@ class ResidencyGuard:
                 self._check_roster(record, known)
             case HandIn():
                 self._check_hand_in(record, known)
+            case Passed(envelope=envelope):
+                header = read_header(envelope)
+                if header.kind != To.MAILBOX:
+                    raise ResidencyError("an envelope for a group that another cell did not keep")
+                self._check_mailbox(header, known)
             case Carry(items):
                 for carried in items:
                     self._check_carried(carried.record, known)
+        return record
+
+    def _check_policy(self, record: Record) -> None:
+        """What is carried is not asked about: it rests here already, and goes with its own expiry."""
+        match record:
+            case Submit(dest=dest):
+                if why := self._policies.forbidden(self._cell, dest):
+                    raise NotPermitted(f"an envelope for {dest}: {why}")
+                if not self._policies.may_wait(self._cell, dest):
+                    raise NotPermitted(f"an envelope for {dest}, and nothing bound abroad may wait in {self._region}")
+                self._check_retention(record.envelope, dest)
+            case HandIn(what=what) if what in MAIL:
+                if why := self._policies.forbidden(record.origin, self._cell):
+                    raise NotPermitted(f"mail from {record.origin}: {why}")
+                if what == HANDIN_ENVELOPE:
+                    self._check_retention(record.item, self._cell)
+            case Passed():
+                if why := self._policies.forbidden(record.origin, self._cell):
+                    raise NotPermitted(f"mail from {record.origin}: {why}")
+                self._check_retention(record.envelope, self._cell)
+            case Roster(head=head):
+                cell, why = self._policies.unshared(self._cell, verify_roster(head).cell_names)
+                if cell:
+                    raise NotPermitted(f"a group with members in {cell}: {why}")
+
+    def _check_retention(self, envelope: bytes, dest: str) -> None:
+        limit = self._policies.longest(self._cell, dest)
+        if limit < MAX_LIFETIME and self._policies.rests_too_long(read_header(envelope), self._cell, dest):
+            raise NotPermitted(f"an envelope that would rest for more than {limit // DAY} days")
 
     def _check_carried(self, encoded: bytes, known: _Known) -> None:
         record: Record = decode_record(encoded)

@@ -14,7 +14,7 @@ from relay.core.trust import read_home
 from relay.core.wire import Code
 from relay.errors import Refused
 from relay.limits import MAX_BATCH
-from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv
+from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv, make_root
 from tests.relay.core.mailroom.conftest import User
 from tests.relay.test_office import seal
 
@@ -63,7 +63,7 @@ class World:
         for task in (self.cell.delivery.run, self.cell.intake.run):
             self.nursery.start_soon(task)
         forwarders = Forwarders(
-            self.cell.journal, self.cell.delivery, self.cell.intake, self.there, self.cell.metrics, env
+            make_root(), self.cell.journal, self.cell.delivery, self.cell.intake, self.there, self.cell.metrics, env
         )
         self.nursery.start_soon(forwarders.run)
         self.alice, carol = User("alice", CELL), User("carol", ABROAD)

@@ -52,7 +52,9 @@ class World:
         there = self.there
         self.link = Link(Reception(make_root(), there.delivery, there.intake, there.office, None))
         here = self.here
-        nursery.start_soon(Forwarders(here.journal, here.delivery, here.intake, self.link, here.metrics, env).run)
+        nursery.start_soon(
+            Forwarders(make_root(), here.journal, here.delivery, here.intake, self.link, here.metrics, env).run
+        )
         self.group = Group("a1")
 
     async def open(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from relay.core import records
 from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.mailroom import moving, outboxes, rosters
-from relay.core.mailroom.effects import Filed
+from relay.core.mailroom.effects import Filed, PassedOn
 from relay.core.mailroom.settle import devices_of
 from relay.core.mailroom.state import Entry, Source
 from relay.core.mailroom.turn import Turn
@@ -46,6 +46,30 @@ def submit(turn: Turn, record: records.Submit, size: int) -> None:
         _take(turn, item, header)
     else:
         _to_outbox(turn, record, header, own, turn.source(size), pos)
+
+
+def passed(turn: Turn, record: records.Passed, size: int) -> None:
+    """Apply an envelope that another cell passed on without keeping it: a first submit, as if its device were here."""
+    pos = turn.next_position()
+    own = envelope_id(record.envelope)
+    item = turn.state.outcomes.get(own) or _passed(turn, record.envelope, own, turn.source(size), pos)
+    turn.effects.append(PassedOn(item))
+
+
+def _passed(turn: Turn, sealed: bytes, own: bytes, source: Source, pos: int) -> ReceiptItem:
+    try:
+        header = read_header(sealed)
+    except ProtocolError:
+        return turn.receipt(own, Code.BAD_ENVELOPE)
+    code = Code.NOT_PERMITTED if header.kind is To.ROSTER else _age(header, turn.time, window=True)
+    if code is None and header.to in turn.state.moved:
+        code = Code.UNREACHABLE  # nothing could tell the sender later; by then the new home is known there
+    if code is not None:
+        return turn.receipt(own, code)
+    item = _to_mailbox(turn, header, own, source, pos)
+    turn.remember(item, header.created)
+    _take(turn, item, header)
+    return item
 
 
 def hand_in(turn: Turn, record: records.HandIn, size: int) -> None:

@@ -17,6 +17,13 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedOn:
+    """An envelope that another cell passed on has this outcome."""
+
+    item: ReceiptItem
+
+
+@dataclass(frozen=True, slots=True)
 class Filed:
     """An entry was filed at a mailbox (`roster` False, `address` a user id) or a roster (a group id)."""
 
@@ -79,6 +86,6 @@ class CheckpointDue:
 
 
 Effect = (
-    CheckpointDue | Answered | Filed | Noticed | SessionStarted | DeviceGone | UserMoved | MembershipChanged
+    CheckpointDue | Answered | PassedOn | Filed | Noticed | SessionStarted | DeviceGone | UserMoved | MembershipChanged
     | OutboxGrew
 )

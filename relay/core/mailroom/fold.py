@@ -76,6 +76,8 @@ class Mailroom:
                 residents.ack(turn, record)
             case records.HandIn():
                 admission.hand_in(turn, record, size)
+            case records.Passed():
+                admission.passed(turn, record, size)
             case records.Handed():
                 answers.handed(turn, record)
             case records.Session():

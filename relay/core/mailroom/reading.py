@@ -71,7 +71,7 @@ def record_of(block: Block, source: Source) -> records.Record:
 
 def envelope_of(record: records.Record) -> bytes:
     """The envelope bytes of a record that carries one."""
-    if isinstance(record, records.Submit):
+    if isinstance(record, (records.Submit, records.Passed)):
         return record.envelope
     if isinstance(record, records.HandIn) and record.what in (records.HANDIN_ENVELOPE, records.HANDIN_FORWARD):
         return record.item

@@ -35,7 +35,7 @@ class RootCell(Struct, frozen=True):
 
 
 class Policy(Struct, frozen=True):
-    """What may happen to a region's mail. It is carried and checked here, and enforced elsewhere.
+    """What may happen to a region's mail: relay.core.policy says what follows, and who enforces it.
 
     `send_to`, `receive_from`: the other regions that envelopes may go to and come from; None: all of the federation.
     `hold`: whether an envelope bound abroad may wait on a disk of this region. `retention_days`: how long an envelope

@@ -25,7 +25,7 @@ class Anything:
     def __init__(self):
         self.learned = []
 
-    def check(self, items, above=()):
+    def check(self, items, above=(), *, made=False):
         return [(item[:32].ljust(32, b"\0"), item) for item in items if item.startswith(b"fact")]
 
     def learn(self, facts):

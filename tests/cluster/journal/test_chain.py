@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.journal.chain import Chain, Fact
 from relay.core.block import GENESIS, Block, make_block
-from relay.errors import ResidencyError, StoreDamaged
+from relay.errors import NotPermitted, ResidencyError, StoreDamaged
 
 LOG = b"L" * 16
 
@@ -22,7 +22,7 @@ class Knowing:
     def __init__(self) -> None:
         self.members = set[bytes]()
 
-    def check(self, records: Sequence[bytes], above: Sequence[Fact] = ()) -> Sequence[Fact]:
+    def check(self, records: Sequence[bytes], above: Sequence[Fact] = (), *, made: bool = False) -> Sequence[Fact]:
         known = self.members | {value for _, value in above}
         taught = list[Fact]()
         for ordinal, record in enumerate(records):
@@ -154,3 +154,19 @@ def test_it_is_always_one_chain_whose_facts_are_those_of_its_blocks(steps: list[
         for block in blocks[base:]:
             assert chain.holds(block)
             assert [value for _, value in chain.facts(block.index)] == [block.records[0].removeprefix(b"member ")]
+
+
+def test_a_policy_is_asked_about_what_is_made_and_not_about_what_was() -> None:
+    """Nodes hold different root documents while they are restarted one by one (ADR 25)."""
+
+    class Judging(Knowing):
+        def check(self, records: Sequence[bytes], above: Sequence[Fact] = (), *, made: bool = False) -> Sequence[Fact]:
+            if not made and b"abroad" in records:
+                raise NotPermitted("here does not send there")
+            return super().check(records, above, made=made)
+
+    chain = chain_of(guard=Judging())
+    with pytest.raises(NotPermitted):
+        chain.check([b"abroad"])
+    chain.take(chain.make([b"abroad"], 5))
+    assert chain.last == 1

@@ -141,7 +141,7 @@ async def test_an_older_copy_of_a_store_is_set_aside(tmp_path, make_env):
 
 
 async def test_a_record_that_must_not_rest_here_is_refused_alone(tmp_path, make_env, monkeypatch):
-    def check(self, items, above=()):
+    def check(self, items, above=(), *, made=False):
         for ordinal, item in enumerate(items):
             if item == b"foreign":
                 raise ResidencyError("not here", ordinal=ordinal)

@@ -25,6 +25,7 @@ from relay.core.trust import (
     verify_roster, verify_root,
 )  # fmt: skip
 from relay.core.wire import Code, Fault
+from relay.limits import MAX_LIFETIME
 from relay.ws import NotConnected
 from tests.relay.client.fake_socket import Entry, Session, Socket
 from tests.roots import signed_root
@@ -40,6 +41,8 @@ class Faults:
     refuse: dict[bytes, int] = field(default_factory=dict)  # address → code of every answer
     stale: int = 0  # so many submits are answered STALE
     overloaded: int = 0
+    longest: int = MAX_LIFETIME  # ms that a cell takes; `says`: what WELCOME has
+    says: int = MAX_LIFETIME
     cut: bool = False  # the border is closed
     newest: int = 0  # receipts claim this version at least
     drop_after_submit: int = 0  # so many SUBMITs are taken, and the connection dies before the answer
@@ -108,7 +111,8 @@ class Cell:
             cursor = max(cursor, hello.cursor)
         session = Session(socket, auth.user, auth.device, hello.receive, cursor)
         self.attached.append(session)
-        socket.say(wire.Welcome(self.log_id, cursor, self.fed.now, self.newest(auth.user).version, 4, 50, 131072, 16))
+        version = self.newest(auth.user).version
+        socket.say(wire.Welcome(self.log_id, cursor, self.fed.now, version, 4, 50, 131072, 16, self.faults.says))
         if hello.receive:
             old = self.sessions.get(auth.device)
             if old is not None:
@@ -203,6 +207,8 @@ class Cell:
         if self.faults.stale or not -600_000 <= header.created - self.fed.now <= 60_000:
             self.faults.stale = max(0, self.faults.stale - 1)
             return answer(Code.STALE)
+        if header.expires - header.created > self.faults.longest:
+            return wire.ReceiptItem(found, Code.LIFETIME, 0, self.faults.longest, self.name)
         if self.faults.overloaded:
             self.faults.overloaded -= 1
             return answer(Code.OVERLOADED)

@@ -10,8 +10,9 @@ from trio.testing import MockClock
 
 from relay.client import Card, SendRefused, TooLarge, add_device
 from relay.client.store import Store
+from relay.core.envelope import read_header
 from relay.core.wire import Code
-from relay.limits import CHUNK
+from relay.limits import CHUNK, DAY, MAX_LIFETIME
 from tests.relay.client.fake_cell import Federation
 from tests.relay.client.helpers import collect, enrol, opened, rest, tell, texts
 
@@ -203,6 +204,23 @@ async def test_stale_is_sealed_anew_under_the_same_counter(clock: MockClock, fed
             await alice.send(bob.card, str(i).encode(), wait="queued")
         assert texts(await collect(bob, 5)) == ["0", "1", "2", "3", "4"]
         assert alice.stats.resealed == 3 and bob.stats.gaps == 0
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_region_that_keeps_mail_for_days_gets_a_shorter_lifetime(
+    clock: MockClock, fed: Federation, tmp_path: Path, told: bool
+) -> None:
+    """By what WELCOME says; or, where the refusing region is another one, by what the refusal says."""
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    faults = fed.cells["norden/1"].faults
+    faults.longest = 3 * DAY
+    faults.says = 3 * DAY if told else MAX_LIFETIME
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        await alice.send(bob.card, b"x", wait="stored")
+        assert texts(await collect(bob, 1)) == ["x"]
+        assert alice.stats.resealed == (0 if told else 1) and alice.stats.refused == 0
+    lives = [header.expires - header.created for header in map(read_header, fed.cells["norden/1"].submitted)]
+    assert 2 * DAY < lives[-1] <= 3 * DAY
 
 
 async def test_a_wrong_clock_does_not_matter(clock: MockClock, fed: Federation, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ class Picky:
         self.known: list[bytes] = []
 
     def check(
-        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = ()
+        self, records: Sequence[bytes], above: Sequence[tuple[bytes, bytes]] = (), *, made: bool = False
     ) -> Sequence[tuple[bytes, bytes]]:
         if b"bad" in records:
             raise ResidencyError("not here", ordinal=records.index(b"bad"))

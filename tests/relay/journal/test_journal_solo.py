@@ -25,7 +25,7 @@ class Facts:
     def __init__(self) -> None:
         self.known: dict[bytes, bytes] = {}
 
-    def check(self, records, above=()):
+    def check(self, records, above=(), *, made=False):
         return [(record.ljust(32, b"."), record) for record in records if record.startswith(b"fact")]
 
     def learn(self, facts) -> None:
