@@ -142,8 +142,8 @@ def release_enrolment(
     last = _last(before, root)
     if last is None:
         raise OperatorError("a user is released from the home that it has", _BEFORE)
-    check_registrar(root, last.payload.region, registrar)
     _check_new(asked, last)
+    check_registrar(root, last.payload.region, registrar)
     _check_keys(asked.payload)
     _check_moves(asked.payload, last)
     outer = _read_request(request)

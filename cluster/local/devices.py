@@ -12,9 +12,8 @@ from typing import Final
 
 from nacl.signing import SigningKey
 
-from cluster.local.book import Book
 from cluster.local.home import Home, check_name
-from cluster.local.people import card_of, new_store, registrar_of
+from cluster.local.people import card_of, new_store, newest_records, registrar_of
 from cluster.local.recovery import Recovery
 from cluster.provision import write_public
 from relay.client import (
@@ -51,7 +50,7 @@ def devices_of(home: Home, name: str, now_ms: int) -> tuple[HomeRecord, list[Lis
     """The devices of the user `name`. Raises OperatorError."""
     stores = {device_of(home, other, now_ms): other for other in _clients_of(home, card_of(home, name).user)}
     record: HomeRecord | None = None
-    for signed in _newest_chain(home, name):
+    for signed in _newest_chain(home, name, now_ms):
         record = read_home(signed, record)
     assert record is not None, "whoever has a store has a record"
     return record, [Listed(one.id, one.since, stores.get(one.id, "")) for one in record.devices]
@@ -104,7 +103,7 @@ def recover(
     """A new device `name` of the user whose recovery key this is, in the place of all that are not in `keep` (clients
     of this Home). `records`: the user's, where the registrar's book is not here. Raises OperatorError, TrustError."""
     user = recovery.card.user
-    known = [Book(home.book(recovery.card.region)).records(user), records]
+    known = [newest_records(home, user, now_ms), records]
     known += [tuple(own_records(home.store(other))) for other in _clients_of(home, user)]
     chain = max(known, key=len)
     if not chain:
@@ -121,7 +120,7 @@ def recover(
     stay = [device_of(home, other, now_ms) for other in keep]
     card = recover_user(
         store, root=home.root(now_ms).signed, records=chain, recovery=recovery.key,
-        registrar=registrar_of(home, recovery.card.region, now_ms), now_ms=now_ms, keep=stay,
+        registrar=registrar_of(home, read_home(chain[-1]).payload.region, now_ms), now_ms=now_ms, keep=stay,
         next_recovery=bytes(next_key.verify_key) if replacement is not None else b"",
     )  # fmt: skip
     write_public(store.parent / "card", f"{card}\n".encode())
@@ -134,16 +133,14 @@ def _clients_of(home: Home, user: bytes) -> list[str]:
     return [name for name in home.names() if card_of(home, name).user == user]
 
 
-def _newest_chain(home: Home, name: str) -> tuple[bytes, ...]:
-    card = card_of(home, name)
-    book = Book(home.book(card.region)).records(card.user)
-    return max(book, tuple(own_records(home.store(name))), key=len)
+def _newest_chain(home: Home, name: str, now_ms: int) -> tuple[bytes, ...]:
+    return newest_records(home, card_of(home, name).user, now_ms, own_records(home.store(name)))
 
 
 def _enrolled(home: Home, names: list[str], now_ms: int) -> str | None:
     """One of these clients that is still enrolled."""
     for name in names:
-        listed = {device.id for device in read_home(_newest_chain(home, name)[-1]).devices}
+        listed = {device.id for device in read_home(_newest_chain(home, name, now_ms)[-1]).devices}
         if device_of(home, name, now_ms) in listed:
             return name
     return None
@@ -154,8 +151,8 @@ def _change(
 ) -> Changed:
     """The next version, made on client `name`; the user's other clients in this Home get the new user key, too."""
     card, store = card_of(home, name), home.store(name)
-    take_records(store, _newest_chain(home, name), now_ms)
-    record = make(store, registrar or registrar_of(home, card.region, now_ms))
+    before = take_records(store, _newest_chain(home, name, now_ms), now_ms)
+    record = make(store, registrar or registrar_of(home, before.payload.region, now_ms))
     listed = {device.id for device in record.devices}
     names = [other for other in _clients_of(home, card.user) if device_of(home, other, now_ms) in listed]
     share_user_key(store, [home.store(other) for other in names if other != name], now_ms)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.client.card import Card
-from relay.client.client import Client, Messages, open_client
+from relay.client.client import Client, open_client
 from relay.client.errors import (
     BadCard, ClientClosed, Fenced, NotOwner, NotProven, NotReceiving, NotServed, Revoked, SendRefused, TooLarge,
     UnknownGroup,
@@ -12,6 +12,7 @@ from relay.client.identity import Registrar, add_device, ask_to_move, new_user, 
 from relay.client.lifecycle import (
     recover_user, revoke_devices, rotate_device_keys, rotate_user_key, share_user_key,
 )  # fmt: skip
+from relay.client.messages import Messages
 from relay.client.shapes import MAX_CONTENT, Failure, Group, Message, Sent, Stats
 
 __all__ = [

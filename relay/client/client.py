@@ -26,27 +26,27 @@ from relay.client.connection import (
     BACKOFF_MAX_S, BACKOFF_S, Elsewhere, HungUp, Seams, Socket, addresses, greet, tls_context,
 )
 from relay.client.desk import Desk
-from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, Revoked, SendRefused, TooLarge
+from relay.client.errors import ClientClosed, Fenced, NotReceiving, NotServed, SendRefused, TooLarge
 from relay.client.line import Line
+from relay.client.messages import Messages
 from relay.client.outgoing import ACCEPTED, QUEUED, STORED, queue_message, unfinished
 from relay.client.proving import receipts
 from relay.client.receipts import LEVELS as RECEIPTS
 from relay.client.receipts import receipt_level, want_receipts
-from relay.client.shapes import MAX_CONTENT, Failure, Group, Message, Sent, Stats, read_message_head
+from relay.client.shapes import MAX_CONTENT, Failure, Group, Sent, Stats
 from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
 from relay.core import wire
 from relay.core.policy import Policies
 from relay.core.trust import HomeRecord
 from relay.core.wire import Code
 from relay.errors import OperatorError, Overloaded, PosthouseError, ProtocolError, RolledBack, StoreLocked, TrustError
-from relay.limits import HANDSHAKE_S, MAX_STRING, MIB
+from relay.limits import HANDSHAKE_S, MAX_STRING
 
 log = structlog.get_logger("relay.client")
 
 LEVELS = {"queued": QUEUED, "accepted": ACCEPTED, "stored": STORED}
 STRAY_S = 300.0  # seconds in which the session of a connection that was given up may start late, and fence the next
 FOR_GOOD = (Fenced, NotServed, RolledBack, OperatorError)  # errors that no reconnect heals
-FETCH, FETCH_BYTES = 32, 4 * MIB  # messages and bytes taken from the inbox at a time
 FAREWELL_S = 2.0  # seconds that closing waits until the last ack has gone out
 RECHECK_S = 1.0  # seconds between looks at what another process may have settled
 
@@ -328,48 +328,6 @@ class Client:
         if self.receives and welcome.log_id != log_id:  # another log: its own cursor counts from here on (rule 13)
             await desk.run(lambda db: put_cursor(db, welcome.log_id, welcome.cursor))
         return welcome
-
-
-class Messages(AsyncIterator[Message]):
-    """The iterator over what came."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._ahead: deque[tuple[int, Message]] = deque()
-        self._last: tuple[int, int] | None = None  # (row, bytes) of the message that the app has
-
-    def __aiter__(self) -> Messages:
-        return self
-
-    async def __anext__(self) -> Message:
-        desk = self._desk
-        desk.check(unless=isinstance(desk.ended, Revoked))  # what a revoked device has it may still read
-        if self._last is not None:
-            settled, size = self._last
-            await desk.run(lambda db: db.execute("DELETE FROM inbox WHERE seq=?", (settled,)), lazily=True)
-            self._last = None  # not sooner: a cancelled call has settled nothing, and the next one must
-            desk.inbox_bytes -= size
-            desk.changed.ring()
-        while not self._ahead:
-            desk.check(unless=isinstance(desk.ended, Revoked))
-            armed = desk.mail.armed()
-            self._ahead.extend(await desk.run(self._fetch, lazily=True))
-            if not self._ahead:
-                desk.check()
-                await armed.wait()
-        row, message = self._ahead.popleft()
-        self._last = (row, len(message.content))
-        return message
-
-    @staticmethod
-    def _fetch(db: Db) -> list[tuple[int, Message]]:
-        out, size = [], 0
-        for row, head, content in db.execute("SELECT seq, head, content FROM inbox ORDER BY seq LIMIT ?", (FETCH,)):
-            out.append((row, read_message_head(bytes(head)).message(bytes(content))))
-            size += len(content)
-            if size >= FETCH_BYTES:
-                break
-        return out
 
 
 @asynccontextmanager

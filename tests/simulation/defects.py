@@ -26,7 +26,7 @@ from cluster.journal.disk import RaftDisk
 from cluster.journal.stamp import CellClock
 from relay.core import records
 from relay.core.block import position
-from relay.core.mailroom import admission, expiry, outboxes, reading, residents, rosters
+from relay.core.mailroom import admission, expiry, outboxes, reading, rosters
 from relay.core.mailroom.effects import SessionStarted
 from relay.core.mailroom.state import Entry, Origin, State
 from relay.core.mailroom.turn import Turn
@@ -41,6 +41,7 @@ from relay.journal.solo import SoloJournal
 from relay.limits import KIB
 from relay.office import Office
 from relay.steward import Steward
+from tests.simulation import defects_of_devices as of_devices
 from tests.simulation import defects_of_moves as of_moves
 from tests.simulation.network import Weather
 from tests.simulation.world import START_MS
@@ -328,20 +329,6 @@ def empty_before_the_session(patch: Patch) -> None:
     patch.setattr(Office, "start", start)
 
 
-def lets_a_revoked_device_go_on(patch: Patch) -> None:
-    """A session of a device that was revoked is not ended."""
-    patch.setattr(Delivery, "_gone", lambda delivery, effect: None)
-
-
-def forgets_what_waits_at_a_rotation(patch: Patch) -> None:
-    """A device with new keys is taken for a new device."""
-
-    def rename(turn: Turn, old: bytes, new: bytes) -> None:
-        turn.state.devices[new] = replace(turn.state.devices.pop(old), id=new, cursor=position(turn.index, 0))
-
-    patch.setattr(residents, "_rename", rename)
-
-
 # --- the list --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Defect:
@@ -396,8 +383,8 @@ DEFECTS = [
     Defect(catch_up_skips, "18", 1, {**ALONE, "every": {"offline": 2.0}}),
     Defect(live_overtakes, "18", 1, {
         **ALONE, "rate": 10.0, "disk": 0.05, "every": {"offline": 1.0}, "limits": TIGHT}),
-    Defect(lets_a_revoked_device_go_on, "17", 1, {**CELL, "every": {"revoke": 10.0}}),
-    Defect(forgets_what_waits_at_a_rotation, "17", 1, {**ALONE, "every": {"rotate": 3.0, "offline": 2.0}}),
+    Defect(of_devices.lets_a_revoked_device_go_on, "17", 1, {**CELL, "every": {"revoke": 10.0}}),
+    Defect(of_devices.forgets_what_waits_at_a_rotation, "17", 1, {**ALONE, "every": {"rotate": 3.0, "offline": 2.0}}),
     Defect(empty_before_the_session, "18", 1, {**ALONE, "rate": 10.0, "disk": 0.05, "every": {"cut": 0.5}}),
     Defect(of_moves.drops_what_comes_late, "ADR 21", 1, MOVING),
     Defect(of_moves.leaves_what_waits_behind, "ADR 21", 1, {**MOVING, "every": {"move": 3.0, "offline": 2.0}}),
