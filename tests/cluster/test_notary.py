@@ -255,6 +255,24 @@ async def test_signatures_are_for_this_log_only() -> None:
             await notary.answer(Peer("norden", cell.name, "n2"), linkwire.Attest(bytes(16), (2,)))
 
 
+async def test_others_have_their_turn_while_blocks_are_hashed_for_what_is_not_in_them() -> None:
+    cell = Cell()
+    places = [cell.send(b"%d" % n)[0].position for n in range(60)]
+    wanted = [Wanted(digest(b"%d" % place), Code.STORED, place) for place in places]
+    turns, left = [0], trio.Event()
+
+    async def other() -> None:
+        while not left.is_set():
+            turns[0] += 1
+            await trio.lowlevel.checkpoint()
+
+    async with cell.open() as notary, trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await notary.prove(cell.name, wanted)
+        left.set()
+    assert turns[0] >= len(wanted)
+
+
 async def test_another_cell_proves_what_it_stored() -> None:
     norden, sueden = Cell(), Cell("sueden/1")
     norden.abroad[sueden.name] = sueden
