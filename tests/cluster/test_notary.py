@@ -211,7 +211,7 @@ async def test_a_node_behind_the_one_that_told_the_sender_waits_for_the_block(au
             assert await notary.prove(cell.name, ahead) == ([], [Missing(ahead[0].id, Code.UNREACHABLE)])
 
 
-@pytest.mark.parametrize("what", ["signature", "store", "certificate", "nobody's", "other block"])
+@pytest.mark.parametrize("what", ["signature", "store", "certificate", "nobody's", "another's", "other block"])
 async def test_a_dishonest_node_is_not_counted(autojump_clock: Any, what: str) -> None:
     cell = Cell()
     n1, n2, n3 = cell.houses.values()
@@ -228,6 +228,9 @@ async def test_a_dishonest_node_is_not_counted(autojump_clock: Any, what: str) -
                 return linkwire.Attested(answer.store, n3.signer.certificate, answer.signatures)
             case "nobody's":
                 return linkwire.Attested(answer.store, b"junk", answer.signatures)
+            case "another's":
+                word = n1.signer.attest(n1.book.statement(index) or b"", n1.signer.store)
+                return linkwire.Attested(word.store, word.certificate, ((index, word.signature),))
         return linkwire.Attested(answer.store, answer.certificate, ((index - 1, signature),))
 
     n2.forge = forge
