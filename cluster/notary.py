@@ -144,6 +144,8 @@ class Notary:
             index = book.find(row, one.position)
             if index is None and (known := outcomes.get(one.id)) is not None:
                 index = book.find(row, known.position)
+            if index not in places:
+                await trio.lowlevel.checkpoint()  # blocks were hashed, whether it is in one of them or not
             if index is None and (not one.position or book.has(one.position >> SLOT_BITS)):
                 if not searches:
                     continue
@@ -156,7 +158,6 @@ class Notary:
                 places[index].append((one, row))
             elif len(places) < PROVE_BLOCKS:
                 places[index] = [(one, row)]
-                await trio.lowlevel.checkpoint()  # a block was hashed
 
     async def _ask_peers(self, wanted: Sequence[Wanted]) -> Proven:
         """This node may have started since, and remember less than the others, or be behind them."""

@@ -15,7 +15,7 @@ from relay.core.receipts import Verified, read_receipt, verify_receipt
 from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.errors import TrustError
-from relay.limits import MAX_ENVELOPE, MAX_RECEIPT
+from relay.limits import MAX_ENVELOPE, MAX_RECEIPT, SLOT_BITS
 
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
@@ -63,7 +63,7 @@ def told(verified: Verified, root: Root) -> list[str]:
     leaf, statement = verified.leaf, verified.statement
     stored = leaf.code == Code.STORED
     what = f"stored in {leaf.cell}, the recipient's home cell" if stored else f"accepted in {leaf.cell}, the sender's"
-    slot = leaf.position - (statement.index << 20)
+    slot = leaf.position - (statement.index << SLOT_BITS)
     newest = f", newest known there {leaf.newest}" if leaf.newest else ""
     return [
         "this receipt holds",

@@ -20,8 +20,8 @@ from relay.client.outgoing import (
 )  # fmt: skip
 from relay.client.people import newest
 from relay.client.shapes import (
-    KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Group, KeyNews, Own, RosterNews, Sent, control_pair, message_id,
-    read_roster_news,
+    KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Group, KeyNews, Own, RosterNews, Sent, author, control_pair,
+    message_id, read_roster_news,
 )  # fmt: skip
 from relay.client.store import Db
 from relay.core import wire
@@ -36,7 +36,7 @@ from relay.limits import MAX_STRAY_KEYS, MAX_STRAY_KEYS_EACH
 MAX_KEYS = 64  # sender keys of one device that are kept for one group: of the newest epochs
 # What strays: keys of users who are no members, as far as is known here. A newer roster may make them so.
 _STRAYS = (
-    "SELECT row, grp, device FROM (SELECT k.rowid AS row, k.grp, k.device,"
+    "SELECT row, grp, user, device FROM (SELECT k.rowid AS row, k.grp, k.user, k.device,"
     " row_number() OVER ({} ORDER BY k.rowid DESC) AS place FROM sender_keys k"
     " WHERE NOT EXISTS (SELECT 1 FROM members m WHERE m.grp=k.grp AND m.user=k.user)) WHERE place>?"
 )
@@ -282,7 +282,7 @@ def queue_group_message(
     else:
         for mid in mids:
             add_parcel(db, sid, mid, ROSTER, group, "", version=version)
-    return Sent(message_id(own.stem, group, counter), group, counter, sid)
+    return Sent(message_id(own.author, group, counter), group, counter, sid)
 
 
 def ensure_key(
@@ -312,6 +312,10 @@ def key_from(db: Db, own: Own, inner: Inner, news: KeyNews) -> bytes:
     return _keep_key(db, news)
 
 
+def _author(db: Db, own: Own, user: bytes, device: bytes) -> bytes:
+    return author(user, people.stem(db, own, user, device) or device)
+
+
 def _keep_key(db: Db, news: KeyNews) -> bytes:
     kid = key_id(news.key)
     db.execute(
@@ -320,24 +324,27 @@ def _keep_key(db: Db, news: KeyNews) -> bytes:
     )
     db.execute(
         "DELETE FROM sender_keys WHERE rowid IN (SELECT rowid FROM sender_keys WHERE grp=? AND device=?"
-        " ORDER BY version DESC, rowid DESC LIMIT -1 OFFSET ?)",
-        (news.group, news.device, MAX_KEYS),
+        " AND user=? ORDER BY version DESC, rowid DESC LIMIT -1 OFFSET ?)",
+        (news.group, news.device, news.user, MAX_KEYS),
     )
     return kid
 
 
-def forget_strays(db: Db) -> None:
+def forget_strays(db: Db, own: Own) -> None:
     """The oldest sender keys of non-members go beyond the bound, and what was kept of streams that nobody can read."""
     gone = []
     for among, bound in (("PARTITION BY k.user", MAX_STRAY_KEYS_EACH), ("", MAX_STRAY_KEYS)):
         rows = db.execute(_STRAYS.format(among), (bound,)).fetchall()
-        db.executemany("DELETE FROM sender_keys WHERE rowid=?", [(row,) for row, _, _ in rows])
+        db.executemany("DELETE FROM sender_keys WHERE rowid=?", [(row,) for row, *_ in rows])
         gone += rows
     db.executemany(
-        "DELETE FROM streams WHERE device=:device AND conversation=:grp AND given=0"
-        " AND NOT EXISTS (SELECT 1 FROM sender_keys WHERE grp=:grp AND device=:device)"
-        " AND NOT EXISTS (SELECT 1 FROM held WHERE device=:device AND conversation=:grp)",
-        [{"grp": group, "device": device} for _, group, device in gone],
+        "DELETE FROM streams WHERE author=:author AND conversation=:grp AND given=0"
+        " AND NOT EXISTS (SELECT 1 FROM sender_keys WHERE grp=:grp AND user=:user AND device=:device)"
+        " AND NOT EXISTS (SELECT 1 FROM held WHERE author=:author AND conversation=:grp)",
+        [
+            {"grp": group, "user": user, "device": device, "author": _author(db, own, user, device)}
+            for _, group, user, device in gone
+        ],
     )
 
 

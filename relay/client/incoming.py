@@ -17,7 +17,7 @@ from relay.client import groups, people
 from relay.client.outgoing import PUBLISH, REFUSED, extend, forget_newer, outcome, refuse_all, settle
 from relay.client.receipts import want_receipt
 from relay.client.shapes import (
-    KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Own, Part, control_pair, pair, read_key_news, read_part,
+    KEY_NEWS, MESSAGE, ROSTER_NEWS, Effects, Own, Part, author, control_pair, pair, read_key_news, read_part,
 )  # fmt: skip
 from relay.client.store import Db, put_cursor
 from relay.client.streams import Streams, collect
@@ -70,7 +70,7 @@ class Incoming:
         """Write back; what there is to do then. Call once, last."""
         self._streams.flush()
         if self._strayed:
-            groups.forget_strays(self._db)
+            groups.forget_strays(self._db, self._own)
         settle(self._db, self.effects.touched, self._now, self.effects)
         total = "SELECT total(length(envelope)) FROM waiting"
         while self._waited and self._db.execute(total).fetchone()[0] > MAX_WAITING_BYTES:
@@ -206,8 +206,8 @@ class Incoming:
         return None
 
     def _believe(self, opened: Opened) -> bytes:
-        """The sender device is enrolled in its user's verified home record, or was when the envelope was made. What its
-        streams go by: its stem."""
+        """The sender device is enrolled in its user's verified home record, or was when the envelope was made. The
+        author of what it says."""
         inner = opened.inner
         record = people.newest(self._db, self._own, inner.user)
         if record is not None and inner.region != record.payload.region and groups.owns_with(
@@ -216,12 +216,12 @@ class Incoming:
             self.effects.wanted[inner.user] = record.payload.region  # perhaps a member of ours has moved
         stem = record.stem(inner.device, opened.header.created) if record else None
         if stem is not None:
-            return stem
+            return author(inner.user, stem)
         if record is not None and record.stem(inner.device) is not None:
             raise BadSignature("made by a device after it was revoked")
         raise _Wait(_sender(inner.user), record.payload.region if record else inner.region)
 
-    def _sort(self, opened: Opened, stem: bytes) -> None:
+    def _sort(self, opened: Opened, by: bytes) -> None:
         kind = opened.inner.kind
         if kind not in (MESSAGE, ROSTER_NEWS, KEY_NEWS):
             return  # of a newer software; nothing for us
@@ -229,11 +229,11 @@ class Incoming:
         if part.part >= part.parts or opened.inner.counter <= part.part:
             raise ProtocolError("a part beyond the end of its message")
         if kind == MESSAGE:
-            self._message(opened, part, stem)
+            self._message(opened, part, by)
         else:
-            self._control(opened, part, stem)
+            self._control(opened, part, by)
 
-    def _message(self, opened: Opened, part: Part, stem: bytes) -> None:
+    def _message(self, opened: Opened, part: Part, by: bytes) -> None:
         inner, own = opened.inner, self._own
         if part.group:
             if inner.conversation != part.group or part.to:
@@ -247,17 +247,17 @@ class Incoming:
         elif own.user not in (part.to, inner.user):
             raise ProtocolError("a message for somebody else")
         if opened.first:
-            self._streams.begin(stem, inner.conversation, opened.first)
-        self._streams.offer(stem, inner.conversation, inner.counter, opened.raw, self._now, dedup=self._dedup)
+            self._streams.begin(by, inner.conversation, opened.first)
+        self._streams.offer(by, inner.conversation, inner.counter, opened.raw, self._now, dedup=self._dedup)
 
-    def _control(self, opened: Opened, part: Part, stem: bytes) -> None:
+    def _control(self, opened: Opened, part: Part, by: bytes) -> None:
         inner = opened.inner
         if opened.header.kind != To.MAILBOX or inner.conversation != control_pair(inner.user, self._own.user):
             raise ProtocolError("a control message in another conversation")
         data: bytes | None = part.data
         if part.parts > 1:
             first = inner.counter - part.part
-            data = collect(self._db, stem, inner.conversation, first, part.part, part.parts, part.data)
+            data = collect(self._db, by, inner.conversation, first, part.part, part.parts, part.data)
         if data is None:
             return
         if inner.kind == ROSTER_NEWS:
@@ -270,7 +270,7 @@ class Incoming:
             self._strayed = self._strayed or not groups.is_member(self._db, news.group, news.user)
             if opened.first:
                 known = people.stem(self._db, self._own, news.user, news.device)
-                self._streams.begin(known or news.device, news.group, opened.first)
+                self._streams.begin(author(news.user, known or news.device), news.group, opened.first)
             self._retry(_key(kid))
 
     # --- waiting ---------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def queue_message(db: Db, own: Own, user: bytes, hint: str, content: bytes, name
     sid, conversation = new_send(db, control=False), pair(own.user, user)
     counter, mids = write_letters(db, sid, conversation, MESSAGE, split_parts(user, b"", name, content), now)
     post_to_user(db, own, sid, mids, user, hint)
-    return Sent(message_id(own.stem, conversation, counter), conversation, counter, sid)
+    return Sent(message_id(own.author, conversation, counter), conversation, counter, sid)
 
 
 # --- outcomes ------------------------------------------------------------------------------------

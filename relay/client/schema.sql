@@ -58,18 +58,18 @@ CREATE TABLE receipts (
 CREATE INDEX receipts_sid ON receipts (sid);
 CREATE INDEX receipts_open ON receipts (retry_at) WHERE receipt IS NULL AND code=0;
 
--- what came in
+-- what came in; an author is a user id and the stem of a device, joined
 CREATE TABLE streams (
-    device BLOB, conversation BLOB, next INTEGER NOT NULL, given INTEGER NOT NULL, missing BLOB NOT NULL,
+    author BLOB, conversation BLOB, next INTEGER NOT NULL, given INTEGER NOT NULL, missing BLOB NOT NULL,
     owed INTEGER NOT NULL,  -- counters missing before the next message that the app gets
-    PRIMARY KEY (device, conversation));
+    PRIMARY KEY (author, conversation));
 CREATE TABLE held (
-    device BLOB, conversation BLOB, counter INTEGER, since INTEGER NOT NULL, size INTEGER NOT NULL,
-    item BLOB NOT NULL, PRIMARY KEY (device, conversation, counter));
+    author BLOB, conversation BLOB, counter INTEGER, since INTEGER NOT NULL, size INTEGER NOT NULL,
+    item BLOB NOT NULL, PRIMARY KEY (author, conversation, counter));
 CREATE INDEX held_since ON held (since);
 CREATE TABLE partial (
-    device BLOB, conversation BLOB, first INTEGER, part INTEGER, at INTEGER NOT NULL, data BLOB NOT NULL,
-    PRIMARY KEY (device, conversation, first, part));
+    author BLOB, conversation BLOB, first INTEGER, part INTEGER, at INTEGER NOT NULL, data BLOB NOT NULL,
+    PRIMARY KEY (author, conversation, first, part));
 CREATE TABLE waiting (  -- envelopes that cannot be opened or believed yet, as they came
     wid INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB UNIQUE, cause BLOB NOT NULL, hint TEXT NOT NULL,
     expires INTEGER NOT NULL, envelope BLOB NOT NULL);

@@ -66,9 +66,14 @@ def control_pair(one: bytes, other: bytes) -> bytes:
     return digest(min(one, other) + max(one, other), b"posthouse.notes")
 
 
-def message_id(device: bytes, conversation: bytes, counter: int) -> bytes:
+def author(user: bytes, stem: bytes) -> bytes:
+    """Whose streams they are: a device of this user. The stem alone says nothing, for a home record may name any."""
+    return user + stem
+
+
+def message_id(author: bytes, conversation: bytes, counter: int) -> bytes:
     """16 bytes: the same for the sender and every recipient."""
-    return digest(device + conversation + counter.to_bytes(8, "big"), b"posthouse.msgid")[:16]
+    return digest(author + conversation + counter.to_bytes(8, "big"), b"posthouse.msgid")[:16]
 
 
 # --- for the app ---------------------------------------------------------------------------------
@@ -182,6 +187,10 @@ class Own:
     region: str
     cell: str
     root: Root
+
+    @property
+    def author(self) -> bytes:
+        return author(self.user, self.stem)
 
     @property
     def ids(self) -> frozenset[bytes]:

@@ -1,5 +1,5 @@
-"""The streams of a transaction, by conversation and the sender device's stem (what stays when its keys are rotated):
-loaded when first touched, written back once, and the messages they give put together.
+"""The streams of a transaction, by conversation and author (relay.client.shapes.author): loaded when first touched,
+written back once, and the messages they give put together.
 
 One Streams object lives as long as one transaction."""
 
@@ -32,90 +32,90 @@ class Streams:
         self._effects = effects
         self._loaded: dict[tuple[bytes, bytes], _Loaded] = {}
 
-    def begin(self, device: bytes, conversation: bytes, first: int) -> None:
+    def begin(self, author: bytes, conversation: bytes, first: int) -> None:
         """The sender says where its stream begins for us (0: it does not know)."""
-        entry = self._load(device, conversation)
-        self._give(device, conversation, entry, entry.stream.begin(first))
+        entry = self._load(author, conversation)
+        self._give(author, conversation, entry, entry.stream.begin(first))
 
-    def offer(self, device: bytes, conversation: bytes, counter: int, raw: bytes, now: int, *, dedup: bool) -> None:
+    def offer(self, author: bytes, conversation: bytes, counter: int, raw: bytes, now: int, *, dedup: bool) -> None:
         """A verified inner message came."""
-        entry = self._load(device, conversation)
+        entry = self._load(author, conversation)
         given = entry.stream.offer(counter, raw, now, len(raw))
         if given is None:
             self._effects.counts["duplicates_dropped"] += 1
             given = [] if dedup else [Given(counter, raw)]
-        self._give(device, conversation, entry, given)
+        self._give(author, conversation, entry, given)
 
     def due(self, now: int, hold_ms: int) -> None:
         """Give what waited long enough for its predecessor."""
         rows = self._db.execute(
-            "SELECT DISTINCT device, conversation FROM held WHERE since<=?", (now - hold_ms,)
+            "SELECT DISTINCT author, conversation FROM held WHERE since<=?", (now - hold_ms,)
         ).fetchall()
-        for device, conversation in rows:
-            entry = self._load(bytes(device), bytes(conversation))
-            self._give(bytes(device), bytes(conversation), entry, entry.stream.due(now, hold_ms))
+        for author, conversation in rows:
+            entry = self._load(bytes(author), bytes(conversation))
+            self._give(bytes(author), bytes(conversation), entry, entry.stream.due(now, hold_ms))
 
     def flush(self) -> None:
         """Write back what was touched."""
-        for (device, conversation), entry in self._loaded.items():
+        for (author, conversation), entry in self._loaded.items():
             stream = entry.stream
             self._db.execute(
                 "INSERT OR REPLACE INTO streams VALUES (?,?,?,?,?,?)",
-                (device, conversation, stream.next, stream.given, pack_missing(stream.missing), entry.owed),
+                (author, conversation, stream.next, stream.given, pack_missing(stream.missing), entry.owed),
             )
-            gone = [(device, conversation, counter) for counter in entry.kept - stream.held.keys()]
-            self._db.executemany("DELETE FROM held WHERE device=? AND conversation=? AND counter=?", gone)
+            gone = [(author, conversation, counter) for counter in entry.kept - stream.held.keys()]
+            self._db.executemany("DELETE FROM held WHERE author=? AND conversation=? AND counter=?", gone)
             new = [
-                (device, conversation, counter, held.since, held.size, held.item)
+                (author, conversation, counter, held.since, held.size, held.item)
                 for counter, held in stream.held.items() if counter not in entry.kept
             ]  # fmt: skip
             self._db.executemany("INSERT INTO held VALUES (?,?,?,?,?,?)", new)
         self._loaded.clear()
 
-    def _load(self, device: bytes, conversation: bytes) -> _Loaded:
-        entry = self._loaded.get((device, conversation))
+    def _load(self, author: bytes, conversation: bytes) -> _Loaded:
+        entry = self._loaded.get((author, conversation))
         if entry is None:
             row = self._db.execute(
-                "SELECT next, given, missing, owed FROM streams WHERE device=? AND conversation=?",
-                (device, conversation),
+                "SELECT next, given, missing, owed FROM streams WHERE author=? AND conversation=?",
+                (author, conversation),
             ).fetchone()
             stream: Stream[bytes | None] = Stream()
             if row:
                 stream = Stream(row[0], bool(row[1]), unpack_missing(bytes(row[2])))
             for counter, since, size in self._db.execute(
-                "SELECT counter, since, size FROM held WHERE device=? AND conversation=?", (device, conversation)
+                "SELECT counter, since, size FROM held WHERE author=? AND conversation=?", (author, conversation)
             ):
                 stream.hold(counter, Held(since, size, None))
             entry = _Loaded(stream, set(stream.held), row[3] if row else 0)
-            self._loaded[device, conversation] = entry
+            self._loaded[author, conversation] = entry
         return entry
 
-    def _give(self, device: bytes, conversation: bytes, entry: _Loaded, given: list[Given[bytes | None]]) -> None:
+    def _give(self, author: bytes, conversation: bytes, entry: _Loaded, given: list[Given[bytes | None]]) -> None:
         for one in given:
             raw = one.item
             if raw is None:
                 raw = bytes(self._db.execute(
-                    "SELECT item FROM held WHERE device=? AND conversation=? AND counter=?",
-                    (device, conversation, one.counter),
+                    "SELECT item FROM held WHERE author=? AND conversation=? AND counter=?",
+                    (author, conversation, one.counter),
                 ).fetchone()[0])  # fmt: skip
             entry.owed += one.gap
             self._effects.counts["gaps"] += one.gap
             if one.late:
                 self._effects.counts["late"] += 1
                 entry.owed -= min(entry.owed, 1)
-            self._put_together(device, raw, entry, late=one.late)
+            self._put_together(author, raw, entry, late=one.late)
 
-    def _put_together(self, device: bytes, raw: bytes, entry: _Loaded, *, late: bool) -> None:
+    def _put_together(self, author: bytes, raw: bytes, entry: _Loaded, *, late: bool) -> None:
         inner = read_inner(raw)
         part = read_part(inner.content)
         first = inner.counter - part.part
         content: bytes | None = part.data
         if part.parts > 1:
-            content = collect(self._db, device, inner.conversation, first, part.part, part.parts, part.data)
+            content = collect(self._db, author, inner.conversation, first, part.part, part.parts, part.data)
         if content is None:
             return
         head = MessageHead(
-            message_id(device, inner.conversation, first), inner.user, device, part.group,
+            message_id(author, inner.conversation, first), inner.user, author[len(inner.user) :], part.group,
             inner.conversation, first, part.name, inner.sent_ms, entry.owed, late, part.to,
         )  # fmt: skip
         entry.owed = 0
@@ -126,15 +126,15 @@ class Streams:
 
 
 def collect(
-    db: Db, device: bytes, conversation: bytes, first: int, part: int, parts: int, data: bytes
+    db: Db, author: bytes, conversation: bytes, first: int, part: int, parts: int, data: bytes
 ) -> bytes | None:
     """Keep one part; the whole when it was the last one missing. Parts may come in any order."""
     db.execute(
         "INSERT OR IGNORE INTO partial VALUES (?,?,?,?,(SELECT coalesce(max(at),0)+1 FROM partial),?)",
-        (device, conversation, first, part, data),
+        (author, conversation, first, part, data),
     )
-    key = (device, conversation, first)
-    where = "FROM partial WHERE device=? AND conversation=? AND first=?"
+    key = (author, conversation, first)
+    where = "FROM partial WHERE author=? AND conversation=? AND first=?"
     if db.execute(f"SELECT count(*) {where}", key).fetchone()[0] < parts:
         _bound(db)
         return None
@@ -145,5 +145,5 @@ def collect(
 
 def _bound(db: Db) -> None:
     while db.execute("SELECT total(length(data)) FROM partial").fetchone()[0] > MAX_PARTIAL:
-        oldest = db.execute("SELECT device, conversation, first FROM partial ORDER BY at LIMIT 1").fetchone()
-        db.execute("DELETE FROM partial WHERE device=? AND conversation=? AND first=?", oldest)
+        oldest = db.execute("SELECT author, conversation, first FROM partial ORDER BY at LIMIT 1").fetchone()
+        db.execute("DELETE FROM partial WHERE author=? AND conversation=? AND first=?", oldest)

@@ -211,7 +211,7 @@ async def test_a_node_behind_the_one_that_told_the_sender_waits_for_the_block(au
             assert await notary.prove(cell.name, ahead) == ([], [Missing(ahead[0].id, Code.UNREACHABLE)])
 
 
-@pytest.mark.parametrize("what", ["signature", "store", "certificate", "nobody's", "other block"])
+@pytest.mark.parametrize("what", ["signature", "store", "certificate", "nobody's", "another's", "other block"])
 async def test_a_dishonest_node_is_not_counted(autojump_clock: Any, what: str) -> None:
     cell = Cell()
     n1, n2, n3 = cell.houses.values()
@@ -228,6 +228,9 @@ async def test_a_dishonest_node_is_not_counted(autojump_clock: Any, what: str) -
                 return linkwire.Attested(answer.store, n3.signer.certificate, answer.signatures)
             case "nobody's":
                 return linkwire.Attested(answer.store, b"junk", answer.signatures)
+            case "another's":
+                word = n1.signer.attest(n1.book.statement(index) or b"", n1.signer.store)
+                return linkwire.Attested(word.store, word.certificate, ((index, word.signature),))
         return linkwire.Attested(answer.store, answer.certificate, ((index - 1, signature),))
 
     n2.forge = forge
@@ -253,6 +256,24 @@ async def test_signatures_are_for_this_log_only() -> None:
     async with cell.open() as notary:
         with pytest.raises(PeerError):
             await notary.answer(Peer("norden", cell.name, "n2"), linkwire.Attest(bytes(16), (2,)))
+
+
+async def test_others_have_their_turn_while_blocks_are_hashed_for_what_is_not_in_them() -> None:
+    cell = Cell()
+    places = [cell.send(b"%d" % n)[0].position for n in range(60)]
+    wanted = [Wanted(digest(b"%d" % place), Code.STORED, place) for place in places]
+    turns, left = [0], trio.Event()
+
+    async def other() -> None:
+        while not left.is_set():
+            turns[0] += 1
+            await trio.lowlevel.checkpoint()
+
+    async with cell.open() as notary, trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await notary.prove(cell.name, wanted)
+        left.set()
+    assert turns[0] >= len(wanted)
 
 
 async def test_another_cell_proves_what_it_stored() -> None:

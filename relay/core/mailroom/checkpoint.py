@@ -18,7 +18,7 @@ from relay.core.codec import pack
 from relay.core.mailroom.expiry import rebuild
 from relay.core.mailroom.state import (
     DeviceState, Interval, MovedUser, Notice, Origin, Outbox, OutItem, Parked, Pending, RosterState, State, UserState,
-    Waiting,
+    Waiting, check_fold_version,
 )
 from relay.core.trust import read_chain, read_home, verify_roster
 from relay.core.wire import ReceiptItem
@@ -184,6 +184,7 @@ class _Loader:
             what = f"the checkpoint's rows are of format {form}, this release knows {FORMAT}"
             raise StoreForeign(what, "Run the release that wrote it, or a newer one")
         index, time, fold_version, log_bytes, due = place
+        check_fold_version(fold_version)
         self.state = State(cell, log_id, index, time, fold_version, log_bytes=log_bytes, checkpoint_due=due)
 
     def block(self, first: int, part: bytes) -> None:

@@ -13,9 +13,9 @@ from relay.core.block import Block
 from relay.core.book import Taken
 from relay.core.mailroom import admission, answers, checkpoint, expiry, moving, residents, rosters, settle
 from relay.core.mailroom.effects import CheckpointDue, Effect
-from relay.core.mailroom.state import FOLD_VERSION, State
+from relay.core.mailroom.state import State, check_fold_version
 from relay.core.mailroom.turn import Turn
-from relay.errors import StoreDamaged, StoreForeign
+from relay.errors import StoreDamaged
 from relay.limits import CHECKPOINT_BYTES
 
 
@@ -98,9 +98,5 @@ class Mailroom:
 
 
 def _fold_version(turn: Turn, record: records.FoldVersion) -> None:
-    if record.version != FOLD_VERSION:
-        raise StoreForeign(
-            f"the log asks for fold version {record.version}, this release knows {FOLD_VERSION}",
-            "Install a newer release" if record.version > FOLD_VERSION else "Run the release that wrote it",
-        )
+    check_fold_version(record.version)
     turn.state.fold_version = record.version

@@ -12,6 +12,7 @@ from relay.core.block import position
 from relay.core.mailroom.packed import Blocks, Table
 from relay.core.trust import HomeRecord, VerifiedHead
 from relay.core.wire import ReceiptItem
+from relay.errors import StoreForeign
 from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_BITS
 
 FOLD_VERSION = 3
@@ -21,6 +22,15 @@ Outcome = tuple[int, int, str]  # code, newest, cell
 LogId = bytes
 _ENTRY: Final = Struct("<qqqq")
 WAITING_OVERHEAD = 512  # bytes counted for what the state keeps of a waiting envelope beside its record
+
+
+def check_fold_version(version: int) -> None:
+    """A log, or a checkpoint of it, follows these rules of the fold. Raises StoreForeign where they are others."""
+    if version != FOLD_VERSION:
+        raise StoreForeign(
+            f"the log asks for fold version {version}, this release knows {FOLD_VERSION}",
+            "Install a newer release" if version > FOLD_VERSION else "Run the release that wrote it",
+        )
 
 
 @dataclass(frozen=True, slots=True)

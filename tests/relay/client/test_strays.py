@@ -55,8 +55,8 @@ def kept(path: Path, device: bytes) -> tuple[int, int]:
 
     def work(db: Db) -> tuple[int, int]:
         (keys,), (streams,) = (
-            db.execute(f"SELECT count(*) FROM {table} WHERE device=?", (device,)).fetchone()
-            for table in ("sender_keys", "streams")
+            db.execute(f"SELECT count(*) FROM {table} WHERE substr({column},-32)=?", (device,)).fetchone()
+            for table, column in (("sender_keys", "device"), ("streams", "author"))
         )
         return keys, streams
 

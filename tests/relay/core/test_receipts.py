@@ -25,7 +25,7 @@ from relay.errors import (
 from relay.limits import MAX_RECEIPT
 from tests import attesting
 from tests.attesting import DAY, NOW, Signer, make_root
-from tests.relay.core.mailroom.conftest import Log, User
+from tests.relay.core.mailroom.conftest import Group, Log, User
 
 ROOT = make_root()
 N1, N2, N3 = (Signer("norden", name) for name in ("n1", "n2", "n3"))
@@ -324,6 +324,23 @@ def test_only_what_is_taken_is_in_the_book(house: tuple[Log, User, User]) -> Non
     assert log.room.taken == []
     log.apply(log.submit("a1", good), after_ms=DAY)
     assert log.room.taken == []
+
+
+def test_what_waits_for_a_roster_has_its_receipt_when_it_takes_its_place(house: tuple[Log, User, User]) -> None:
+    log, alice, bob = house
+    group = Group("a1")
+    sealed = log.seal(group.id, 1, roster=True)
+    log.apply(log.submit("b1", sealed))
+    assert [(one.id, one.code) for one in log.room.taken] == [(envelope_id(sealed), Code.ACCEPTED)]
+    log.apply(group.publish({log.cell: [alice.id, bob.id]}))
+    [taken] = log.room.taken
+    assert (taken.id, taken.code, taken.sealed_for, taken.newest) == (envelope_id(sealed), Code.STORED, 1, 1)
+    assert taken.position >> 20 == log.room.state.index
+
+
+@pytest.mark.parametrize(("nodes", "needed"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
+def test_a_majority_is_more_than_half(nodes: int, needed: int) -> None:
+    assert majority(nodes) == needed
 
 
 def test_leaf_and_statement_have_exact_shapes() -> None:

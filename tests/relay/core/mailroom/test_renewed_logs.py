@@ -94,3 +94,7 @@ def test_other_rules_of_the_fold_are_refused(log, version, says):
     with pytest.raises(StoreForeign) as refused:
         log.apply(records.FoldVersion(version))
     assert says in refused.value.remedy
+    log.room.state.fold_version = version  # what a log went on from after its first block is gone
+    with pytest.raises(StoreForeign) as refused:
+        Mailroom.from_checkpoint(list(log.room.checkpoint()))
+    assert says in refused.value.remedy
