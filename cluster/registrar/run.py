@@ -50,6 +50,7 @@ async def run_registrar(
         as witness,
     ):  # fmt: skip
         witness.on_fork = partial(_on_fork, metrics)
+        witness.tell_again()
         witness.on_verdict = lambda origin, status: metrics.verdicts.labels(origin, str(int(status))).inc()
         choir = Choir(
             config.trust, [(peer.witness, doors[peer.region]) for peer in config.peers], registry.consistency,

@@ -164,6 +164,23 @@ async def test_what_a_witness_said_it_remembers_after_a_restart(world: World) ->
                 assert verdict.body == b"30\n" and verdict.size
 
 
+async def test_a_fork_is_told_where_its_copies_cannot_be_written_and_again_by_the_next_process(world: World) -> None:
+    place, logs, told = world.directory / "sauda", {LOG.name: LOG.verifier}, []
+    for again in (False, True):
+        async with open_witness(
+            place / "again.sqlite", world.portal, witness_key("sauda"), logs, place / "none", world.clock
+        ) as witness:
+            witness.on_fork = lambda origin, fork: told.append((origin, fork.first, fork.second))
+            if again:
+                witness.tell_again()
+                break
+            await witness.add_checkpoint(ONE.request(0, 30).encode())
+            (place / "none").rmdir()
+            verdict = await witness.add_checkpoint(OTHER.request(30, 30).encode())
+            assert verdict.status == HTTPStatus.UNPROCESSABLE_ENTITY
+    assert told == [(LOG.name, ONE.note(30).encode(), OTHER.note(30).encode())] * 2
+
+
 async def test_a_split_view_is_found_by_gossip_within_one_round(world: World) -> None:
     """k = 1 of 2: sauda is shown one history, vika another, of one size or of two."""
     for theirs in (30, 40):
