@@ -14,7 +14,7 @@ from relay.core import records
 from relay.core.codec import digest
 from relay.core.mailroom.state import RosterState, State
 from relay.core.trust import (
-    Member, Root, VerifiedHead, make_part, read_home, verify_home, verify_part, verify_roster,
+    HomeRecord, Member, Root, VerifiedHead, make_part, read_home, verify_home, verify_part, verify_roster,
 )  # fmt: skip
 from relay.errors import ProtocolError, TrustError
 
@@ -27,7 +27,7 @@ class Home:
     region: str
     cell: str
     digests: tuple[bytes, ...]
-    signed: bytes
+    record: HomeRecord  # read through its chain: what was revoked does not come back
 
     @property
     def version(self) -> int:
@@ -91,9 +91,9 @@ class Register:
         if claimed.version > version + 1:
             self._later[claimed.user, claimed.version] = signed
             return
-        home = verify_home(signed, self._root, read_home(known.signed) if known else None)
+        home = verify_home(signed, self._root, known.record if known else None)
         digests = (*(known.digests if known else ()), home.digest)
-        self.homes[home.user] = Home(home.user, home.payload.region, home.cell, digests, signed)
+        self.homes[home.user] = Home(home.user, home.payload.region, home.cell, digests, home)
         for device in home.devices:
             users = self._users.get(device.id, ())
             self._users[device.id] = users if home.user in users else (*users, home.user)
