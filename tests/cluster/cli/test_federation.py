@@ -7,15 +7,21 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+import cluster.cli.federation
 from cluster.cli import app
 from cluster.cli.exits import Exit
 from cluster.cli.options import now_ms
-from cluster.federation.keys import load_signer
+from cluster.federation.keys import load_signer, named, new_signer
+from cluster.federation.making import Holders, draft_root, draft_targets
 from cluster.federation.regionfile import load_region_file, sign_region
+from cluster.federation.repository import repository_files
+from cluster.federation.words import metadata_words, region_words
 from relay.core.trust import Root, verify_root
+from relay.errors import OperatorError
 from relay.limits import DAY
 
 Posthouse = Callable[..., Result]
@@ -196,6 +202,29 @@ def test_a_publication_that_was_cut_short_is_done_again(table: Posthouse) -> Non
     assert published().payload.root_version == 2 and published().payload.version == 3
 
 
+def test_what_the_repository_has_shown_is_never_said_otherwise(
+    table: Posthouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short in the middle: what a TUF client may have seen is in root.bin already, and the next one follows it."""
+    before, written = published(), cluster.cli.federation._write
+
+    def cut(path: Path, data: bytes) -> None:
+        if path.name == "timestamp.json":
+            raise OperatorError("no space left")
+        written(path, data)
+
+    monkeypatch.setattr("cluster.cli.federation._write", cut)
+    refused(table, "publish", *DIR)
+    monkeypatch.setattr("cluster.cli.federation._write", written)
+    shown = Path("table/repository/metadata/2.snapshot.json").read_bytes()
+    monkeypatch.setattr("cluster.cli.federation.now_ms", lambda: now_ms() + DAY)
+    table("federation", "publish", *DIR)
+    assert Path("table/repository/metadata/2.snapshot.json").read_bytes() == shown
+    verify_root(Path("table/root.bin").read_bytes(), now_ms() + DAY, prev=before)
+    for path, data in repository_files(Path("table/root.bin").read_bytes()):
+        assert Path("table/repository", path).read_bytes() == data
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 def test_mistakes_at_the_beginning(posthouse: Posthouse, tmp_path: Path) -> None:
     for words in (["rotate"], ["publish"], ["add-region", region_file("norden")], ["remove-region", "norden"]):
@@ -289,6 +318,21 @@ def test_mistakes_while_signing(table: Posthouse, monkeypatch: pytest.MonkeyPatc
     assert "is not TUF metadata" in refused(table, "sign", "alone/root.json", "--key", key)
     monkeypatch.setattr("cluster.cli.federation.now_ms", lambda: now_ms() + 400 * DAY)
     assert "ended on" in refused(table, "sign", staged, "--key", key, "--yes")
+
+
+def test_nobody_draws_lines_on_a_signers_screen(table: Posthouse) -> None:
+    """What is shown of a draft is others' text: a region's URLs, a holder's name, the name of the federation."""
+    forged = "x\x1b[2K\n  fingerprint 0000 0000 0000 0000 0000"
+    own = load_region_file(Path(region_file("norden"))).region
+    node = msgspec.structs.replace(own.cells[0].nodes[0], link=forged, clients=(forged,))
+    cell = msgspec.structs.replace(own.cells[0], nodes=(node,))
+    region = msgspec.structs.replace(own, cells=(cell,), log_key=forged, witness_key=forged, registrar_url=forged)
+    assert not any("\n" in line or "\x1b" in line for line in region_words(region))
+    holder = named(new_signer().public_key, forged)
+    root = draft_root(forged, 1, Holders((holder,), 1), Holders((holder,), 1), Holders((holder,), 1), now_ms() + DAY)
+    targets = draft_targets(1, {forged: Holders((holder,), 1)}, now_ms() + DAY)
+    for line in [*metadata_words(root, None), *metadata_words(targets, None)]:
+        assert "\n" not in line and "\x1b" not in line
 
 
 def test_a_draft_that_does_not_follow(table: Posthouse) -> None:
