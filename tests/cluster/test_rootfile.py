@@ -73,6 +73,15 @@ def test_what_is_kept(tmp_path: Path) -> None:
         keep_root(tmp_path / "file", FIRST)
 
 
+@pytest.mark.parametrize("damage", [b"", FIRST[:-9], FIRST.replace(b"norden", b"sauda1")])
+def test_a_damaged_one_is_named_and_not_written_over(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / KEPT_ROOT).write_bytes(damage)
+    for look in (lambda: kept_root(tmp_path), lambda: keep_root(tmp_path, FIRST)):
+        with pytest.raises(OperatorError, match=f"{KEPT_ROOT} is damaged"):
+            look()
+    assert (tmp_path / KEPT_ROOT).read_bytes() == damage
+
+
 def test_the_same_again_newer_and_older() -> None:
     assert follow_root(FIRST, None, 0).payload.version == 1
     assert follow_root(FIRST, FIRST, UNTIL - 1).payload.version == 1
