@@ -15,17 +15,21 @@ import cluster.cli.federation
 from cluster.cli import app
 from cluster.cli.exits import Exit
 from cluster.cli.options import now_ms
+from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey
 from cluster.federation.keys import load_signer, named, new_signer
-from cluster.federation.making import Holders, draft_root, draft_targets
+from cluster.federation.making import Holders, draft_root, draft_targets, region_part
 from cluster.federation.regionfile import load_region_file, sign_region
 from cluster.federation.repository import repository_files
 from cluster.federation.words import metadata_words, region_words
+from relay.core.codec import encode
 from relay.core.trust import Root, verify_root
 from relay.errors import OperatorError
 from relay.limits import DAY
 
 Posthouse = Callable[..., Result]
 DIR = ("--dir", "table")
+LOG = str(SignerKey("norden/log", ED25519, b"l" * 32).verifier)
+WITNESS = str(SignerKey("norden/witness", COSIGNATURE, b"w" * 32).verifier)
 PEOPLE = ("anna", "bela", "cyra")
 
 
@@ -110,7 +114,7 @@ def test_every_holder_makes_a_key_of_their_own(posthouse: Posthouse) -> None:
 def test_a_region_says_something_anew_without_the_keepers(table: Posthouse) -> None:
     before = published()
     policy = ["--send-to", "sauda", "--receive-from", "none", "--hold", "deny", "--retention-days", "7"]
-    keys = ["--quorum", "1", "--log-key", "l+1+k", "--witness-key", "w+1+k", "--registrar-url", "https://r.example"]
+    keys = ["--quorum", "1", "--log-key", LOG, "--witness-key", WITNESS, "--registrar-url", "https://r.example"]
     text = said(table("init", "statement", *policy, *keys, "--dir", "norden"))
     assert "sends to sauda only" in text and "receives from no other region only" in text and "7 days" in text
     assert "publish" in said(table("federation", "add-region", region_file("norden"), *DIR))
@@ -118,7 +122,7 @@ def test_a_region_says_something_anew_without_the_keepers(table: Posthouse) -> N
     after = verify_root(Path("table/root.bin").read_bytes(), now_ms(), prev=before)
     norden = after.region("norden")
     assert norden.policy.send_to == ("sauda",) and norden.policy.receive_from == () and norden.policy.quorum == 1
-    assert (norden.log_key, norden.witness_key, norden.registrar_url) == ("l+1+k", "w+1+k", "https://r.example")
+    assert (norden.log_key, norden.witness_key, norden.registrar_url) == (LOG, WITNESS, "https://r.example")
     table("init", "statement", "--send-to", "all", "--retention-days", "0", "--dir", "norden")
     norden = load_region_file(Path(region_file("norden"))).region
     assert norden.policy.send_to is None and norden.policy.retention_days is None and norden.policy.hold == "deny"
@@ -268,6 +272,27 @@ def test_mistakes_about_regions(table: Posthouse) -> None:
     assert "is the address of taiga/1/n1 and of norden/1/n1" in refused(
         table, "add-region", region_file("taiga"), *DIR
     )
+
+
+def test_keys_of_logs_that_would_stop_others(table: Posthouse) -> None:
+    """They are no keys, of another kind, or another region's; also under another name."""
+    renamed = str(SignerKey("sauda/witness", COSIGNATURE, b"w" * 32).verifier)
+    namesake = str(SignerKey("norden/log", ED25519, b"x" * 32).verifier)
+    table("init", "statement", "--log-key", LOG, "--witness-key", WITNESS, "--dir", "norden")
+    table("federation", "add-region", region_file("norden"), *DIR)
+    for option, value in (("--log-key", "l+1+k"), ("--witness-key", "nonsense"), ("--witness-key", LOG)):
+        table("init", "statement", option, value, "--dir", "sauda", status=Exit.OPERATOR)
+    for option, value in (("--log-key", namesake), ("--witness-key", renamed), ("--log-key", LOG)):
+        shutil.copytree("sauda", "twin")
+        table("init", "statement", option, value, "--dir", "twin")
+        assert "one log key or witness key" in refused(table, "add-region", "twin/sauda.region", *DIR)
+        shutil.rmtree("twin")
+    entry = msgspec.structs.replace(load_region_file(Path(region_file("sauda"))).region, witness_key="nonsense")
+    signer = load_signer(Path("sauda/secrets/sauda.region.pem"))
+    part = region_part(entry, [signer], 9, now_ms() + DAY)
+    file = msgspec.structs.replace(load_region_file(Path(region_file("sauda"))).file, part=part)
+    Path("wild.region").write_bytes(encode(file))
+    assert "its witness key is none" in refused(table, "add-region", "wild.region", *DIR)
 
 
 def test_one_key_does_not_get_two_regions(table: Posthouse) -> None:
