@@ -6,19 +6,26 @@ import os
 from pathlib import Path
 from typing import Final
 
-from relay.errors import OperatorError
+from relay.core.trust import verify_root
+from relay.errors import OperatorError, ProtocolError, TrustError
 
 KEPT_ROOT: Final = "trusted-root.bin"  # in the data directory
 
 
 def kept_root(data: Path) -> bytes | None:
-    """What was kept; None in a new data directory. Raises OperatorError where it cannot be read."""
+    """What was kept; None in a new data directory. Raises OperatorError where it cannot be read, or is damaged."""
+    path = data / KEPT_ROOT
     try:
-        return (data / KEPT_ROOT).read_bytes()
+        signed = path.read_bytes()
+        verify_root(signed, 0)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise OperatorError(f"{data / KEPT_ROOT}: {error.strerror}", "Let this user read it") from None
+        raise OperatorError(f"{path}: {error.strerror}", "Let this user read it") from None
+    except (ProtocolError, TrustError) as error:
+        remedy = f"If the root document that you give is the newest that the keepers published, delete {path.name}"
+        raise OperatorError(f"{path} is damaged: {error.text}", remedy) from None
+    return signed
 
 
 def keep_root(data: Path, signed: bytes) -> None:

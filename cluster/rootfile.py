@@ -17,7 +17,7 @@ import trio
 
 from cluster.env import RealClock
 from cluster.kept import keep_root
-from relay.core.trust import Root, follow_root, verify_root
+from relay.core.trust import Root, follow_root, reopen_root
 from relay.errors import OperatorError, ProtocolError, TrustError
 
 _log = structlog.get_logger("cluster.rootfile")
@@ -32,10 +32,10 @@ class RootFile:
 
     def __init__(self, path: Path, data: Path, signed: bytes, now_ms: Callable[[], int] = _wall_ms) -> None:
         """`signed`: the root document that this process verified when it began. It is kept in `data` before anything
-        uses it. Raises OperatorError."""
+        uses it. Raises OperatorError, TrustError."""
         keep_root(data, signed)
         self._path, self._data, self._now_ms = path, data, now_ms
-        self._trusted = self._began = verify_root(signed, 0)
+        self._trusted = self._began = reopen_root(signed, now_ms())
         self._seen = self._taken = self._stamp()
 
     @property

@@ -14,7 +14,7 @@ from relay.core import records
 from relay.core.codec import digest
 from relay.core.mailroom.state import RosterState, State
 from relay.core.trust import (
-    Member, Root, VerifiedHead, make_part, read_home, verify_home, verify_part, verify_roster,
+    HomeRecord, Member, Root, VerifiedHead, make_part, read_home, verify_home, verify_part, verify_roster,
 )  # fmt: skip
 from relay.errors import ProtocolError, TrustError
 
@@ -28,7 +28,7 @@ class Home:
     cell: str
     digests: tuple[bytes, ...]
     cells: tuple[str, ...]
-    signed: bytes
+    record: HomeRecord  # read through its chain: what was revoked does not come back
 
     @property
     def version(self) -> int:
@@ -108,10 +108,10 @@ class Register:
         if claimed.version > version + 1:
             self._later[claimed.user, claimed.version] = signed
             return
-        home = verify_home(signed, self._root, read_home(known.signed) if known else None)
+        home = verify_home(signed, self._root, known.record if known else None)
         digests = (*(known.digests if known else ()), home.digest)
         cells = (*(known.cells if known else ()), home.cell)
-        self.homes[home.user] = Home(home.user, home.payload.region, home.cell, digests, cells, signed)
+        self.homes[home.user] = Home(home.user, home.payload.region, home.cell, digests, cells, home)
         for device in home.devices:
             users = self._users.get(device.id, ())
             self._users[device.id] = users if home.user in users else (*users, home.user)

@@ -267,11 +267,11 @@ def publish(key_path: Path | None, timestamp_days: int, snapshot_days: int, dire
         table.published, table.staged, [signer], now, Lifetimes(snapshot_days * DAY, timestamp_days * DAY)
     )
     root = verify_root(signed, now, prev=table.view)  # with the eyes of everybody who gets it
+    _write(table.bundle_path, signed)  # first: what anybody has seen is never said otherwise by a second try
     for path, data in repository_files(signed):
         target = directory / "repository" / path
-        if not target.exists() or target.name == "timestamp.json":
+        if not target.exists() or target.read_bytes() != data:
             _write(target, data)
-    _write(table.bundle_path, signed)
     _clear(table, signed)
     click.echo(f"Published {table.bundle_path}, version {root.payload.version}. Send it to every operator.")
     click.echo(f"federation id  {root.federation_id.hex()}")

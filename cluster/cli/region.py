@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -72,9 +73,14 @@ def node_of(config: Path) -> str:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """A file that at any moment is the old or the new one. The new bytes are synced before they take its name, the name
-    is not: after a power cut it may be the old one again, and the command is given again. Raises OperatorError."""
+    """A file that at any moment is the old or the new one, and on return the new one, also after a power cut: what was
+    sent to others as version n must not be forgotten, and n be signed for something else. Raises OperatorError."""
     fresh = path.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     write_public(fresh, data)
     fresh.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -30,7 +30,7 @@ from cluster.registrar.notebook import open_notebook
 from relay.client import Card
 from relay.client.identity import Registrar as Signer
 from relay.core.codec import encode, pack
-from relay.core.trust import RootRegion, read_home
+from relay.core.trust import HomeRecord, RootRegion, read_home
 from relay.errors import OperatorError, PeerError, TrustError
 from relay.journal.portal import open_portal
 from relay.observe.logs import configure_logs
@@ -150,7 +150,9 @@ async def _enrol(registrar: Registrar, request: bytes) -> tuple[Proof, bytes]:
     proof = await registrar.prove(made.user, now_ms())
     if made.version > len(proof.records) or proof.records[made.version - 1] != answer.signed:
         raise TrustError("the registrar's answers contradict each other", "Ask again, and audit its log")
-    prev = read_home(proof.records[made.version - 2]) if made.version > 1 else None
+    prev: HomeRecord | None = None
+    for signed in proof.records[: made.version - 1]:
+        prev = read_home(signed, prev)
     registrar.verify(answer, prev, now_ms())
     return proof, answer.staple
 

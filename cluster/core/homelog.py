@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from cluster.core.epochmap import MAX_MAP_PROOF, parse_map_proof, verify_absent, verify_latest
 from cluster.core.tlog import (
-    BadProof, Malformed, OldEpoch, Proven, StaleCheckpoint, Trust, UnsoundTrust, VerifierKey, verify_staple,
+    COSIGNATURE, BadProof, Malformed, OldEpoch, Proven, StaleCheckpoint, Trust, UnsoundTrust, VerifierKey,
+    verify_staple,
 )  # fmt: skip
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.shapes import Hash, Millis, UInt
@@ -52,8 +53,26 @@ def trust_of(root: Root, region: str) -> Trust:
     if not own.log_key:
         what = f"the root document names no log of region {region}"
         raise UnsoundTrust(what, "Its operator has it signed: `posthouse init statement --log-key …`")
-    others = [other.witness_key for other in root.payload.regions if other.name != region and other.witness_key]
-    return Trust(VerifierKey.parse(own.log_key), tuple(map(VerifierKey.parse, others)), own.policy.quorum)
+    log = VerifierKey.parse(own.log_key)
+    return Trust(log, tuple(witnesses_of(root, region, log).values()), own.policy.quorum)
+
+
+def witnesses_of(root: Root, region: str, log: VerifierKey) -> dict[str, VerifierKey]:
+    """The witnesses of a region's log by their regions. Whose key is none, or is there already, is left out: what a
+    region says wrongly of itself costs its own word, and must not stop the others."""
+    found: dict[str, VerifierKey] = {}
+    taken = {log.public}
+    for other in root.payload.regions:
+        if other.name == region or not other.witness_key:
+            continue
+        try:
+            key = VerifierKey.parse(other.witness_key)
+        except Malformed:
+            continue
+        if key.kind == COSIGNATURE and key.public not in taken and key.name != log.name:
+            taken.add(key.public)
+            found[other.name] = key
+    return found
 
 
 def home_entry(signed: bytes) -> bytes:

@@ -56,7 +56,13 @@ def named(key: SSlibKey, name: str) -> SSlibKey:
 def key_words(key: Key) -> str:
     """How a key is called to people: its holder's name, if it has one, and how it begins."""
     holder, start = key.unrecognized_fields.get(HOLDER), str(key.keyval["public"])[:16]
-    return f"{holder} ({start})" if isinstance(holder, str) else start
+    return f"{plain(holder)} ({start})" if isinstance(holder, str) else start
+
+
+def plain(text: str) -> str:
+    """What others wrote, to be shown to somebody who signs: no line break and no escape sequence in it draws lines that
+    look like ours, and no more than fits on one."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text[:256])
 
 
 def load_public(path: Path) -> SSlibKey:

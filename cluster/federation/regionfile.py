@@ -13,6 +13,7 @@ from typing import Final
 
 from securesystemslib.signer import CryptoSigner
 
+from cluster.core.tlog import COSIGNATURE, ED25519, VerifierKey
 from cluster.federation.keys import key_of, public_bytes
 from cluster.federation.making import REGION_LIFETIME, Holders, draft_targets, region_part
 from relay.core.codec import Decoder, Struct, digest, encode
@@ -25,6 +26,7 @@ from relay.errors import OperatorError, ProtocolError, TrustError
 from relay.limits import MIB
 
 _FORMAT: Final = 1
+_VKEY: Final = "Give the one that `posthouse registrar init` printed"
 _AGAIN: Final = "Ask its operator to send it again"
 
 
@@ -71,7 +73,9 @@ def sign_region(
     """The region file that says `region` after `before`, by the same holders; by all of these keys where there is
     nothing before, or with `new_keys`.
 
-    Raises OperatorError where a key is not one of them; TrustError, ProtocolError for what no reader takes."""
+    Raises OperatorError where a key is not one of them, and as `log_keys`; TrustError, ProtocolError for what no reader
+    takes."""
+    log_keys(region)
     keys = tuple(public_bytes(signer.public_key) for signer in signers)
     delegation = Delegation(region.name, keys, len(keys))
     if before is not None and not new_keys:
@@ -97,6 +101,22 @@ def read_region_file(data: bytes, name: str) -> SignedRegion:
     except ValueError as error:  # tuf: a reserved name, a threshold of none
         raise OperatorError(f"{name} is no region file: {error}", _AGAIN) from None
     return SignedRegion(file, decode_statement(file.part.statement), signed.version, ends_ms(signed))
+
+
+def log_keys(region: RootRegion) -> tuple[VerifierKey, ...]:
+    """The keys of its log and of its witness, those that it has. Raises OperatorError for what nobody could use."""
+    found = []
+    for what, text, kind in (("log", region.log_key, ED25519), ("witness", region.witness_key, COSIGNATURE)):
+        if not text:
+            continue
+        try:
+            key = VerifierKey.parse(text)
+        except TrustError as error:
+            raise OperatorError(f"region {region.name}: its {what} key is none: {error.text}", _VKEY) from None
+        if key.kind != kind:
+            raise OperatorError(f"region {region.name}: its {what} key is of another kind", _VKEY)
+        found.append(key)
+    return tuple(found)
 
 
 def load_region_file(path: Path) -> SignedRegion:

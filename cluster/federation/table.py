@@ -19,7 +19,7 @@ from tuf.api.metadata import T
 
 from cluster.federation.keys import key_words
 from cluster.federation.making import Holders, Staged, delegations_of
-from cluster.federation.regionfile import SignedRegion, load_region_file
+from cluster.federation.regionfile import SignedRegion, load_region_file, log_keys
 from relay.core.trust import Root, RootRegion, verify_root
 from relay.core.trust.metadata import check_file, parse
 from relay.core.trust.root import Parsed, parse_bundle
@@ -91,6 +91,7 @@ class Table:
         """The delegations once this region is taken in; None where they stay as they are. Raises OperatorError for what
         does not fit: a key, authority or address that another region has, an older statement than the published one."""
         name, now = signed.region.name, delegations_of(self.newest_targets)
+        log_keys(signed.region)
         for other, holders in now.items():
             if other != name and _ids(holders) & _ids(signed.holders):
                 what = f"a key that signs for {name} signs for region {other} already"
@@ -160,12 +161,23 @@ def _check_apart(region: RootRegion, other: RootRegion) -> None:
         raise OperatorError(f"{region.name} and {other.name} have one registrar key", "Each region has its own")
     if region.authority == other.authority:
         raise OperatorError(f"{region.name} and {other.name} have one authority", "Each region has its own")
+    if _log_marks(region) & _log_marks(other):
+        what = f"{region.name} and {other.name} have one log key or witness key, or two of one name"
+        raise OperatorError(what, "Each region has its own: `posthouse registrar init` makes them")
     theirs = {node.link: f"{cell.name}/{node.name}" for cell in other.cells for node in cell.nodes}
     for cell in region.cells:
         for node in cell.nodes:
             if node.link in theirs:
                 what = f"{node.link} is the address of {cell.name}/{node.name} and of {theirs[node.link]}"
                 raise OperatorError(what, "Ask both operators whose it is")
+
+
+def _log_marks(region: RootRegion) -> set[str | bytes]:
+    """What no other region's log or witness may have."""
+    try:
+        return {mark for key in log_keys(region) for mark in (key.name, key.public)}
+    except OperatorError:  # published before this was looked at: nobody uses them
+        return set()
 
 
 def read_draft(path: Path, kind: type[T]) -> tuf.Metadata[T] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuf.api import metadata as tuf
 
-from cluster.federation.keys import key_words, public_bytes
+from cluster.federation.keys import key_words, plain, public_bytes
 from cluster.federation.making import Holders, delegations_of, holders_of
 from cluster.federation.regionfile import SignedRegion, fingerprint
 from relay.core.trust import Delegation, Policy, RootRegion
@@ -42,12 +42,13 @@ def region_words(region: RootRegion) -> Iterator[str]:
     """A region's statement."""
     for cell in region.cells:
         for node in cell.nodes:
-            yield f"  {cell.name}/{node.name}  links {node.link}  clients {' '.join(node.clients)}"
+            clients = " ".join(map(plain, node.clients))
+            yield f"  {cell.name}/{node.name}  links {plain(node.link)}  clients {clients}"
     for what, text in (("log key", region.log_key), ("witness key", region.witness_key)):
         if text:
-            yield f"  {what}  {text}"
+            yield f"  {what}  {plain(text)}"
     if region.registrar_url:
-        yield f"  registrar  {region.registrar_url}"
+        yield f"  registrar  {plain(region.registrar_url)}"
     yield from (f"  {line}" for line in policy_words(region.policy))
 
 
@@ -63,7 +64,7 @@ def metadata_words(metadata: tuf.Metadata[Any], before: tuf.Metadata[Any] | None
     signed = metadata.signed
     earlier = f", after version {before.signed.version}" if before else ""
     if isinstance(signed, tuf.Root):
-        name = signed.unrecognized_fields.get("federation")
+        name = plain(str(signed.unrecognized_fields.get("federation")))
         yield f"Root role of the federation {name}, version {signed.version}{earlier}, until {day(ends_ms(signed))}"
         for role, what in _ROLES.items():
             old = holders_of(before.signed, role) if before else None
@@ -72,7 +73,7 @@ def metadata_words(metadata: tuf.Metadata[Any], before: tuf.Metadata[Any] | None
         yield f"Regions of the federation, version {signed.version}{earlier}, until {day(ends_ms(signed))}"
         now, was = delegations_of(signed), delegations_of(before.signed) if before else {}
         for region in dict.fromkeys((*was, *now)):
-            yield f"  {_change(now.get(region), was.get(region))} {region}: {_delegation(region, now, was)}"
+            yield f"  {_change(now.get(region), was.get(region))} {plain(region)}: {_delegation(region, now, was)}"
 
 
 def _delegation(region: str, now: dict[str, Holders], was: dict[str, Holders]) -> str:

@@ -21,6 +21,7 @@ import msgspec
 from nacl.signing import SigningKey
 
 from cluster.config_keys import Digest
+from cluster.core.homelog import witnesses_of
 from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust, VerifierKey
 from cluster.enrolment import check_registrar
 from cluster.kept import kept_root
@@ -96,6 +97,7 @@ class RegistrarConfig:
     k: int
     peers: tuple[Peer, ...]
     log_level: str
+    unusable: tuple[str, ...] = ()  # regions of which the root says what cannot be used, and why
 
     @property
     def trust(self) -> Trust:
@@ -117,7 +119,7 @@ def load_config(path: Path, now_ms: int) -> RegistrarConfig:
         root = _root(base / paths.root, base / paths.data, paths.federation_id, now_ms)
         registrar = load_signing_key(base / paths.registrar_key)
         check_registrar(root, file.region, registrar)
-        k, peers = _others(file, root, base)
+        k, peers, unusable = _others(file, root, base)
         config = RegistrarConfig(
             source=path,
             region=file.region,
@@ -134,6 +136,7 @@ def load_config(path: Path, now_ms: int) -> RegistrarConfig:
             k=k,
             peers=peers,
             log_level=file.log_level,
+            unusable=unusable,
         )
         _check(config)
     except (OperatorError, TrustError) as error:
@@ -141,20 +144,29 @@ def load_config(path: Path, now_ms: int) -> RegistrarConfig:
     return config
 
 
-def _others(file: _File, root: Root, base: Path) -> tuple[int, tuple[Peer, ...]]:
+def _others(file: _File, root: Root, base: Path) -> tuple[int, tuple[Peer, ...], tuple[str, ...]]:
     """How many witnesses count, and the other regions: as the root says, or, where it names no log of this region, as
-    the config does."""
+    the config does. What a region says wrongly of itself in the root leaves out that region, and no other."""
     own = root.region(file.region)
     if not own.log_key:
-        return file.witnesses or 0, tuple(_peer(peer, base) for peer in file.peers)
+        return file.witnesses or 0, tuple(_peer(peer, base) for peer in file.peers), ()
     if file.peers or file.witnesses is not None:
         raise OperatorError("the root document names this region's log", "Leave out witnesses and [[peers]]")
-    named = [
-        _Peer(other.name, other.log_key, other.witness_key, other.registrar_url)
-        for other in root.payload.regions
-        if other.name != file.region and other.log_key and other.witness_key and other.registrar_url
-    ]
-    return own.policy.quorum, tuple(_peer(peer, base) for peer in named)
+    log = VerifierKey.parse(own.log_key)
+    witnesses, peers, unusable = witnesses_of(root, file.region, log), dict[str, Peer](), []
+    for other in root.payload.regions:
+        if other.name == file.region or not (other.log_key and other.witness_key and other.registrar_url):
+            continue
+        try:
+            peer = _peer(_Peer(other.name, other.log_key, other.witness_key, other.registrar_url), base)
+        except (OperatorError, TrustError) as error:
+            unusable.append(f"{other.name}: {error.text}")
+            continue
+        if other.name in witnesses and peer.log.name not in {log.name, *peers}:
+            peers[peer.log.name] = peer
+        else:
+            unusable.append(f"{other.name}: its log's name or its witness's key is another region's")
+    return own.policy.quorum, tuple(peers.values()), tuple(unusable)
 
 
 def _check(config: RegistrarConfig) -> None:

@@ -67,6 +67,8 @@ async def serve_http(
                 await _serve_connection(stream, site, wrap, limiter)
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError, PeerError):
                 pass  # whoever asked has gone, or was never there
+            except h11.LocalProtocolError:  # ours, and it must not end the other connections
+                _log.exception("answer_failed")
             finally:
                 await trio.aclose_forcefully(stream)
 
@@ -116,25 +118,30 @@ async def _one(
                     connection.receive_data(data)
                     continue
             except h11.RemoteProtocolError as error:
-                return Reply(error.error_status_hint, b"Not a request that is understood here\n"), False
+                return Reply(error.error_status_hint, b"Not a request that is understood here\n"), _is_head(request)
             if isinstance(event, h11.Request):
                 request = event
                 deadline.deadline = trio.current_time() + HTTP_REQUEST_S
                 takes = site.takes(*_asked(event))
                 if takes is None:
-                    return Reply(HTTPStatus.NOT_FOUND, b"No such page\n"), event.method == b"HEAD"
+                    return Reply(HTTPStatus.NOT_FOUND, b"No such page\n"), _is_head(request)
                 most = takes
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > most:
-                    return Reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"More than this page takes\n"), False
+                    return Reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"More than this page takes\n"), _is_head(request)
             elif isinstance(event, h11.EndOfMessage) and request is not None:
                 break
             else:
                 return None, False
     if deadline.cancelled_caught or request is None:
-        return (Reply(HTTPStatus.REQUEST_TIMEOUT, b"The request did not arrive in time\n") if request else None), False
-    return await _answer(site, request, bytes(body)), request.method == b"HEAD"
+        late = Reply(HTTPStatus.REQUEST_TIMEOUT, b"The request did not arrive in time\n") if request else None
+        return late, _is_head(request)
+    return await _answer(site, request, bytes(body)), _is_head(request)
+
+
+def _is_head(request: h11.Request | None) -> bool:
+    return request is not None and request.method == b"HEAD"
 
 
 def _asked(request: h11.Request) -> tuple[str, str]:

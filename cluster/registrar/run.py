@@ -37,6 +37,8 @@ async def run_registrar(
     """Serve until cancelled. Raises OperatorError, StoreError and its kinds, DiskFailed, RolledBack."""
     data = RealEnv().data_dir(config.data)
     keep_root(data, config.root.signed)
+    for text in config.unusable:
+        _log.error("peer_unusable", text=text, remedy="Its operator corrects it: posthouse init statement")
     metrics = RegistrarMetrics()
     doors, gossips = _doors(config), _doors(config)  # connections of their own: a witness that hangs delays one of them
     logs = {peer.log.name: peer.log for peer in config.peers}
@@ -48,6 +50,7 @@ async def run_registrar(
         as witness,
     ):  # fmt: skip
         witness.on_fork = partial(_on_fork, metrics)
+        witness.tell_again()
         witness.on_verdict = lambda origin, status: metrics.verdicts.labels(origin, str(int(status))).inc()
         choir = Choir(
             config.trust, [(peer.witness, doors[peer.region]) for peer in config.peers], registry.consistency,

@@ -138,9 +138,20 @@ class Witness:
         """Never stand by that log again; durable, and told to everybody, on return."""
         await self._db.commit(len(fork.first) + len(fork.second), (_FORK, [(origin, fork.first, fork.second)]))
         self._forks[origin] = fork
+        self._tell(origin, fork)
         name = origin_hash(origin)[:16]
-        for number, note in enumerate((fork.first, fork.second), 1):
-            await trio.Path(self._evidence / f"{name}.{number}.note").write_bytes(note)
+        try:
+            for number, note in enumerate((fork.first, fork.second), 1):
+                await trio.Path(self._evidence / f"{name}.{number}.note").write_bytes(note)
+        except OSError as error:  # the database has both
+            _log.error("evidence_not_copied", origin=origin, text=f"{self._evidence}: {error.strerror}")
+
+    def tell_again(self) -> None:
+        """Say which logs had forked before this process began."""
+        for origin, fork in self._forks.items():
+            self._tell(origin, fork)
+
+    def _tell(self, origin: str, fork: Fork) -> None:
         _log.critical("log_forked", origin=origin, text=fork.text, remedy=fork.remedy, evidence=str(self._evidence))
         self.on_fork(origin, fork)
 

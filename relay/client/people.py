@@ -74,7 +74,8 @@ def learn(db: Db, own: Own, user: bytes, chain: Sequence[bytes], now_ms: int) ->
         if user == own.user:
             for signed in chain:
                 version = read_home(signed).version
-                db.execute("INSERT OR IGNORE INTO chain VALUES (?,?)", (version, signed))
+                if known is None or known.version < version <= record.version:  # those that were verified, no others
+                    db.execute("INSERT OR IGNORE INTO chain VALUES (?,?)", (version, signed))
         keep(db, own, record)
     return record
 

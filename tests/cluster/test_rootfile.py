@@ -11,12 +11,14 @@ import structlog
 import trio
 
 from cluster import rootfile
+from cluster.federation.making import Lifetimes, Staged, publish, region_part
 from cluster.kept import KEPT_ROOT, keep_root, kept_root
 from cluster.rootfile import RootFile
 from relay.core.trust import RootCell, RootRegion, follow_root, verify_root
+from relay.core.trust.root import parse_bundle
 from relay.errors import OperatorError, Rollback
 from relay.limits import DAY
-from tests.roots import signed_root
+from tests.roots import keyring, signed_root
 
 UNTIL = 2_000_000_000_000
 NORDEN = RootRegion("norden", b"", b"r" * 32, (RootCell("norden/1", ()),))
@@ -35,10 +37,10 @@ def logs() -> Iterator[list[Any]]:
 class Place:
     """A node's root file and data directory, at a time that the test sets."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, signed: bytes = FIRST) -> None:
         self.path, self.data, self.now_ms = folder / "root.bin", folder / "data", UNTIL - DAY
-        self.path.write_bytes(FIRST)
-        self.file = RootFile(self.path, self.data, FIRST, lambda: self.now_ms)
+        self.path.write_bytes(signed)
+        self.file = RootFile(self.path, self.data, signed, lambda: self.now_ms)
 
     async def put(self, signed: bytes) -> None:
         fresh = self.path.with_suffix(".new")
@@ -71,6 +73,15 @@ def test_what_is_kept(tmp_path: Path) -> None:
         keep_root(tmp_path / "file", FIRST)
 
 
+@pytest.mark.parametrize("damage", [b"", FIRST[:-9], FIRST.replace(b"norden", b"sauda1")])
+def test_a_damaged_one_is_named_and_not_written_over(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / KEPT_ROOT).write_bytes(damage)
+    for look in (lambda: kept_root(tmp_path), lambda: keep_root(tmp_path, FIRST)):
+        with pytest.raises(OperatorError, match=f"{KEPT_ROOT} is damaged"):
+            look()
+    assert (tmp_path / KEPT_ROOT).read_bytes() == damage
+
+
 def test_the_same_again_newer_and_older() -> None:
     assert follow_root(FIRST, None, 0).payload.version == 1
     assert follow_root(FIRST, FIRST, UNTIL - 1).payload.version == 1
@@ -86,6 +97,19 @@ async def test_news_is_taken_and_kept_while_the_node_runs(place: Place, logs: li
     await watching(place, act)
     assert [entry["event"] for entry in logs] == ["root_taken"] and logs[0]["version"] == 2
     assert place.file.trusted.payload.fresh_until == UNTIL + DAY and kept_root(place.data) == SECOND
+
+
+async def test_a_region_that_had_run_out_before_the_start_is_no_news(
+    tmp_path: Path, logs: list[Any], autojump_clock: Any
+) -> None:
+    keys, now = keyring([NORDEN, SAUDA]), UNTIL - DAY
+    short = region_part(SAUDA, [keys.regions["sauda"]], 2, now - DAY)
+    lapsed = publish(parse_bundle(WITH_SAUDA), Staged(regions={"sauda": short}), [keys.online], now, Lifetimes())
+    later = publish(parse_bundle(lapsed), Staged(), [keys.online], now + 1000, Lifetimes())
+    place = Place(tmp_path, lapsed)
+    assert place.file.trusted.payload.lapsed == ("sauda",)
+    await watching(place, lambda: place.put(later))
+    assert [entry["event"] for entry in logs] == ["root_taken"]
 
 
 async def test_other_regions_wait_for_a_restart(place: Place, logs: list[Any], autojump_clock: Any) -> None:

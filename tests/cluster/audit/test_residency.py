@@ -189,6 +189,13 @@ async def test_records_that_do_not_verify_prove_nothing(tmp_path: Path, anna: Pe
     assert any("the one before it is nowhere" in text for text in findings(tmp_path / "more"))
 
 
+async def test_a_device_that_was_revoked_and_comes_back_proves_nothing(tmp_path: Path, anna: Person) -> None:
+    """Versions without it lie between, so that only the whole chain tells."""
+    chain = [anna.home("phone", "laptop"), anna.home("phone"), anna.home("phone")]
+    await Disk(tmp_path).write([*chain, anna.home("phone", "laptop")])
+    assert any("which was revoked" in text for text in findings(tmp_path))
+
+
 async def test_stores_that_were_set_aside_and_copies_are_looked_into(tmp_path: Path, anna: Person) -> None:
     here, home = Disk(tmp_path / "f"), anna.home("phone")
     await here.write([home, handed(letter(digest(b"somebody"), 1))])

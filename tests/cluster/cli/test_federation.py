@@ -7,19 +7,29 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+import cluster.cli.federation
 from cluster.cli import app
 from cluster.cli.exits import Exit
 from cluster.cli.options import now_ms
-from cluster.federation.keys import load_signer
+from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey
+from cluster.federation.keys import load_signer, named, new_signer
+from cluster.federation.making import Holders, draft_root, draft_targets, region_part
 from cluster.federation.regionfile import load_region_file, sign_region
+from cluster.federation.repository import repository_files
+from cluster.federation.words import metadata_words, region_words
+from relay.core.codec import encode
 from relay.core.trust import Root, verify_root
+from relay.errors import OperatorError
 from relay.limits import DAY
 
 Posthouse = Callable[..., Result]
 DIR = ("--dir", "table")
+LOG = str(SignerKey("norden/log", ED25519, b"l" * 32).verifier)
+WITNESS = str(SignerKey("norden/witness", COSIGNATURE, b"w" * 32).verifier)
 PEOPLE = ("anna", "bela", "cyra")
 
 
@@ -104,7 +114,7 @@ def test_every_holder_makes_a_key_of_their_own(posthouse: Posthouse) -> None:
 def test_a_region_says_something_anew_without_the_keepers(table: Posthouse) -> None:
     before = published()
     policy = ["--send-to", "sauda", "--receive-from", "none", "--hold", "deny", "--retention-days", "7"]
-    keys = ["--quorum", "1", "--log-key", "l+1+k", "--witness-key", "w+1+k", "--registrar-url", "https://r.example"]
+    keys = ["--quorum", "1", "--log-key", LOG, "--witness-key", WITNESS, "--registrar-url", "https://r.example"]
     text = said(table("init", "statement", *policy, *keys, "--dir", "norden"))
     assert "sends to sauda only" in text and "receives from no other region only" in text and "7 days" in text
     assert "publish" in said(table("federation", "add-region", region_file("norden"), *DIR))
@@ -112,7 +122,7 @@ def test_a_region_says_something_anew_without_the_keepers(table: Posthouse) -> N
     after = verify_root(Path("table/root.bin").read_bytes(), now_ms(), prev=before)
     norden = after.region("norden")
     assert norden.policy.send_to == ("sauda",) and norden.policy.receive_from == () and norden.policy.quorum == 1
-    assert (norden.log_key, norden.witness_key, norden.registrar_url) == ("l+1+k", "w+1+k", "https://r.example")
+    assert (norden.log_key, norden.witness_key, norden.registrar_url) == (LOG, WITNESS, "https://r.example")
     table("init", "statement", "--send-to", "all", "--retention-days", "0", "--dir", "norden")
     norden = load_region_file(Path(region_file("norden"))).region
     assert norden.policy.send_to is None and norden.policy.retention_days is None and norden.policy.hold == "deny"
@@ -196,6 +206,29 @@ def test_a_publication_that_was_cut_short_is_done_again(table: Posthouse) -> Non
     assert published().payload.root_version == 2 and published().payload.version == 3
 
 
+def test_what_the_repository_has_shown_is_never_said_otherwise(
+    table: Posthouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short in the middle: what a TUF client may have seen is in root.bin already, and the next one follows it."""
+    before, written = published(), cluster.cli.federation._write
+
+    def cut(path: Path, data: bytes) -> None:
+        if path.name == "timestamp.json":
+            raise OperatorError("no space left")
+        written(path, data)
+
+    monkeypatch.setattr("cluster.cli.federation._write", cut)
+    refused(table, "publish", *DIR)
+    monkeypatch.setattr("cluster.cli.federation._write", written)
+    shown = Path("table/repository/metadata/2.snapshot.json").read_bytes()
+    monkeypatch.setattr("cluster.cli.federation.now_ms", lambda: now_ms() + DAY)
+    table("federation", "publish", *DIR)
+    assert Path("table/repository/metadata/2.snapshot.json").read_bytes() == shown
+    verify_root(Path("table/root.bin").read_bytes(), now_ms() + DAY, prev=before)
+    for path, data in repository_files(Path("table/root.bin").read_bytes()):
+        assert Path("table/repository", path).read_bytes() == data
+
+
 # --- mistakes ------------------------------------------------------------------------------------
 def test_mistakes_at_the_beginning(posthouse: Posthouse, tmp_path: Path) -> None:
     for words in (["rotate"], ["publish"], ["add-region", region_file("norden")], ["remove-region", "norden"]):
@@ -239,6 +272,27 @@ def test_mistakes_about_regions(table: Posthouse) -> None:
     assert "is the address of taiga/1/n1 and of norden/1/n1" in refused(
         table, "add-region", region_file("taiga"), *DIR
     )
+
+
+def test_keys_of_logs_that_would_stop_others(table: Posthouse) -> None:
+    """They are no keys, of another kind, or another region's; also under another name."""
+    renamed = str(SignerKey("sauda/witness", COSIGNATURE, b"w" * 32).verifier)
+    namesake = str(SignerKey("norden/log", ED25519, b"x" * 32).verifier)
+    table("init", "statement", "--log-key", LOG, "--witness-key", WITNESS, "--dir", "norden")
+    table("federation", "add-region", region_file("norden"), *DIR)
+    for option, value in (("--log-key", "l+1+k"), ("--witness-key", "nonsense"), ("--witness-key", LOG)):
+        table("init", "statement", option, value, "--dir", "sauda", status=Exit.OPERATOR)
+    for option, value in (("--log-key", namesake), ("--witness-key", renamed), ("--log-key", LOG)):
+        shutil.copytree("sauda", "twin")
+        table("init", "statement", option, value, "--dir", "twin")
+        assert "one log key or witness key" in refused(table, "add-region", "twin/sauda.region", *DIR)
+        shutil.rmtree("twin")
+    entry = msgspec.structs.replace(load_region_file(Path(region_file("sauda"))).region, witness_key="nonsense")
+    signer = load_signer(Path("sauda/secrets/sauda.region.pem"))
+    part = region_part(entry, [signer], 9, now_ms() + DAY)
+    file = msgspec.structs.replace(load_region_file(Path(region_file("sauda"))).file, part=part)
+    Path("wild.region").write_bytes(encode(file))
+    assert "its witness key is none" in refused(table, "add-region", "wild.region", *DIR)
 
 
 def test_one_key_does_not_get_two_regions(table: Posthouse) -> None:
@@ -289,6 +343,21 @@ def test_mistakes_while_signing(table: Posthouse, monkeypatch: pytest.MonkeyPatc
     assert "is not TUF metadata" in refused(table, "sign", "alone/root.json", "--key", key)
     monkeypatch.setattr("cluster.cli.federation.now_ms", lambda: now_ms() + 400 * DAY)
     assert "ended on" in refused(table, "sign", staged, "--key", key, "--yes")
+
+
+def test_nobody_draws_lines_on_a_signers_screen(table: Posthouse) -> None:
+    """What is shown of a draft is others' text: a region's URLs, a holder's name, the name of the federation."""
+    forged = "x\x1b[2K\n  fingerprint 0000 0000 0000 0000 0000"
+    own = load_region_file(Path(region_file("norden"))).region
+    node = msgspec.structs.replace(own.cells[0].nodes[0], link=forged, clients=(forged,))
+    cell = msgspec.structs.replace(own.cells[0], nodes=(node,))
+    region = msgspec.structs.replace(own, cells=(cell,), log_key=forged, witness_key=forged, registrar_url=forged)
+    assert not any("\n" in line or "\x1b" in line for line in region_words(region))
+    holder = named(new_signer().public_key, forged)
+    root = draft_root(forged, 1, Holders((holder,), 1), Holders((holder,), 1), Holders((holder,), 1), now_ms() + DAY)
+    targets = draft_targets(1, {forged: Holders((holder,), 1)}, now_ms() + DAY)
+    for line in [*metadata_words(root, None), *metadata_words(targets, None)]:
+        assert "\n" not in line and "\x1b" not in line
 
 
 def test_a_draft_that_does_not_follow(table: Posthouse) -> None:

@@ -15,10 +15,12 @@ from aics_witness.service import make_server
 from aics_witness.store import WitnessStore
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cluster.core.homelog import Freshness, home_entry, verify_newest, verify_stapled_home, verify_unknown
+from cluster.core.homelog import (
+    Freshness, check_fresh, home_entry, verify_newest, verify_stapled_home, verify_unknown,
+)  # fmt: skip
 from cluster.core.tlog import (
-    BadProof, Fork, OldEpoch, StaleCheckpoint, TooFewWitnesses, UnknownKey, parse_add_checkpoint, parse_note,
-    parse_staple, verify_staple,
+    BadProof, Checkpoint, Fork, OldEpoch, Proven, StaleCheckpoint, TooFewWitnesses, Trust, UnknownKey,
+    parse_add_checkpoint, parse_note, parse_staple, verify_staple,
 )  # fmt: skip
 from cluster.registrar.choir import Choir
 from cluster.registrar.endpoints import caller
@@ -114,6 +116,18 @@ async def test_a_user_who_is_there_cannot_be_denied_nor_one_invented(world: Worl
         verify_unknown(b"u" * 32, (await region.log.standing(b"u" * 32)).evidence, trust, FRESH)
 
 
+def test_of_k_witnesses_all_have_to_be_fresh() -> None:
+    """One that conspires with the log and signs it ever anew does not make the others' old word a new one."""
+    trust = Trust(LOG.verifier, (witness_key("sauda").verifier, witness_key("vika").verifier), 2)
+    for old, good in ((1_000, True), (999, False)):
+        proven = Proven(0, Checkpoint(LOG.name, 1, bytes(32)), {"sauda": 1_600, "vika": old})
+        if good:
+            check_fresh(proven, trust, Freshness(1_600, 600))
+            continue
+        with pytest.raises(StaleCheckpoint, match="601 s ago"):
+            check_fresh(proven, trust, Freshness(1_600, 600))
+
+
 # --- a log that lies -----------------------------------------------------------------------------
 async def test_a_fork_is_kept_as_evidence_told_and_never_cosigned_again(world: World) -> None:
     witness, told = world.witnesses["sauda"], []
@@ -162,6 +176,23 @@ async def test_what_a_witness_said_it_remembers_after_a_restart(world: World) ->
             assert verdict.status == status, verdict.body
             if status == HTTPStatus.CONFLICT:
                 assert verdict.body == b"30\n" and verdict.size
+
+
+async def test_a_fork_is_told_where_its_copies_cannot_be_written_and_again_by_the_next_process(world: World) -> None:
+    place, logs, told = world.directory / "sauda", {LOG.name: LOG.verifier}, []
+    for again in (False, True):
+        async with open_witness(
+            place / "again.sqlite", world.portal, witness_key("sauda"), logs, place / "none", world.clock
+        ) as witness:
+            witness.on_fork = lambda origin, fork: told.append((origin, fork.first, fork.second))
+            if again:
+                witness.tell_again()
+                break
+            await witness.add_checkpoint(ONE.request(0, 30).encode())
+            (place / "none").rmdir()
+            verdict = await witness.add_checkpoint(OTHER.request(30, 30).encode())
+            assert verdict.status == HTTPStatus.UNPROCESSABLE_ENTITY
+    assert told == [(LOG.name, ONE.note(30).encode(), OTHER.note(30).encode())] * 2
 
 
 async def test_a_split_view_is_found_by_gossip_within_one_round(world: World) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from nacl.signing import SigningKey
 
 from cluster.core.epochmap import Crown, Value, bucket_of, change, place_of, summarise, value_of
@@ -20,7 +21,7 @@ from relay.core.trust import HomeRecord, read_home, sign_home
 from relay.errors import PeerError, StoreForeign, TrustError
 from relay.journal.portal import open_portal
 from tests.cluster.registrar.site import (
-    NOW, REGIONS, ROOT, World, first, following, log_key, registrar_key, request, user_key, witness_key,
+    NOW, REGIONS, ROOT, World, device, first, following, log_key, registrar_key, request, user_key, witness_key,
 )  # fmt: skip
 
 LOG = log_key("norden")
@@ -202,6 +203,17 @@ async def test_what_a_dishonest_registrar_logs_is_found(
     book.epoch(NOW + 100)
     findings = await audit(FakeLog(book.entries), tmp_path / "a")
     assert findings and re.search(finding, findings[0]), findings
+
+
+async def test_a_registrar_that_brings_a_revoked_device_back_is_found(tmp_path: Path) -> None:
+    book = Book()
+    record = enrolled(1, book)
+    [phone], laptop = record.devices, device(b"l" * 32, 2)
+    for devices in ((laptop,), (laptop,), (laptop, structs.replace(phone, since=4))):
+        record = book.home(sign_home(following(record, devices=devices), user_key(1), registrar_key("norden")))
+    book.epoch()
+    [finding] = await audit(FakeLog(book.entries), tmp_path)
+    assert "ReturnedDevice" in finding
 
 
 async def test_what_a_log_showed_once_is_held_against_it_for_ever(tmp_path: Path) -> None:

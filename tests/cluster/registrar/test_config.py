@@ -103,6 +103,35 @@ def test_a_quorum_that_cannot_be_had(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"witness_key": "nonsense"},
+        {"witness_key": "norden's"},
+        {"witness_key": "sauda's"},
+        {"log_key": "nonsense"},
+        {"log_key": "norden's"},
+        {"registrar_url": "ftp://a:1"},
+    ],
+)
+def test_what_a_region_says_wrongly_of_itself_stops_no_other(tmp_path: Path, wrong: dict[str, str]) -> None:
+    peers = make(tmp_path, quorum=1)
+    known = {"norden's": peers["norden"].log, "sauda's": peers["sauda"].witness}
+    root = verify_root((tmp_path / "root.bin").read_bytes(), NOW)
+    changed = {key: str(known.get(value, value)) for key, value in wrong.items()}
+    regions = [
+        msgspec.structs.replace(region, **changed) if region.name == "vika" else region
+        for region in root.payload.regions
+    ]
+    (tmp_path / "root.bin").write_bytes(signed_root(regions, NOW + DAY))
+    config = load(tmp_path)
+    assert [peer.region for peer in config.peers] == ["sauda"] and config.trust.k == 1
+    [said] = config.unusable
+    assert said.startswith("vika: ")
+    trust = trust_of(verify_root((tmp_path / "root.bin").read_bytes(), NOW), "norden")
+    assert "sauda.example/witness" in {key.name for key in trust.witnesses}
+
+
 def test_no_config_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path, NOW)

@@ -94,6 +94,28 @@ async def test_what_is_no_request(autojump_clock: MockClock) -> None:
             assert b"HEAD" not in data or answer.endswith(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HEAD /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 200\r\n\r\n" + bytes(200),  # more than the page takes
+        b"HEAD /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 20\r\n\r\n",  # never comes
+        b"HEAD /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+        b"POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+        b"GET /echo HTTP/1.1\r\nHost: h\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"CONNECT /none HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET /echo HTTP/1.0\r\n\r\n",
+        b"GET /echo HTTP/1.1\r\nHost: h\r\n\r\nnonsense\r\n\r\n",
+    ],
+)
+async def test_no_request_ends_the_server(data: bytes, autojump_clock: MockClock) -> None:
+    async with serving() as doors:
+        stream = await doors.dial()
+        await stream.send_all(data)
+        answer = await read_all(stream)
+        assert answer.startswith(b"HTTP/1.1 ") and (not data.startswith(b"HEAD") or answer.endswith(b"\r\n\r\n"))
+        assert await Caller("echo", doors.dial).ask("GET", "/echo") == (200, b"GET /echo ")
+
+
 async def test_nobody_holds_a_connection_for_nothing(autojump_clock: MockClock) -> None:
     async with serving() as doors:
         silent, slow, asking = [await doors.dial() for _ in range(3)]

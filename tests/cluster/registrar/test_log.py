@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import trio
+from msgspec import structs
 
 from cluster.core.homelog import (
     EpochEntry, Freshness, HomeEntry, read_entry, verify_newest, verify_stapled_home, verify_unknown,
 )  # fmt: skip
 from cluster.core.tlog import TooFewWitnesses, decode_bundle, parse_checkpoint, parse_note
 from relay.core.trust import read_home
-from relay.errors import BadSignature, BrokenChain, OperatorError, Overloaded, RolledBack, TrustError, VersionTaken
+from relay.errors import (
+    BadSignature, BrokenChain, OperatorError, Overloaded, ReturnedDevice, RolledBack, TrustError, VersionTaken,
+)  # fmt: skip
 from tests.cluster.registrar.site import (
     NOW, ROOT, Region, World, ask, device, first, following, log_key, request, user_key,
 )  # fmt: skip
@@ -86,6 +89,19 @@ async def test_the_same_request_again_gives_the_same_record(world: World) -> Non
         await enrol()  # also when there is a newer one
         assert region.registry.head.size == size + 2 and answers[-1].signed == answers[0].signed
         assert read_home(second.signed).version == 2
+
+
+async def test_a_revoked_device_does_not_come_back_versions_later(world: World) -> None:
+    """Also where the version before does not know of it any more."""
+    async with world.region() as region:
+        record = read_home((await region.log.enrol(request(1))).signed)
+        [phone], laptop = record.devices, device(b"l" * 32, 2)
+        for _ in range(2):
+            answer = await region.log.enrol(ask(following(record, devices=(laptop,)), user_key(1)))
+            record = read_home(answer.signed)
+        again = structs.replace(phone, since=4)
+        with pytest.raises(ReturnedDevice):
+            await region.log.enrol(ask(following(record, devices=(laptop, again)), user_key(1)))
 
 
 async def test_versions_of_one_user_in_one_batch_follow_each_other(world: World) -> None:

@@ -14,12 +14,14 @@ import structlog
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
+from nacl.signing import SigningKey
 
 from relay.client import BadCard, Card, ClientClosed, add_device, new_user, update_root
 from relay.client.outgoing import take_counters
 from relay.client.people import learn, newest, own_chain
 from relay.client.store import Db, Store, get_cursor, load_own, put_cursor
-from relay.core.trust import read_home, verify_chain
+from relay.core.trust import read_home, sign_home, verify_chain
 from relay.errors import (
     BrokenChain, Frozen, OperatorError, Rollback, StoreDamaged, StoreError, StoreForeign, TrustError,
 )  # fmt: skip
@@ -278,6 +280,24 @@ async def test_rollback_and_fork_of_a_record_are_refused(world: Federation, tmp_
     store = Store(tmp_path / "me")
     kept = await store.run(lambda db: newest(db, own, card.user))
     assert kept is not None and kept.signed == chains[0][1] == read_home(chains[0][1]).signed
+    store.close()
+
+
+async def test_what_was_not_verified_is_not_put_into_the_own_chain(world: Federation, tmp_path: Path) -> None:
+    """A server that answers for our own records slips one in that `verify_chain` passes over, because it is older."""
+    card = user(world, tmp_path / "a")
+    (tmp_path / "twin").write_bytes((tmp_path / "a").read_bytes())
+    (tmp_path / "twin").chmod(0o600)
+    add_device(tmp_path / "b", of=tmp_path / "a", registrar=world.registrars["norden"], now_ms=NOW)
+    store = Store(tmp_path / "a")
+    chain = await store.run(own_chain)
+    store.close()
+    anybody = SigningKey(b"m" * 32)
+    forged = sign_home(structs.replace(read_home(chain[0]).payload, version=0), anybody, anybody)
+    store = Store(tmp_path / "twin")
+    own = await store.run(lambda db: load_own(db, NOW))
+    record = await store.run(lambda db: learn(db, own, card.user, [forged, *chain], NOW))
+    assert record.version == 2 and await store.run(own_chain) == chain
     store.close()
 
 

@@ -172,6 +172,32 @@ def test_a_proof_has_one_form() -> None:
         parse_map_proof(bytes(epochmap.MAX_MAP_PROOF + 1))
 
 
+def test_who_stands_elsewhere_does_not_stand_in_the_way() -> None:
+    """A dishonest map has, on the user's side of the root, somebody whose place is on the other side."""
+    user = USERS[0]
+    place = place_of(user)
+    other = next(one for one in map(place_of, USERS) if one[0] >> 7 != place[0] >> 7)
+    there, sibling = epochmap.leaf_of(other, bytes(32)), b"s" * 32
+    root = epochmap.inner_of(sibling, there) if place[0] >> 7 else epochmap.inner_of(there, sibling)
+    with pytest.raises(BadProof):
+        verify_absent(user, MapProof(1, b"\x80", (sibling,), other + bytes(32)), root)
+
+
+def test_an_empty_sibling_is_not_spelt_out() -> None:
+    one = place_of(USERS[0])
+    other = next(place for place in map(place_of, USERS) if (place[0] ^ one[0]) >> 6 == 1)
+    user = next(user for user in USERS if place_of(user) == other)
+    made = Book(4)
+    for who in (USERS[0], user):
+        made.put(place_of(who), value_of(1, digest(who, 1)))
+    proof, root = made.prove(one), made.crown.root
+    verify_latest(USERS[0], 1, digest(USERS[0], 1), proof, root)
+    assert (proof.depth, proof.present) == (2, b"\x40")
+    longer = msgspec.structs.replace(proof, present=b"\xc0", siblings=(*proof.siblings, EMPTY))
+    with pytest.raises(BadProof):
+        verify_latest(USERS[0], 1, digest(USERS[0], 1), longer, root)
+
+
 @pytest.mark.parametrize("alike", [1, 16, 17, 100, 255])
 def test_places_that_are_alike_for_long(alike: int) -> None:
     """Nobody finds two users whose places share more than some 80 bits; the map would hold them all the same."""
