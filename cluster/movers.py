@@ -40,6 +40,7 @@ class Batch:
         self._state = delivery.room.state
         self._reached: dict[bytes, int] = {}  # user → version, when `moves` are applied
         self.moves: list[records.Move] = []
+        self._coming: set[bytes] = set()  # devices of users whom this batch brings
 
     def record(self, record: records.HandIn) -> records.HandIn:
         """The same as it goes into the log: without what must not rest here."""
@@ -50,7 +51,8 @@ class Batch:
                 case records.HANDIN_FORWARD:
                     return self._forward(record)
                 case records.HANDIN_NOTICE:
-                    if self._state.user_of(records.read_for_device(record.item).device) is None:
+                    device = records.read_for_device(record.item).device
+                    if self._state.user_of(device) is None and device not in self._coming:
                         return refused_number(record, Code.UNKNOWN_USER)
                 case _:
                     records.read_told(record.item)
@@ -73,6 +75,7 @@ class Batch:
             verify_move(chain[: known.version], self._root, known)
         if all(home.cell != self._state.cell for home in homes):
             raise _NeverHere
+        self._coming |= {device.id for home in homes for device in home.devices}
         return homes[-1]
 
     def _known(self, user: bytes) -> HomeRecord | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -100,7 +101,8 @@ class FederationDirectory:
             return self._own.moved(user)[0][after : leaving.version]
         known = await self._foreign(user, hint)
         if known.record.version <= after and self._make_stale(known):
-            known = await self._foreign(user, hint)
+            with suppress(Refused):  # it cannot be asked now: what is known is all that there is
+                known = await self._foreign(user, hint, anew=True)
         return list(known.chain[after:])  # version n is element n - 1
 
     def _make_stale(self, known: _Known) -> bool:
@@ -140,12 +142,13 @@ class FederationDirectory:
             self._make_stale(known)
 
     # --- foreign users -----------------------------------------------------------------------------
-    async def _foreign(self, user: bytes, hint: str) -> _Known:
-        """From the cache, or by one lookup for all who ask at the same time."""
+    async def _foreign(self, user: bytes, hint: str, anew: bool = False) -> _Known:
+        """From the cache, or by one lookup for all who ask at the same time. `anew`: asks the cell in any case; where
+        there is no link to it now, the asking makes one."""
         await trio.lowlevel.checkpoint()
         key = (user, hint)
         while True:
-            known = self._cached(user)
+            known = None if anew else self._cached(user)
             if known is not None:
                 return known
             self._raise_failure(key)
@@ -153,6 +156,7 @@ class FederationDirectory:
             if fetch is None:
                 return await self._lead(key)
             await fetch.done.wait()  # cancelled with its leader: then one of us leads
+            anew = False
 
     async def _lead(self, key: tuple[bytes, str]) -> _Known:
         fetch = self._fetches[key] = _Fetch()

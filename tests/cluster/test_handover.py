@@ -9,11 +9,12 @@ from trio.testing import wait_all_tasks_blocked
 from cluster.core import linkwire
 from cluster.handover import Reception
 from relay.core import records
+from relay.core.codec import encode
 from relay.core.wire import Code
 from relay.errors import ResidencyError
 from relay.limits import LINK_DEADLINE_S
 from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv, make_root
-from tests.relay.core.mailroom.conftest import User
+from tests.relay.core.mailroom.conftest import User, device_id
 from tests.relay.test_office import seal
 
 PEER = linkwire.Peer("sauda", ABROAD, "n1")
@@ -150,3 +151,20 @@ async def test_a_node_that_is_behind_takes_what_is_skipped_as_soon_as_it_may(aut
         await world.reception(PEER, hand_over(1, *sealed))
         await trio.sleep(1)
         assert [answer.vector for answer in answers] == [8]
+
+
+async def test_what_became_of_a_letter_comes_in_one_batch_with_its_sender(autojump_clock):
+    """Found by the simulator, seed 302: the notice was judged by who was at home before the batch."""
+    async with Opened() as world:
+        carol = User("carol", ABROAD)
+        carol.record("c1")
+        carol.move(CELL)
+        told = records.ForDevice(device_id("c1"), b"i" * 32, Code.STORED, 1, ABROAD)
+        items = (
+            linkwire.HandItem(records.HANDIN_MOVE, encode(records.Chain(tuple(carol.chain))), b""),
+            linkwire.HandItem(records.HANDIN_NOTICE, encode(told), b""),
+        )
+        answer = await world.reception(PEER, linkwire.HandOver(b"o" * 16, 0, 1, items))
+        assert answer.vector == 2 and Code.UNKNOWN_USER not in [outcome.code for outcome in answer.outcomes]
+        (notice,) = world.cell.state.devices[device_id("c1")].notices.values()
+        assert (notice.id, notice.code) == (told.id, Code.STORED)

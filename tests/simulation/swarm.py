@@ -33,7 +33,7 @@ from tests.simulation.world import Trace, Violation, World, simulate
 
 OUR_MISTAKES = ("connection_crashed", "link_handler_failed")  # what code logs when it did not expect an exception
 LOOK_S = 1.0  # seconds between two looks at everything
-GONE_S = 20.0  # seconds after healing in which a revoked device is to be told so, if its home knows of it
+GONE_S = 75.0  # seconds after healing in which a revoked device is to be told so, if its home knows of it
 HANGS_S = 120.0  # seconds of a processor that a world may take, where it is not made for more
 
 

@@ -198,10 +198,12 @@ class _Loader:
         user = self.state.users.setdefault(record.user, UserState(record, []))
         user.record = read_home(signed, user.record) if user.chain else record
         user.chain.append(signed)
+        self.state.learn_former(user.record)
 
     def moved(self, key: bytes, chain: list[bytes], devices: list[bytes], last: int, confirmed: bool) -> None:
         self.state.moved[key] = MovedUser(read_chain(chain)[-1], chain, tuple(devices), last, confirmed)
         self.state.moved_devices.update(dict.fromkeys(devices, key))
+        self.state.learn_former(self.state.moved[key].record)
 
     def mail(self, address: bytes, size: int, part: bytes) -> None:
         box = self.state.users[address].box

@@ -70,6 +70,7 @@ def _leave(turn: Turn, user: UserState, new: HomeRecord, chain: list[bytes], via
     names = tuple(dict.fromkeys([*(device.id for device in devices), *(device.id for device in new.devices)]))
     moved = state.moved[new.user] = MovedUser(new, chain, names, turn.index)
     state.moved_devices.update(dict.fromkeys(names, new.user))
+    state.learn_former(new)
     _count_what_waits(state, moved)
     for device in devices:
         del state.devices[device.id]
@@ -103,6 +104,7 @@ def _move_on(turn: Turn, moved: MovedUser | None, new: HomeRecord, chain: list[b
     turn.state.moved_devices.update(
         {device: new.user for device in moved.devices if device not in turn.state.devices}
     )
+    turn.state.learn_former(new)
     _settle_in(turn, moved, via)
 
 
@@ -147,6 +149,8 @@ def forget(turn: Turn, address: bytes) -> bool:
     del state.moved[address]
     for device in moved.devices:
         state.moved_devices.pop(device, None)
+    for gone in moved.record.former:
+        state.former.pop(gone.id, None)
     return True
 
 

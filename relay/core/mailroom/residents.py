@@ -33,6 +33,7 @@ def home(turn: Turn, record: records.Home) -> None:
 
 def enrol(turn: Turn, before: HomeRecord, new: HomeRecord, pos: int) -> None:
     """The devices of a user of this cell are those of `new` from here on; what comes for a new one begins here."""
+    turn.state.learn_former(new)
     named = {device.id for device in new.devices}
     left = [device for device in before.devices if device.id not in named]
     gone = {device.stem: device.id for device in left if _is_of(turn.state, device.id, new.user)}

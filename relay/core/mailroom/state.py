@@ -298,6 +298,7 @@ class State:
     devices: dict[bytes, DeviceState] = field(default_factory=dict)
     moved: dict[bytes, MovedUser] = field(default_factory=dict)
     moved_devices: dict[bytes, bytes] = field(default_factory=dict)  # device → user
+    former: dict[bytes, bytes] = field(default_factory=dict)  # id that was revoked or rotated → user, of both kinds
     rosters: dict[bytes, RosterState] = field(default_factory=dict)
     memberships: dict[bytes, set[bytes]] = field(default_factory=dict)
     outboxes: dict[str, Outbox] = field(default_factory=dict)
@@ -314,9 +315,20 @@ class State:
     checkpoint_due: int = CHECKPOINT_BYTES  # so many of them, at which the next checkpoint is taken
 
     def user_of(self, device: bytes) -> bytes | None:
-        """Whose a device is, also of one who has moved away."""
+        """Whose a device is, or was, also of one who has moved away."""
         known = self.devices.get(device)
-        return known.user if known else self.moved_devices.get(device)
+        return known.user if known else self.moved_devices.get(device, self.former.get(device))
+
+    def heir(self, device: bytes) -> DeviceState | None:
+        """The device at home here that has this id, or had it before its keys were rotated (ADR 24)."""
+        if (user := self.users.get(self.former.get(device, b""))) is not None:
+            listed = {one.stem: one.id for one in user.record.devices}
+            device = listed.get(user.record.stem(device) or b"", device)
+        return self.devices.get(device)
+
+    def learn_former(self, record: HomeRecord) -> None:
+        """Ids that a user's newest record lists no more."""
+        self.former.update((gone.id, record.user) for gone in record.former)
 
     # --- sources -----------------------------------------------------------------------------------
     def hold(self, source: Source) -> int:

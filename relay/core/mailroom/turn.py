@@ -87,10 +87,11 @@ class Turn:
         known = self.state.outcomes.get(envelope_id)
         if known is not None:
             self.state.outcomes[envelope_id] = ReceiptItem(envelope_id, code, known.position, newest, cell)
-        owner = self.state.devices.get(device)
+        owner = self.state.heir(device)
         if owner is None:
             self._notice_elsewhere(records.ForDevice(device, envelope_id, code, newest, cell))
             return
+        device = owner.id
         notice = Notice(self.next_position(), envelope_id, code, newest, cell, self.time + MAX_LIFETIME)
         owner.notices[notice.position] = notice
         self.expire_later(notice.expires, EXPIRE_NOTICE, device, notice.position)
@@ -98,8 +99,8 @@ class Turn:
 
     def _notice_elsewhere(self, notice: records.ForDevice) -> None:
         """The same for a device that has moved; nobody is left to be told where it has not."""
-        user = self.state.moved_devices.get(notice.device)
-        if user is not None:
+        user = self.state.user_of(notice.device)
+        if user in self.state.moved:
             self.say(self.state.moved[user].record.cell, records.HANDIN_NOTICE, encode(notice), user)
 
     # --- outboxes --------------------------------------------------------------------------------

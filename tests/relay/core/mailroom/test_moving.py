@@ -8,7 +8,7 @@ import pytest
 from relay.core import records
 from relay.core.codec import encode
 from relay.core.envelope import envelope_id
-from relay.core.mailroom import reading
+from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import UserMoved
 from relay.core.wire import Code
 from relay.limits import MAX_MAILBOX
@@ -210,6 +210,21 @@ def test_a_refusal_reaches_a_sender_who_moved(world: World) -> None:
     world.move(alice, C, tell=C)
     world.settle()
     assert world.logs[C].ids("a1") == [bytes([Code.BAD_ENVELOPE]) + envelope_id(bad)]
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_an_outcome_finds_the_device_whose_keys_were_rotated_since(world: World, reload: bool) -> None:
+    """Found by the simulator, seed 148: the old home names the device by the id with which it submitted."""
+    alice, bob = enrolled(world, "alice", A), enrolled(world, "bob", B)
+    here, there = world.logs[A], world.logs[C]
+    sent = here.seal(bob.id)
+    here.apply(here.submit("a1", sent, B))
+    world.move(alice, C, tell=C)
+    there.apply(records.Home(alice.rotate("a1", "a2")))
+    if reload:
+        there.room = Mailroom.from_checkpoint(list(there.room.checkpoint()))
+    world.settle()
+    assert there.ids("a2") == [bytes([Code.STORED]) + envelope_id(sent)]
 
 
 def test_group_mail_follows_who_moved_and_stays_with_who_stayed(world: World) -> None:
