@@ -310,8 +310,8 @@ class ByRecords:
         return f"user {short(home.user)}, {here} here by {home}"
 
     def _in_transit(self, header: Header, found: Found, record: records.Submit) -> str:
-        """An outbox copy: its sender is at home here, and it is bound for the cell where the recipient is, or was, at home:
-        the sender's node may not have heard of a move yet, and that cell sends it on."""
+        """An outbox copy: its sender is at home here, and it is bound for the cell where the recipient is at home or
+        was: the sender's node may not have heard of a move yet, and that cell sends it on."""
         home = self.register.homes.get(header.to)
         if header.kind is To.MAILBOX and (record.dest == self.site.cell or (home and record.dest not in home.cells)):
             return ""
