@@ -45,7 +45,7 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
     """Read and check a config at Unix time `now_ms` (default: now). Raises ConfigError with all findings at once."""
     now_ms = int(time.time() * 1000) if now_ms is None else now_ms
     path = path.absolute()
-    tables = _read_toml(path)
+    tables = read_toml(path, "Write one (configs/node.toml shows every key) or run `posthouse init`")
     findings: list[Finding] = []
     routes = _routes(tables.pop("routes", {}), findings)
     sections, flawed = _sections(tables, path.parent, findings)
@@ -68,13 +68,14 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
     return NodeConfig(path, **sections, root=root)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, make_it: str) -> dict[str, Any]:
+    """The tables of a config file. `make_it`: what to do where there is none. Raises ConfigError."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        what, remedy = "there is no such file", "Write one (configs/node.toml shows every key) or run `posthouse init`"
+        what, remedy = "there is no such file", make_it
     except IsADirectoryError:
-        what, remedy = "is a directory", "Name the config file in it (`posthouse init region` calls it node.toml)"
+        what, remedy = "is a directory", "Name the config file in it: node.toml, or registrar.toml"
     except OSError as error:
         what, remedy = f"cannot be read: {error.strerror}", "Make the file readable for this user"
     except UnicodeDecodeError:

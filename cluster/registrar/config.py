@@ -12,14 +12,14 @@ The registrar's own key, which signs home records, stays where the config says; 
 from __future__ import annotations
 
 import stat
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from nacl.signing import SigningKey
 
+from cluster.config import read_toml
 from cluster.config_keys import Digest
 from cluster.core.homelog import witnesses_of
 from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust, VerifierKey
@@ -190,19 +190,9 @@ def _check(config: RegistrarConfig) -> None:
 
 def _read(path: Path) -> _File:
     try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-        return msgspec.convert(raw, _File)
-    except FileNotFoundError:
-        what, remedy = "there is no such file", "Make one with `posthouse registrar init`"
-    except OSError as error:
-        what, remedy = f"cannot be read: {error.strerror}", "Make the file readable for this user"
-    except UnicodeDecodeError:
-        what, remedy = "is not UTF-8 text", "Save the file as UTF-8"
-    except tomllib.TOMLDecodeError as error:
-        what, remedy = f"is not TOML: {error}", "Mend that line"
+        return msgspec.convert(read_toml(path, "Make one with `posthouse registrar init`"), _File)
     except msgspec.ValidationError as error:
-        what, remedy = str(error), _REMEDY
-    raise ConfigError(str(path), [("file", what, remedy)])
+        raise ConfigError(str(path), [("file", str(error), _REMEDY)]) from None
 
 
 def _root(path: Path, data: Path, pin: str, now_ms: int) -> Root:
