@@ -83,12 +83,12 @@ def find_sites(directory: Path | None, config: Path | None) -> list[Site]:
     return sorted((read_site(path) for path in configs), key=lambda site: (site.region, site.node, site.config))
 
 
-def unclaimed_stores(directory: Path | None, sites: list[Site]) -> list[Path]:
-    """Stores below `directory` that belong to none of the sites."""
+def unclaimed_stores(directory: Path | None, sites: list[Site]) -> list[str]:
+    """What there is to say of stores below `directory` that belong to none of the sites."""
     files = files_below(directory) if directory else []
     tops = [site.top.resolve() for site in sites]
     return [
-        path for path in files
+        f"{path}: the store of no node.toml: it was not looked into" for path in files
         if path.name == STORE_FILE and not any(path.resolve().is_relative_to(top) for top in tops)
     ]  # fmt: skip
 

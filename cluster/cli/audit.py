@@ -60,8 +60,7 @@ def residency(directory: Path | None, config: Path | None, each: bool, json_path
         report = audit_residency(sites, say if each else None)
     except NothingHere as error:
         raise click.UsageError(f"{error}.") from None
-    report.findings += [f"{path}: the store of no node.toml: it was not looked into"
-                        for path in unclaimed_stores(directory, sites)]  # fmt: skip
+    report.findings += unclaimed_stores(directory, sites)
     if json_path is not None:
         write_json(json_path, report)
     show(Console(highlight=False), report)

@@ -112,8 +112,7 @@ def look(
     if capture is None and directory is not None and (directory / CAPTURED).is_dir():
         capture = directory / CAPTURED
     report = look_for(kit, sites, capture, also, links)
-    report.findings += [f"{path}: the store of no node.toml: it was not looked into"
-                        for path in unclaimed_stores(directory, sites)]  # fmt: skip
+    report.findings += unclaimed_stores(directory, sites)
     if json_path is not None:
         write_json(json_path, report)
     show(Console(highlight=False), report)

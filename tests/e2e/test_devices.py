@@ -124,7 +124,7 @@ async def _a_revoked_device_is_out_at_once_on_another_node(town: Town) -> None:
             await phone.send(bob.card, b"I was found")
     async with town.open("alice", "n1") as alice:
         await until_all(alice, got, sent)
-    assert [message.content for message in got] == sent and not any(message.gap or message.late for message in got)
+    assert unrepeated(got) == sent and not any(message.gap or message.late for message in got)
     with pytest.raises(Revoked):  # nor may it come back
         async with town.open("alice+phone", "n2") as phone:
             await keep(phone, [])
