@@ -18,10 +18,11 @@ import trio
 
 from cluster.core.linkwire import Answer, LookUp, Peer, Records, Request
 from cluster.directory.seen import Seen, Sighting
+from relay.core.policy import region_of
 from relay.core.trust import HomeRecord, Root, check_current, read_chain, read_home, verify_chain
 from relay.core.wire import Code
 from relay.errors import (
-    BrokenChain, NotValidNow, PeerError, PosthouseError, ProtocolError, Refused, Rollback, TrustError,
+    BrokenChain, NotValidNow, Overloaded, PeerError, PosthouseError, ProtocolError, Refused, Rollback, TrustError,
 )
 from relay.limits import DIRECTORY_CACHE, DIRECTORY_FAILURES, DIRECTORY_FRESH, DIRECTORY_RETRY, LOOKUP_S, MAX_CHAIN
 from relay.ports import Env
@@ -41,6 +42,10 @@ class OwnUsers(Protocol):
     def moved(self, user: bytes) -> tuple[list[bytes], bool]:
         """All records of a user who has left for another cell, and whether that has confirmed that it has them and what
         waited here; none where nobody of that id has."""
+
+    async def settled(self) -> None:
+        """Wait until this node has applied what its cell had committed: before, it may deny nobody. Raises
+        Overloaded."""
 
 
 class AsksCells(Protocol):
@@ -89,11 +94,13 @@ class FederationDirectory:
         """The newest verified record of `user`. `hint` is the region of the address card.
 
         Raises Refused with UNKNOWN_USER, UNKNOWN_REGION or UNREACHABLE; TrustError where an answer did not verify."""
+        await self._settle(user, hint)
         own = self._own.home(user) or self._leaving(user)
         return own if own is not None else (await self._foreign(user, hint)).record
 
     async def chain(self, user: bytes, hint: str, after: int) -> list[bytes]:
         """The signed records after version `after`, oldest first. Raises like `lookup`."""
+        await self._settle(user, hint)
         if self._own.home(user) is not None:
             return self._own.chain(user, after)
         leaving = self._leaving(user)
@@ -105,6 +112,14 @@ class FederationDirectory:
                 known = await self._foreign(user, hint, anew=True)
         return list(known.chain[after:])  # version n is element n - 1
 
+    async def _settle(self, user: bytes, hint: str) -> None:
+        """Who ought to be at home here, and is not known, may have come to another node of the cell just now."""
+        if hint == region_of(self._cell) and self._own.home(user) is None and self._newest(user) is None:
+            try:
+                await self._own.settled()
+            except Overloaded as error:
+                raise Refused(Code.UNREACHABLE, error.text, "Try again", DIRECTORY_RETRY) from None
+
     def _make_stale(self, known: _Known) -> bool:
         """Who asks for what comes after the record that is kept has heard of a newer one: ask its cell again, unless
         that was done just now."""
@@ -115,9 +130,12 @@ class FederationDirectory:
         return True
 
     async def answer(self, peer: Peer, request: LookUp) -> Records:
-        """What another cell is told: records of users at home here, and nothing about anybody else."""
+        """What another cell is told: records of users at home here, and nothing about anybody else. Raises Overloaded
+        where this node cannot make sure that it is not behind."""
         await trio.lowlevel.checkpoint()
         user, after = request.user, request.after
+        if self._own.home(user) is None and not self._own.moved(user)[0]:
+            await self._own.settled()
         if self._own.home(user) is not None:
             return Records(Code.STORED, tuple(self._own.chain(user, after)[:MAX_CHAIN]))
         moved, _ = self._own.moved(user)

@@ -18,7 +18,7 @@ from relay.core.trust import (
     Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, read_home, sign_home,
 )
 from relay.core.wire import Code
-from relay.errors import Refused
+from relay.errors import Overloaded, Refused
 from relay.journal.portal import open_portal
 from tests.roots import verified_root
 
@@ -124,6 +124,14 @@ class Own:
     def __init__(self) -> None:
         self.users: dict[bytes, User] = {}
         self.left: dict[bytes, tuple[list[bytes], bool]] = {}
+        self.coming: list[User] = []  # at home by the log, and not applied here yet
+        self.alone = False  # without a majority
+
+    async def settled(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.alone:
+            raise Overloaded("the cell did not confirm")
+        self.users |= {user.id: user for user in self.coming}
 
     def moved(self, user: bytes) -> tuple[list[bytes], bool]:
         return self.left.get(user, ([], False))

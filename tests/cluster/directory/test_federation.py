@@ -15,7 +15,8 @@ from cluster.core.linkwire import Done, LookUp, Records
 from cluster.directory.seen import Sighting, open_seen
 from relay.core.wire import Code
 from relay.errors import (
-    BadSignature, BrokenChain, DiskFailed, NotValidNow, Refused, Rollback, StoreForeign, StoreLocked, TrustError,
+    BadSignature, BrokenChain, DiskFailed, NotValidNow, Overloaded, Refused, Rollback, StoreForeign, StoreLocked,
+    TrustError,
 )
 from relay.journal.portal import open_portal
 from relay.limits import DIRECTORY_CACHE, DIRECTORY_FRESH, DIRECTORY_RETRY
@@ -304,6 +305,29 @@ async def test_a_locked_and_a_foreign_file_are_the_operators_to_mend(world: Any)
     with pytest.raises(StoreForeign):
         async with world.open():
             pass
+
+
+async def test_a_node_that_is_behind_denies_nobody(world: Any) -> None:
+    """alice and bob have come to another node of the cell: neither a sender nor another cell is told otherwise."""
+    alice, bob, carol = (world.user(number, "norden/1") for number in (1, 2, 3))
+    async with world.open() as directory:
+        world.own.coming = [alice]
+        assert (await directory.lookup(alice.id, "norden")).user == alice.id
+        world.own.coming = [bob]
+        assert await directory.answer(world.peer, LookUp(bob.id, 0)) == Records(Code.STORED, tuple(bob.chain))
+        world.own.coming = [carol]
+        assert await directory.chain(carol.id, "norden", 0) == carol.chain
+
+
+async def test_a_node_without_a_majority_denies_nobody(world: Any) -> None:
+    world.own.alone = True
+    async with world.open() as directory:
+        for ask in (directory.lookup(bytes(32), "norden"), directory.chain(bytes(32), "norden", 0)):
+            with pytest.raises(Refused) as caught:
+                await ask
+            assert caught.value.code == Code.UNREACHABLE
+        with pytest.raises(Overloaded):
+            await directory.answer(world.peer, LookUp(bytes(32), 0))
 
 
 async def test_other_cells_are_told_of_own_users_only(world: Any) -> None:
