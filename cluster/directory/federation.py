@@ -201,16 +201,20 @@ class FederationDirectory:
         old = self._newest(user)
         cells = self._cells(hint) if old is None else [old.record.cell]
         try:
-            answer = await self._ask(cells, LookUp(user, old.record.version if old else 0))
+            cell, answer = await self._ask(cells, LookUp(user, old.record.version if old else 0))
         except Refused as error:
             if old is None or error.code != Code.UNREACHABLE or not self._valid(old.record):
                 raise
             return self._keep(old.record, old.chain, DIRECTORY_RETRY)  # mail for a cell that is cut off waits here
+        whole = False
         try:
-            return await self._accept(user, old, answer.chain)
+            chain, whole = await self._follow(user, cell, answer)
+            return await self._accept(user, old, chain)
         except NotValidNow:
             raise  # an old record of somebody who has gone: nobody's lie
         except TrustError as error:
+            if isinstance(error, Rollback) and not whole:
+                raise Refused(Code.UNREACHABLE, "the user's new home cannot be asked now", "Try again", 1000) from None
             log.critical("home_record_refused", user=user[:4].hex(), cells=cells, reason=str(error))
             raise
 
@@ -229,8 +233,9 @@ class FederationDirectory:
             raise Refused(Code.UNKNOWN_REGION, f"the federation has no region {hint!r}", "Check the address card")
         return [cell.name for cell in region.cells if cell.name != self._cell]
 
-    async def _ask(self, cells: Sequence[str], request: LookUp) -> Records:
-        """The first cell that knows the user. Raises Refused(UNKNOWN_USER), or UNREACHABLE where one could not say."""
+    async def _ask(self, cells: Sequence[str], request: LookUp) -> tuple[str, Sequence[bytes]]:
+        """The first cell that knows the user, and its records. Raises Refused(UNKNOWN_USER), or UNREACHABLE where one
+        could not say."""
         refused = Refused(Code.UNKNOWN_USER, "nobody of that id is at home there", "Check the address card")
         for cell in cells:
             try:
@@ -241,17 +246,28 @@ class FederationDirectory:
             if not isinstance(answer, Records):
                 raise TrustError(f"{cell} answered a lookup with {type(answer).__name__}")
             if answer.code == Code.STORED:
-                return answer
+                return cell, answer.chain
         raise refused
+
+    async def _follow(self, user: bytes, cell: str, chain: Sequence[bytes]) -> tuple[Sequence[bytes], bool]:
+        """The old home of somebody who has left knows where to, and not what came after: ask on, from cell to cell.
+        (It is verified when there is no more.) And whether the last one answered."""
+        while chain and len(chain) < MAX_CHAIN and (home := _unverified(chain[-1])).cell not in (cell, self._cell):
+            cell = home.cell
+            try:
+                _, more = await self._ask([cell], LookUp(user, home.version))
+            except Refused:
+                return chain, False
+            if not more:
+                break
+            chain = [*chain, *more]
+        return chain, True
 
     async def _accept(self, user: bytes, old: _Known | None, answer: Sequence[bytes]) -> _Known:
         """Verify, persist, use; in this order. Raises TrustError and its kinds."""
-        try:
-            known = old.record if old else None
-            record = verify_chain(answer, self._root, self._env.clock.wall_ms(), user, known)
-            newer = [signed for signed in answer if read_home(signed).version > (known.version if known else 0)]
-        except ProtocolError as error:
-            raise TrustError(f"a home record is not well formed: {error.text}") from None
+        known = old.record if old else None
+        newer = [signed for signed in answer if _unverified(signed).version > (known.version if known else 0)]
+        record = verify_chain(answer, self._root, self._env.clock.wall_ms(), user, known)
         chain = (*(old.chain if old else ()), *newer)
         highest = await self._seen.highest(user)
         self._check_seen(chain, highest)
@@ -302,3 +318,11 @@ class FederationDirectory:
             _, dropped = self._known.popitem(last=False)
             self._bytes -= dropped.size
         return known
+
+
+def _unverified(signed: bytes) -> HomeRecord:
+    """Raises TrustError."""
+    try:
+        return read_home(signed)
+    except ProtocolError as error:
+        raise TrustError(f"a home record is not well formed: {error.text}") from None

@@ -53,13 +53,17 @@ class User:
         region = self.cell.partition("/")[0]
         version = prev.version + 1 if prev else 1
         devices = prev.devices if prev else (Device(bytes(self.key.verify_key), bytes(32), 1, b""),)
+        moves = prev is not None and prev.cell != self.cell
+        epoch = prev.payload.move_epoch + moves if prev else 0
         payload = HomePayload(
             1, prev.user if prev else b"", version, prev.digest if prev else b"", region, self.cell,
-            bytes(self.key.verify_key), devices, 0, NOW - DAY + mark, self.expires, b"",
+            bytes(self.key.verify_key), devices, epoch, NOW - DAY + mark, self.expires, b"",
         )  # fmt: skip
-        return sign_home(payload, self.key, registrar or REGISTRARS[region])
+        release = REGISTRARS[prev.payload.region] if prev is not None and moves else None
+        return sign_home(payload, self.key, registrar or REGISTRARS[region], release)
 
-    def grow(self, **more: int) -> None:
+    def grow(self, cell: str = "", **more: int) -> None:
+        self.cell = cell or self.cell
         self.chain.append(self.sign(self.newest, **more))
 
 
