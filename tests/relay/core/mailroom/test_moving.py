@@ -261,7 +261,7 @@ def test_group_mail_reaches_a_device_that_was_enrolled_in_the_new_home(world: Wo
     assert world.logs[B].ids("b1") == world.logs[B].ids("b2") == [envelope_id(sent)]
 
 
-def test_group_mail_reaches_a_device_that_was_enrolled_during_a_stay_that_this_home_never_heard_of(world: World) -> None:
+def test_group_mail_reaches_a_device_enrolled_in_a_stay_that_this_home_never_heard_of(world: World) -> None:
     """There, and back again: the records of both moves come at once (found by the simulator, seed 423)."""
     alice, bob = enrolled(world, "alice", A), enrolled(world, "bob", A)
     here = world.logs[A]
