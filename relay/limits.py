@@ -148,6 +148,7 @@ MAX_STAPLE: Final = 8 * KIB  # bytes of a proof that travels with a record; 2 Ki
 
 # --- registrars ----------------------------------------------------------------------------------
 MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3
+MAX_REQUESTS: Final = 512 * KIB  # bytes of many requests in one body, at the inner face only: 512 of an ordinary kind
 REGISTRAR_QUEUE: Final = 4 * MIB  # bytes of requests that wait for the next batch; past it they are told to retry
 REGISTRAR_BATCH: Final = 512  # requests in one batch: to check them takes a fifth of a second
 WITNESS_S: Final = 5.0  # seconds a witness has for an answer, and a request waits for k of them
