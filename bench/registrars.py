@@ -128,11 +128,11 @@ async def _play(directory: Path, registrar: Registrar, pids: dict[str, int], req
     where = registrar.config.inner.removeprefix("unix:")
     words = [sys.executable, "-m", "bench.poster", where, path, str(file), str(lines)]
     size, before = await _size(registrar), {region: cpu_s(pid) for region, pid in pids.items()}
-    run = partial(subprocess.run, words, capture_output=True, check=False, timeout=_LOAD_S)
+    run = partial(subprocess.run, words, capture_output=True, text=True, check=False, timeout=_LOAD_S)
     done = await trio.to_thread.run_sync(run)
     spent = {region: cpu_s(pid) - before[region] for region, pid in pids.items()}
     if done.returncode:
-        raise PeerError(f"the load ended with an error: {done.stderr.decode()[-300:]}", f"Look at {directory}/*.log")
+        raise PeerError(f"the load ended with an error: {done.stderr[-300:]}", f"Look at {directory}/*.log")
     said: dict[str, Any] = json.loads(done.stdout)
     _check(registrar, said, each)
     count = len(requests)
