@@ -76,7 +76,7 @@ def _key(name: str, kind: int) -> SignerKey:
     return SignerKey(name, kind, digest(name.encode()))
 
 
-def _root(registrar: SigningKey, now_ms: int) -> Root:
+def make_root(registrar: SigningKey, now_ms: int) -> Root:
     region = RootRegion(_REGION, b"", bytes(registrar.verify_key), (RootCell(f"{_REGION}/1", ()),))
     one, two, three, four = (new_signer(digest(name)) for name in (b"root", b"keeper", b"online", b"region"))
     keys = Keyring((one,), (two,), three, {_REGION: four})
@@ -86,7 +86,7 @@ def _root(registrar: SigningKey, now_ms: int) -> Root:
 @asynccontextmanager
 async def _open(directory: Path, now_ms: int) -> AsyncIterator[tuple[RegionLog, Root, Trust]]:
     log, registrar = _key("bench/log", ED25519), SigningKey(bytes(32))
-    root, keys = _root(registrar, now_ms), [_key(f"{name}/witness", COSIGNATURE) for name in _WITNESSES]
+    root, keys = make_root(registrar, now_ms), [_key(f"{name}/witness", COSIGNATURE) for name in _WITNESSES]
     trust = Trust(log.verifier, tuple(key.verifier for key in keys), len(keys))
     async with AsyncExitStack() as stack:
         portal = await stack.enter_async_context(open_portal())
