@@ -53,12 +53,13 @@ def _arrive(turn: Turn, read: list[HomeRecord], chain: list[bytes], via: str) ->
     for device in moved.devices if moved else ():
         state.moved_devices.pop(device, None)
     user = state.users.get(new.user)
-    before = user.record if user else new
+    before, since = user.record if user else new, pos
     if user is None:
         state.users[new.user] = UserState(chain, new)
-    else:
+    else:  # gone and back before this cell heard of it: what waits here for the groups of a member is for all devices
+        since = min((device.cursor for device in devices_of(state, user)), default=pos)
         user.follow(chain, new)
-    residents.enrol(turn, before, new, pos)
+    residents.enrol(turn, before, new, since)
     for cell in dict.fromkeys(record.cell for record in read):
         if cell not in (state.cell, via):
             _tell(turn, cell, new.user, chain)
