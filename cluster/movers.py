@@ -81,7 +81,7 @@ class Batch:
         return homes[-1]
 
     def _known(self, user: bytes) -> HomeRecord | None:
-        here, moved = self._state.users.get(user), self._state.moved.get(user)
+        here, moved = self._state.users.peek(user), self._state.moved.get(user)
         return here.record if here else moved.record if moved else None
 
     def _forward(self, record: records.HandIn) -> records.HandIn:

@@ -74,12 +74,12 @@ class OwnUsers:
 
     def home(self, user: bytes) -> HomeRecord | None:
         """The newest record of a user at home here."""
-        known = self.delivery.room.state.users.get(user)
+        known = self.delivery.room.state.users.peek(user)
         return known.record if known else None
 
     def chain(self, user: bytes, after: int) -> list[bytes]:
         """Signed records after version `after`, oldest first."""
-        known = self.delivery.room.state.users.get(user)
+        known = self.delivery.room.state.users.peek(user)
         return known.chain[after:] if known else []
 
     def moved(self, user: bytes) -> tuple[list[bytes], bool]:

@@ -23,7 +23,7 @@ from relay.core.mailroom.effects import (
     Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, PassedOn,
     SessionStarted, UserMoved,
 )
-from relay.core.mailroom.state import Entry, Notice
+from relay.core.mailroom.people import Entry, Notice
 from relay.core.wire import Code, Fault
 from relay.errors import DeviceRevoked
 from relay.gateway.api import Line

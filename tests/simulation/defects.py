@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 
+from relay.core.mailroom.people import Entry
 import relay.journal.mark
 import tests.simulation.image
 from cluster.core.raft import Accepted, Members, Raft
@@ -28,7 +29,7 @@ from relay.core import records
 from relay.core.block import position
 from relay.core.mailroom import admission, expiry, outboxes, reading, rosters
 from relay.core.mailroom.effects import SessionStarted
-from relay.core.mailroom.state import Entry, Origin, State
+from relay.core.mailroom.state import Origin, State
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code
 from relay.delivery import Delivery
