@@ -26,7 +26,9 @@ from cluster.registrar.log import RegionLog
 from cluster.registrar.store import open_registry
 from cluster.registrar.witness import Witness, open_witness
 from relay.core.codec import digest, encode, pack
-from relay.core.trust import Device, HomePayload, Root, RootCell, RootRegion, read_home, verify_root
+from relay.core.trust import (
+    Device, HomePayload, Root, RootCell, RootRegion, prove_devices, read_home, request_home, verify_root,
+)  # fmt: skip
 from relay.journal.portal import open_portal
 from relay.limits import DAY, MINUTE
 
@@ -75,10 +77,10 @@ def _key(name: str, kind: int) -> SignerKey:
 
 def _request(number: int, now_ms: int) -> bytes:
     user, device = (SigningKey(digest(pack([number, what]), b"posthouse.bench")) for what in ("user", "device"))
-    devices = (Device(bytes(device.verify_key), crypto_scalarmult_base(bytes(device)), 1, b""),)
-    payload = encode(HomePayload(1, b"", 1, b"", _REGION, f"{_REGION}/1", bytes(user.verify_key), devices, 0,
-                                 now_ms - MINUTE, now_ms + DAY, b""))  # fmt: skip
-    return pack([payload, user.sign(b"posthouse.home\x00" + payload).signature])
+    devices = (Device(bytes(device.verify_key), crypto_scalarmult_base(bytes(device)), 1, b"", b""),)
+    payload = HomePayload(1, b"", 1, b"", _REGION, f"{_REGION}/1", bytes(user.verify_key), devices, 0,
+                          now_ms - MINUTE, now_ms + DAY, b"")  # fmt: skip
+    return request_home(prove_devices(payload, [device]), user)
 
 
 def _root(registrar: SigningKey, now_ms: int) -> Root:

@@ -9,6 +9,7 @@
     │       └── MovedAway      the device's user is at home elsewhere: carries the records that say so
     ├── TrustError             a signature, chain, version or expiry did not hold; never retried
     │   ├── BadSignature
+    │   │   └── ForeignDevice  a device in a home record, whose key has not signed for that
     │   ├── BrokenChain
     │   │   └── ReturnedDevice a revoked device id in a later version
     │   ├── Overreach          the key that signed may not change that
@@ -103,6 +104,10 @@ class TrustError(PosthouseError):
 
 class BadSignature(TrustError):
     """A signature by the expected key is missing or wrong."""
+
+
+class ForeignDevice(BadSignature):
+    """A home record lists a device whose key's holder has not signed for it."""
 
 
 class BrokenChain(TrustError):

@@ -13,7 +13,7 @@ from nacl.signing import SigningKey
 from cluster.enrolment import asked_region, left_region, read_records, release_enrolment, sign_enrolment
 from relay.core.codec import digest, encode, pack
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, verify_chain,
+    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, verify_chain,
 )
 from relay.errors import BadSignature, BrokenChain, NotValidNow, OperatorError, PosthouseError, TrustError
 from relay.limits import DAY
@@ -34,7 +34,7 @@ def root() -> Root:
 
 
 def device(key: SigningKey, since: int = 1) -> Device:
-    return Device(bytes(key.verify_key), bytes(PrivateKey(bytes(key)).public_key), since, b"")
+    return Device(bytes(key.verify_key), bytes(PrivateKey(bytes(key)).public_key), since, b"", b"")
 
 
 def first(**more: Any) -> HomePayload:
@@ -42,7 +42,7 @@ def first(**more: Any) -> HomePayload:
         1, b"", 1, b"", "norden", "norden/1", bytes(USER.verify_key), (device(PHONE),), 0, NOW - 60_000,
         NOW + 365 * DAY, b"",
     )  # fmt: skip
-    return structs.replace(payload, **more)
+    return prove_devices(structs.replace(payload, **more), [PHONE, LAPTOP])
 
 
 def ask(payload: HomePayload, key: SigningKey = USER) -> bytes:
