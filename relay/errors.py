@@ -11,13 +11,15 @@
     │   ├── BadSignature
     │   │   └── ForeignDevice  a device in a home record, whose key has not signed for that
     │   ├── BrokenChain
-    │   │   └── ReturnedDevice a revoked device id in a later version
+    │   │   ├── ReturnedDevice a revoked device id in a later version
+    │   │   └── Backdated      a home record that begins before the one that it follows
     │   ├── Overreach          the key that signed may not change that
     │   ├── NotReleased        a move that the region which is left has not agreed to
     │   ├── Rollback
     │   ├── MixAndMatch
     │   ├── NotValidNow
-    │   │   └── Frozen
+    │   │   ├── Frozen
+    │   │   └── NotYet         begins further in the future than a clock may be wrong
     │   └── ReceiptError       a receipt does not hold
     │       ├── NotAReceipt           bytes that are none, or not as they were written
     │       ├── ReceiptContradicts    its parts say different things, or it is another envelope's
@@ -118,6 +120,10 @@ class ReturnedDevice(BrokenChain):
     """A home record lists a device id that an older version had revoked."""
 
 
+class Backdated(BrokenChain):
+    """A home record begins before the one that it follows."""
+
+
 class Overreach(TrustError):
     """A version changes what the key that signed it may not change."""
 
@@ -136,6 +142,10 @@ class MixAndMatch(TrustError):
 
 class NotValidNow(TrustError):
     """Expired, or not valid yet."""
+
+
+class NotYet(NotValidNow):
+    """Valid later only, by more than clocks may differ."""
 
 
 class Frozen(NotValidNow):

@@ -15,7 +15,7 @@ from relay.core.codec import digest, encode, pack
 from relay.core.trust import (
     Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, verify_chain,
 )
-from relay.errors import BadSignature, BrokenChain, NotValidNow, OperatorError, PosthouseError, TrustError
+from relay.errors import BadSignature, BrokenChain, NotValidNow, NotYet, OperatorError, PosthouseError, TrustError
 from relay.limits import DAY
 from tests.roots import verified_root
 
@@ -84,8 +84,8 @@ def test_a_user_a_further_device_and_another_year(root: Root) -> None:
         ({"devices": (structs.replace(device(PHONE), encryption=bytes(32)),)}, OperatorError, "device 1's encryption"),
         ({"user_key": b"\x01" + bytes(31)}, OperatorError, "the user key is no Ed25519"),
         ({"move_epoch": 1}, OperatorError, "move_epoch 1"),
-        ({"not_before": NOW + DAY}, NotValidNow, "not valid now"),
-        ({"expires": NOW}, NotValidNow, "not valid now"),
+        ({"not_before": NOW + DAY}, NotYet, "not valid for another"),
+        ({"expires": NOW}, NotValidNow, "has expired"),
         ({"expires": NOW + 400 * DAY}, OperatorError, "400 days"),
     ],
 )

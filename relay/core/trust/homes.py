@@ -26,9 +26,10 @@ from relay.core.trust.root import Root
 from relay.core.trust.statement import RootRegion
 from relay.core.trust.signing import sign, verify
 from relay.errors import (
-    BadSignature, BrokenChain, NotReleased, NotValidNow, Overreach, ReturnedDevice, Rollback, TrustError,
+    Backdated, BadSignature, BrokenChain, NotReleased, NotValidNow, NotYet, Overreach, ReturnedDevice, Rollback,
+    TrustError,
 )
-from relay.limits import ADMISSION_WINDOW, KIB, MAX_CHAIN, MAX_DEVICES, MAX_FORMER
+from relay.limits import ADMISSION_WINDOW, HOME_CLOCK_AHEAD, KIB, MAX_CHAIN, MAX_DEVICES, MAX_FORMER
 
 _HOME: Final = b"posthouse.home\x00"
 _RELEASE: Final = b"posthouse.release\x00"
@@ -264,6 +265,11 @@ def _check_chain(record: HomeRecord, prev: HomeRecord | None) -> None:
     if not chained:
         last = prev.version if prev else "nothing"
         raise BrokenChain(f"home record version {payload.version} does not follow {last}")
+    if prev is not None and payload.not_before < prev.payload.not_before:
+        raise Backdated(f"home record version {payload.version} begins before version {prev.version}",
+                        "Make it with a `not_before` that is not earlier")  # fmt: skip
+    if payload.expires <= payload.not_before:
+        raise BrokenChain(f"home record version {payload.version} ends before it begins")
 
 
 def _check_devices(record: HomeRecord, prev: HomeRecord | None) -> None:
@@ -356,6 +362,10 @@ def verify_move(chain: Sequence[bytes], root: Root, known: HomeRecord | None = N
 
 
 def check_current(record: HomeRecord, now_ms: int) -> None:
-    """Raises NotValidNow outside not_before … expires."""
-    if not record.payload.not_before <= now_ms < record.payload.expires:
-        raise NotValidNow(f"home record version {record.version} is not valid now", "Ask the registrar for a newer one")
+    """Raises NotYet before `not_before` (but for what the clock of whoever made it may be ahead), NotValidNow from
+    `expires` on."""
+    if now_ms + HOME_CLOCK_AHEAD < record.payload.not_before:
+        ahead = (record.payload.not_before - now_ms) // 1000
+        raise NotYet(f"home record version {record.version} is not valid for another {ahead} s", "Compare the clocks")
+    if now_ms >= record.payload.expires:
+        raise NotValidNow(f"home record version {record.version} has expired", "Ask the registrar for a newer one")

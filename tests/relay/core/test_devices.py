@@ -13,10 +13,13 @@ from nacl.signing import SigningKey
 from relay.core.codec import digest
 from relay.core.trust import (
     REVOKED_GRACE, Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, read_home, sign_home,
-    verify_chain, verify_home,
+    check_current, verify_chain, verify_home,
 )  # fmt: skip
-from relay.errors import BadSignature, BrokenChain, ForeignDevice, Overreach, PosthouseError, ReturnedDevice, TrustError
-from relay.limits import DAY, MAX_FORMER
+from relay.errors import (
+    Backdated, BadSignature, BrokenChain, ForeignDevice, NotValidNow, NotYet, Overreach, PosthouseError, ReturnedDevice,
+    TrustError,
+)  # fmt: skip
+from relay.limits import DAY, HOME_CLOCK_AHEAD, MAX_FORMER
 from tests.proofs import proven
 from tests.roots import verified_root
 
@@ -196,6 +199,30 @@ def test_what_is_gone_is_bounded() -> None:
     assert len(record.former) == MAX_FORMER
     with pytest.raises(TrustError, match="256 fit"):
         follow(record, devices=record.devices[1:])
+
+
+# --- when it holds -------------------------------------------------------------------------------
+def test_a_clock_that_is_a_little_ahead_made_no_bad_record() -> None:
+    """A phone whose clock is fast rotates its user key: relays and other devices believe it at once."""
+    record = start()
+    rotated = follow(record, user_key=public("next"), not_before=NOW + HOME_CLOCK_AHEAD)
+    assert verify_chain([record.signed, rotated.signed], ROOT, NOW, record.user) == rotated
+    with pytest.raises(NotYet, match="version 2 is not valid for another 301 s"):
+        verify_chain([record.signed, rotated.signed], ROOT, NOW - 1_000, record.user)
+    with pytest.raises(NotYet):
+        check_current(follow(record, not_before=NOW + DAY - 1), NOW)
+    with pytest.raises(NotValidNow, match="expired"):
+        check_current(record, NOW + DAY)
+
+
+def test_no_version_begins_before_the_one_that_it_follows() -> None:
+    """Else whoever has the user key could date somebody's revocation back to before an older version of the chain."""
+    record = start(devices=(device("phone"), device("laptop")))
+    with pytest.raises(Backdated, match="version 2 begins before version 1"):
+        follow(record, devices=(device("laptop"),), not_before=NOW - 1)
+    with pytest.raises(BrokenChain, match="ends before it begins"):
+        follow(record, not_before=NOW + DAY)
+    assert follow(record, devices=(device("laptop"),), not_before=NOW).version == 2
 
 
 # --- whose a key is ------------------------------------------------------------------------------
