@@ -17,6 +17,7 @@
     │   ├── NotReleased        a move that the region which is left has not agreed to
     │   ├── Rollback
     │   ├── MixAndMatch
+    │   ├── FastForward        a version that leaves no room for those after it
     │   ├── NotValidNow
     │   │   ├── Frozen
     │   │   └── NotYet         begins further in the future than a clock may be wrong
@@ -32,6 +33,7 @@
     │   └── NotPermitted       because a region's policy does not let them
     ├── OperatorError          a config, file, port or command that the operator can mend
     │   ├── VersionTaken       two home records of one version were asked for
+    │   ├── MinorityQuorum     a region's log that half of its witnesses, or fewer, suffice for
     │   ├── ConfigError        carries every finding at once
     │   └── StoreError         a store that is locked, foreign, newer or damaged
     │       ├── StoreLocked
@@ -140,6 +142,10 @@ class MixAndMatch(TrustError):
     """Parts that are signed, but that were never published together."""
 
 
+class FastForward(TrustError):
+    """A version so far ahead of the last one that whoever signed it wants no other to follow."""
+
+
 class NotValidNow(TrustError):
     """Expired, or not valid yet."""
 
@@ -198,6 +204,10 @@ class NotPermitted(ResidencyError):
 
 class OperatorError(PosthouseError):
     """Something the operator can mend: a config, a file, a port, a command."""
+
+
+class MinorityQuorum(OperatorError):
+    """A region's log needs so few of its witnesses that two histories could each have enough."""
 
 
 class VersionTaken(OperatorError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import structs
 from click.testing import CliRunner, Result
 
 import cluster.cli.federation
@@ -20,10 +21,12 @@ from cluster.federation.keys import load_signer, named, new_signer
 from cluster.federation.making import Holders, draft_root, draft_targets, region_part
 from cluster.federation.regionfile import load_region_file, sign_region
 from cluster.federation.repository import repository_files
+from cluster.federation.table import check_quorums
 from cluster.federation.words import metadata_words, region_words
 from relay.core.codec import encode
 from relay.core.trust import Root, verify_root
-from relay.errors import OperatorError
+from relay.core.trust.root import parse_bundle
+from relay.errors import MinorityQuorum, OperatorError
 from relay.limits import DAY
 
 Posthouse = Callable[..., Result]
@@ -72,7 +75,12 @@ def table(posthouse: Posthouse) -> Posthouse:
 
 def sign(posthouse: Posthouse, name: str, *keys: str) -> None:
     for key in keys:
-        posthouse("federation", "sign", f"table/staged/{name}", "--key", f"table/secrets/{key}.pem", "--yes")
+        posthouse("federation", *signing(name, f"table/secrets/{key}.pem"), "--yes")
+
+
+def signing(name: str, key: str, *trusted: str) -> list[str]:
+    own = trusted or (("table/root.bin",) if Path("table/root.bin").exists() else ())
+    return ["sign", f"table/staged/{name}", "--key", key, *(word for path in own for word in ("--trusted", path))]
 
 
 def refused(posthouse: Posthouse, *args: str, status: int = Exit.OPERATOR, answer: str = "") -> str:
@@ -135,7 +143,7 @@ def test_a_region_goes_and_comes_back(table: Posthouse) -> None:
     before = published()
     text = said(table("federation", "remove-region", "sauda", *DIR))
     assert "targets.json lacks 2 of 2 signatures: any of keeper-1" in text
-    words = ["sign", "table/staged/targets.json", "--key", "table/secrets/keeper-2.pem"]
+    words = signing("targets.json", "table/secrets/keeper-2.pem")
     shown = table("federation", *words, answer="y\n")
     assert "REMOVES sauda" in shown.stdout and "keeps norden" in shown.stdout
     assert "lacks 1 of 2 signatures: any of keeper-1" in refused(table, "publish", *DIR)
@@ -161,14 +169,14 @@ def test_root_keys_rotate_and_a_threshold_rises(table: Posthouse) -> None:
     assert "lacks 2 of 2 signatures of the keys so far" in text and "lacks 3 of 3 signatures of the new keys" in text
     sign(table, "root.json", "root-2", "root-3")
     assert "lacks 1 of 3 signatures of the new keys: any of dora-root" in refused(table, "publish", *DIR)
-    table("federation", "sign", "table/staged/root.json", "--key", "dora/dora-root.pem", "--yes")
+    table("federation", *signing("root.json", "dora/dora-root.pem"), "--yes")
     sign(table, "root.json", "root-1")  # the old keys' threshold is met without; it does no harm
     table("federation", "publish", *DIR)
     after = verify_root(Path("table/root.bin").read_bytes(), now_ms(), prev=before)
     assert after.payload.root_version == 2 and after.payload.threshold == 3
     assert after.federation_id == before.federation_id
     table("federation", "rotate", *DIR)
-    assert "may not sign" in refused(table, "sign", "table/staged/root.json", "--key", "table/secrets/root-1.pem")
+    assert "may not sign" in refused(table, *signing("root.json", "table/secrets/root-1.pem"))
 
 
 def test_other_keepers_and_another_online_key(table: Posthouse) -> None:
@@ -180,9 +188,9 @@ def test_other_keepers_and_another_online_key(table: Posthouse) -> None:
     ))  # fmt: skip
     assert "targets.json lacks 1 of 1 signatures: any of new-keeper" in text, "the list of regions is signed anew"
     sign(table, "root.json", "root-1", "root-2")
-    may_not = refused(table, "sign", "table/staged/targets.json", "--key", "table/secrets/keeper-1.pem")
+    may_not = refused(table, *signing("targets.json", "table/secrets/keeper-1.pem"))
     assert "may not sign" in may_not and "new-keeper" in may_not
-    table("federation", "sign", "table/staged/targets.json", "--key", "new/new-keeper.pem", "--yes")
+    table("federation", *signing("targets.json", "new/new-keeper.pem"), "--yes")
     assert "may not publish" in refused(table, "publish", *DIR)
     table("federation", "publish", "--key", "new/new-online.pem", *DIR)
     verify_root(Path("table/root.bin").read_bytes(), now_ms(), prev=before)
@@ -322,7 +330,7 @@ def test_a_region_with_another_key_needs_the_keepers(table: Posthouse) -> None:
     table("init", "statement", "--dir", "impostor")
     text = said(table("federation", "add-region", "impostor/norden.region", *DIR))
     assert "Compare" in text and "lacks 2 of 2 signatures" in text
-    words = ["sign", "table/staged/targets.json", "--key", "table/secrets/keeper-1.pem"]
+    words = signing("targets.json", "table/secrets/keeper-1.pem")
     shown = table("federation", *words, answer="n\n", status=Exit.INTERRUPTED)
     assert "gives OTHER KEYS to norden" in shown.stdout
     assert "lacks 2 of 2 signatures" in refused(table, "publish", *DIR), "who says no has not signed"
@@ -331,18 +339,48 @@ def test_a_region_with_another_key_needs_the_keepers(table: Posthouse) -> None:
 def test_mistakes_while_signing(table: Posthouse, monkeypatch: pytest.MonkeyPatch) -> None:
     table("federation", "rotate", *DIR)
     staged, key = "table/staged/root.json", "table/secrets/root-1.pem"
-    wrong = refused(table, "sign", staged, "--key", "norden/secrets/norden.region.pem")
+    wrong = refused(table, *signing("root.json", "norden/secrets/norden.region.pem"))
     assert "may not sign" in wrong and "root-1 (" in wrong
     assert "no private key" in refused(table, "sign", staged, "--key", "table/secrets/root-1.pub")
     assert "no private key" in refused(table, "sign", staged, "--key", region_file("norden"))
     assert "nothing that is signed here" in refused(table, "sign", "table/root.bin", "--key", key)
     Path("alone").mkdir()
-    shutil.copy("table/staged/before.targets.json", "alone/targets.json")
+    Path("alone/targets.json").write_bytes(parse_bundle(Path("table/root.bin").read_bytes()).bundle.targets)
     assert "Copy the whole directory" in refused(table, "sign", "alone/targets.json", "--key", key)
     Path("alone/root.json").write_text("{}")
     assert "is not TUF metadata" in refused(table, "sign", "alone/root.json", "--key", key)
     monkeypatch.setattr("cluster.cli.federation.now_ms", lambda: now_ms() + 400 * DAY)
-    assert "ended on" in refused(table, "sign", staged, "--key", key, "--yes")
+    assert "ended on" in refused(table, *signing("root.json", key), "--yes")
+
+
+def test_a_signer_goes_by_what_he_trusts_and_not_by_what_lies_beside(table: Posthouse) -> None:
+    """Whoever brings the stick made the draft, and can have made what is said to have been there before it."""
+    shutil.copy("table/root.bin", "mine.bin")  # anna took it home after the first publication
+    table("federation", "remove-region", "sauda", *DIR)
+    key = "table/secrets/keeper-1.pem"
+    assert "--trusted root.bin" in refused(table, "sign", "table/staged/targets.json", "--key", key)
+    Path("table/staged/before.bin").unlink()
+    assert "is no version 1" in refused(table, "sign", "table/staged/targets.json", "--key", key, "--yes")
+    another_federation(table)
+    shutil.copy("other/root.bin", "table/staged/before.bin")  # in which sauda never was
+    told = refused(table, *signing("targets.json", key, "mine.bin"), "--yes", status=Exit.UNTRUSTED)
+    assert "another federation's" in told
+    shutil.copy("mine.bin", "table/staged/before.bin")
+    sign(table, "targets.json", "keeper-1", "keeper-2")
+    table("federation", "publish", *DIR)
+    table("federation", "add-region", region_file("sauda"), *DIR)
+    shown = table("federation", *signing("targets.json", key, "mine.bin"), answer="n\n", status=Exit.INTERRUPTED)
+    assert "ADDS sauda" in shown.stdout, "what is published since follows what she has"
+    shutil.copy("mine.bin", "table/staged/before.bin")
+    assert "version 3, and version 1 is published" in refused(table, *signing("targets.json", key, "mine.bin"), "--yes")
+
+
+def another_federation(posthouse: Posthouse) -> None:
+    """Another federation's root document, in other/root.bin."""
+    posthouse("federation", "init", "--root-keys", "1", "--dir", "other")
+    posthouse("federation", "add-region", region_file("norden"), "--dir", "other")
+    posthouse("federation", "sign", "other/staged/targets.json", "--key", "other/secrets/keeper-1.pem", "--yes")
+    posthouse("federation", "publish", "--dir", "other")
 
 
 def test_nobody_draws_lines_on_a_signers_screen(table: Posthouse) -> None:
@@ -387,3 +425,22 @@ def test_what_has_run_out_is_not_published(table: Posthouse, monkeypatch: pytest
 def test_a_damaged_table(table: Posthouse) -> None:
     Path("table/root.bin").write_bytes(b"junk")
     assert "Put back the root document" in refused(table, "publish", *DIR)
+
+
+def test_a_log_needs_a_majority_of_its_witnesses(table: Posthouse) -> None:
+    """Else two histories of it could each have enough, and nobody who sees one of them would know."""
+    for name, quorum in (("norden", "1"), ("sauda", "0")):
+        log = SignerKey(f"{name}/log", ED25519, name.encode().ljust(32, b"l")).verifier
+        witness = SignerKey(f"{name}/witness", COSIGNATURE, name.encode().ljust(32, b"w")).verifier
+        keys = ["--log-key", str(log), "--witness-key", str(witness), "--quorum", quorum]
+        table("init", "statement", "--dir", name, *keys)
+        table("federation", "add-region", region_file(name), *DIR)
+    before = Path("table/root.bin").read_bytes()
+    text = refused(table, "publish", *DIR)
+    assert "the log of sauda needs 0 of 1 witnesses, which is no majority" in text and "--quorum 1" in text
+    assert Path("table/root.bin").read_bytes() == before
+    table("init", "statement", "--dir", "sauda", "--quorum", "1")
+    table("federation", "add-region", region_file("sauda"), *DIR)
+    table("federation", "publish", *DIR)
+    with pytest.raises(MinorityQuorum, match="needs 1 of 2"):
+        check_quorums([*published().payload.regions, structs.replace(published().region("norden"), name="vika")])
