@@ -109,20 +109,20 @@ class RaftJournal:
     def time_ms(self) -> int:
         return max(self._tail.newest[2], self.clocks.stamp(self._others()))
 
-    async def append(self, records: Sequence[bytes]) -> None:
+    async def append(self, records: Sequence[bytes], placed: Callable[[], None] = lambda: None) -> None:
         check_proposal(records)
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             self._disk.store.check()
             changed = self._lead
             try:
-                placed = await self._place_somewhere(records)
+                place = await self._place_somewhere(records, placed)
             except (NotLeader, Overloaded, PeerError) as error:
                 _log.debug("append_waits", text=error.text)
                 with trio.move_on_after(0.05):
                     await changed.wait()
                 continue
-            if await self._settled(placed):
+            if await self._settled(place):
                 return
 
     def follow(self, after: int) -> AsyncIterator[Block]:
@@ -151,16 +151,17 @@ class RaftJournal:
         return await self._disk.load_saved()
 
     # --- appending -------------------------------------------------------------------------------
-    async def _place_somewhere(self, records: Sequence[bytes]) -> Placed:
+    async def _place_somewhere(self, records: Sequence[bytes], placed: Callable[[], None]) -> Placed:
         """Have the leader put records into a block. Raises NotLeader, Overloaded, PeerError, ResidencyError."""
         if self.leads:
-            return await self.place(records)
+            return await self.place(records, placed)
         node = self.leader_node
         if not node or node == self.own.node:
             raise NotLeader(None)
         answer = await self._ask_leader(node, linkwire.Propose(self.log_id, tuple(records)))
         match answer:
             case linkwire.Proposed(index, hash_, term):
+                placed()
                 return Placed(index, hash_, term)
             case linkwire.ProposalRefused(ordinal, text, policy):
                 kind = NotPermitted if policy else ResidencyError
@@ -185,12 +186,13 @@ class RaftJournal:
             nursery.cancel_scope.cancel()
         return answer
 
-    async def place(self, records: Sequence[bytes]) -> Placed:
-        """Put records into a block of this leader's; it is not committed yet. Raises NotLeader, Overloaded,
-        ResidencyError."""
+    async def place(self, records: Sequence[bytes], queued: Callable[[], None] = lambda: None) -> Placed:
+        """Put records into a block of this leader's; it is not committed yet. `queued` is called when they have their
+        place among what waits for the next block. Raises NotLeader, Overloaded, ResidencyError."""
         if not self.leads:
             raise NotLeader(self.raft.leader)
         proposal = self._proposals.add(records)
+        queued()
         self.wake()
         return await self._proposals.outcome(proposal)
 

@@ -6,7 +6,7 @@ the checkpoint (the replay needs them anyway); older ones are verified when they
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class SoloJournal:
     def time_ms(self) -> int:
         return self._tail.time_ms()
 
-    async def append(self, records: Sequence[bytes]) -> None:
+    async def append(self, records: Sequence[bytes], placed: Callable[[], None] = lambda: None) -> None:
         disk = self._disk
         async with disk.writing:
             disk.store.check()
