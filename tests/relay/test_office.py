@@ -297,7 +297,7 @@ async def test_a_batch_follows_as_soon_as_the_one_before_has_its_place(autojump_
     async with trio.open_nursery() as nursery:
         nursery.start_soon(intake.run)
         intake.offer([b"0"])
-        for number in range(1, 2 * INTAKE_AHEAD):
+        for _ in range(1, 2 * INTAKE_AHEAD):
             await trio.sleep(0.6)
             intake.offer([b"x"])
         assert journal.log[:3] == [[b"0"], [b"x"], [b"x", b"x"]]  # natural group commit
