@@ -12,7 +12,7 @@ from relay.core.block import GENESIS, Block, make_block
 from relay.core.codec import Struct, digest, encode
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import Answered, Effect
-from relay.core.mailroom.state import Notice
+from relay.core.mailroom.people import Notice
 from relay.core.trust import (
     Device, HomePayload, Member, RosterCell, RosterHead, group_id, make_part, sign_home, sign_roster,
 )
