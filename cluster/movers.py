@@ -33,8 +33,8 @@ class Movers:
 
 
 class Batch:
-    """`moves` go into the log ahead of the batch's records. `lacks`: the last record needs home records that came neither
-    with it nor with one before it that is new here."""
+    """`moves` go into the log ahead of the batch's records. `lacks`: the last record needs home records that came
+    neither with it nor with one before it that is new here."""
 
     def __init__(self, root: Root, delivery: Delivery) -> None:
         self._root = root
