@@ -33,6 +33,9 @@ class _Nobody:
     def moved(self, user: bytes) -> tuple[list[bytes], bool]:
         return [], False
 
+    async def settled(self) -> None:
+        await trio.lowlevel.checkpoint()
+
 
 class _Region:
     """The cells of the other region, all of which have all users."""

@@ -63,8 +63,8 @@ class Report:
 def signed_home(number: int, now_ms: int) -> bytes:
     """A home record such as user `number` has, but for its signatures."""
     user, device, encryption, one, two = (digest(pack([number, what]), b"posthouse.bench") for what in range(5))
-    payload = HomePayload(1, b"", 1, b"", REGION, CELL, user, (Device(device, encryption, 1, b""),), 0, now_ms,
-                          now_ms + 365 * DAY, b"")  # fmt: skip
+    devices = (Device(device, encryption, 1, b"", one + two),)
+    payload = HomePayload(1, b"", 1, b"", REGION, CELL, user, devices, 0, now_ms, now_ms + 365 * DAY, b"")
     return join_home(encode(payload), one + two, two + one)
 
 

@@ -39,6 +39,7 @@ CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this s
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
 ERASE_S: Final = 300.0  # seconds from when all of a user who left is handed over to when the log lets go of it
 CARRY_BATCH: Final = 64 * KIB  # bytes of records in one CARRY; reading one of them decodes them all
+HOME_CLOCK_AHEAD: Final = 5 * MINUTE  # ms a home record's `not_before` may lie in the future: the user's clock made it
 MAX_CLOCK_JUMP: Final = 1 * MINUTE  # ms the wall clock may depart from the monotonic one (rule 14)
 
 # --- the store -----------------------------------------------------------------------------------

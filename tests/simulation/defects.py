@@ -1,7 +1,6 @@
 """Planted defects: real code, patched from here to break one rule each. The simulator must find every one of them.
 
-A defect names the options that bring the faults it needs, and the seed that found it when it was recorded, which is
-tried first. `python -m tests.simulation.hunt` runs the simulator against all of them.
+A defect names the options that bring the faults it needs, and the seed that found it, which `hunt` tries first.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from relay.core.codec import encode
 from relay.core.envelope import envelope_id
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import UserMoved
+from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.wire import Code
 from relay.limits import MAX_MAILBOX
 from tests.relay.core.mailroom.conftest import Group, Log, User, device_id
@@ -23,7 +24,7 @@ class World:
     def __init__(self) -> None:
         self.logs = {cell: Log(cell) for cell in (A, B, C)}
         for log in self.logs.values():
-            log.apply(records.FoldVersion(3))
+            log.apply(records.FoldVersion(FOLD_VERSION))
 
     def state(self, cell: str):
         return self.logs[cell].room.state
@@ -294,9 +295,9 @@ def test_what_waits_for_who_left_is_bounded(world: World, monkeypatch: pytest.Mo
     bob = enrolled(world, "bob", A)
     here = world.logs[A]
     world.move(bob, B, tell=A)
-    monkeypatch.setattr("relay.core.mailroom.moving.MAX_MAILBOX", 2_000)
+    monkeypatch.setattr("relay.core.mailroom.moving.MAX_MAILBOX", 3_000)
     codes = here.answers(*(here.submit("a1", here.seal(bob.id, body=bytes([n]) * 400)) for n in range(8)))
-    assert codes[0] == Code.ACCEPTED and codes[-1] == Code.MAILBOX_FULL and MAX_MAILBOX > 2_000
+    assert codes[0] == Code.ACCEPTED and codes[-1] == Code.MAILBOX_FULL and MAX_MAILBOX > 3_000
 
 
 def test_what_runs_out_on_the_way_is_told(world: World) -> None:
