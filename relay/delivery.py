@@ -228,9 +228,12 @@ class Delivery:
             self._started[effect.nonce] = effect
 
     def _gone(self, effect: DeviceGone) -> None:
-        _log.info("device_revoked", device=effect.device[:4].hex(), waited=effect.waited)
+        if effect.rotated:
+            _log.info("device_rotated", device=effect.device[:4].hex())
+        else:
+            _log.info("device_revoked", device=effect.device[:4].hex(), waited=effect.waited)
         for line in self._lines.get(effect.device, ()):
-            line.end(Fault.REVOKED, DeviceRevoked().text)
+            line.end(Fault.REVOKED, DeviceRevoked(rotated=effect.rotated).text)
         if (seat := self._seats.get(effect.device)) is not None:
             self._leave(seat)
 
