@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from relay.errors import Overloaded, ResidencyError
-from relay.limits import INTAKE_AHEAD, MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
+from relay.limits import INTAKE_AHEAD, MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE, OFFER_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
@@ -37,7 +37,7 @@ class Intake:
         self._metrics = metrics
         self._max_bytes = max_bytes
         self._queue: deque[_Offer] = deque()
-        self._bytes = 0  # queued, or under way
+        self._bytes = 0  # queued, or under way, with OFFER_BYTES each
         self._records = 0  # queued
         self._under_way = 0  # batches
         self._ended = trio.Event()  # set, and renewed, with each of them
@@ -57,10 +57,10 @@ class Intake:
         size = sum(map(len, records))
         if not 0 < len(records) <= MAX_BLOCK_RECORDS or size > MAX_BLOCK:
             raise ValueError(f"{len(records)} records of {size} bytes do not fit into one block")
-        if self._bytes + size > self._max_bytes:
+        if self._bytes + size + OFFER_BYTES > self._max_bytes:
             raise Overloaded("the node has more to write than its disk takes")
         self._queue.append(_Offer(tuple(records), size, refused, written))
-        self._bytes += size
+        self._bytes += size + OFFER_BYTES
         self._records += len(records)
         self._metrics.queue_depth.set(self._records)
         self._arrived.set()
@@ -90,7 +90,7 @@ class Intake:
             for offer in batch:
                 await self._append_alone(offer)
         placed()
-        self._bytes -= sum(offer.size for offer in batch)
+        self._bytes -= sum(offer.size + OFFER_BYTES for offer in batch)
         self._under_way -= 1
         self._ended.set()
         self._ended = trio.Event()

@@ -7,15 +7,23 @@ import trio
 
 from relay.errors import Overloaded, ResidencyError
 from relay.intake import Intake
-from relay.limits import INTAKE_AHEAD
+from relay.limits import INTAKE_AHEAD, OFFER_BYTES
 from relay.observe.metrics import Metrics
 
 
 async def test_a_full_intake_says_so_and_takes_nothing():
-    intake = Intake(None, Metrics(), max_bytes=100)
+    intake = Intake(None, Metrics(), max_bytes=2 * OFFER_BYTES + 100)
     intake.offer([bytes(60)])
     with pytest.raises(Overloaded):
         intake.offer([bytes(60)])
+
+
+async def test_small_records_take_room_for_what_is_kept_of_them():
+    """Without a majority every lookup of nobody leaves a record of two bytes, and an object of hundreds."""
+    intake = Intake(None, Metrics(), max_bytes=10 * OFFER_BYTES)
+    with pytest.raises(Overloaded):
+        for _ in range(10):
+            intake.offer([b"x"])
 
 
 async def test_a_batch_follows_as_soon_as_the_one_before_has_its_place(autojump_clock):
@@ -29,7 +37,7 @@ async def test_a_batch_follows_as_soon_as_the_one_before_has_its_place(autojump_
             await trio.sleep(99)
 
     journal = Slow()
-    intake = Intake(journal, Metrics(), max_bytes=2 * INTAKE_AHEAD)
+    intake = Intake(journal, Metrics(), max_bytes=2 * INTAKE_AHEAD * (OFFER_BYTES + 1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(intake.run)
         intake.offer([b"0"])
