@@ -260,7 +260,7 @@ class FederationDirectory:
                 return chain, False
             if not more:
                 break
-            chain = [*chain, *more]
+            chain = [*chain, *more][:MAX_CHAIN]  # no more is verified
         return chain, True
 
     async def _accept(self, user: bytes, old: _Known | None, answer: Sequence[bytes]) -> _Known:

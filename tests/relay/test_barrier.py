@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from relay.barrier import Barrier
 from relay.core import records
 from relay.errors import Overloaded
 from tests.relay.core.mailroom.conftest import User
@@ -37,3 +38,19 @@ async def test_without_an_answer_of_the_cell_nothing_can_be_said(open_cell, auto
 
 async def hang(items, placed):
     await trio.sleep_forever()
+
+
+async def test_what_is_written_is_applied_before_anything_is_denied(autojump_clock):
+    class Behind:
+        tip, index = 7, 6
+
+        def offer(self, batch, written):
+            written()
+
+        async def applied(self, index):
+            await trio.sleep(1)
+            self.index = index
+
+    cell = Behind()
+    await Barrier(cell, cell, cell).reach()
+    assert cell.index == cell.tip

@@ -65,3 +65,16 @@ async def test_cells_that_send_one_in_circles_are_left_at_some_time(world: Any) 
         with pytest.raises(TrustError):
             await directory.lookup(bob.id, "sueden")
     assert len(world.cells.asked) <= MAX_CHAIN
+
+
+async def test_nothing_is_kept_of_an_answer_beyond_what_was_verified(world: Any) -> None:
+    """The last home adds to the longest chain that there can be."""
+    bob = world.user(2)
+    while len(bob.chain) < MAX_CHAIN - 2:
+        bob.grow()
+    bob.grow("sueden/2")
+    bob.grow()
+    world.cells.answers["sueden/1"] = lambda ask: Records(Code.STORED, tuple(bob.chain[: MAX_CHAIN - 1]))
+    world.cells.answers["sueden/2"] = lambda ask: Records(Code.STORED, (bob.chain[-1], bob.chain[0], bob.chain[0]))
+    async with world.open() as directory:
+        assert await directory.chain(bob.id, "sueden", 0) == bob.chain
