@@ -15,7 +15,7 @@ from relay.core.wire import Code
 from relay.errors import Overloaded, ResidencyError
 from relay.limits import LINK_DEADLINE_S
 from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv, make_root
-from tests.relay.core.mailroom.conftest import User, device_id
+from tests.relay.core.mailroom.conftest import Group, User, device_id
 from tests.relay.test_office import seal
 
 PEER = linkwire.Peer("sauda", ABROAD, "n1")
@@ -155,6 +155,18 @@ async def test_a_node_that_is_behind_denies_nobody(autojump_clock):
         assert carol.id not in world.cell.state.users
         answer = await world.reception(PEER, hand_over(1, fresh, unknown))
         assert [o.code for o in answer.outcomes] == [Code.STORED, Code.UNKNOWN_USER]
+
+
+async def test_a_node_that_is_behind_does_not_say_that_a_group_has_nobody_here(autojump_clock):
+    async with Opened() as world:
+        carol = User("carol", CELL)
+        record = records.Home(carol.record("c1"))
+        made = Group("a1").publish({CELL: [carol.id]})
+        item = linkwire.HandItem(records.HANDIN_ROSTER, made.head, dict(made.parts)[CELL])
+        await world.cell.journal.append([records.encode_record(record)])
+        assert carol.id not in world.cell.state.users
+        answer = await world.reception(PEER, linkwire.HandOver(b"o" * 16, 0, 1, (item,)))
+        assert answer.vector == 1 and carol.id in world.cell.state.memberships
 
 
 async def test_a_node_without_a_majority_refuses_nothing_for_good(autojump_clock, monkeypatch):
