@@ -69,7 +69,6 @@ class RaftJournal:
         self._fatal: Exception | None = None  # what ends the journal
         self._nursery: trio.Nursery | None = None
         self.need_snapshot: Callable[[bytes], None] = lambda store: None
-        self.leadership_changed: Callable[[bool], None] = lambda leads: None
 
     # --- relay.ports.Journal ---------------------------------------------------------------------
     @property
@@ -277,7 +276,6 @@ class RaftJournal:
             case LeaderIs():
                 self._lead.set()
                 self._lead = trio.Event()
-                self.leadership_changed(self.leads)
             case NeedSnapshot(to):
                 self.need_snapshot(to)
             case Freed():

@@ -118,3 +118,32 @@ async def test_the_next_block_is_made_while_the_one_before_waits_for_the_others(
             assert placed == [0, 1, 2] and log.last == tip + 3
             world.wires.heal()
         assert old.journal.tip >= tip + 3
+
+
+@virtually
+async def test_the_driver_looks_again_where_something_is_due_earlier_than_it_sleeps(tmp_path):
+    """Who is elected by a message has heartbeats to send long before the election that it waited for."""
+    async with virtual_cell(tmp_path) as world:
+        journal = world.leader().journal
+        for late, looks in ((1, True), (0, False)):
+            journal._look, journal._due = trio.Event(), journal.raft.next_ms + late
+            journal.wake()
+            assert journal._look.is_set() is looks
+
+
+@virtually
+async def test_a_call_from_within_the_core_is_carried_out_afterwards(tmp_path, monkeypatch):
+    async with virtual_cell(tmp_path) as world:
+        journal = world.leader().journal
+        step, inside = journal._step, []
+
+        def once():
+            assert not inside
+            inside.append(True)
+            journal.wake()
+            step()
+            inside.pop()
+
+        monkeypatch.setattr(journal, "_step", once)
+        await journal.append([b"goes on"])
+        assert journal._fatal is None

@@ -148,6 +148,23 @@ async def test_a_note_leaves_with_the_call(cell: Any) -> None:
             assert await arrived(n2, 1) == [note(1, 1000)]
 
 
+async def test_a_broken_socket_ends_the_link_and_nobody_who_has_something_to_say(cell: Any, monkeypatch: Any) -> None:
+    """A note is written by who queues it: by the journal, which would end with what that raises."""
+    links = cell.nodes["n1"].links
+
+    def broken(queue: Any) -> int:
+        raise ConnectionResetError
+
+    with trio.fail_after(20):
+        async with cell.running("n1", "n2"):
+            await cell.met("n1", "n2")
+            outgoing = links._nodes["n2"]._live
+            monkeypatch.setattr(outgoing._sink, "write", broken)
+            assert links.note("n2", note(1))
+            while not outgoing.ended:
+                await trio.sleep(0.01)
+
+
 async def test_queued_frames_go_out_in_few_writes(cellnet: Any) -> None:
     with trio.fail_after(10):
         async with cellnet.running("n1", "n2"):
