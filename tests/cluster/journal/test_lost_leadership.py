@@ -7,7 +7,7 @@ from functools import partial
 import trio
 
 from cluster.core.raft import Role
-from relay.errors import StoreDamaged
+from relay.errors import Overloaded, StoreDamaged
 from tests.cluster.journal.conftest import Anything
 from tests.cluster.journal.virtual import virtual_cell, virtually
 
@@ -147,3 +147,64 @@ async def test_a_call_from_within_the_core_is_carried_out_afterwards(tmp_path, m
         monkeypatch.setattr(journal, "_step", once)
         await journal.append([b"goes on"])
         assert journal._fatal is None
+
+
+@virtually
+async def test_what_no_leader_has_taken_yet_has_no_place(tmp_path, monkeypatch):
+    """Else what is appended next could come before it."""
+    async with virtual_cell(tmp_path) as world:
+        old = world.leader()
+        other = next(node for node in world.running.values() if node is not old)
+        world.wires.part(old.name, other.name)
+        placed = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.journal.append, [b"from elsewhere"], placed.set)
+            await trio.sleep(0.05)
+            assert not placed.is_set()
+            world.wires.heal()
+        assert placed.is_set()
+
+        def full(records):
+            raise Overloaded("the cell has more to write than its disks take")
+
+        journal, placed = world.leader().journal, trio.Event()
+        monkeypatch.setattr(journal._proposals, "add", full)
+        with trio.move_on_after(0.2):
+            await journal.append([b"too much"], placed.set)
+        assert not placed.is_set()
+
+
+@virtually
+async def test_nobody_says_that_it_has_what_is_not_on_its_disk(tmp_path, monkeypatch):
+    """Rules 1 and 2, with the disks of both followers in hand."""
+    async with virtual_cell(tmp_path) as world:
+        old = world.leader()
+        written = trio.Event()
+        for node in world.running.values():
+            if node is not old:
+                put = node.journal._disk.put
+
+                async def slow(write, chain, put=put):
+                    await written.wait()
+                    await put(write, chain)
+
+                monkeypatch.setattr(node.journal._disk, "put", slow)
+        tip = old.journal.tip
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(old.journal.append, [b"not yet"])
+            await trio.sleep(0.05)
+            assert (old.journal.tip, old.journal.raft.log.last) == (tip, tip + 1)
+            written.set()
+        assert old.journal.tip > tip
+
+
+@virtually
+async def test_a_journal_that_is_to_end_says_nothing_more(tmp_path, monkeypatch):
+    async with virtual_cell(tmp_path) as world:
+        other = next(node for node in world.running.values() if not node.journal.leads)
+        other.may_end, stepped = True, []
+        monkeypatch.setattr(other.journal, "_step", lambda: stepped.append(True))
+        other.journal._fatal = StoreDamaged("block 7 is not what it was")
+        other.journal.wake()
+        await world.until(lambda: isinstance(other.ended, StoreDamaged))
+        assert not stepped
