@@ -18,7 +18,7 @@ from nacl.bindings import crypto_scalarmult_base
 from nacl.signing import SigningKey
 
 from cluster.core.homelog import Freshness, read_entry, verify_newest, verify_stapled_home
-from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust
+from relay.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust
 from cluster.federation.keys import new_signer
 from cluster.federation.making import Keyring, make_federation_root
 from cluster.registrar.choir import Choir

@@ -16,7 +16,7 @@ from cluster.cli.options import as_option, dir_option, now_ms
 from cluster.cli.region import authority_key_of, load_region
 from cluster.config_keys import Address
 from cluster.core.homelog import trust_of
-from cluster.core.tlog import Trust, VerifierKey
+from relay.core.tlog import Trust, VerifierKey
 from cluster.local import devices as life
 from cluster.local.home import Home, read_root
 from cluster.local.people import introduce

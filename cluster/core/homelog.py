@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.core.epochmap import MAX_MAP_PROOF, parse_map_proof, verify_absent, verify_latest
-from cluster.core.tlog import (
+from relay.core.tlog import (
     COSIGNATURE, BadProof, Malformed, OldEpoch, Proven, StaleCheckpoint, Trust, UnsoundTrust, VerifierKey,
     verify_staple,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from cluster.core.homelog import (
     MAX_STANDING, Enrolled, EpochEntry, Freshness, Standing, read_enrolled, read_standing, verify_newest,
     verify_stapled_home, verify_unknown,
 )  # fmt: skip
-from cluster.core.tlog import (
+from relay.core.tlog import (
     BadProof, LogError, Malformed, Proven, TooFewWitnesses, Trust, UnknownKey, parse_staple, verify_checkpoint,
 )  # fmt: skip
 from cluster.registrar.config import RegistrarConfig

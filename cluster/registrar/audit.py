@@ -15,12 +15,12 @@ from typing import Final
 import trio
 
 from cluster.core.homelog import EpochEntry, read_entry
-from cluster.core.tlog import (
+from relay.core.tlog import (
     Bundle, LogError, Malformed, Tile, Trust, decode_bundle, grow, leaf_hash, parse_note, tiles_written,
     verify_checkpoint,
 )  # fmt: skip
-from cluster.core.tlog.tiles import FULL
-from cluster.core.tlog.tree import HASH
+from relay.core.tlog.tiles import FULL
+from relay.core.tlog.tree import HASH
 from cluster.registrar.http import Caller
 from cluster.registrar.notebook import Notebook, Replayed
 from relay.core.trust import HomeRecord, Root, read_home, verify_home

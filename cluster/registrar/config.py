@@ -22,7 +22,7 @@ from nacl.signing import SigningKey
 from cluster.config import read_toml
 from cluster.config_keys import Digest
 from cluster.core.homelog import witnesses_of
-from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust, VerifierKey
+from relay.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust, VerifierKey
 from cluster.enrolment import check_registrar
 from cluster.kept import kept_root
 from cluster.provision import load_signing_key

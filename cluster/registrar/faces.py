@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from cluster.core.tlog import Bundle, Malformed, Tile, TooFewWitnesses, parse_path
+from relay.core.tlog import Bundle, Malformed, Tile, TooFewWitnesses, parse_path
 from cluster.registrar.http import BYTES, TEXT, Reply
 from cluster.registrar.log import RegionLog
 from cluster.registrar.metrics import RegistrarMetrics

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     BadTile, Note, Tile, consistency_proof, consistency_tiles, contradicts, parse_checkpoint, parse_note,
     verify_consistency,
 )  # fmt: skip
-from cluster.core.tlog.checkpoint import fork
-from cluster.core.tlog.tree import HASH
+from relay.core.tlog.checkpoint import fork
+from relay.core.tlog.tree import HASH
 from cluster.registrar.choir import Door
 from cluster.registrar.http import Caller
 from cluster.registrar.witness import Witness, origin_hash

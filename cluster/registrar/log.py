@@ -17,7 +17,7 @@ from nacl.signing import SigningKey
 from outcome import Error, Outcome, Value
 
 from cluster.core.homelog import Enrolled, Standing
-from cluster.core.tlog import Note, TooFewWitnesses
+from relay.core.tlog import Note, TooFewWitnesses
 from cluster.enrolment import Asked, read_request, sign_next
 from cluster.registrar.choir import Choir
 from cluster.registrar.store import Registry

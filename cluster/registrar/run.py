@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 import trio
 
-from cluster.core.tlog import Fork
+from relay.core.tlog import Fork
 from cluster.env import RealEnv
 from cluster.kept import keep_root
 from cluster.registrar.choir import Choir

@@ -15,7 +15,7 @@ from typing import Final
 
 from cluster.core.epochmap import BITS, Crown
 from cluster.core.homelog import EpochEntry, Evidence
-from cluster.core.tlog import Note, Tile, frontier, parse_checkpoint, parse_note
+from relay.core.tlog import Note, Tile, frontier, parse_checkpoint, parse_note
 from cluster.registrar import tables
 from cluster.registrar.tables import Book, Found, Head, Sign
 from relay.core.codec import encode

@@ -14,12 +14,12 @@ from cluster.core.epochmap import (
     BITS, Crown, Summary, Value, bucket_of, change, find, place_of, summarise, value_of,
 )  # fmt: skip
 from cluster.core.homelog import EpochEntry, HomeEntry, home_entry, read_entry
-from cluster.core.tlog import (
+from relay.core.tlog import (
     Checkpoint, Frontier, Note, Staple, Tile, consistency_proof, consistency_tiles, edge, encode_bundle, grow,
     inclusion_proofs, inclusion_tiles, leaf_hash,
 )  # fmt: skip
-from cluster.core.tlog.tiles import FULL
-from cluster.core.tlog.tree import HASH
+from relay.core.tlog.tiles import FULL
+from relay.core.tlog.tree import HASH
 from relay.core.codec import encode
 from relay.core.trust import HomeRecord, read_home
 from relay.errors import StoreDamaged

@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     AddCheckpoint, BadProof, Fork, Malformed, Note, Seen, SignerKey, StaleProof, Trust, UnknownKey, VerifierKey,
     consider, parse_add_checkpoint, parse_checkpoint, parse_note, verify_checkpoint,
 )  # fmt: skip
-from cluster.core.tlog.checkpoint import check_same_log
+from relay.core.tlog.checkpoint import check_same_log
 from relay.errors import BadSignature, Rollback, StoreDamaged, TrustError
 from relay.journal.database import DAMAGED, Database, Kind, open_database
 from relay.journal.portal import Portal

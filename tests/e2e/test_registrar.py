@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from cluster.core.homelog import Enrolled, verify_stapled_home
-from cluster.core.tlog import TooFewWitnesses
+from relay.core.tlog import TooFewWitnesses
 from cluster.env import RealEnv
 from cluster.local.make import make_federation
 from cluster.registrar.asking import Registrar

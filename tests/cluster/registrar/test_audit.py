@@ -12,8 +12,8 @@ from nacl.signing import SigningKey
 
 from cluster.core.epochmap import Crown, Value, bucket_of, change, place_of, summarise, value_of
 from cluster.core.homelog import EpochEntry, home_entry
-from cluster.core.tlog import Checkpoint, Frontier, Trust, encode_bundle, grow, leaf_hash, parse_path
-from cluster.core.tlog.tiles import Bundle, Tile
+from relay.core.tlog import Checkpoint, Frontier, Trust, encode_bundle, grow, leaf_hash, parse_path
+from relay.core.tlog.tiles import Bundle, Tile
 from cluster.registrar.audit import Audit, from_directory
 from cluster.registrar.notebook import open_notebook
 from relay.core.codec import encode

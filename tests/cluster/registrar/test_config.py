@@ -10,7 +10,7 @@ import pytest
 
 from cluster.config_keys import Address
 from cluster.core.homelog import trust_of
-from cluster.core.tlog import UnsoundTrust
+from relay.core.tlog import UnsoundTrust
 from cluster.provision import write_public, write_secret
 from cluster.registrar.config import Peer, RegistrarConfig, load_config
 from cluster.registrar.endpoints import Endpoint

@@ -6,14 +6,14 @@ import pytest
 import trio
 
 from cluster.core.homelog import read_enrolled, read_standing, verify_stapled_home
-from cluster.core.tlog import BadProof, TooFewWitnesses, parse_checkpoint, parse_note
+from relay.core.tlog import BadProof, TooFewWitnesses, parse_checkpoint, parse_note
 from cluster.registrar.faces import Face, refusal
 from cluster.registrar.metrics import RegistrarMetrics
 from cluster.registrar.witness import SIZE_TYPE, origin_hash
 from relay.core.trust import read_home
 from relay.errors import BadSignature, DiskFailed, OperatorError, Overloaded, PosthouseError, StoreDamaged
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import Book
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import Book
 from tests.cluster.registrar.site import NOW, ROOT, Region, World, ask, first, log_key, request, user_key
 
 

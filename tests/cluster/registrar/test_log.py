@@ -9,7 +9,7 @@ from msgspec import structs
 from cluster.core.homelog import (
     EpochEntry, Freshness, HomeEntry, read_entry, verify_newest, verify_stapled_home, verify_unknown,
 )  # fmt: skip
-from cluster.core.tlog import TooFewWitnesses, decode_bundle, parse_checkpoint, parse_note
+from relay.core.tlog import TooFewWitnesses, decode_bundle, parse_checkpoint, parse_note
 from relay.core.trust import read_home
 from relay.errors import (
     BadSignature, BrokenChain, OperatorError, Overloaded, ReturnedDevice, RolledBack, TrustError, VersionTaken,

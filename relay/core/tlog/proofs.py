@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from cluster.core.tlog.errors import NotInTree
-from cluster.core.tlog.tiles import FULL, HEIGHT, Tile, read_tile, split, subtree_root, tile_at
-from cluster.core.tlog.tree import HASH, fold_right, node_hash
+from relay.core.tlog.errors import NotInTree
+from relay.core.tlog.tiles import FULL, HEIGHT, Tile, read_tile, split, subtree_root, tile_at
+from relay.core.tlog.tree import HASH, fold_right, node_hash
 from relay.limits import MAX_TREE
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cluster.core.tlog.errors import BadProof, NotInTree
+from relay.core.tlog.errors import BadProof, NotInTree
 from relay.core.merkle import EMPTY_ROOT, HASH, climb, leaf_hash, node_hash, way
 from relay.limits import MAX_TREE
 
