@@ -14,7 +14,7 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from cluster.enrolment import read_records, read_request, sign_enrolment
-from relay.core.trust import HomeRecord, Root
+from relay.core.trust import HomeRecord, Root, same_home
 from relay.errors import BrokenChain, OperatorError
 
 
@@ -83,7 +83,7 @@ class Book:
 
 def _longer(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> tuple[bytes, ...]:
     for number, (mine, theirs) in enumerate(zip(one, other, strict=False), 1):
-        if mine != theirs:
+        if not same_home(mine, theirs):
             raise BrokenChain(
                 f"the records before: version {number} is not the one that was signed here: a fork",
                 "Two registrars with the same key signed, or the file is another user's",

@@ -6,6 +6,7 @@
     POST /add-checkpoint                   stand by another region's log                          tlog-witness
     GET  /SHA256-OF-ORIGIN/checkpoint      what we stand by                                       tlog-witness
     POST /enrol                            check, sign and log a request: [record, staple]
+    POST /arrive                           the same of a user who comes from elsewhere: [request, records so far]
     GET  /user/USER[?after=VERSION]        a user's records, and the proof that they are all: a Standing
     GET  /metrics, /readyz                 on the inner face only
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
+from cluster.core.homelog import MAX_ARRIVAL, read_arrival
 from relay.core.tlog import Bundle, Malformed, Tile, TooFewWitnesses, parse_path
 from cluster.registrar.http import BYTES, TEXT, Reply
 from cluster.registrar.log import RegionLog
@@ -47,13 +49,18 @@ class Face:
 
     def takes(self, method: str, path: str) -> int | None:
         if method == "POST":
-            return {"/enrol": MAX_REQUEST, "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB}.get(path)
+            most = {"/enrol": MAX_REQUEST, "/arrive": MAX_ARRIVAL, "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB}
+            return most.get(path)
         return 0 if method == "GET" else None
 
     async def reply(self, method: str, path: str, body: bytes) -> Reply:
         try:
             if method == "POST" and path == "/enrol":
                 return Reply(HTTPStatus.OK, encode(await self.log.enrol(body, self.founds)), BYTES)
+            if method == "POST" and path == "/arrive":
+                asked = read_arrival(body)
+                answer = await self.log.enrol(asked.request, self.founds, asked.before)
+                return Reply(HTTPStatus.OK, encode(answer), BYTES)
             if method == "POST":
                 verdict = await self.witness.add_checkpoint(body)
                 return Reply(verdict.status, verdict.body, SIZE_TYPE if verdict.size else TEXT)

@@ -60,9 +60,9 @@ class Registry:
         """For each (user, version): the newest record of the user, and the one of that version, where there are any."""
         return await self.db.run(tables.look, self._book.crown, users)
 
-    async def records(self, user: bytes, after: int) -> list[bytes]:
-        """The signed records of a user from version `after` + 1 on."""
-        return await self.db.run(tables.records, self._book.crown, user, after)
+    async def records(self, user: bytes, after: int, note: Note) -> list[bytes]:
+        """The records of a user from version `after` + 1 on, each with its staple. `note`: the head, cosigned."""
+        return await self.db.run(tables.records, self._book.crown, user, after, note)
 
     async def staples(self, indexes: Sequence[int], note: Note) -> list[bytes]:
         """The staples of these entries, with this (cosigned) checkpoint of the log."""

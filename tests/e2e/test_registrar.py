@@ -17,7 +17,7 @@ import aics_tlog
 import pytest
 import trio
 
-from cluster.core.homelog import Enrolled, verify_stapled_home
+from cluster.core.homelog import verify_stapled_home
 from relay.core.tlog import TooFewWitnesses
 from cluster.env import RealEnv
 from cluster.local.make import make_federation
@@ -25,6 +25,7 @@ from cluster.registrar.asking import Registrar
 from cluster.registrar.config import load_config
 from cluster.registrar.endpoints import caller
 from relay.core.codec import encode, pack
+from relay.core.trust import StapledHome
 from relay.errors import Overloaded, PeerError, PosthouseError
 from tests.cluster.registrar.site import first, user_key
 
@@ -100,7 +101,7 @@ def start(directory: Path, region: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
 
 
-async def enrol_patiently(registrar: Registrar, asked: bytes) -> Enrolled:
+async def enrol_patiently(registrar: Registrar, asked: bytes) -> StapledHome:
     with trio.fail_after(60):
         while True:
             try:
@@ -196,7 +197,7 @@ async def test_killed_under_load_nothing_answered_is_missing_and_no_witness_sees
     directory: Path, rounds: int
 ) -> None:
     registrar = registrar_of(directory)
-    answered: list[Enrolled] = []
+    answered: list[StapledHome] = []
     numbers = iter(range(1_000, 100_000))
 
     async def load(until: trio.Event) -> None:

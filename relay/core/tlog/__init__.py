@@ -31,6 +31,7 @@ from relay.core.tlog.errors import (
     LogError,
     Malformed,
     NotInTree,
+    NotLogged,
     OldEpoch,
     StaleCheckpoint,
     StaleProof,
@@ -86,5 +87,5 @@ __all__ = [
     "AddCheckpoint", "Seen", "consider", "parse_add_checkpoint",
     "Staple", "Proven", "parse_staple", "verify_staple",
     "LogError", "Malformed", "UnknownKey", "TooFewWitnesses", "BadProof", "Fork", "StaleProof", "NotInTree", "BadTile",
-    "UnsoundTrust", "StaleCheckpoint", "OldEpoch",
+    "UnsoundTrust", "StaleCheckpoint", "OldEpoch", "NotLogged",
 ]  # fmt: skip
