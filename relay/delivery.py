@@ -265,6 +265,10 @@ class Delivery:
         while not true():
             await self._applied.wait()
 
+    async def applied(self, index: int) -> None:
+        """Wait until block `index` is. The caller sets the deadline."""
+        await self.wait_for(lambda: self.room.state.index >= index)
+
     def attach(self, line: Line) -> None:
         """Receipts for its device go to this line as well."""
         self._lines.setdefault(line.device, []).append(line)

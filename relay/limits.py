@@ -119,6 +119,7 @@ SNAPSHOT_DEADLINE_S: Final = 600.0  # seconds in which a store fetches a checkpo
 MAX_EPHEMERAL: Final = 4_096  # bytes of an ephemeral payload
 
 # --- the directory -------------------------------------------------------------------------------
+BARRIER_S: Final = 3.0  # seconds a node may take to learn what its cell has committed, before it denies something
 LOOKUP_S: Final = 10.0  # seconds a lookup in another cell may take
 DIRECTORY_FRESH: Final = 60 * SECOND  # ms a foreign home record is used before its cell is asked for a newer one
 DIRECTORY_RETRY: Final = 2 * SECOND  # ms a failed lookup is the answer to everybody who asks the same

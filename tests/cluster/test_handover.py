@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -11,7 +12,7 @@ from cluster.handover import Reception
 from relay.core import records
 from relay.core.codec import encode
 from relay.core.wire import Code
-from relay.errors import ResidencyError
+from relay.errors import Overloaded, ResidencyError
 from relay.limits import LINK_DEADLINE_S
 from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv, make_root
 from tests.relay.core.mailroom.conftest import User, device_id
@@ -37,7 +38,8 @@ class Opened:
         self.bob = User("bob", CELL)
         self.bob.record("b1")
         self.line = await self.cell.join(self.nursery, self.bob, "b1")
-        self.reception = Reception(make_root(), self.cell.delivery, self.cell.intake, self.cell.office, None)
+        cell = self.cell
+        self.reception = Reception(make_root(), cell.delivery, cell.intake, cell.barrier, cell.office, None)
         return self
 
     async def __aexit__(self, *error):
@@ -111,6 +113,29 @@ async def test_two_logs_of_one_cell_are_counted_apart(autojump_clock):
             answer = await world.reception(PEER, hand_over(1, seal(world.cell, world.bob.id, body=log), log=log))
             assert answer.vector == 1
         assert len(world.delivered()) == 2
+
+
+async def test_a_node_that_is_behind_denies_nobody(autojump_clock):
+    """carol has come to another node of the cell: this one has not applied that block yet."""
+    async with Opened() as world:
+        carol = User("carol", CELL)
+        record = records.Home(carol.record("c1"))
+        fresh, unknown = (seal(world.cell, one, body=b"first") for one in (carol.id, bytes(32)))
+        await world.cell.journal.append([records.encode_record(record)])
+        assert carol.id not in world.cell.state.users
+        answer = await world.reception(PEER, hand_over(1, fresh, unknown))
+        assert [o.code for o in answer.outcomes] == [Code.STORED, Code.UNKNOWN_USER]
+
+
+async def test_a_node_without_a_majority_refuses_nothing_for_good(autojump_clock, monkeypatch):
+    async with Opened() as world:
+        monkeypatch.setattr(world.cell.journal, "append", hang)
+        with pytest.raises(Overloaded):
+            await world.reception(PEER, hand_over(1, seal(world.cell, bytes(32))))
+
+
+async def hang(items):
+    await trio.sleep_forever()
 
 
 async def test_a_node_that_is_behind_does_not_say_so_little_that_it_proves_a_loss(autojump_clock):

@@ -385,6 +385,8 @@ DEFECTS = [
         **ALONE, "rate": 10.0, "disk": 0.05, "every": {"offline": 1.0}, "limits": TIGHT}),
     Defect(of_devices.lets_a_revoked_device_go_on, "17", 1, {**CELL, "every": {"revoke": 10.0}}),
     Defect(of_devices.forgets_what_waits_at_a_rotation, "17", 1, {**ALONE, "every": {"rotate": 3.0, "offline": 2.0}}),
+    Defect(of_devices.denies_what_it_has_not_applied, "16; ADR 29", 2, {
+        **CELL, "people": 4, "rate": 6.0, "burst": 40, "disk": 0.02, "slow_disk": 0.02, "every": {"enrol": 1.0}}),
     Defect(empty_before_the_session, "18", 1, {**ALONE, "rate": 10.0, "disk": 0.05, "every": {"cut": 0.5}}),
     Defect(of_moves.drops_what_comes_late, "ADR 21", 1, MOVING),
     Defect(of_moves.leaves_what_waits_behind, "ADR 21", 1, {**MOVING, "every": {"move": 3.0, "offline": 2.0}}),
