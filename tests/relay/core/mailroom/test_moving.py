@@ -10,6 +10,7 @@ from relay.core.codec import encode
 from relay.core.envelope import envelope_id
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import UserMoved
+from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.wire import Code
 from relay.limits import MAX_MAILBOX
 from tests.relay.core.mailroom.conftest import Group, Log, User, device_id
@@ -23,7 +24,7 @@ class World:
     def __init__(self) -> None:
         self.logs = {cell: Log(cell) for cell in (A, B, C)}
         for log in self.logs.values():
-            log.apply(records.FoldVersion(3))
+            log.apply(records.FoldVersion(FOLD_VERSION))
 
     def state(self, cell: str):
         return self.logs[cell].room.state
