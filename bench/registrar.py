@@ -71,6 +71,10 @@ class _Door:
         await trio.lowlevel.checkpoint()
         return self._witness.seen(origin)
 
+    async def forks(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._witness.forks()
+
 
 def _key(name: str, kind: int) -> SignerKey:
     return SignerKey(name, kind, digest(name.encode()))

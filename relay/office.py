@@ -51,6 +51,7 @@ class Office:
         self._abroad = abroad
         self._metrics = metrics
         self._notary = notary
+        self.halted: Callable[[str], None] = lambda cell: None  # raises Refused where nothing goes to that cell now
         intake.on_refused = delivery.look_again
 
     # --- sessions --------------------------------------------------------------------------------
@@ -236,6 +237,7 @@ class Office:
                 raise Refused(Code.UNREACHABLE, "where its members are is not known here yet")
             self._policies.check_group_mail(header, self.identity.cell, roster.cells if roster else ())
         else:
+            self.halted(dest)
             self._policies.check_mail(header, self.identity.cell, dest)
 
     async def _homes(self, items: Sequence[wire.SubmitItem]) -> dict[bytes, HomeRecord | Refused]:

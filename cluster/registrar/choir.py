@@ -36,6 +36,9 @@ class Door(Protocol):
     async def seen(self, origin: str) -> bytes:
         """The newest checkpoint of a log that it stands by; empty when there is none. Raises PeerError."""
 
+    async def forks(self) -> bytes:
+        """Proofs of the forks that it knows of (`tlog.read_forks`). Raises PeerError."""
+
 
 @dataclass
 class _Voice:

@@ -5,6 +5,7 @@
     GET  /tile/entries/N[.p/W]             the entries: users' records, so on the inner face only tlog-tiles
     POST /add-checkpoint                   stand by another region's log                          tlog-witness
     GET  /SHA256-OF-ORIGIN/checkpoint      what we stand by                                       tlog-witness
+    GET  /forks                            proofs of the forks of other regions' logs that we know of
     POST /enrol                            check, sign and log a request: [record, staple]
     POST /arrive                           the same of a user who comes from elsewhere: [request, records so far]
     GET  /user/USER[?after=VERSION]        a user's records, and the proof that they are all: a Standing
@@ -72,6 +73,8 @@ class Face:
         if path == "/checkpoint":
             note = self.log.choir.note
             return Reply(HTTPStatus.OK, note.encode() if note else self.log.registry.head.note)
+        if path == "/forks":
+            return Reply(HTTPStatus.OK, self.witness.forks(), BYTES)
         if path.startswith("/tile/"):
             return await self._tile(path)
         if match := _HOME.fullmatch(path):

@@ -39,11 +39,14 @@ from relay.core.tlog.errors import (
     UnknownKey,
     UnsoundTrust,
 )
+from relay.core.tlog.forks import encode_fork, origin_of_fork, read_forks, verify_fork
 from relay.core.tlog.keys import COSIGNATURE, ED25519, SignerKey, VerifierKey
 from relay.core.tlog.note import Note, Signature, new_note, open_note, parse_note, parse_signatures, signers
 from relay.core.tlog.proofs import (
     consistency_proof,
     consistency_tiles,
+    contradiction_proof,
+    contradiction_tiles,
     inclusion_proof,
     inclusion_proofs,
     inclusion_tiles,
@@ -81,10 +84,12 @@ __all__ = [
     "Tile", "Bundle", "parse_path", "tile_at", "edge", "tiles_written", "bundles_written", "grow", "grow_bundles",
     "frontier", "encode_bundle", "decode_bundle",
     "inclusion_tiles", "inclusion_proof", "inclusion_proofs", "consistency_tiles", "consistency_proof",
+    "contradiction_tiles", "contradiction_proof",
     "ED25519", "COSIGNATURE", "SignerKey", "VerifierKey",
     "Note", "Signature", "new_note", "parse_note", "parse_signatures", "open_note", "signers",
     "Checkpoint", "Opened", "Trust", "parse_checkpoint", "open_checkpoint", "verify_checkpoint", "check_same_log",
     "AddCheckpoint", "Seen", "consider", "parse_add_checkpoint",
+    "encode_fork", "verify_fork", "origin_of_fork", "read_forks",
     "Staple", "Proven", "parse_staple", "verify_staple",
     "LogError", "Malformed", "UnknownKey", "TooFewWitnesses", "BadProof", "Fork", "StaleProof", "NotInTree", "BadTile",
     "UnsoundTrust", "StaleCheckpoint", "OldEpoch", "NotLogged",

@@ -110,6 +110,12 @@ class MemoryDoor:
             raise PeerError("the door is shut")
         return self.witness().seen(origin)
 
+    async def forks(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if self.shut:
+            raise PeerError("the door is shut")
+        return self.witness().forks()
+
 
 @dataclass
 class Region:
