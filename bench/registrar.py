@@ -1,7 +1,8 @@
 """How many users a registrar enrols a second, and what a proof costs who makes it and who verifies it.
 
 A real registry on disk, two witnesses whose memories are on disk, too, in this process: what is measured is checking,
-signing, logging, cosigning and proving, without HTTP. Requests are made before the clock starts.
+signing, logging, cosigning and proving, without HTTP (bench.registrars has that). Requests are made before the clock
+starts.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from nacl.bindings import crypto_scalarmult_base
 from nacl.signing import SigningKey
 
+from bench.lookups import cached_us
+from bench.users import request_of
 from cluster.core.homelog import Freshness, read_entry, verify_newest
 from relay.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust
 from cluster.federation.keys import new_signer
@@ -25,16 +27,15 @@ from cluster.registrar.choir import Choir
 from cluster.registrar.log import RegionLog
 from cluster.registrar.store import open_registry
 from cluster.registrar.witness import Witness, open_witness
-from relay.core.codec import digest, encode, pack
+from relay.core.codec import digest, encode
 from relay.core.trust import (
-    Device, HomePayload, Policy, Root, RootCell, RootRegion, read_home, staple_home, trust_of, verify_chain,
-    verify_root,
+    Policy, Root, RootCell, RootRegion, read_home, staple_home, trust_of, verify_chain, verify_root,
 )  # fmt: skip
 from relay.journal.portal import open_portal
-from relay.limits import DAY, MINUTE
 
 _REGION: Final = "norden"
 _WITNESSES: Final = ("sauda", "vika")
+_OTHER: Final = "sauda"  # where its users are looked up
 _SAMPLES: Final = 200  # proofs that are made and verified
 
 
@@ -54,6 +55,7 @@ class Figures:
     prove_us: float
     verify_staple_us: float  # an uncached stapled record: both its signatures, log, two cosignatures, inclusion
     verify_latest_us: float
+    cached_lookup_us: float  # of a record that another region's node has verified and kept
     start_s: float  # to open the registry again
 
 
@@ -80,22 +82,16 @@ def _key(name: str, kind: int) -> SignerKey:
     return SignerKey(name, kind, digest(name.encode()))
 
 
-def _request(number: int, now_ms: int) -> bytes:
-    user, device = (SigningKey(digest(pack([number, what]), b"posthouse.bench")) for what in ("user", "device"))
-    devices = (Device(bytes(device.verify_key), crypto_scalarmult_base(bytes(device)), 1, b""),)
-    payload = encode(HomePayload(1, b"", 1, b"", _REGION, f"{_REGION}/1", bytes(user.verify_key), devices, 0,
-                                 now_ms - MINUTE, now_ms + DAY, b""))  # fmt: skip
-    return pack([payload, user.sign(b"posthouse.home\x00" + payload).signature])
-
-
-def _root(registrar: SigningKey, log: SignerKey, witnesses: Sequence[SignerKey], now_ms: int) -> Root:
-    """It names the log of the region, and the others as its witnesses."""
-    public, policy = bytes(registrar.verify_key), Policy(quorum=len(witnesses))
+def make_root(
+    registrar: SigningKey, now_ms: int, log: SignerKey | None = None, witnesses: Sequence[SignerKey] = ()
+) -> Root:
+    """It names the log of the region, if there is one, and the other regions as its witnesses."""
+    public, policy, named = bytes(registrar.verify_key), Policy(quorum=len(witnesses)), str(log.verifier) if log else ""
     regions = [
-        RootRegion(_REGION, b"", public, (RootCell(f"{_REGION}/1", ()),), str(log.verifier), policy=policy),
+        RootRegion(_REGION, b"", public, (RootCell(f"{_REGION}/1", ()),), named, policy=policy),
         *(
             RootRegion(name, b"", public, (), witness_key=str(key.verifier))
-            for name, key in zip(_WITNESSES, witnesses, strict=True)
+            for name, key in zip(_WITNESSES, witnesses, strict=False)
         ),
     ]
     one, two, three = (new_signer(digest(name)) for name in (b"root", b"keeper", b"online"))
@@ -107,7 +103,7 @@ def _root(registrar: SigningKey, log: SignerKey, witnesses: Sequence[SignerKey],
 async def _open(directory: Path, now_ms: int) -> AsyncIterator[tuple[RegionLog, Root, Trust]]:
     log, registrar = _key("bench/log", ED25519), SigningKey(bytes(32))
     keys = [_key(f"{name}/witness", COSIGNATURE) for name in _WITNESSES]
-    root = _root(registrar, log, keys, now_ms)
+    root = make_root(registrar, now_ms, log, keys)
     trust = trust_of(root, _REGION)
     async with AsyncExitStack() as stack:
         portal = await stack.enter_async_context(open_portal())
@@ -150,7 +146,7 @@ async def _enrol_all(log: RegionLog, requests: Sequence[bytes], at_once: int) ->
 async def measure(directory: Path, users: int, at_once: int) -> Figures:
     """Enrol so many users, `at_once` of them waiting at any time, into a new registry in `directory`."""
     now_ms = time.time_ns() // 1_000_000
-    requests = [_request(number, now_ms) for number in range(users)]
+    requests = [request_of(_REGION, number, now_ms) for number in range(users)]
     async with _open(directory, now_ms) as (log, root, trust):
         await log.standing(bytes(32))  # the witnesses have confirmed the end
         cpu, begun = time.process_time(), time.perf_counter()
@@ -163,7 +159,7 @@ async def measure(directory: Path, users: int, at_once: int) -> Figures:
         for user, data in stapled:  # what a relay or a client does with the answer to a lookup
             verify_chain([data], root, now_ms, user)
         verify_staple_us = (time.thread_time() - begun) / len(pairs) * 1e6
-        records = [read_home(signed) for signed, _ in pairs]
+        records = [read_home(data) for _, data in stapled]
         begun = time.perf_counter()
         proofs = [(await log.standing(record.user)).evidence for record in records]
         prove_us = (time.perf_counter() - begun) / len(pairs) * 1e6
@@ -173,11 +169,12 @@ async def measure(directory: Path, users: int, at_once: int) -> Figures:
             verify_newest(record, proof, trust, fresh)
         verify_latest_us = (time.thread_time() - begun) / len(pairs) * 1e6
         assert all(read_entry(proof.epoch) for proof in proofs)
+    lookup_us = await cached_us(directory / "directory.sqlite", root, _REGION, f"{_OTHER}/1", records)
     begun = time.perf_counter()
     async with _open(directory, now_ms):
         start_s = time.perf_counter() - begun
     return Figures(
         users, users / seconds, cpu / users * 1e6, took[len(took) // 2] * 1e3, took[len(took) * 99 // 100] * 1e3,
         batches, max(len(staple) for _, staple in pairs), max(len(encode(proof)) for proof in proofs), prove_us,
-        verify_staple_us, verify_latest_us, start_s,
+        verify_staple_us, verify_latest_us, lookup_us, start_s,
     )  # fmt: skip

@@ -120,6 +120,8 @@ class Reception:
             size += len(record.item) + len(record.part)
             if (fresh and size > MAX_HANDOVER) or (learned and record.code == Code.UNKNOWN_ROSTER):
                 break
+            if movers.lacks and number > request.first:
+                break  # they came with a number that is applied here already: who goes on from here brings them again
             fresh.append(record)
             learned |= record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY)
         return fresh, movers

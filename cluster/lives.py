@@ -9,6 +9,7 @@ from cluster.config import NodeConfig
 from cluster.credentials import OwnCredentials
 from cluster.env import RealEnv
 from cluster.journal import Rejoin, StoreSetAside
+from cluster.kept import hold_data
 from cluster.node import Kit, live
 from cluster.rootfile import RootFile
 from cluster.stopping import Stop, stop_on_signal
@@ -77,14 +78,15 @@ def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> PosthouseError |
 async def run_node(config: NodeConfig, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Run a node until SIGTERM or SIGINT. Raises PosthouseError."""
     paths = config.paths
-    root = RootFile(paths.root, paths.data, config.root.signed)  # verified, written down, then used
-    async with open_portal() as portal:
-        credentials = OwnCredentials(paths.certificate, paths.private_key, config.root)
-        kit = Kit(RealEnv(portal), credentials, StorageRing.load(paths.storage_key), root)
-        stop = Stop()
-        async with trio.open_nursery() as watch:
-            watch.start_soon(credentials.watch)
-            watch.start_soon(root.watch)
-            await watch.start(stop_on_signal, stop)
-            await serve_node(config, kit, stop, task_status)
-            watch.cancel_scope.cancel()
+    with hold_data(paths.data):
+        root = RootFile(paths.root, paths.data, config.root.signed)  # verified, written down, then used
+        async with open_portal() as portal:
+            credentials = OwnCredentials(paths.certificate, paths.private_key, config.root)
+            kit = Kit(RealEnv(portal), credentials, StorageRing.load(paths.storage_key), root)
+            stop = Stop()
+            async with trio.open_nursery() as watch:
+                watch.start_soon(credentials.watch)
+                watch.start_soon(root.watch)
+                await watch.start(stop_on_signal, stop)
+                await serve_node(config, kit, stop, task_status)
+                watch.cancel_scope.cancel()

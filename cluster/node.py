@@ -75,12 +75,12 @@ class OwnUsers:
 
     def home(self, user: bytes) -> HomeRecord | None:
         """The newest record of a user at home here."""
-        known = self.delivery.room.state.users.get(user)
+        known = self.delivery.room.state.users.peek(user)
         return known.record if known else None
 
     def chain(self, user: bytes, after: int) -> list[bytes]:
         """Signed records after version `after`, oldest first."""
-        known = self.delivery.room.state.users.get(user)
+        known = self.delivery.room.state.users.peek(user)
         return known.chain[after:] if known else []
 
     def moved(self, user: bytes) -> tuple[list[bytes], bool]:
@@ -281,6 +281,8 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
     control: list[CellControl | None] = [None]
     erasing = Erasing()
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics, halts.check)
+    if kit.root is not None:
+        links.lapsed = kit.root.lapsed
     async with trio.open_nursery() as base:
         await _open_faces(config, kit, base, metrics, readiness, halts, lambda: control[0], erasing)
         if registrars := registrars_of(root):

@@ -23,7 +23,7 @@ from relay.core.mailroom.effects import (
     Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, PassedOn,
     SessionStarted, UserMoved,
 )
-from relay.core.mailroom.state import Entry, Notice
+from relay.core.mailroom.people import Entry, Notice
 from relay.core.wire import Code, Fault
 from relay.errors import DeviceRevoked
 from relay.gateway.api import Line
@@ -228,9 +228,12 @@ class Delivery:
             self._started[effect.nonce] = effect
 
     def _gone(self, effect: DeviceGone) -> None:
-        _log.info("device_revoked", device=effect.device[:4].hex(), waited=effect.waited)
+        if effect.rotated:
+            _log.info("device_rotated", device=effect.device[:4].hex())
+        else:
+            _log.info("device_revoked", device=effect.device[:4].hex(), waited=effect.waited)
         for line in self._lines.get(effect.device, ()):
-            line.end(Fault.REVOKED, DeviceRevoked().text)
+            line.end(Fault.REVOKED, DeviceRevoked(rotated=effect.rotated).text)
         if (seat := self._seats.get(effect.device)) is not None:
             self._leave(seat)
 

@@ -32,6 +32,7 @@ MAX_BLOCK: Final = 4 * MIB  # bytes of records in one block; bounds one commit a
 MAX_BLOCK_RECORDS: Final = 4_096  # records in one block; below 2**SLOT_BITS with room for virtual slots
 SLOT_BITS: Final = 20  # a position is index << SLOT_BITS | slot, one signed 64-bit integer
 MAX_INTAKE: Final = 16 * MIB  # bytes waiting for the journal; past it submitters are told to retry
+INTAKE_AHEAD: Final = 8  # batches of a node that have a place in the log and are not committed; more would only wait
 CHECKPOINT_BYTES: Final = 8 * MIB  # log bytes between two checkpoints at least; bounds replay at start
 CHECKPOINT_SHARE: Final = 4  # the log grows by a 4th of what a checkpoint takes: bounds replay, and what dumps cost
 CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows made and not written yet: the fold goes on once all are made
@@ -39,6 +40,7 @@ CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this s
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
 ERASE_S: Final = 300.0  # seconds from when all of a user who left is handed over to when the log lets go of it
 CARRY_BATCH: Final = 64 * KIB  # bytes of records in one CARRY; reading one of them decodes them all
+HOME_CLOCK_AHEAD: Final = 5 * MINUTE  # ms a home record's `not_before` may lie in the future: the user's clock made it
 MAX_CLOCK_JUMP: Final = 1 * MINUTE  # ms the wall clock may depart from the monotonic one (rule 14)
 
 # --- the store -----------------------------------------------------------------------------------
@@ -58,6 +60,7 @@ MAX_DEVICES: Final = 32  # devices in one home record; a wrap is about 100 bytes
 MAX_FORMER: Final = 256  # device ids of a user that were revoked or rotated: who verifies keeps them, 72 bytes each
 MAX_CHAIN: Final = 256  # home records in one chain
 MAX_MEMBERS: Final = 10_000  # members of a roster in this first form
+MAX_AWAKE: Final = 4_096  # users, and devices, that the fold keeps as objects although nothing waits: 10 MB
 MAX_MAILBOX: Final = 64 * MIB  # bytes waiting in one mailbox; past it MAILBOX_FULL, a final outcome
 MAX_OUTBOX: Final = 1_024 * MIB  # bytes waiting for one other cell; past it OUTBOX_FULL, retryable
 MAX_WAITING: Final = 16 * MIB  # bytes waiting for a roster version that has not arrived (rule 17)
@@ -150,6 +153,7 @@ MAX_STAPLE: Final = 8 * KIB  # bytes of a proof that travels with a record; 2 Ki
 
 # --- registrars ----------------------------------------------------------------------------------
 MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3
+MAX_REQUESTS: Final = 512 * KIB  # bytes of many requests in one body, at the inner face only: 512 of an ordinary kind
 REGISTRAR_QUEUE: Final = 4 * MIB  # bytes of requests that wait for the next batch; past it they are told to retry
 REGISTRAR_BATCH: Final = 512  # requests in one batch: to check them takes a fifth of a second
 WITNESS_S: Final = 5.0  # seconds a witness has for an answer, and a request waits for k of them

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ from cluster.local import devices as life
 from cluster.local.home import Home, read_root
 from cluster.local.people import introduce
 from cluster.provision import write_public
-from cluster.registrar.asking import Registrar, signer
+from cluster.registrar.asking import Proof, Registrar, signer
 from cluster.registrar.audit import Audit, from_caller, from_directory
 from cluster.registrar.config import load_config
 from cluster.registrar.endpoints import caller
@@ -29,7 +30,7 @@ from cluster.registrar.notebook import open_notebook
 from relay.client import Card
 from relay.core.codec import encode, pack
 from relay.core.trust import RootRegion, trust_of
-from relay.errors import OperatorError, PeerError
+from relay.errors import OperatorError, PeerError, PosthouseError
 from relay.journal.portal import open_portal
 from relay.observe.logs import configure_logs
 
@@ -120,32 +121,57 @@ def run(path: Path) -> None:
 
 
 @registrar.command()
-@click.argument("request", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("requests", metavar="REQUEST…", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1,
+                required=True)  # fmt: skip
 @click.option(
     "--after", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The records so far, of a user who moves here from another region.",
+    help="The records so far, of a user who moves here from another region. For one REQUEST.",
 )  # fmt: skip
-@click.option("--out", type=_PATH, help="Where to write.  [default: REQUEST.records and REQUEST.staple]")
+@click.option("--out", type=_PATH, help="Where to write, of one REQUEST.  [default: REQUEST.records, REQUEST.staple]")
 @_at
-def enrol(request: Path, after: Path | None, out: Path | None, at: Path) -> None:
-    """Have the running registrar sign and log the home record that REQUEST asks for.
+def enrol(requests: tuple[Path, ...], after: Path | None, out: Path | None, at: Path) -> None:
+    """Have the running registrar sign and log the home record that each REQUEST asks for.
 
-    REQUEST is the msgpack array [payload, signature by the user key] of docs/PROTOCOL.md, section 5: of a new user, or
-    of the next version of one (a device more or less, another user key, another year); or what the region that a user
-    leaves has made of it (`posthouse user release`): then give the same --after. Writes the user's signed
-    records as AUTH takes them, each with its staple: the proof, by the other regions' cosignatures, that it is in the
-    region's log; and once more, by itself, the staple of the record that was asked for. Prints the address card. The
-    same request again gives the same record.
+    A REQUEST is the msgpack array [payload, signature by the user key] of docs/PROTOCOL.md, section 5: of a new user,
+    or of the next version of one (a device more or less, another user key, another year); or what the region that a
+    user leaves has made of it (`posthouse user release`): then give the same --after. Writes the user's signed records
+    as AUTH takes them, each with its staple: the proof, by the other regions' cosignatures, that it is in the region's
+    log; and once more, by itself, the staple of the record that was asked for. Prints the address card. The same
+    request again gives the same record. Many files are logged many at a time; one that is refused stops none of the
+    others, and the exit status says that there was one.
     """
-    config = load_config(at, now_ms())
-    before = read_records(after.read_bytes()) if after else ()
-    proof, staple = trio.run(Registrar.of(config).sign, request.read_bytes(), before, now_ms())
+    if (out is not None or after is not None) and len(requests) > 1:
+        raise click.UsageError("--out and --after are for one REQUEST")
+    registrar, asked = Registrar.of(load_config(at, now_ms())), [place.read_bytes() for place in requests]
+    if after is not None:
+        before = read_records(after.read_bytes())
+        _write(out or requests[0], *trio.run(registrar.sign, asked[0], before, now_ms()))
+        return
+    refused = False
+    for place, found in zip(requests, trio.run(_enrol_all, registrar, asked), strict=True):
+        if not isinstance(found, PosthouseError):
+            _write(out or place, *found)
+        elif len(requests) == 1:
+            raise found
+        else:
+            click.echo(f"{place}: {type(found).__name__}: {found.text}. {found.remedy}", err=True)
+            refused = True
+    if refused:
+        click.get_current_context().exit(Exit.FAILED)
+
+
+def _write(target: Path, proof: Proof, staple: bytes) -> None:
     assert proof.record is not None
-    target = out or request
     write_public(target.with_name(f"{target.name}.records"), pack([*proof.records]))
     write_public(target.with_name(f"{target.name}.staple"), staple)
     click.echo(f"Logged version {proof.record.version} for {proof.record.cell}: {target}.records, .staple", err=True)
     click.echo(str(Card(proof.record.payload.region, proof.record.user)))
+
+
+async def _enrol_all(registrar: Registrar, asked: Sequence[bytes]) -> list[tuple[Proof, bytes] | PosthouseError]:
+    """Each with its proof; what the registrar refuses is given back."""
+    answers = await registrar.enrol_many(asked)
+    return [one if isinstance(one, PosthouseError) else await registrar.proven(one, now_ms()) for one in answers]
 
 
 @registrar.command()

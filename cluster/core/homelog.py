@@ -23,8 +23,8 @@ from relay.core.tlog import BadProof, Malformed, OldEpoch, Proven, StaleCheckpoi
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.shapes import Hash, Millis, UInt
 from relay.core.trust import HomeEntry, HomeRecord, Root, StapledHome, check_current, home_entry, verify_home
-from relay.errors import ProtocolError
-from relay.limits import KIB, MIB, MAX_CHAIN, MAX_LOG_ENTRY, MAX_STAPLE
+from relay.errors import OperatorError, ProtocolError
+from relay.limits import KIB, MIB, MAX_CHAIN, MAX_LOG_ENTRY, MAX_REQUESTS, MAX_STAPLE, REGISTRAR_BATCH
 
 
 class EpochEntry(Struct, frozen=True, tag=2):
@@ -67,6 +67,15 @@ class Arrival(Struct, frozen=True):
     before: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=MAX_CHAIN)]
 
 
+class Answer(Struct, frozen=True):
+    """What a registrar answers to one of many requests: as one, or, where it refuses, why (else empty): the
+    error's name, its text and what to do, a line each."""
+
+    signed: bytes
+    staple: bytes
+    refusal: bytes
+
+
 class Standing(Struct, frozen=True):
     """What a registrar says of a user: all records after the version that was asked for, stapled, oldest first (none:
     the user is not there, or has no newer one), and the evidence about the newest one or the absence."""
@@ -76,6 +85,9 @@ class Standing(Struct, frozen=True):
 
 
 _read_enrolled: Decoder[StapledHome] = Decoder(StapledHome, "registrar's answer", 17 * KIB + MAX_STAPLE)
+_read_requests: Decoder[tuple[bytes, ...]] = Decoder(tuple[bytes, ...], "enrolment requests", MAX_REQUESTS)
+MAX_ANSWERS = MAX_REQUESTS + REGISTRAR_BATCH * (MAX_STAPLE + KIB)  # bytes
+_read_answers: Decoder[tuple[Answer, ...]] = Decoder(tuple[Answer, ...], "registrar's answers", MAX_ANSWERS)
 MAX_ARRIVAL: Final = MIB  # bytes; what a block takes of a chain, too
 _read_arrival: Decoder[Arrival] = Decoder(Arrival, "request of a user who comes", MAX_ARRIVAL)
 MAX_STANDING = MAX_CHAIN * (17 * KIB + MAX_STAPLE) + MAX_STAPLE + MAX_MAP_PROOF + KIB  # bytes
@@ -96,6 +108,25 @@ def read_arrival(data: bytes) -> Arrival:
         return _read_arrival(data)
     except ProtocolError as error:
         raise Malformed(error.text, "Ask as docs/PROTOCOL.md, section 5, says") from None
+
+
+def read_requests(data: bytes) -> tuple[bytes, ...]:
+    """The requests of one body, as many as fit into a batch. Raises OperatorError."""
+    try:
+        requests = _read_requests(data)
+    except ProtocolError as error:
+        raise OperatorError(error.text, "Send a msgpack array of requests") from None
+    if len(requests) > REGISTRAR_BATCH:
+        raise OperatorError(f"{len(requests)} requests at once", f"At most {REGISTRAR_BATCH} are taken")
+    return requests
+
+
+def read_answers(data: bytes) -> tuple[Answer, ...]:
+    """Parsed, not verified. Raises Malformed."""
+    try:
+        return _read_answers(data)
+    except ProtocolError as error:
+        raise Malformed(error.text, "Ask again; if it stays so, the registrar is at fault") from None
 
 
 def read_standing(data: bytes) -> Standing:

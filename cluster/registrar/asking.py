@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,13 +11,10 @@ import msgspec
 import trio
 
 from cluster.core.homelog import (
-    MAX_STANDING, Arrival, EpochEntry, Freshness, Standing, read_enrolled, read_standing, verify_newest,
-    verify_stapled_home, verify_unknown,
+    MAX_ANSWERS, MAX_STANDING, Arrival, EpochEntry, Freshness, Standing, read_answers, read_enrolled, read_standing,
+    verify_newest, verify_stapled_home, verify_unknown,
 )  # fmt: skip
-from relay.core.tlog import (
-    BadProof, LogError, Malformed, Proven, TooFewWitnesses, Trust, UnknownKey, parse_staple, verify_checkpoint,
-    verify_staple,
-)  # fmt: skip
+from relay.core.tlog import Proven, Trust, parse_staple, verify_checkpoint, verify_staple
 from cluster.registrar.config import RegistrarConfig, load_config
 from cluster.registrar.endpoints import caller
 from cluster.registrar.http import Caller
@@ -27,18 +24,23 @@ from relay.core.trust import (
     HomeRecord, StapledHome, home_entry, read_chain, read_home, same_home, split_home, verify_home,
 )  # fmt: skip
 from relay.errors import (
-    BadSignature, BrokenChain, NotValidNow, OperatorError, Overloaded, PeerError, PosthouseError, Rollback, TrustError,
-    VersionTaken,
+    BrokenChain, OperatorError, Overloaded, PeerError, PosthouseError, TrustError, VersionTaken,
 )  # fmt: skip
-from relay.limits import CHECKPOINT_FRESH_S, KIB, MAX_CHAIN
+from relay.limits import CHECKPOINT_FRESH_S, KIB, MAX_CHAIN, MAX_REQUESTS, REGISTRAR_BATCH
 
+
+def _with_kinds(kind: type[PosthouseError]) -> Iterator[type[PosthouseError]]:
+    """An error and all its kinds, as far as they are made of text and remedy."""
+    if "__init__" not in vars(kind):
+        yield kind
+        for one in kind.__subclasses__():
+            yield from _with_kinds(one)
+
+
+# What a registrar refuses with, by name: whatever does not verify, in all its kinds, and what its operator is told.
 _KINDS: Final[dict[str, type[PosthouseError]]] = {
-    kind.__name__: kind
-    for kind in (
-        BadProof, BadSignature, BrokenChain, LogError, Malformed, NotValidNow, OperatorError, Rollback,
-        TooFewWitnesses, TrustError, UnknownKey, VersionTaken,
-    )
-}  # fmt: skip
+    kind.__name__: kind for kind in (*_with_kinds(TrustError), OperatorError, VersionTaken)
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,20 @@ class Registrar:
         """Have a request signed and logged. Raises what it refuses with; PeerError where it does not answer."""
         return read_enrolled(await self._ask("POST", "/enrol", request, 32 * KIB))
 
+    async def enrol_many(self, requests: Sequence[bytes]) -> list[StapledHome | PosthouseError]:
+        """The same for many, as many at a time as the registrar takes: to each the answer, or what it is refused with.
+        Raises PeerError where the registrar does not answer."""
+        answers: list[StapledHome | PosthouseError] = []
+        for some in _portions(requests):
+            found = read_answers(await self._ask("POST", "/enrol-many", pack(some), MAX_ANSWERS))
+            if len(found) != len(some):
+                raise PeerError(f"{self.caller.name} answered {len(found)} of {len(some)} requests")
+            why = f"{self.caller.name} refused"
+            answers += [
+                _refused(one.refusal, why) if one.refusal else StapledHome(one.signed, one.staple) for one in found
+            ]
+        return answers
+
     async def sign(self, request: bytes, before: Sequence[bytes], now_ms: int) -> tuple[Proof, bytes]:
         """Have a request signed and logged that follows the user's records `before`, which are logged, too, where they
         are not yet. The user's records with their staples, and the proof that they are all; the staple of the record
@@ -82,7 +98,10 @@ class Registrar:
                 known = (*known, (await self.enrol(request_of(signed))).signed)
             if not all(map(same_home, known, before)):
                 raise BrokenChain("the registrar's log has another record of this version", "Audit the log")
-        answer = await (self.arrive(request, before) if arrives else self.enrol(request))
+        return await self.proven(await (self.arrive(request, before) if arrives else self.enrol(request)), now_ms)
+
+    async def proven(self, answer: StapledHome, now_ms: int) -> tuple[Proof, bytes]:
+        """An answer, verified: all of the user's records with the proof, and the staple of the one answered."""
         made = read_home(answer.signed)
         proof = await self.prove(made.user, now_ms)
         if made.version > len(proof.records) or not same_home(proof.records[made.version - 1], answer.signed):
@@ -141,6 +160,20 @@ def request_of(signed: bytes) -> bytes:
     """The request that a signed record is the answer to: Ed25519 is deterministic, so the answer is the same again."""
     payload, user_signature, _, *release = msgspec.msgpack.decode(split_home(signed)[0])
     return pack([payload, user_signature, *release])
+
+
+def _portions(requests: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """So many as fit into one body."""
+    some: list[bytes] = []
+    size = 0
+    for request in requests:
+        if some and (len(some) == REGISTRAR_BATCH or size + len(request) > MAX_REQUESTS - 8 * KIB):
+            yield some
+            some, size = [], 0
+        some.append(request)
+        size += len(request)
+    if some:
+        yield some
 
 
 def _refused(answer: bytes, otherwise: str) -> PosthouseError:

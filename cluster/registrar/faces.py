@@ -8,6 +8,7 @@
     GET  /forks                            proofs of the forks of other regions' logs that we know of
     POST /enrol                            check, sign and log a request: [record, staple]
     POST /arrive                           the same of a user who comes from elsewhere: [request, records so far]
+    POST /enrol-many                       the same for many requests: [[record, staple, refusal] …]; inner face only
     GET  /user/USER[?after=VERSION]        a user's records, and the proof that they are all: a Standing
     GET  /metrics, /readyz                 on the inner face only
 """
@@ -20,15 +21,16 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from cluster.core.homelog import MAX_ARRIVAL, read_arrival
+from cluster.core.homelog import MAX_ARRIVAL, read_arrival, read_requests
 from relay.core.tlog import Bundle, Malformed, Tile, TooFewWitnesses, parse_path
 from cluster.registrar.http import BYTES, TEXT, Reply
 from cluster.registrar.log import RegionLog
 from cluster.registrar.metrics import RegistrarMetrics
 from cluster.registrar.witness import SIZE_TYPE, Witness, origin_hash
-from relay.core.codec import encode
+from relay.core.codec import encode, pack
+from relay.core.trust import StapledHome
 from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError, StoreError, TrustError
-from relay.limits import KIB, MAX_CHAIN, MAX_REQUEST, MAX_SIGNED_NOTE
+from relay.limits import KIB, MAX_CHAIN, MAX_REQUEST, MAX_REQUESTS, MAX_SIGNED_NOTE
 from relay.observe.metrics import CONTENT_TYPE
 
 _HOME: Final = re.compile(r"/user/([0-9a-f]{64})(?:\?after=([0-9]{1,4}))?")
@@ -51,7 +53,7 @@ class Face:
     def takes(self, method: str, path: str) -> int | None:
         if method == "POST":
             most = {"/enrol": MAX_REQUEST, "/arrive": MAX_ARRIVAL, "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB}
-            return most.get(path)
+            return (most | {"/enrol-many": MAX_REQUESTS} if self.inner else most).get(path)
         return 0 if method == "GET" else None
 
     async def reply(self, method: str, path: str, body: bytes) -> Reply:
@@ -62,6 +64,9 @@ class Face:
                 asked = read_arrival(body)
                 answer = await self.log.enrol(asked.request, self.founds, asked.before)
                 return Reply(HTTPStatus.OK, encode(answer), BYTES)
+            if method == "POST" and path == "/enrol-many":
+                answers = await self.log.enrol_many(read_requests(body), self.founds)
+                return Reply(HTTPStatus.OK, pack([_answer(answer) for answer in answers]), BYTES)
             if method == "POST":
                 verdict = await self.witness.add_checkpoint(body)
                 return Reply(verdict.status, verdict.body, SIZE_TYPE if verdict.size else TEXT)
@@ -102,6 +107,12 @@ class Face:
         elif isinstance(name, Bundle) and self.inner:
             data = await self.log.registry.bundle(name.number, name.width)
         return _NO_PAGE if data is None else Reply(HTTPStatus.OK, data, BYTES)
+
+
+def _answer(answer: StapledHome | PosthouseError) -> list[bytes]:
+    if isinstance(answer, PosthouseError):
+        return [b"", b"", refusal(answer).body]
+    return [answer.signed, answer.staple, b""]
 
 
 def refusal(error: PosthouseError) -> Reply:

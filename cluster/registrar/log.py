@@ -1,8 +1,8 @@
 """The one task that owns a region's log: requests become batches, batches become checkpoints, and then answers.
 
 Whatever waits goes into the next batch (natural group commit): check, sign, log in one transaction, have it cosigned,
-answer. While one batch is with the witnesses the next one gathers. What is asked about users is answered between two
-batches, when the map is that of the cosigned checkpoint.
+answer. While one batch is with disk and witnesses the next one gathers, and new users are checked and signed. What is
+asked about users is answered between two batches, when the map is that of the cosigned checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from outcome import Error, Outcome, Value
 
 from cluster.core.homelog import Standing
 from relay.core.tlog import Note, TooFewWitnesses
-from cluster.enrolment import Asked, read_request, sign_next
+from cluster.enrolment import Asked, check_registrar, read_request, sign_next
 from cluster.registrar.choir import Choir
 from cluster.registrar.store import Registry
 from cluster.registrar.tables import Found
@@ -33,9 +33,11 @@ _LOGGED = "What was logged stays logged: ask again, with the same request, when 
 
 @dataclass(eq=False)
 class _Wish:
-    """A request that waits. `before`: the records so far of a user who comes from another region."""
+    """A request that waits. `first`: of a new user, the signed record: that depends on nothing that is logged.
+    `before`: the records so far of a user who comes from another region."""
 
     asked: Asked
+    first: HomeRecord | None
     before: tuple[bytes, ...] = ()
     ended: trio.Event = field(default_factory=trio.Event)
     outcome: Outcome[StapledHome] | None = None
@@ -47,6 +49,11 @@ class _Wish:
     def end(self, how: Outcome[StapledHome]) -> None:
         self.outcome = how
         self.ended.set()
+
+    async def answer(self) -> StapledHome:
+        await self.ended.wait()
+        assert self.outcome is not None
+        return self.outcome.unwrap()
 
 
 @dataclass
@@ -78,7 +85,8 @@ class _Batch:
 
 @dataclass
 class RegionLog:
-    """The log of `root`'s region whose registrar has `registrar`. `now_ms`: Unix time."""
+    """The log of `root`'s region whose registrar has `registrar`: OperatorError where the root names another key.
+    `now_ms`: Unix time."""
 
     region: str
     registry: Registry
@@ -87,11 +95,15 @@ class RegionLog:
     registrar: SigningKey
     now_ms: Callable[[], int]
     on_batch: Callable[[int, int], None] = lambda logged, refused: None
+    on_refused: Callable[[], None] = lambda: None  # before it came into a batch
     _waiting: deque[_Wish] = field(default_factory=deque)
     _bytes: int = 0
     _bell: trio.Event = field(default_factory=trio.Event)
     _lock: trio.Lock = field(default_factory=trio.Lock)  # a batch from its first look to its last answer; first come
     _failure: DiskFailed | None = None
+
+    def __post_init__(self) -> None:
+        check_registrar(self.root, self.region, self.registrar)
 
     async def enrol(self, request: bytes, founds: bool = True, before: Sequence[bytes] = ()) -> StapledHome:
         """Check, sign and log a request (docs/PROTOCOL.md, section 5); the record and its staple. The same request
@@ -100,22 +112,53 @@ class RegionLog:
 
         Raises OperatorError and TrustError (and their kinds) for what is not signed; TooFewWitnesses where the other
         regions do not answer (its text says whether the record is logged); Overloaded; DiskFailed."""
+        wish = self._read(request, founds, tuple(before))
+        self._offer(wish)
+        return await wish.answer()
+
+    async def enrol_many(self, requests: Sequence[bytes], founds: bool = True) -> list[StapledHome | PosthouseError]:
+        """The same for many requests at once: to each, in order, the answer or what `enrol` would raise. They go into
+        one batch, where they fit."""
+        taken: list[_Wish | PosthouseError] = []
+        for request in requests:
+            await trio.lowlevel.checkpoint()
+            try:
+                taken.append(self._read(request, founds))
+            except PosthouseError as error:
+                taken.append(error)
+        for place, one in enumerate(taken):
+            try:
+                if isinstance(one, _Wish):
+                    self._offer(one)
+            except PosthouseError as error:
+                taken[place] = error
+        return [await _outcome(one) for one in taken]
+
+    def _read(self, request: bytes, founds: bool, before: tuple[bytes, ...] = ()) -> _Wish:
+        self._check_room(len(request) + sum(map(len, before)))
         asked = read_request(request)
         if asked.payload.region != self.region:
             raise OperatorError(f"this is the registrar of {self.region}", f"Ask that of {asked.payload.region}")
         if (asked.payload.version == 1 or before) and not founds:
             raise OperatorError(f"{self.region} takes in no new users here", "Ask the region's operator")
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
-        wish = _Wish(asked, tuple(before))
-        if self._bytes + wish.size > REGISTRAR_QUEUE:
-            raise Overloaded("the registrar has more requests than it can take")
+        try:
+            return _Wish(asked, self._sign(asked, None) if asked.payload.version == 1 else None, before)
+        except PosthouseError:
+            self.on_refused()
+            raise
+
+    def _offer(self, wish: _Wish) -> None:
+        self._check_room(wish.size)
         self._waiting.append(wish)
         self._bytes += wish.size
         self._bell.set()
-        await wish.ended.wait()
-        assert wish.outcome is not None
-        return wish.outcome.unwrap()
+
+    def _check_room(self, size: int) -> None:
+        """Before the work and before the wait. Raises Overloaded; DiskFailed where nothing will be logged any more."""
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        if self._bytes + size > REGISTRAR_QUEUE:
+            raise Overloaded("the registrar has more requests than it can take")
 
     async def standing(self, user: bytes, after: int = 0) -> Standing:
         """The records of a user after version `after` with their staples, and the evidence. Raises TooFewWitnesses,
@@ -169,7 +212,7 @@ class RegionLog:
                     last = batch.newest.get(wish.asked.user, known.newest)
                     brought = self._brought(wish, last)
                     last = brought[-1] if brought else last
-                    batch.add(wish, brought, sign_next(wish.asked, last, self.root, self.registrar, self.now_ms()))
+                    batch.add(wish, brought, wish.first or self._sign(wish.asked, last))
             except PosthouseError as error:
                 wish.end(Error(error))
         if batch.records:
@@ -193,11 +236,23 @@ class RegionLog:
             check_logged(wish.before[-1], self.root, found[-1].payload.region)
         return found
 
+    def _sign(self, asked: Asked, last: HomeRecord | None) -> HomeRecord:
+        return sign_next(asked, last, self.root, self.registrar, self.now_ms())
+
     async def _cosigned(self, what: str, remedy: str = _LOGGED) -> Note:
         note = await self.choir.cosigned()
         if note is None:
             raise TooFewWitnesses(f"{what}: fewer than {self.choir.trust.k} witnesses answer", remedy)
         return note
+
+
+async def _outcome(taken: _Wish | PosthouseError) -> StapledHome | PosthouseError:
+    if isinstance(taken, PosthouseError):
+        return taken
+    try:
+        return await taken.answer()
+    except PosthouseError as error:
+        return error
 
 
 def _leave(wishes: Iterable[_Wish]) -> None:

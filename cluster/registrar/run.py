@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import structlog
 import trio
 
 from relay.core.tlog import Fork
 from cluster.env import RealEnv
-from cluster.kept import keep_root
+from cluster.kept import hold_data, keep_root
 from cluster.registrar.choir import Choir
 from cluster.registrar.config import RegistrarConfig
 from cluster.registrar.endpoints import caller, listen
@@ -36,7 +37,12 @@ async def run_registrar(
 ) -> None:
     """Serve until cancelled. Raises OperatorError, StoreError and its kinds, DiskFailed, RolledBack."""
     data = RealEnv().data_dir(config.data)
-    keep_root(data, config.root.signed)
+    with hold_data(data):
+        keep_root(data, config.root.signed)
+        await _run(config, data, task_status)
+
+
+async def _run(config: RegistrarConfig, data: Path, task_status: trio.TaskStatus[RegionLog]) -> None:
     for text in config.unusable:
         _log.error("peer_unusable", text=text, remedy="Its operator corrects it: posthouse init statement")
     metrics = RegistrarMetrics()
@@ -58,7 +64,7 @@ async def run_registrar(
             on_refused=lambda name: metrics.not_cosigned.labels(name).inc(),
         )  # fmt: skip
         log = RegionLog(config.region, registry, choir, config.root, config.registrar, _now_ms)
-        log.on_batch = partial(_on_batch, metrics)
+        log.on_batch, log.on_refused = partial(_on_batch, metrics), metrics.refused.inc
         gossip = Gossip(witness, gossips, {peer.log.name: gossips[peer.region] for peer in config.peers})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)

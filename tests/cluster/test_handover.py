@@ -92,7 +92,7 @@ async def test_what_the_disk_writer_refuses_is_refused_by_number(autojump_clock,
     async with Opened() as world:
         append = world.cell.journal.append
 
-        async def strict(items):
+        async def strict(items, placed):
             for ordinal, item in enumerate(items):
                 if b"forbidden" in item:
                     raise ResidencyError("not here", ordinal=ordinal)
@@ -105,6 +105,36 @@ async def test_what_the_disk_writer_refuses_is_refused_by_number(autojump_clock,
         assert [o.code for o in answer.outcomes] == [Code.STORED, Code.UNKNOWN_USER, Code.STORED]
         await wait_all_tasks_blocked()
         assert world.delivered() == [sealed[0], sealed[2]]
+
+
+async def test_what_was_sent_on_is_not_refused_for_records_that_came_with_a_number_before_it(autojump_clock):
+    """The answer to the first batch was lost, and dora moved on before the next: that begins with a number that is
+    applied here already, with the records beside it (found by the simulator, seed 615)."""
+    async with Opened() as world:
+        dora = User("dora", ABROAD)
+        dora.record("d1")
+        sealed = [seal(world.cell, dora.id, body=bytes([n])) for n in range(3)]
+
+        def sent_on(first, *items):
+            """Items: (number of the envelope, with how many records)."""
+            parts = [records.Forward(dora.id, len(dora.chain), tuple(dora.chain[:upto])) for _, upto in items]
+            listed = [
+                linkwire.HandItem(records.HANDIN_FORWARD, sealed[n], encode(part))
+                for (n, _), part in zip(items, parts, strict=True)
+            ]
+            return linkwire.HandOver(b"o" * 16, 0, first, tuple(listed))
+
+        dora.move(CELL)
+        answer = await world.reception(PEER, sent_on(1, (0, 2), (1, 0)))
+        assert [one.code for one in answer.outcomes] == [Code.STORED] * 2
+        dora.move(ABROAD)
+        answer = await world.reception(PEER, sent_on(2, (1, 3), (2, 0)))
+        assert (answer.vector, [one.number for one in answer.outcomes]) == (2, [2])
+        answer = await world.reception(PEER, sent_on(3, (2, 3)))
+        assert [one.code for one in answer.outcomes] == [Code.ACCEPTED]
+        dora.move(CELL)
+        answer = await world.reception(PEER, sent_on(4, (0, 0)))
+        assert [one.code for one in answer.outcomes] == [Code.UNKNOWN_USER]  # nothing came before it
 
 
 async def test_two_logs_of_one_cell_are_counted_apart(autojump_clock):
@@ -134,7 +164,7 @@ async def test_a_node_without_a_majority_refuses_nothing_for_good(autojump_clock
             await world.reception(PEER, hand_over(1, seal(world.cell, bytes(32))))
 
 
-async def hang(items):
+async def hang(items, placed):
     await trio.sleep_forever()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -12,7 +13,7 @@ from relay.core.trust import read_home
 from relay.core.wire import Code, Fault
 from relay.errors import AuthError, DeviceRevoked, Overloaded, Refused, ResidencyError, RolledBack
 from relay.intake import Intake
-from relay.limits import MINUTE, UNACKED_BYTES
+from relay.limits import INTAKE_AHEAD, MINUTE, UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from tests.relay.conftest import ABROAD, CELL, FakeLine
 from tests.relay.core.mailroom.conftest import Group, User, device_id
@@ -168,6 +169,47 @@ async def test_admission_of_devices(open_cell, autojump_clock):
         assert cell.state.users[bob.id].record.version == 2
 
 
+async def test_a_revoked_device_has_no_seat_any_more(open_cell, autojump_clock):
+    """Not only its line is told: what is not in the log, and asks nobody, is not sent to it either."""
+    _, bob = people()
+    async with open_cell() as (cell, nursery):
+        b1, b2 = await cell.join(nursery, bob, "b1"), await cell.join(nursery, bob, "b2")
+        await wait_all_tasks_blocked()
+        assert list(cell.delivery.lines_of(bob.id)) == [b1, b2]
+        bob.record("b1")
+        newer = await cell.join(nursery, bob, "b1", receive=False)
+        assert b2.ended == Fault.REVOKED and cell.delivery.seat_of(b2) is None
+        assert list(cell.delivery.lines_of(bob.id)) == [b1] and newer.ended is None
+
+
+async def test_who_has_new_keys_is_told_so_and_not_called_revoked(open_cell, autojump_clock):
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        b1 = await cell.join(nursery, bob, "b1")
+        with structlog.testing.capture_logs() as logs:
+            bob.rotate("b1", "b1'")
+            new = await cell.join(nursery, bob, "b1'")
+        assert b1.ended == Fault.REVOKED and [entry["event"] for entry in logs] == ["device_rotated"]
+        with pytest.raises(DeviceRevoked, match="has new keys"):
+            await cell.office.admit(bob.id, device_id("b1"), ())
+        a1 = await cell.join(nursery, alice, "a1")
+        await submit(cell, a1, seal(cell, bob.id, 2))
+        assert len(new.of(wire.Deliver)) == 1
+
+
+async def test_whoever_waits_for_a_session_is_asked_whether_that_still_makes_sense(open_cell, autojump_clock):
+    """A user who moves away between AUTH and the session's record: nothing would ever start it."""
+    _, bob = people()
+
+    def moved() -> None:
+        raise Refused(Fault.NOT_HOME, "moved")
+
+    async with open_cell() as (cell, nursery):
+        await cell.join(nursery, bob, "b1")
+        with trio.fail_after(5), pytest.raises(Refused, match="moved"):
+            await cell.delivery.session_started(b"another nonce...", moved)
+
+
 async def test_a_cursor_beyond_the_log_stops_loudly(open_cell, autojump_clock):
     alice, _ = people()
     async with open_cell() as (cell, nursery):
@@ -282,11 +324,40 @@ async def test_a_full_intake_says_so_and_takes_nothing():
         intake.offer([bytes(60)])
 
 
+async def test_a_batch_follows_as_soon_as_the_one_before_has_its_place(autojump_clock):
+    class Slow:
+        log, tip, first = [], 0, 1
+
+        async def append(self, items, placed):
+            self.log.append(items)
+            await trio.sleep(1)
+            placed()
+            await trio.sleep(99)
+
+    journal = Slow()
+    intake = Intake(journal, Metrics(), max_bytes=2 * INTAKE_AHEAD)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.run)
+        intake.offer([b"0"])
+        for _ in range(1, 2 * INTAKE_AHEAD):
+            await trio.sleep(0.6)
+            intake.offer([b"x"])
+        assert journal.log[:3] == [[b"0"], [b"x"], [b"x", b"x"]]  # natural group commit
+        await trio.sleep(50)
+        assert len(journal.log) == INTAKE_AHEAD  # the others wait
+        with pytest.raises(Overloaded):  # what is under way takes room, too
+            intake.offer([b"one more"])
+        await trio.sleep(200)
+        assert sum(map(len, journal.log)) == 2 * INTAKE_AHEAD
+        intake.offer([b"one more"])
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_the_disk_writer_refuses_hurts_only_its_own_batch(autojump_clock):
     class Strict:
         log, tip, first = [], 0, 1
 
-        async def append(self, items):
+        async def append(self, items, placed=None):
             await trio.lowlevel.checkpoint()
             if b"foreign" in items:
                 raise ResidencyError("not here")
@@ -365,7 +436,7 @@ async def test_records_that_may_not_rest_here_admit_nobody(open_cell, autojump_c
     alice, _ = people()
     async with open_cell() as (cell, _nursery):
 
-        async def strict(items):
+        async def strict(items, placed):
             raise ResidencyError("another user's device")
 
         monkeypatch.setattr(cell.journal, "append", strict)

@@ -1,7 +1,6 @@
 """Planted defects: real code, patched from here to break one rule each. The simulator must find every one of them.
 
-A defect names the options that bring the faults it needs, and the seed that found it when it was recorded, which is
-tried first. `python -m tests.simulation.hunt` runs the simulator against all of them.
+A defect names the options that bring the faults it needs, and the seed that found it, which `hunt` tries first.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from relay.core.mailroom.people import Entry
 import relay.journal.mark
 import tests.simulation.image
 from cluster.core.raft import Accepted, Members, Raft
@@ -28,7 +28,7 @@ from relay.core import records
 from relay.core.block import position
 from relay.core.mailroom import admission, expiry, outboxes, reading, rosters
 from relay.core.mailroom.effects import SessionStarted
-from relay.core.mailroom.state import Entry, Origin, State
+from relay.core.mailroom.state import Origin, State
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code
 from relay.delivery import Delivery
@@ -64,7 +64,7 @@ def acks_before_fsync(patch: Patch) -> None:
 def acks_before_fsync_alone(patch: Patch) -> None:
     """A cell of one commits a block, and answers for it, before the disk has it."""
 
-    async def append(journal: SoloJournal, batch: Sequence[bytes]) -> None:
+    async def append(journal: SoloJournal, batch: Sequence[bytes], placed: Callable[[], None] = lambda: None) -> None:
         disk = journal._disk
         async with disk.writing:
             disk.store.check()

@@ -6,12 +6,12 @@ Verify the exact bytes first, then parse them. Nothing here signs anything that 
 
 from __future__ import annotations
 
+from relay.core.trust.devices import Device, Former
 from relay.core.trust.homes import (
     REVOKED_GRACE,
-    Device,
-    Former,
     HomePayload,
     HomeRecord,
+    prove_devices,
     sign_home,
     ask_home,
     request_home,
@@ -47,6 +47,7 @@ from relay.core.trust.root import (
     verify_root,
     reopen_root,
     follow_root,
+    region_ends,
 )
 from relay.core.trust.rosters import (
     RosterCell,
@@ -73,6 +74,7 @@ __all__ = [
     "Former",
     "HomePayload",
     "HomeRecord",
+    "prove_devices",
     "sign_home",
     "ask_home",
     "request_home",
@@ -104,6 +106,7 @@ __all__ = [
     "verify_root",
     "reopen_root",
     "follow_root",
+    "region_ends",
     "RosterCell",
     "RosterHead",
     "Member",

@@ -15,7 +15,7 @@ from cluster.directory.federation import FederationDirectory
 from cluster.directory.seen import open_seen
 from cluster.env import RealEnv
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, read_home, sign_home,
+    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, read_home, sign_home,
 )
 from relay.core.wire import Code
 from relay.errors import Overloaded, Refused
@@ -52,13 +52,14 @@ class User:
         """The version after `prev`; another `mark`, another record."""
         region = self.cell.partition("/")[0]
         version = prev.version + 1 if prev else 1
-        devices = prev.devices if prev else (Device(bytes(self.key.verify_key), bytes(32), 1, b""),)
+        devices = prev.devices if prev else (Device(bytes(self.key.verify_key), bytes(32), 1, b"", b""),)
         moves = prev is not None and prev.cell != self.cell
         epoch = prev.payload.move_epoch + moves if prev else 0
         payload = HomePayload(
             1, prev.user if prev else b"", version, prev.digest if prev else b"", region, self.cell,
             bytes(self.key.verify_key), devices, epoch, NOW - DAY + mark, self.expires, b"",
         )  # fmt: skip
+        payload = prove_devices(payload, [self.key])
         release = REGISTRARS[prev.payload.region] if prev is not None and moves else None
         return sign_home(payload, self.key, registrar or REGISTRARS[region], release)
 

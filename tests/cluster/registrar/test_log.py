@@ -44,7 +44,7 @@ async def test_a_user_from_the_first_record_to_another_key(world: World) -> None
         ):
             answer = await region.log.enrol(ask(following(record, **more), signer))
             record, _ = verify_stapled_home(answer.signed, answer.staple, ROOT, trust, record, NOW)
-        assert record.version == 5 and record.devices == (laptop,)
+        assert record.version == 5 and [one.id for one in record.devices] == [laptop.id]
         with pytest.raises(BadSignature):
             await region.log.enrol(ask(following(record), user_key(1)))
         standing = await region.log.standing(record.user)
@@ -302,3 +302,22 @@ async def test_who_comes_from_another_region_brings_the_records_and_they_are_log
         assert verify_newest(newest, standing.evidence, world.trust("norden", 2), FRESH).users == 2
         for signed in standing.records:
             assert verify_staple(split_home(signed)[1], home_entry(split_home(signed)[0]), world.trust("norden", 2))
+
+
+async def test_new_users_are_signed_before_their_batch_and_a_forgery_never_gets_into_one(world: World) -> None:
+    refused, batches = [0], [0]
+
+    def count() -> None:
+        refused[0] += 1
+
+    def batch(_: int, __: int) -> None:
+        batches[0] += 1
+
+    async with world.region() as region:
+        region.log.on_refused, region.log.on_batch = count, batch
+        for asked in (ask(first(1), user_key(2)), b"nonsense"):
+            with pytest.raises((BadSignature, OperatorError)):
+                await region.log.enrol(asked)
+        assert (refused, batches, region.registry.head.size) == ([1], [0], 1)
+        await region.log.enrol(request(1))
+        assert (refused, batches, region.registry.head.size) == ([1], [1], 3)

@@ -20,6 +20,7 @@ from relay.core.trust import (
 )
 from relay.errors import BrokenChain, ProtocolError, TrustError
 from tests.logged import log_key, logged_region, staple_of, stapled, witness_key
+from tests.proofs import proven
 from tests.relay.core.tlog.logbook import Book, damaged, key
 from tests.roots import verified_root
 
@@ -36,9 +37,9 @@ ROOT = make_root()
 
 
 def payload(mark: int = 0) -> HomePayload:
-    device = Device(bytes(USER.verify_key), bytes(32), 1, b"")
+    device = Device(bytes(USER.verify_key), bytes(32), 1, b"", b"")
     home = ("norden", "norden/1", bytes(USER.verify_key))
-    return HomePayload(1, b"", 1, b"", *home, (device,), 0, mark, NOW + 1, b"")
+    return proven(HomePayload(1, b"", 1, b"", *home, (device,), 0, mark, NOW + 1, b""), [USER])
 
 
 def following(last: HomeRecord, cell: str = "norden/1", mark: int = 0) -> HomePayload:
