@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +24,15 @@ from cluster.local.book import Book
 from cluster.local.people import create_user, find_card, move_user, new_store
 from cluster.provision import load_signing_key
 from cluster.registrar.asking import Registrar
-from cluster.registrar.config import load_config
+from cluster.registrar.config import load_config, load_key
 from cluster.registrar.make import make_registrar
+from cluster.registrar.witness import origin_hash
 from relay.client import new_user, open_client
 from relay.client.identity import own_records
-from relay.core.tlog import NotLogged
+from relay.core.tlog import ED25519, AddCheckpoint, Checkpoint, NotLogged, parse_checkpoint, parse_note
 from relay.core.trust import Policy, read_home, reopen_root, split_home
 from relay.errors import PosthouseError
+from relay.limits import GOSSIP_S
 
 REGIONS = ("amber", "birch")
 PATIENCE_S = 90
@@ -107,7 +110,7 @@ async def test_users_with_proofs_write_and_move_and_those_without_get_nowhere(tm
     layout = make_logged(tmp_path / "f")
     home = layout.home
     with registrars(layout):
-        for name, region in (("alice", "amber"), ("bob", "birch")):
+        for name, region in (("alice", "amber"), ("bob", "birch"), ("carol", "birch")):
             await patiently(create_user, home, name, region, now_ms())
             signed, staple = split_home(own_records(home.store(name))[-1])
             assert staple.startswith(b"c2sp.org/tlog-proof@v1\n") and len(staple) < 2_048 and read_home(signed)
@@ -134,6 +137,38 @@ async def test_users_with_proofs_write_and_move_and_those_without_get_nowhere(tm
                 find_card(home, "bob").user, now_ms()
             )
             assert proof.record is not None and proof.record.cell == "amber/1" and len(proof.records) == 2
+            await birch_forks(layout)
+
+
+async def birch_forks(layout: Layout) -> None:
+    """Birch's log shows amber's witness another root of one size: within two rounds nothing goes there any more."""
+    home = layout.home
+    log = load_key(home.directory / "registrar-birch" / "secrets" / "log.key", ED25519)
+    amber = Registrar.of(load_config(home.directory / "registrar-amber", now_ms())).caller
+    _, seen = await amber.ask("GET", f"/{origin_hash(log.name)}/checkpoint")
+    before = parse_checkpoint(parse_note(seen).text)
+    lie = Checkpoint(before.origin, before.size, bytes(32)).sign(log)
+    status, said = await amber.ask("POST", "/add-checkpoint", AddCheckpoint(before.size, (), lie).encode())
+    assert status == 422 and b"Fork" in said
+    admin = layout.node("amber", "n1").admin_addr
+    with trio.fail_after(2 * GOSSIP_S + PATIENCE_S):
+        while b"warning: federation with birch is halted" not in await page(admin, "/readyz"):  # noqa: ASYNC110
+            await trio.sleep(0.5)
+    assert b'posthouse_region_halted{region="birch"} 1.0' in await page(admin, "/metrics")
+    async with open_client(home.store("alice"), receive=False) as alice:
+        with trio.move_on_after(3) as waited:
+            await alice.send(find_card(home, "carol"), b"nobody takes this", wait="accepted")
+        assert waited.cancelled_caught
+        with trio.fail_after(PATIENCE_S):  # and everybody else is served
+            await alice.send(find_card(home, "bob"), b"still here", wait="stored")
+
+
+async def page(address: Address, path: str) -> bytes:
+    def fetch() -> bytes:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+            return bytes(answer.read())
+
+    return await trio.to_thread.run_sync(fetch)
 
 
 async def exchange(layout: Layout, text: str) -> None:
