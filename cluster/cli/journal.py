@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +17,9 @@ from cluster.audit.sites import read_site
 from cluster.cli.exits import Exit
 from cluster.cli.options import Decorator
 from cluster.config import NodeConfig, load_config
+from cluster.control.pages import OPERATOR
 from cluster.stopped import Examination, examine, known_store
+from cluster.trail import acting
 from relay.errors import OperatorError, PosthouseError, StoreDamaged, StoreLocked
 from relay.journal.files import REMOVED, REPAIRED, check_repaired, put_in_place, store_exists
 from relay.journal.inspect import open_stopped
@@ -97,7 +101,8 @@ def repair(directory: Path, yes: bool, alone: bool) -> None:
     data, cell = config.paths.data, config.root.cell(config.node.cell)
     nodes = [node.name for node in cell.nodes] if cell else []
     if (data / REPAIRED).exists():
-        _finish(data)
+        with _noted(config, kind="finish"):
+            _finish(data)
         return
     _check_stopped(data, config)
     if alone:
@@ -105,14 +110,30 @@ def repair(directory: Path, yes: bool, alone: bool) -> None:
         _say_what_may_be_lost(config, nodes)
         if not yes:
             raise OperatorError("nothing was changed: --alone needs --yes", "First compare what else is left")
-        _renew(config, alone=True)
+        with _noted(config, kind="new log, alone"):
+            _renew(config, alone=True)
     elif len(nodes) > 1:
         others = ", ".join(name for name in nodes if name != config.node.name)
         _ask(yes, f"{config.node.name} will take everything from {others}. Do most nodes of the cell run, and have it?")
-        _set_aside(data)
+        with _noted(config, kind="new store"):
+            _set_aside(data)
     else:
         _ask(yes, "What came after the first damage will be lost, and devices are told so. Is there no better copy?")
-        _renew(config)
+        with _noted(config, kind="new log"):
+            _renew(config)
+
+
+@contextmanager
+def _noted(config: NodeConfig, kind: str) -> Iterator[None]:
+    """What is done in the body is in the node's audit log, before and after."""
+    from cluster.credentials import open_node_trail
+
+    trail = open_node_trail(config.paths, config.node)
+    try:
+        with acting(trail.note, "journal.repair", OPERATOR, kind=kind, store=known_store(config.paths.data).hex()):
+            yield
+    finally:
+        trail.close()
 
 
 # --- what they do --------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a registrar signed, user by user: so that no version is ever signed twice, and nobody's records are lost.
 
     <directory>/<user id in hex>     the user's records, oldest first, as AUTH takes them
+    <directory>/audit/               what was signed and released, when (cluster.trail)
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
-from cluster.enrolment import read_records, read_request, sign_enrolment
-from relay.core.trust import HomeRecord, Root
+from cluster.enrolment import (
+    change_of, left_region, noted, read_records, read_request, release_enrolment, sign_enrolment,
+)  # fmt: skip
+from cluster.trail import DIRECTORY as AUDIT
+from cluster.trail import open_registrar_trail
+from relay.core.trust import HomeRecord, Root, read_home
 from relay.errors import BrokenChain, OperatorError
 
 
@@ -37,7 +42,8 @@ class Book:
     def sign(
         self, request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
     ) -> tuple[HomeRecord, bytes]:
-        """`sign_enrolment` after all that is known, in the book or in `before`; on disk here before it is given out.
+        """`sign_enrolment` after all that is known, in the book or in `before`; noted, and on disk here, before it is
+        given out.
 
         Raises like that; BrokenChain where `before` is not what was signed."""
         user = read_request(request).user
@@ -45,8 +51,30 @@ class Book:
             known = _longer(self.records(user), tuple(before))
             record, records = sign_enrolment(request, known, root, registrar, now_ms)
             if record.version > len(known):
+                last = read_home(known[-1]) if known else None
+                action = noted(change_of(record, last), record.user, record.version)
+                self._note(record.payload.region, action, registrar, now_ms)
                 self._write(self._path(user), records)
         return record, records
+
+    def release(
+        self, request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
+    ) -> tuple[HomeRecord, bytes]:
+        """`release_enrolment`, noted before it is given out. Raises like that; BrokenChain where `before` is not what
+        was signed."""
+        with self._alone():
+            record, released = release_enrolment(request, before, root, registrar, now_ms)
+            action = noted("release", record.user, record.version)
+            self._note(left_region(before, root), action, registrar, now_ms, to=record.cell)
+        return record, released
+
+    def _note(self, region: str, action: str, registrar: SigningKey, now_ms: int, **about: str) -> None:
+        """Durable before anything is given out. Raises DiskFailed, StoreDamaged, OperatorError."""
+        trail = open_registrar_trail(self._directory / AUDIT, region, registrar, lambda: now_ms, wait=True)
+        try:
+            trail.note("directory.sign", "operator", actions=[action], **about)
+        finally:
+            trail.close()
 
     def _path(self, user: bytes) -> Path:
         return self._directory / user.hex()

@@ -10,7 +10,7 @@ from typing import Final
 import trio
 from nacl.signing import SigningKey
 
-from cluster.enrolment import read_request, release_enrolment
+from cluster.enrolment import read_request
 from cluster.local.book import Book
 from cluster.local.home import Home, check_name
 from cluster.local.recovery import Recovery
@@ -35,7 +35,7 @@ def registrar_of(home: Home, region: str, now_ms: int) -> Registrar:
 
 
 def releaser_of(home: Home, region: str, now_ms: int) -> Callable[[bytes, Sequence[bytes]], tuple[HomeRecord, bytes]]:
-    """The same registrar, to let users go: `release_enrolment` after all that is known here. Raises OperatorError; what
+    """The same registrar, to let users go: `Book.release` after all that is known here. Raises OperatorError; what
     it gives raises like that, and BrokenChain where the records before are not what was signed."""
     key, book, root = home.registrar(region), Book(home.book(region)), home.root(now_ms)
 
@@ -45,7 +45,7 @@ def releaser_of(home: Home, region: str, now_ms: int) -> Callable[[bytes, Sequen
             if mine != theirs:
                 what = f"the records before: version {number} is not the one that {region} signed: a fork"
                 raise BrokenChain(what, "Two registrars with the same key signed, or the file is another user's")
-        return release_enrolment(request, newest_records(home, user, now_ms, before), root, key, now_ms)
+        return book.release(request, newest_records(home, user, now_ms, before), root, key, now_ms)
 
     return release
 
