@@ -24,7 +24,7 @@ from cluster.core.auditlog import (
 )  # fmt: skip
 from cluster.core.tlog import ED25519, Frontier, SignerKey
 from relay.errors import BadSignature, DiskFailed, OperatorError, PosthouseError, StoreDamaged, StoreLocked
-from relay.journal.files import sync_directory
+from relay.journal.files import sync_directory, sync_names
 from relay.journal.mark import sync_handle
 from relay.limits import AUDIT_FILE, AUDIT_FILES
 
@@ -189,31 +189,41 @@ def open_trail(
     directory: Path, whose: str, seed: bytes, certificate: bytes, now_ms: Callable[[], int], *, wait: bool = False
 ) -> Trail:
     """Open the audit log in `directory`, or begin one. `whose` and `certificate`: as in auditlog; `seed`: the Ed25519
-    key that signs it. A line that a crash cut short, of which nothing was reported, is taken away. `wait`: for whoever
-    has it open; else that raises StoreLocked.
+    key that signs it. What a crash left of a line, of which nothing was reported, is taken away, and that is noted.
+    `wait`: for whoever has it open; else that raises StoreLocked.
 
     Raises StoreLocked, OperatorError (the key is another one), StoreDamaged (its newest file is not what was written),
     DiskFailed."""
     lock = _lock(directory, wait)
     try:
-        files = files_in(directory)
-        if files and not _has_a_line(files[-1]):  # a crash came before the first entry of this file
-            files.pop().unlink()
-        if not files:
-            key = SignerKey(origin_of(whose, os.urandom(4)), ED25519, seed)
-            return Trail(directory, lock, key, certificate, Place(key.verifier, Frontier()), None, {}, now_ms)
-        place, seen = _take_up(files[-1])
-        key = SignerKey(place.log.name, ED25519, seed)
-        if key.verifier != place.log or not key.name.startswith(origin_of(whose, b"")):
-            what = f"{directory} is the audit log of another key than this node's, or of another node: {place.log.name}"
-            raise OperatorError(what, "Move it away, and keep it: a new log is begun")
-        return Trail(directory, lock, key, certificate, place, files[-1], seen, now_ms)
+        return _open(directory, lock, whose, seed, certificate, now_ms)
     except OSError as error:
         os.close(lock)
         raise DiskFailed(f"{directory}: {error.strerror}", "Check the directory and its permissions") from error
     except BaseException:
         os.close(lock)
         raise
+
+
+def _open(
+    directory: Path, lock: int, whose: str, seed: bytes, certificate: bytes, now_ms: Callable[[], int]
+) -> Trail:
+    sync_names(directory)
+    files = files_in(directory)
+    if files and not _begun(files[-1].read_bytes()):  # a crash came in the middle of its first entry
+        files.pop().unlink()
+    if not files:
+        key = SignerKey(origin_of(whose, os.urandom(4)), ED25519, seed)
+        return Trail(directory, lock, key, certificate, Place(key.verifier, Frontier()), None, {}, now_ms)
+    place, seen, torn = _take_up(files[-1])
+    key = SignerKey(place.log.name, ED25519, seed)
+    if key.verifier != place.log or not key.name.startswith(origin_of(whose, b"")):
+        what = f"{directory} is the audit log of another key than this node's, or of another node: {place.log.name}"
+        raise OperatorError(what, "Move it away, and keep it: a new log is begun")
+    trail = Trail(directory, lock, key, certificate, place, files[-1], seen, now_ms)
+    if torn:
+        trail.note("log.torn", "posthouse", bytes=torn)
+    return trail
 
 
 def open_registrar_trail(
@@ -237,30 +247,47 @@ def _lock(directory: Path, wait: bool) -> int:
     return lock
 
 
-def _has_a_line(file: Path) -> bool:
-    return b"\n" in file.read_bytes()
+def _begun(data: bytes) -> bool:
+    """Is there a first entry, or more than that? One line that does not hold is what a crash left of one."""
+    lines = list(lines_of(data))
+    try:
+        place, _ = read_opening(lines[0] if lines else b"")
+        follow(place, lines[0])
+        return True
+    except AuditBroken:
+        return len(lines) > 1
 
 
-def _take_up(file: Path) -> tuple[Place, dict[str, Entry]]:
-    """Where the newest file ends, and what it has of others' logs. Its last signature answers for all of it."""
+def _take_up(file: Path) -> tuple[Place, dict[str, Entry], int]:
+    """Where the newest file ends, and what it has of others' logs. Of its last line a crash may have left a part, or
+    (each sector of a disk by itself) anything: then it is taken away. How many bytes those were."""
     data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
+    *lines, last = lines_of(data)
     seen: dict[str, Entry] = {}
     try:
-        lines = list(lines_of(whole))
-        place, _ = read_opening(lines[0])
+        place, _ = read_opening(lines[0] if lines else last)
         for line in lines:
             place, entry = follow(place, line, verify=False)
             if entry.what == SEEN:
                 seen[entry.who] = entry
-        place.check()
+        if lines:
+            place.check()  # which answers for all of them
     except (AuditBroken, BadSignature) as error:
         raise StoreDamaged(f"{file}: the audit log does not hold: {error.text}", _BROKEN) from None
-    if len(whole) < len(data):
-        handle = os.open(file, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.ftruncate(handle, len(whole))
-            sync_handle(handle)
-        finally:
-            os.close(handle)
-    return place, seen
+    try:
+        place, entry = follow(place, last)
+        if entry.what == SEEN:
+            seen[entry.who] = entry
+        return place, seen, 0
+    except AuditBroken:
+        _truncate(file, len(data) - len(last))
+        return place, seen, len(last)
+
+
+def _truncate(file: Path, size: int) -> None:
+    handle = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(handle, size)
+        sync_handle(handle)
+    finally:
+        os.close(handle)

@@ -90,7 +90,9 @@ def _read_file(log: Log, file: Path, data: bytes, last: bool, say: Say | None) -
             raise AuditBroken("the file is empty")
     except AuditBroken as error:
         log.broken = True
-        log.findings.append(f"{file.name}, line {number}: {error.text}")
+        end = last and number == data.count(b"\n") + (not data.endswith(b"\n"))
+        hint = " (the last one: a power cut may leave that, and the next start takes it away)" if end else ""
+        log.findings.append(f"{file.name}, line {number}: {error.text}{hint}")
 
 
 def _read_line(log: Log, line: bytes, *, begins: bool, say: Say | None) -> None:
