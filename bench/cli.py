@@ -13,6 +13,7 @@ import click
 import trio
 from rich.console import Console
 
+from bench.machine import describe_machine
 from bench.scenario import load_scenario, smoke
 from cluster.cli.options import ending_like_ctrl_c, result_file
 from relay.errors import OperatorError
@@ -79,24 +80,33 @@ def run(scenario: str, small: bool, json_path: Path | None, keep: Path | None, *
 
 
 @bench.command()
-@click.option("--users", default=5_000, show_default=True, help="Users to enrol.")
-@click.option("--at-once", default=1_000, show_default=True, help="Requests that wait at any time.")
+@click.option("--users", default=5_000, show_default=True, help="Users to enrol in each of the three ways.")
+@click.option("--at-once", default=1_000, show_default=True, help="Requests that wait at any time, without HTTP.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), callback=result_file,
               metavar="FILE", help="Write the result to FILE (-: standard output).")  # fmt: skip
-@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the registry in a new DIR.")
+@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep the registries in a new DIR.")
 def registrar(users: int, at_once: int, json_path: Path | None, keep: Path | None) -> None:
-    """Enrol users into a new registry with two witnesses, all in this process and on this disk, without HTTP.
+    """Enrol users into a region's new log with two witnesses, and measure what a directory costs.
 
-    Prints enrolments a second, what each costs, and the size of the proofs and what they cost to make and to verify."""
+    Three ways: within this process, without HTTP; then by `posthouse registrar run`, a process for each of three
+    regions, with one user a request over many connections, and with many users a request. Another process asks, with
+    requests that were made before; its own cost is told. Prints enrolments a second and CPU, and the size of the proofs
+    and what they cost to make and to verify, and a lookup of a record that is known."""
     from bench.registrar import measure
+    from bench.registrars import measure as measure_served
 
     with ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
         directory = keep or Path(scratch) / "run"
         directory.mkdir(parents=True)
-        figures = asdict(trio.run(measure, directory, users, at_once))
-    for name, value in figures.items():
-        click.echo(f"{name:<18}{value:>12,.1f}" if isinstance(value, float) else f"{name:<18}{value:>12,}", err=True)
+        found = {"without HTTP": asdict(trio.run(measure, directory, users, at_once))}
+        served = trio.run(measure_served, directory / "served", users)
+        found |= {way: asdict(figures) for way, figures in served.items()}
+        found["machine"] = describe_machine(directory)
+    for way, figures in found.items():
+        click.echo(way, err=True)
+        for name, value in figures.items():
+            click.echo(f"  {name:<18}{f'{value:,.1f}' if isinstance(value, float) else value:>12}", err=True)
     if json_path is not None:
         with click.open_file(str(json_path), "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=2)
+            json.dump(found, file, indent=2)
             file.write("\n")

@@ -18,6 +18,7 @@ from relay.core.trust import (
     RosterCell,
     RosterHead,
     make_part,
+    prove_devices,
     read_home,
     sign_home,
     sign_roster,
@@ -38,7 +39,7 @@ class Home:
 def enrol(home: Home, seed: int, number: int, now_ms: int) -> Enrolled:
     """User `number` with one device, at home in `home` for a day from `now_ms` (Unix time)."""
     user_seed, device_seed, encryption = (digest(pack([seed, number, what]), b"posthouse.bench") for what in range(3))
-    device = Device(bytes(SigningKey(device_seed).verify_key), encryption, 1, b"")
+    device = Device(bytes(SigningKey(device_seed).verify_key), encryption, 1, b"", b"")
     payload = HomePayload(
         format=1,
         user=b"",
@@ -53,6 +54,7 @@ def enrol(home: Home, seed: int, number: int, now_ms: int) -> Enrolled:
         expires=now_ms + DAY,
         recovery_key=b"",
     )
+    payload = prove_devices(payload, [SigningKey(device_seed)])
     signed = sign_home(payload, SigningKey(user_seed), home.registrar)
     return Enrolled(read_home(signed).user, device_seed, signed)
 

@@ -1,7 +1,8 @@
 """How many users a registrar enrols a second, and what a proof costs who makes it and who verifies it.
 
 A real registry on disk, two witnesses whose memories are on disk, too, in this process: what is measured is checking,
-signing, logging, cosigning and proving, without HTTP. Requests are made before the clock starts.
+signing, logging, cosigning and proving, without HTTP (bench.registrars has that). Requests are made before the clock
+starts.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from nacl.bindings import crypto_scalarmult_base
 from nacl.signing import SigningKey
 
+from bench.lookups import cached_us
+from bench.users import request_of
 from cluster.core.homelog import Freshness, read_entry, verify_newest, verify_stapled_home
 from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust
 from cluster.federation.keys import new_signer
@@ -25,13 +27,13 @@ from cluster.registrar.choir import Choir
 from cluster.registrar.log import RegionLog
 from cluster.registrar.store import open_registry
 from cluster.registrar.witness import Witness, open_witness
-from relay.core.codec import digest, encode, pack
-from relay.core.trust import Device, HomePayload, Root, RootCell, RootRegion, read_home, verify_root
+from relay.core.codec import digest, encode
+from relay.core.trust import Root, RootCell, RootRegion, read_home, verify_root
 from relay.journal.portal import open_portal
-from relay.limits import DAY, MINUTE
 
 _REGION: Final = "norden"
 _WITNESSES: Final = ("sauda", "vika")
+_OTHER: Final = "sauda"  # where its users are looked up
 _SAMPLES: Final = 200  # proofs that are made and verified
 
 
@@ -51,6 +53,7 @@ class Figures:
     prove_us: float
     verify_staple_us: float  # an uncached stapled record: both its signatures, log, two cosignatures, inclusion
     verify_latest_us: float
+    cached_lookup_us: float  # of a record that another region's node has verified and kept
     start_s: float  # to open the registry again
 
 
@@ -73,15 +76,7 @@ def _key(name: str, kind: int) -> SignerKey:
     return SignerKey(name, kind, digest(name.encode()))
 
 
-def _request(number: int, now_ms: int) -> bytes:
-    user, device = (SigningKey(digest(pack([number, what]), b"posthouse.bench")) for what in ("user", "device"))
-    devices = (Device(bytes(device.verify_key), crypto_scalarmult_base(bytes(device)), 1, b""),)
-    payload = encode(HomePayload(1, b"", 1, b"", _REGION, f"{_REGION}/1", bytes(user.verify_key), devices, 0,
-                                 now_ms - MINUTE, now_ms + DAY, b""))  # fmt: skip
-    return pack([payload, user.sign(b"posthouse.home\x00" + payload).signature])
-
-
-def _root(registrar: SigningKey, now_ms: int) -> Root:
+def make_root(registrar: SigningKey, now_ms: int) -> Root:
     region = RootRegion(_REGION, b"", bytes(registrar.verify_key), (RootCell(f"{_REGION}/1", ()),))
     one, two, three, four = (new_signer(digest(name)) for name in (b"root", b"keeper", b"online", b"region"))
     keys = Keyring((one,), (two,), three, {_REGION: four})
@@ -91,7 +86,7 @@ def _root(registrar: SigningKey, now_ms: int) -> Root:
 @asynccontextmanager
 async def _open(directory: Path, now_ms: int) -> AsyncIterator[tuple[RegionLog, Root, Trust]]:
     log, registrar = _key("bench/log", ED25519), SigningKey(bytes(32))
-    root, keys = _root(registrar, now_ms), [_key(f"{name}/witness", COSIGNATURE) for name in _WITNESSES]
+    root, keys = make_root(registrar, now_ms), [_key(f"{name}/witness", COSIGNATURE) for name in _WITNESSES]
     trust = Trust(log.verifier, tuple(key.verifier for key in keys), len(keys))
     async with AsyncExitStack() as stack:
         portal = await stack.enter_async_context(open_portal())
@@ -134,7 +129,7 @@ async def _enrol_all(log: RegionLog, requests: Sequence[bytes], at_once: int) ->
 async def measure(directory: Path, users: int, at_once: int) -> Figures:
     """Enrol so many users, `at_once` of them waiting at any time, into a new registry in `directory`."""
     now_ms = time.time_ns() // 1_000_000
-    requests = [_request(number, now_ms) for number in range(users)]
+    requests = [request_of(_REGION, number, now_ms) for number in range(users)]
     async with _open(directory, now_ms) as (log, root, trust):
         await log.standing(bytes(32))  # the witnesses have confirmed the end
         cpu, begun = time.process_time(), time.perf_counter()
@@ -156,11 +151,12 @@ async def measure(directory: Path, users: int, at_once: int) -> Figures:
             verify_newest(record, proof, trust, fresh)
         verify_latest_us = (time.thread_time() - begun) / len(pairs) * 1e6
         assert all(read_entry(proof.epoch) for proof in proofs)
+    lookup_us = await cached_us(directory / "directory.sqlite", root, _REGION, f"{_OTHER}/1", records)
     begun = time.perf_counter()
     async with _open(directory, now_ms):
         start_s = time.perf_counter() - begun
     return Figures(
         users, users / seconds, cpu / users * 1e6, took[len(took) // 2] * 1e3, took[len(took) * 99 // 100] * 1e3,
         batches, max(len(staple) for _, staple in pairs), max(len(encode(proof)) for proof in proofs), prove_us,
-        verify_staple_us, verify_latest_us, start_s,
+        verify_staple_us, verify_latest_us, lookup_us, start_s,
     )  # fmt: skip

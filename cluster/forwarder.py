@@ -202,7 +202,7 @@ class Forwarders:
     def _chain(self, user: bytes) -> tuple[bytes, ...]:
         """The records of a user who has moved; none where they have run out meanwhile."""
         state = self._delivery.room.state
-        known = state.moved.get(user) or state.users.get(user)
+        known = state.moved.get(user) or state.users.peek(user)
         return tuple(known.chain) if known else ()
 
     async def _item(self, cell: str, item: OutItem) -> linkwire.HandItem:

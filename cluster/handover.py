@@ -15,6 +15,7 @@ from cluster.core.linkwire import Peer
 from cluster.links import Links
 from cluster.movers import Batch, Movers, refused_number as _refused
 from cluster.passing import Passage, pass_on
+from relay.barrier import Barrier
 from relay.core import records
 from relay.core.envelope import To, read_header
 from relay.core.mailroom import rosters
@@ -38,13 +39,15 @@ class Reception:
     """The handler behind the links. The peer was checked by the link: its cell is who it is."""
 
     def __init__(
-        self, root: Root, delivery: Delivery, intake: Intake, office: Office, directory: FederationDirectory
+        self, root: Root, delivery: Delivery, intake: Intake, barrier: Barrier, office: Office,
+        directory: FederationDirectory,
     ) -> None:
         self._movers = Movers(root, delivery)
         self._policies = Policies(root)
-        self._passage = Passage(root, delivery, intake)
+        self._passage = Passage(root, delivery, intake, barrier)
         self._delivery = delivery
         self._intake = intake
+        self._barrier = barrier
         self._office = office
         self._directory = directory
 
@@ -80,17 +83,13 @@ class Reception:
                 await self._delivery.wait_for(lambda: vector() + 1 >= request.first)
         if request.first > vector() + 1 or last <= vector():
             return self._answer(key, request.first, last)
-        fresh, size, learned = list[records.HandIn](), 0, False
-        movers = self._movers.begin()
-        for number in range(max(request.first, vector() + 1), last + 1):
-            record = self._record(peer, request, number, movers)
-            size += len(record.item) + len(record.part)
-            if (fresh and size > MAX_HANDOVER) or (learned and record.code == Code.UNKNOWN_ROSTER):
-                last = number - 1  # a part of the batch is a good answer, too: the rest may need what this part brings
-                break
-            fresh.append(record)
-            learned |= record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY)
-
+        fresh, movers = self._judge(peer, request, vector() + 1)
+        if any(map(_denies, fresh)):
+            await self._barrier.reach()  # Overloaded: asked again
+            fresh, movers = self._judge(peer, request, vector() + 1)
+        if not fresh:  # another node has taken all of it meanwhile
+            return self._answer(key, request.first, last)
+        last = fresh[-1].number  # a part of the batch is a good answer, too: the rest may need what this part brings
         refused_here = [record for record in fresh if record.what == records.HANDIN_REFUSED]
 
         def applied() -> bool:
@@ -111,6 +110,21 @@ class Reception:
             event = "not_permitted" if record.code in (Code.NOT_PERMITTED, Code.LIFETIME) else "not_at_home"
             _log.warning(event, cell=peer.cell, number=record.number, code=Code(record.code).name.lower())
         return self._answer(key, request.first, last)
+
+    def _judge(self, peer: Peer, request: linkwire.HandOver, first: int) -> tuple[list[records.HandIn], Batch]:
+        """What goes into the log of the numbers from `first` on, as they are or refused; and who moves with them."""
+        fresh, size, learned = list[records.HandIn](), 0, False
+        movers = self._movers.begin()
+        for number in range(max(request.first, first), request.first + len(request.items)):
+            record = self._record(peer, request, number, movers)
+            size += len(record.item) + len(record.part)
+            if (fresh and size > MAX_HANDOVER) or (learned and record.code == Code.UNKNOWN_ROSTER):
+                break
+            if movers.lacks and number > request.first:
+                break  # they came with a number that is applied here already: who goes on from here brings them again
+            fresh.append(record)
+            learned |= record.what in (records.HANDIN_ROSTER, records.HANDIN_NOBODY)
+        return fresh, movers
 
     def _answer(self, key: tuple[str, bytes], first: int, last: int) -> linkwire.HandOverAnswer:
         state = self._delivery.room.state
@@ -171,6 +185,11 @@ class Reception:
             return False  # not well signed: the disk writer refuses it
         here = (state.users, state.moved)
         return part is None or not any(member.user in home for member in part.members for home in here)
+
+
+def _denies(record: records.HandIn) -> bool:
+    """Does it say that somebody is not at home here? Then this node must not be behind the others of its cell."""
+    return record.what == records.HANDIN_NOBODY or record.code == Code.UNKNOWN_USER
 
 
 def _overruled(record: records.HandIn, refused: ResidencyError) -> Code:

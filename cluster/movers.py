@@ -33,13 +33,15 @@ class Movers:
 
 
 class Batch:
-    """`moves` go into the log ahead of the batch's records."""
+    """`moves` go into the log ahead of the batch's records. `lacks`: the last record needs home records that came
+    neither with it nor with one before it that is new here."""
 
     def __init__(self, root: Root, delivery: Delivery) -> None:
         self._root = root
         self._state = delivery.room.state
         self._reached: dict[bytes, int] = {}  # user → version, when `moves` are applied
         self.moves: list[records.Move] = []
+        self.lacks = False
         self._coming: set[bytes] = set()  # devices of users whom this batch brings
 
     def record(self, record: records.HandIn) -> records.HandIn:
@@ -79,7 +81,7 @@ class Batch:
         return homes[-1]
 
     def _known(self, user: bytes) -> HomeRecord | None:
-        here, moved = self._state.users.get(user), self._state.moved.get(user)
+        here, moved = self._state.users.peek(user), self._state.moved.get(user)
         return here.record if here else moved.record if moved else None
 
     def _forward(self, record: records.HandIn) -> records.HandIn:
@@ -92,6 +94,7 @@ class Batch:
                 self.moves.append(records.Move(forward.chain))
                 reached = self._reached[newest.user] = newest.version
         header = read_header(record.item)
+        self.lacks = reached < forward.version and not forward.chain
         if reached < forward.version or (header.kind is To.MAILBOX and header.to != forward.user):
             return refused_number(record, Code.UNKNOWN_USER)
         return msgspec.structs.replace(record, part=encode(records.Forward(forward.user, forward.version)))

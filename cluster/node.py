@@ -36,6 +36,7 @@ from cluster.rootfile import RootFile
 from cluster.stopping import Stop
 from cluster.switchboard import Switchboard
 from cluster.trail import Noting, Trail, unnoted
+from relay.barrier import Barrier
 from relay.certificates import certify
 from relay.core import records
 from relay.core.mailroom import Mailroom
@@ -74,21 +75,26 @@ class OwnUsers:
     """The users of this cell, for the directory: what the mailroom says."""
 
     delivery: Delivery
+    barrier: Barrier
 
     def home(self, user: bytes) -> HomeRecord | None:
         """The newest record of a user at home here."""
-        known = self.delivery.room.state.users.get(user)
+        known = self.delivery.room.state.users.peek(user)
         return known.record if known else None
 
     def chain(self, user: bytes, after: int) -> list[bytes]:
         """Signed records after version `after`, oldest first."""
-        known = self.delivery.room.state.users.get(user)
+        known = self.delivery.room.state.users.peek(user)
         return known.chain[after:] if known else []
 
     def moved(self, user: bytes) -> tuple[list[bytes], bool]:
         """The records of a user who has left, and whether the new home has confirmed them."""
         moved = self.delivery.room.state.moved.get(user)
         return (moved.chain, moved.confirmed) if moved else ([], False)
+
+    async def settled(self) -> None:
+        """Wait until nothing is missing here that the cell had committed. Raises Overloaded."""
+        await self.barrier.reach()
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Node:
 
     def __init__(
         self, config: NodeConfig, kit: Kit, journal: OwnJournal, room: Mailroom, directory: FederationDirectory,
-        links: Links, metrics: Metrics, delivery: Delivery, switchboard: Switchboard,
+        links: Links, metrics: Metrics, delivery: Delivery, intake: Intake, barrier: Barrier, switchboard: Switchboard,
     ) -> None:
         own, env = config.node, kit.env
         identity = Identity(own.region, own.cell, own.name, journal.log_id)
@@ -125,7 +131,7 @@ class Node:
         self._metrics = metrics
         self._delivery = delivery
         self._switchboard = switchboard
-        self._intake = Intake(journal, metrics)
+        self._intake = intake
         self.steward = Steward(journal, delivery, self._intake, metrics)
         self._scrubber = Scrubber(journal.disk, metrics)
         journal.disk.renew_checkpoint = self.steward.renew
@@ -136,7 +142,7 @@ class Node:
         self._office = Office(
             identity, config.root, delivery, self._intake, directory, abroad, metrics, self._notary
         )
-        self._reception = Reception(config.root, delivery, self._intake, self._office, directory)
+        self._reception = Reception(config.root, delivery, intake, barrier, self._office, directory)
         self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         self._forwarders.taken_over = lambda header: directory.stale(header.to)
         limits = config.limits
@@ -205,10 +211,9 @@ class Node:
 
     async def _catch_up(self) -> None:
         """Serve nobody before every block that was committed earlier is applied."""
-        tip = self._journal.tip
-        with trio.move_on_after(_REPLAY_S):
-            await self._delivery.wait_for(lambda: self._delivery.room.state.index >= tip)
-        if self._delivery.room.state.index < tip:
+        with trio.move_on_after(_REPLAY_S) as scope:
+            await self._delivery.applied(self._journal.tip)
+        if scope.cancelled_caught:
             raise StoreError(f"the log could not be applied within {_REPLAY_S:.0f} s", "Look at the disk and its load")
 
 
@@ -299,10 +304,13 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
             kit.note("store.open", "node", store=store, log=journal.log_id.hex(), first=journal.first, tip=journal.tip)
             with found_in(paths.data / STORE_FILE):
                 room = await load_mailroom(journal, own.cell)
-            delivery = Delivery(journal, room, metrics, env.clock)
+            delivery, intake = Delivery(journal, room, metrics, env.clock), Intake(journal, metrics)
+            barrier = Barrier(journal, intake, delivery)
             async with env.open_seen(paths.data / DIRECTORY_FILE) as seen:
-                directory = FederationDirectory(root, own.cell, OwnUsers(delivery), links, env, seen)
-                node = Node(config, kit, journal, room, directory, links, metrics, delivery, switchboard)
+                directory = FederationDirectory(root, own.cell, OwnUsers(delivery, barrier), links, env, seen)
+                node = Node(
+                    config, kit, journal, room, directory, links, metrics, delivery, intake, barrier, switchboard
+                )
                 erasures = Erasures(
                     lambda: room.state, journal, own.name, paths.certificate, paths.private_key, env.clock.wall_ms
                 )

@@ -116,7 +116,7 @@ class Notary:
         places: _Places = {}
         unknown: list[Wanted] = []
         with trio.move_on_after(PROVE_S / 2):
-            await self._applied(max(one.position for one in wanted) >> SLOT_BITS)
+            await self._delivery.applied(max(one.position for one in wanted) >> SLOT_BITS)
             await self._place(wanted, places, unknown)
             await self._sign(places)
         blocks, missing = [], list[Missing]()
@@ -180,10 +180,6 @@ class Notary:
             return blocks, _missing(left.values(), Code.UNREACHABLE if away else Code.UNPROVEN)
         return blocks, _missing(left.values(), Code.UNREACHABLE)
 
-    async def _applied(self, index: int) -> None:
-        state = self._delivery.room.state
-        await self._delivery.wait_for(lambda: state.index >= index)
-
     # --- signing -----------------------------------------------------------------------------------
     async def _attest(self, peer: Peer, message: linkwire.Attest) -> linkwire.Attested:
         """Sign for another node of the cell, what this one's own fold says. Raises PeerError."""
@@ -191,7 +187,7 @@ class Notary:
         if message.log_id != state.log_id:
             raise PeerError(f"{peer.node} asks about another log", "Start that node again")
         with trio.move_on_after(ATTEST_S / 2):
-            await self._applied(max(message.indices))
+            await self._delivery.applied(max(message.indices))
         certificate, signatures = b"", []
         for index in message.indices:
             # This store has the block, committed, and has applied it: nothing can take its place any more.

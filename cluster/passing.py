@@ -12,6 +12,7 @@ import trio
 from cluster.core import linkwire
 from cluster.core.linkwire import Peer
 from cluster.links import Links
+from relay.barrier import Barrier
 from relay.core import records
 from relay.core.envelope import To, envelope_id, read_header
 from relay.core.policy import Policies
@@ -45,8 +46,9 @@ def _known(cell: str, item: ReceiptItem) -> ReceiptItem:
 class Passage:
     """The receiving half. It owns who waits for which outcome."""
 
-    def __init__(self, root: Root, delivery: Delivery, intake: Intake) -> None:
+    def __init__(self, root: Root, delivery: Delivery, intake: Intake, barrier: Barrier) -> None:
         self._policies = Policies(root)
+        self._barrier = barrier
         self._delivery = delivery
         self._intake = intake
         self._found: list[dict[bytes, ReceiptItem | None]] = []  # by id, of each request; None: not applied yet
@@ -62,6 +64,8 @@ class Passage:
         was applied meanwhile has the same outcome."""
         found: dict[bytes, ReceiptItem | None] = {}
         fresh: list[records.Passed] = []
+        if any(self._refusal(peer, sealed) is Code.UNKNOWN_USER for sealed in request.envelopes):
+            await self._barrier.reach()
         for sealed in request.envelopes:
             own, code = envelope_id(sealed), self._refusal(peer, sealed)
             if own not in found:

@@ -48,31 +48,34 @@ def plain(value: Any) -> Any:
 
 # --- signed records ------------------------------------------------------------------------------
 def home_records() -> list[trust.HomePayload]:
-    one = trust.Device(public(DEVICE), bytes([5]) * 32, 1, b"")
-    two = trust.Device(public(SECOND), bytes([6]) * 32, 2, b"")
+    one = trust.Device(public(DEVICE), bytes([5]) * 32, 1, b"", b"")
+    two = trust.Device(public(SECOND), bytes([6]) * 32, 2, b"", b"")
     home, expires = ("amber", "amber/1"), NOW + 31_536_000_000
     first = trust.HomePayload(1, b"", 1, b"", *home, public(USER_KEY), (one,), 0, NOW, expires, public(RECOVERY))
+    first = trust.prove_devices(first, [DEVICE])
     user = digest(encode(first))
-    second = structs.replace(first, user=user, version=2, prev=user, devices=(one, two))
-    rotated = trust.Device(public(THIRD), bytes([10]) * 32, 2, two.id)  # new keys for one device, the other is lost
+    second = structs.replace(first, user=user, version=2, prev=user, devices=(*first.devices, two))
+    second = trust.prove_devices(second, [SECOND])
+    rotated = trust.Device(public(THIRD), bytes([10]) * 32, 2, two.id, b"")  # new keys for one, the other is lost
     third = structs.replace(
         second, version=3, prev=digest(encode(second)), user_key=public(NEXT_USER_KEY), devices=(rotated,)
     )
-    return [first, second, third]
+    return [first, second, trust.prove_devices(third, [THIRD])]
 
 
 SIGNERS = (USER_KEY, USER_KEY, RECOVERY)  # of the three
+NEW_DEVICES = (DEVICE, SECOND, THIRD)  # whose proof each of them brings
 
 
 def records() -> list[dict[str, Any]]:
     made = []
-    for payload, signer in zip(home_records(), SIGNERS, strict=True):
+    for payload, signer, device in zip(home_records(), SIGNERS, NEW_DEVICES, strict=True):
         signed = trust.sign_home(payload, signer, REGISTRAR)
         read = trust.read_home(signed)
         made.append({
             "what": f"home record, version {payload.version}",
             "user_key_seed" if signer is USER_KEY else "recovery_key_seed": bytes(signer).hex(),
-            "registrar_key_seed": bytes(REGISTRAR).hex(),
+            "registrar_key_seed": bytes(REGISTRAR).hex(), "device_key_seed": bytes(device).hex(),
             "fields": plain(payload), "payload": encode(payload).hex(), "digest": read.digest.hex(),
             "user": read.user.hex(), "signed": signed.hex(),
         })  # fmt: skip

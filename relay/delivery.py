@@ -23,7 +23,7 @@ from relay.core.mailroom.effects import (
     Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, PassedOn,
     SessionStarted, UserMoved,
 )
-from relay.core.mailroom.state import Entry, Notice
+from relay.core.mailroom.people import Entry, Notice
 from relay.core.wire import Code, Fault
 from relay.errors import DeviceRevoked
 from relay.gateway.api import Line
@@ -264,6 +264,10 @@ class Delivery:
         """Wait until `true()`; asked again after every applied block. The caller sets the deadline."""
         while not true():
             await self._applied.wait()
+
+    async def applied(self, index: int) -> None:
+        """Wait until block `index` is. The caller sets the deadline."""
+        await self.wait_for(lambda: self.room.state.index >= index)
 
     def attach(self, line: Line) -> None:
         """Receipts for its device go to this line as well."""

@@ -9,14 +9,18 @@
     │       └── MovedAway      the device's user is at home elsewhere: carries the records that say so
     ├── TrustError             a signature, chain, version or expiry did not hold; never retried
     │   ├── BadSignature
+    │   │   └── ForeignDevice  a device in a home record, whose key has not signed for that
     │   ├── BrokenChain
-    │   │   └── ReturnedDevice a revoked device id in a later version
+    │   │   ├── ReturnedDevice a revoked device id in a later version
+    │   │   └── Backdated      a home record that begins before the one that it follows
     │   ├── Overreach          the key that signed may not change that
     │   ├── NotReleased        a move that the region which is left has not agreed to
     │   ├── Rollback
     │   ├── MixAndMatch
+    │   ├── FastForward        a version that leaves no room for those after it
     │   ├── NotValidNow
-    │   │   └── Frozen
+    │   │   ├── Frozen
+    │   │   └── NotYet         begins further in the future than a clock may be wrong
     │   └── ReceiptError       a receipt does not hold
     │       ├── NotAReceipt           bytes that are none, or not as they were written
     │       ├── ReceiptContradicts    its parts say different things, or it is another envelope's
@@ -29,6 +33,7 @@
     │   └── NotPermitted       because a region's policy does not let them
     ├── OperatorError          a config, file, port or command that the operator can mend
     │   ├── VersionTaken       two home records of one version were asked for
+    │   ├── MinorityQuorum     a region's log that half of its witnesses, or fewer, suffice for
     │   ├── ConfigError        carries every finding at once
     │   └── StoreError         a store that is locked, foreign, newer or damaged
     │       ├── StoreLocked
@@ -105,12 +110,20 @@ class BadSignature(TrustError):
     """A signature by the expected key is missing or wrong."""
 
 
+class ForeignDevice(BadSignature):
+    """A home record lists a device whose key's holder has not signed for it."""
+
+
 class BrokenChain(TrustError):
     """A version does not follow from the one before it."""
 
 
 class ReturnedDevice(BrokenChain):
     """A home record lists a device id that an older version had revoked."""
+
+
+class Backdated(BrokenChain):
+    """A home record begins before the one that it follows."""
 
 
 class Overreach(TrustError):
@@ -129,8 +142,16 @@ class MixAndMatch(TrustError):
     """Parts that are signed, but that were never published together."""
 
 
+class FastForward(TrustError):
+    """A version so far ahead of the last one that whoever signed it wants no other to follow."""
+
+
 class NotValidNow(TrustError):
     """Expired, or not valid yet."""
+
+
+class NotYet(NotValidNow):
+    """Valid later only, by more than clocks may differ."""
 
 
 class Frozen(NotValidNow):
@@ -183,6 +204,10 @@ class NotPermitted(ResidencyError):
 
 class OperatorError(PosthouseError):
     """Something the operator can mend: a config, a file, a port, a command."""
+
+
+class MinorityQuorum(OperatorError):
+    """A region's log needs so few of its witnesses that two histories could each have enough."""
 
 
 class VersionTaken(OperatorError):

@@ -25,6 +25,7 @@ class _Offer:
     records: tuple[bytes, ...]
     size: int
     refused: OnRefused | None
+    written: Callable[[], None] | None
 
 
 class Intake:
@@ -41,9 +42,13 @@ class Intake:
         self._urgent = trio.Event()  # and somebody waits for it
         self.on_refused: Callable[[], None] = lambda: None
 
-    def offer(self, records: Sequence[bytes], refused: OnRefused | None = None, *, lazily: bool = False) -> None:
+    def offer(
+        self, records: Sequence[bytes], refused: OnRefused | None = None, *,
+        written: Callable[[], None] | None = None, lazily: bool = False,
+    ) -> None:
         """Queue records for the journal: they stay together, in order. `refused` is called if the disk writer refuses
-        them. `lazily`: nobody waits for them, so that they ride with the next block, or make one after LAZY_S.
+        them, `written` when they are committed here. `lazily`: nobody waits for them, so that they ride with the next
+        block, or make one after LAZY_S.
 
         Raises Overloaded, and nothing is taken, when the queue is full; ValueError beyond the bounds of a block."""
         size = sum(map(len, records))
@@ -51,7 +56,7 @@ class Intake:
             raise ValueError(f"{len(records)} records of {size} bytes do not fit into one block")
         if self._bytes + size > self._max_bytes:
             raise Overloaded("the node has more to write than its disk takes")
-        self._queue.append(_Offer(tuple(records), size, refused))
+        self._queue.append(_Offer(tuple(records), size, refused, written))
         self._bytes += size
         self._records += len(records)
         self._metrics.queue_depth.set(self._records)
@@ -94,6 +99,9 @@ class Intake:
         with self._metrics.commit_seconds.time():
             await self._journal.append(records)
         self._metrics.journal_bytes.inc(sum(offer.size for offer in batch))
+        for offer in batch:
+            if offer.written is not None:
+                offer.written()
 
     async def _append_alone(self, offer: _Offer) -> None:
         """One of the batch must not rest here: write the others, and tell who offered it."""

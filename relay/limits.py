@@ -39,6 +39,7 @@ CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this s
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
 ERASE_S: Final = 300.0  # seconds from when all of a user who left is handed over to when the log lets go of it
 CARRY_BATCH: Final = 64 * KIB  # bytes of records in one CARRY; reading one of them decodes them all
+HOME_CLOCK_AHEAD: Final = 5 * MINUTE  # ms a home record's `not_before` may lie in the future: the user's clock made it
 MAX_CLOCK_JUMP: Final = 1 * MINUTE  # ms the wall clock may depart from the monotonic one (rule 14)
 
 # --- the store -----------------------------------------------------------------------------------
@@ -58,6 +59,7 @@ MAX_DEVICES: Final = 32  # devices in one home record; a wrap is about 100 bytes
 MAX_FORMER: Final = 256  # device ids of a user that were revoked or rotated: who verifies keeps them, 72 bytes each
 MAX_CHAIN: Final = 256  # home records in one chain
 MAX_MEMBERS: Final = 10_000  # members of a roster in this first form
+MAX_AWAKE: Final = 4_096  # users, and devices, that the fold keeps as objects although nothing waits: 10 MB
 MAX_MAILBOX: Final = 64 * MIB  # bytes waiting in one mailbox; past it MAILBOX_FULL, a final outcome
 MAX_OUTBOX: Final = 1_024 * MIB  # bytes waiting for one other cell; past it OUTBOX_FULL, retryable
 MAX_WAITING: Final = 16 * MIB  # bytes waiting for a roster version that has not arrived (rule 17)
@@ -119,6 +121,7 @@ SNAPSHOT_DEADLINE_S: Final = 600.0  # seconds in which a store fetches a checkpo
 MAX_EPHEMERAL: Final = 4_096  # bytes of an ephemeral payload
 
 # --- the directory -------------------------------------------------------------------------------
+BARRIER_S: Final = 3.0  # seconds a node may take to learn what its cell has committed, before it denies something
 LOOKUP_S: Final = 10.0  # seconds a lookup in another cell may take
 DIRECTORY_FRESH: Final = 60 * SECOND  # ms a foreign home record is used before its cell is asked for a newer one
 DIRECTORY_RETRY: Final = 2 * SECOND  # ms a failed lookup is the answer to everybody who asks the same
@@ -155,6 +158,7 @@ AUDIT_TELL_S: Final = 5.0  # seconds between two checkpoints of an audit log to 
 
 # --- registrars ----------------------------------------------------------------------------------
 MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3
+MAX_REQUESTS: Final = 512 * KIB  # bytes of many requests in one body, at the inner face only: 512 of an ordinary kind
 REGISTRAR_QUEUE: Final = 4 * MIB  # bytes of requests that wait for the next batch; past it they are told to retry
 REGISTRAR_BATCH: Final = 512  # requests in one batch: to check them takes a fifth of a second
 WITNESS_S: Final = 5.0  # seconds a witness has for an answer, and a request waits for k of them

@@ -75,7 +75,7 @@ class Office:
     def _known(self, user: bytes) -> tuple[HomeRecord | None, list[bytes]]:
         """The newest record of a user who is at home here, or was, and all of them."""
         state = self._delivery.room.state
-        known = state.users.get(user) or state.moved.get(user)
+        known = state.users.peek(user) or state.moved.get(user)
         return (known.record, known.chain) if known else (None, [])
 
     def _check_moved(self, user: bytes, device: bytes) -> None:
@@ -225,8 +225,8 @@ class Office:
         for item in items:
             with suppress(ProtocolError):
                 header = read_header(item.envelope)
-                if header.kind is To.MAILBOX and header.to in users:
-                    homes[header.to] = users[header.to].record
+                if header.kind is To.MAILBOX and (known := users.peek(header.to)) is not None:
+                    homes[header.to] = known.record
                 elif header.kind is To.MAILBOX:
                     _, spoken = foreign.get(header.to, ("", 0))
                     foreign[header.to] = (item.hint, max(spoken, header.to_version))

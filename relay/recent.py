@@ -8,7 +8,8 @@ from relay.core import wire
 from relay.core.block import Block
 from relay.core.frames import server_frame
 from relay.core.mailroom import reading
-from relay.core.mailroom.state import Entry, Notice, Source
+from relay.core.mailroom.people import Entry, Notice
+from relay.core.mailroom.state import Source
 from relay.limits import RECENT_FRAMES
 
 

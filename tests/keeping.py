@@ -21,6 +21,7 @@ def signing(directory: Path, days: int = 365) -> Iterator[list[str]]:
     for name, key in (("root.json", "root-1.pem"), ("targets.json", "keeper-1.pem")):
         if (directory / "staged" / name).exists():
             path = directory / "staged" / name
-            yield ["federation", "sign", str(path), "--key", str(directory / "secrets" / key), "--yes"]
+            trusted = ["--trusted", str(directory / "root.bin")] if (directory / "root.bin").exists() else []
+            yield ["federation", "sign", str(path), "--key", str(directory / "secrets" / key), *trusted, "--yes"]
     lasts = ["--timestamp-days", str(days), "--snapshot-days", str(days)]
     yield ["federation", "publish", *lasts, "--dir", str(directory)]

@@ -18,7 +18,9 @@ from cluster.federation.making import (
 )  # fmt: skip
 from cluster.federation.regionfile import fingerprint, load_region_file
 from cluster.federation.repository import repository_files
-from cluster.federation.table import BEFORE, ROOT, TARGETS, Table, read_draft
+from cluster.federation.table import (
+    BEFORE, ROOT, TARGETS, Table, check_next, check_quorums, published_before, read_draft,
+)  # fmt: skip
 from cluster.federation.words import day, metadata_words, region_words, signed_region_words
 from cluster.provision import write_public, write_signer
 from relay.core.codec import encode
@@ -199,26 +201,33 @@ def rotate(
 @federation.command()
 @click.argument("path", metavar="METADATA", type=_file)
 @click.option("--key", "key_path", required=True, type=_file, help="Your private key.")
+@click.option("--trusted", type=_file, help="Your own copy of the root document.  [needed but for version 1]")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def sign(path: Path, key_path: Path, yes: bool) -> None:
+def sign(path: Path, key_path: Path, trusted: Path | None, yes: bool) -> None:
     """Add your signature to METADATA: a staged root.json or targets.json, which is changed in place.
 
     Shows what it says, in words, before it asks. Needs no network: copy the whole directory `staged` to the machine
     where the key is, and the signed file back (or to the next holder, who adds another signature).
+
+    What it changes is told by what you trust: the root.bin that you brought home the last time, or an older one. What
+    is published since lies in `staged`, and has to follow yours; else nothing is shown or signed.
     """
     signer = load_signer(key_path)
     folder = path.parent
-    roots = [read_draft(folder / name, tuf.Root) for name in (ROOT, f"{BEFORE}{ROOT}")]
+    published = published_before(folder, trusted.read_bytes() if trusted else None)
+    roots = [read_draft(folder / ROOT, tuf.Root), published.roots[-1] if published else None]
     metadata: tuf.Metadata[Any] | None
     before: tuf.Metadata[Any] | None
     if path.name == ROOT:
         metadata, before = roots[0], roots[1]
         holders = [holders_of(root.signed, "root") for root in roots if root]
     elif path.name == TARGETS:
-        metadata, before = read_draft(path, tuf.Targets), read_draft(folder / f"{BEFORE}{TARGETS}", tuf.Targets)
+        metadata, before = read_draft(path, tuf.Targets), published.targets if published else None
         holders = [holders_of(root.signed, "targets") for root in roots if root][:1]
     else:
         raise OperatorError(f"{path} is nothing that is signed here", f"Give staged/{ROOT} or staged/{TARGETS}")
+    if metadata is not None:
+        check_next(metadata, before, path)
     if metadata is None or not holders:
         raise OperatorError(f"{folder} holds no root role", "Copy the whole directory `staged`, not only one file")
     keys = {key.keyid: key for holder in holders for key in holder.keys}
@@ -267,6 +276,7 @@ def publish(key_path: Path | None, timestamp_days: int, snapshot_days: int, dire
         table.published, table.staged, [signer], now, Lifetimes(snapshot_days * DAY, timestamp_days * DAY)
     )
     root = verify_root(signed, now, prev=table.view)  # with the eyes of everybody who gets it
+    check_quorums(root.payload.regions)
     _write(table.bundle_path, signed)  # first: what anybody has seen is never said otherwise by a second try
     for path, data in repository_files(signed):
         target = directory / "repository" / path
@@ -334,10 +344,7 @@ def _clear(table: Table, signed: bytes) -> None:
     """Nothing is staged any more, and whoever signs next sees what is published."""
     for path in (table.staged_dir / ROOT, table.staged_dir / TARGETS, *table.staged_dir.glob("*.region")):
         path.unlink(missing_ok=True)
-    fresh = Table(table.directory).published
-    assert fresh is not None, "it was just written"
-    _write(table.staged_dir / f"{BEFORE}{ROOT}", fresh.bundle.roots[-1])
-    _write(table.staged_dir / f"{BEFORE}{TARGETS}", fresh.bundle.targets)
+    _write(table.staged_dir / BEFORE, signed)
 
 
 def _say_next(directory: Path) -> None:

@@ -15,7 +15,7 @@ from cluster.cli.exits import Exit, NoAnswer
 from cluster.cli.options import as_option, dir_option, now_ms
 from cluster.cli.region import authority_key_of, load_region
 from cluster.config_keys import Address
-from cluster.core.homelog import trust_of
+from cluster.core.homelog import Enrolled, trust_of
 from cluster.core.tlog import Trust, VerifierKey
 from cluster.local import devices as life
 from cluster.local.home import Home, read_root
@@ -31,7 +31,7 @@ from relay.client import Card
 from relay.client.identity import Registrar as Signer
 from relay.core.codec import encode, pack
 from relay.core.trust import HomeRecord, RootRegion, read_home
-from relay.errors import OperatorError, PeerError, TrustError
+from relay.errors import OperatorError, PeerError, PosthouseError, TrustError
 from relay.journal.portal import open_portal
 from relay.observe.logs import configure_logs
 
@@ -122,30 +122,55 @@ def run(path: Path) -> None:
 
 
 @registrar.command()
-@click.argument("request", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--out", type=_PATH, help="Where to write.  [default: REQUEST.records and REQUEST.staple]")
+@click.argument("requests", metavar="REQUEST…", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1,
+                required=True)  # fmt: skip
+@click.option("--out", type=_PATH, help="Where to write, of one REQUEST.  [default: REQUEST.records, REQUEST.staple]")
 @_at
-def enrol(request: Path, out: Path | None, at: Path) -> None:
-    """Have the running registrar sign and log the home record that REQUEST asks for.
+def enrol(requests: tuple[Path, ...], out: Path | None, at: Path) -> None:
+    """Have the running registrar sign and log the home record that each REQUEST asks for.
 
-    REQUEST is the msgpack array [payload, signature by the user key] of docs/PROTOCOL.md, section 5: of a new user, or
-    of the next version of one (a device more or less, another user key, another year). Writes the user's signed
+    A REQUEST is the msgpack array [payload, signature by the user key] of docs/PROTOCOL.md, section 5: of a new user,
+    or of the next version of one (a device more or less, another user key, another year). Writes the user's signed
     records as AUTH takes them, and the newest one's staple: the proof, by the other regions' cosignatures, that it is
-    in the region's log. Prints the address card. The same request again gives the same record.
+    in the region's log. Prints the address card. The same request again gives the same record. Many files are logged
+    many at a time; one that is refused stops none of the others, and the exit status says that there was one.
     """
-    config = load_config(at, now_ms())
-    proof, staple = trio.run(_enrol, Registrar.of(config), request.read_bytes())
+    if out is not None and len(requests) > 1:
+        raise click.UsageError("--out is for one REQUEST")
+    config, asked = load_config(at, now_ms()), [place.read_bytes() for place in requests]
+    refused = False
+    for place, found in zip(requests, trio.run(_enrol_all, Registrar.of(config), asked), strict=True):
+        if not isinstance(found, PosthouseError):
+            _write(out or place, *found)
+        elif len(requests) == 1:
+            raise found
+        else:
+            click.echo(f"{place}: {type(found).__name__}: {found.text}. {found.remedy}", err=True)
+            refused = True
+    if refused:
+        click.get_current_context().exit(Exit.FAILED)
+
+
+def _write(target: Path, proof: Proof, staple: bytes) -> None:
     assert proof.record is not None
-    target = out or request
     write_public(target.with_name(f"{target.name}.records"), pack([*proof.records]))
     write_public(target.with_name(f"{target.name}.staple"), staple)
     click.echo(f"Logged version {proof.record.version} for {proof.record.cell}: {target}.records, .staple", err=True)
     click.echo(str(Card(proof.record.payload.region, proof.record.user)))
 
 
+async def _enrol_all(registrar: Registrar, asked: Sequence[bytes]) -> list[tuple[Proof, bytes] | PosthouseError]:
+    """As `_enrol`, of each; what the registrar refuses is given back."""
+    answers = await registrar.enrol_many(asked)
+    return [one if isinstance(one, PosthouseError) else await _proven(registrar, one) for one in answers]
+
+
 async def _enrol(registrar: Registrar, request: bytes) -> tuple[Proof, bytes]:
     """The user's records after it, with the proof that they are all; and the staple of the record asked for."""
-    answer = await registrar.enrol(request)
+    return await _proven(registrar, await registrar.enrol(request))
+
+
+async def _proven(registrar: Registrar, answer: Enrolled) -> tuple[Proof, bytes]:
     made = read_home(answer.signed)
     proof = await registrar.prove(made.user, now_ms())
     if made.version > len(proof.records) or proof.records[made.version - 1] != answer.signed:

@@ -112,6 +112,9 @@ def release(request: Path, after: Path, out: Path | None, directory: Path) -> No
     Run by whoever keeps the registrar key of the region that is left, in --dir/secrets. What it writes goes to the
     registrar of the region that is entered, who runs `posthouse user sign` on it, with the same --after. Without both,
     and without the user's own, nobody can be moved.
+
+    It cannot be taken back: that version is released to nobody else from here on, and no other record is signed in its
+    place. What went astray is written again for the same REQUEST.
     """
     home = Home(directory)
     root = home.root(now_ms())

@@ -23,8 +23,8 @@ from cluster.core.tlog import (
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.shapes import Hash, Millis, UInt
 from relay.core.trust import HomeRecord, Root, check_current, verify_home
-from relay.errors import ProtocolError
-from relay.limits import KIB, MAX_CHAIN, MAX_LOG_ENTRY, MAX_STAPLE
+from relay.errors import OperatorError, ProtocolError
+from relay.limits import KIB, MAX_CHAIN, MAX_LOG_ENTRY, MAX_REQUESTS, MAX_STAPLE, REGISTRAR_BATCH
 
 
 class HomeEntry(Struct, frozen=True, tag=1):
@@ -106,6 +106,15 @@ class Enrolled(Struct, frozen=True):
     staple: bytes
 
 
+class Answer(Struct, frozen=True):
+    """What a registrar answers to one of many requests: as `Enrolled`, or, where it refuses, why (else empty): the
+    error's name, its text and what to do, a line each."""
+
+    signed: bytes
+    staple: bytes
+    refusal: bytes
+
+
 class Standing(Struct, frozen=True):
     """What a registrar says of a user: all signed records after the version that was asked for, oldest first (none:
     the user is not there, or has no newer one), and the evidence about the newest one or the absence."""
@@ -115,6 +124,9 @@ class Standing(Struct, frozen=True):
 
 
 _read_enrolled: Decoder[Enrolled] = Decoder(Enrolled, "registrar's answer", 17 * KIB + MAX_STAPLE)
+_read_requests: Decoder[tuple[bytes, ...]] = Decoder(tuple[bytes, ...], "enrolment requests", MAX_REQUESTS)
+MAX_ANSWERS = MAX_REQUESTS + REGISTRAR_BATCH * (MAX_STAPLE + KIB)  # bytes
+_read_answers: Decoder[tuple[Answer, ...]] = Decoder(tuple[Answer, ...], "registrar's answers", MAX_ANSWERS)
 MAX_STANDING = MAX_CHAIN * 17 * KIB + MAX_STAPLE + MAX_MAP_PROOF + KIB  # bytes
 _read_standing: Decoder[Standing] = Decoder(Standing, "registrar's answer", MAX_STANDING)
 
@@ -123,6 +135,25 @@ def read_enrolled(data: bytes) -> Enrolled:
     """Parsed, not verified. Raises Malformed."""
     try:
         return _read_enrolled(data)
+    except ProtocolError as error:
+        raise Malformed(error.text, "Ask again; if it stays so, the registrar is at fault") from None
+
+
+def read_requests(data: bytes) -> tuple[bytes, ...]:
+    """The requests of one body, as many as fit into a batch. Raises OperatorError."""
+    try:
+        requests = _read_requests(data)
+    except ProtocolError as error:
+        raise OperatorError(error.text, "Send a msgpack array of requests") from None
+    if len(requests) > REGISTRAR_BATCH:
+        raise OperatorError(f"{len(requests)} requests at once", f"At most {REGISTRAR_BATCH} are taken")
+    return requests
+
+
+def read_answers(data: bytes) -> tuple[Answer, ...]:
+    """Parsed, not verified. Raises Malformed."""
+    try:
+        return _read_answers(data)
     except ProtocolError as error:
         raise Malformed(error.text, "Ask again; if it stays so, the registrar is at fault") from None
 

@@ -18,10 +18,11 @@ import trio
 
 from cluster.core.linkwire import Answer, LookUp, Peer, Records, Request
 from cluster.directory.seen import Seen, Sighting
+from relay.core.policy import region_of
 from relay.core.trust import HomeRecord, Root, check_current, read_chain, read_home, verify_chain
 from relay.core.wire import Code
 from relay.errors import (
-    BrokenChain, NotValidNow, PeerError, PosthouseError, ProtocolError, Refused, Rollback, TrustError,
+    BrokenChain, NotValidNow, Overloaded, PeerError, PosthouseError, ProtocolError, Refused, Rollback, TrustError,
 )
 from relay.limits import DIRECTORY_CACHE, DIRECTORY_FAILURES, DIRECTORY_FRESH, DIRECTORY_RETRY, LOOKUP_S, MAX_CHAIN
 from relay.ports import Env
@@ -41,6 +42,10 @@ class OwnUsers(Protocol):
     def moved(self, user: bytes) -> tuple[list[bytes], bool]:
         """All records of a user who has left for another cell, and whether that has confirmed that it has them and what
         waited here; none where nobody of that id has."""
+
+    async def settled(self) -> None:
+        """Wait until this node has applied what its cell had committed: before, it may deny nobody. Raises
+        Overloaded."""
 
 
 class AsksCells(Protocol):
@@ -89,11 +94,13 @@ class FederationDirectory:
         """The newest verified record of `user`. `hint` is the region of the address card.
 
         Raises Refused with UNKNOWN_USER, UNKNOWN_REGION or UNREACHABLE; TrustError where an answer did not verify."""
+        await self._settle(user, hint)
         own = self._own.home(user) or self._leaving(user)
         return own if own is not None else (await self._foreign(user, hint)).record
 
     async def chain(self, user: bytes, hint: str, after: int) -> list[bytes]:
         """The signed records after version `after`, oldest first. Raises like `lookup`."""
+        await self._settle(user, hint)
         if self._own.home(user) is not None:
             return self._own.chain(user, after)
         leaving = self._leaving(user)
@@ -105,6 +112,14 @@ class FederationDirectory:
                 known = await self._foreign(user, hint, anew=True)
         return list(known.chain[after:])  # version n is element n - 1
 
+    async def _settle(self, user: bytes, hint: str) -> None:
+        """Who ought to be at home here, and is not known, may have come to another node of the cell just now."""
+        if hint == region_of(self._cell) and self._own.home(user) is None and self._newest(user) is None:
+            try:
+                await self._own.settled()
+            except Overloaded as error:
+                raise Refused(Code.UNREACHABLE, error.text, "Try again", DIRECTORY_RETRY) from None
+
     def _make_stale(self, known: _Known) -> bool:
         """Who asks for what comes after the record that is kept has heard of a newer one: ask its cell again, unless
         that was done just now."""
@@ -115,9 +130,12 @@ class FederationDirectory:
         return True
 
     async def answer(self, peer: Peer, request: LookUp) -> Records:
-        """What another cell is told: records of users at home here, and nothing about anybody else."""
+        """What another cell is told: records of users at home here, and nothing about anybody else. Raises Overloaded
+        where this node cannot make sure that it is not behind."""
         await trio.lowlevel.checkpoint()
         user, after = request.user, request.after
+        if self._own.home(user) is None and not self._own.moved(user)[0]:
+            await self._own.settled()
         if self._own.home(user) is not None:
             return Records(Code.STORED, tuple(self._own.chain(user, after)[:MAX_CHAIN]))
         moved, _ = self._own.moved(user)
@@ -183,16 +201,20 @@ class FederationDirectory:
         old = self._newest(user)
         cells = self._cells(hint) if old is None else [old.record.cell]
         try:
-            answer = await self._ask(cells, LookUp(user, old.record.version if old else 0))
+            cell, answer = await self._ask(cells, LookUp(user, old.record.version if old else 0))
         except Refused as error:
             if old is None or error.code != Code.UNREACHABLE or not self._valid(old.record):
                 raise
             return self._keep(old.record, old.chain, DIRECTORY_RETRY)  # mail for a cell that is cut off waits here
+        whole = False
         try:
-            return await self._accept(user, old, answer.chain)
+            chain, whole = await self._follow(user, cell, answer)
+            return await self._accept(user, old, chain)
         except NotValidNow:
             raise  # an old record of somebody who has gone: nobody's lie
         except TrustError as error:
+            if isinstance(error, Rollback) and not whole:
+                raise Refused(Code.UNREACHABLE, "the user's new home cannot be asked now", "Try again", 1000) from None
             log.critical("home_record_refused", user=user[:4].hex(), cells=cells, reason=str(error))
             raise
 
@@ -211,8 +233,9 @@ class FederationDirectory:
             raise Refused(Code.UNKNOWN_REGION, f"the federation has no region {hint!r}", "Check the address card")
         return [cell.name for cell in region.cells if cell.name != self._cell]
 
-    async def _ask(self, cells: Sequence[str], request: LookUp) -> Records:
-        """The first cell that knows the user. Raises Refused(UNKNOWN_USER), or UNREACHABLE where one could not say."""
+    async def _ask(self, cells: Sequence[str], request: LookUp) -> tuple[str, Sequence[bytes]]:
+        """The first cell that knows the user, and its records. Raises Refused(UNKNOWN_USER), or UNREACHABLE where one
+        could not say."""
         refused = Refused(Code.UNKNOWN_USER, "nobody of that id is at home there", "Check the address card")
         for cell in cells:
             try:
@@ -223,17 +246,28 @@ class FederationDirectory:
             if not isinstance(answer, Records):
                 raise TrustError(f"{cell} answered a lookup with {type(answer).__name__}")
             if answer.code == Code.STORED:
-                return answer
+                return cell, answer.chain
         raise refused
+
+    async def _follow(self, user: bytes, cell: str, chain: Sequence[bytes]) -> tuple[Sequence[bytes], bool]:
+        """The old home of somebody who has left knows where to, and not what came after: ask on, from cell to cell.
+        (It is verified when there is no more.) And whether the last one answered."""
+        while chain and len(chain) < MAX_CHAIN and (home := _unverified(chain[-1])).cell not in (cell, self._cell):
+            cell = home.cell
+            try:
+                _, more = await self._ask([cell], LookUp(user, home.version))
+            except Refused:
+                return chain, False
+            if not more:
+                break
+            chain = [*chain, *more]
+        return chain, True
 
     async def _accept(self, user: bytes, old: _Known | None, answer: Sequence[bytes]) -> _Known:
         """Verify, persist, use; in this order. Raises TrustError and its kinds."""
-        try:
-            known = old.record if old else None
-            record = verify_chain(answer, self._root, self._env.clock.wall_ms(), user, known)
-            newer = [signed for signed in answer if read_home(signed).version > (known.version if known else 0)]
-        except ProtocolError as error:
-            raise TrustError(f"a home record is not well formed: {error.text}") from None
+        known = old.record if old else None
+        newer = [signed for signed in answer if _unverified(signed).version > (known.version if known else 0)]
+        record = verify_chain(answer, self._root, self._env.clock.wall_ms(), user, known)
         chain = (*(old.chain if old else ()), *newer)
         highest = await self._seen.highest(user)
         self._check_seen(chain, highest)
@@ -284,3 +318,11 @@ class FederationDirectory:
             _, dropped = self._known.popitem(last=False)
             self._bytes -= dropped.size
         return known
+
+
+def _unverified(signed: bytes) -> HomeRecord:
+    """Raises TrustError."""
+    try:
+        return read_home(signed)
+    except ProtocolError as error:
+        raise TrustError(f"a home record is not well formed: {error.text}") from None

@@ -3,14 +3,14 @@
     root.bin                 the published root document, as everybody gets it
     staged/root.json         the next version of the root role, being signed
     staged/targets.json      the next version of who speaks for which region, being signed
-    staged/before.*.json     the published versions of the two, for whoever signs on another machine
+    staged/before.bin        what is published, for whoever signs on another machine (`published_before`)
     staged/NAME.region       what regions say anew
     repository/              the same publication as a TUF repository
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,12 +22,12 @@ from cluster.federation.making import Holders, Staged, delegations_of
 from cluster.federation.regionfile import SignedRegion, load_region_file, log_keys
 from relay.core.trust import Root, RootRegion, verify_root
 from relay.core.trust.metadata import check_file, parse
-from relay.core.trust.root import Parsed, parse_bundle
-from relay.errors import MixAndMatch, OperatorError, ProtocolError, TrustError
+from relay.core.trust.root import Parsed, check_jump, parse_bundle
+from relay.errors import MinorityQuorum, MixAndMatch, OperatorError, ProtocolError, TrustError
 
 ROOT: Final = "root.json"
 TARGETS: Final = "targets.json"
-BEFORE: Final = "before."
+BEFORE: Final = "before.bin"
 
 
 class Table:
@@ -112,6 +112,7 @@ class Table:
     def _check_newer(self, signed: SignedRegion) -> None:
         name = signed.region.name
         listed = self.published.snapshot.signed.meta.get(f"{name}.json") if self.published else None
+        check_jump(name, listed.version if listed else 0, signed.version)
         if listed is None:
             return
         if signed.version < listed.version:
@@ -178,6 +179,45 @@ def _log_marks(region: RootRegion) -> set[str | bytes]:
         return {mark for key in log_keys(region) for mark in (key.name, key.public)}
     except OperatorError:  # published before this was looked at: nobody uses them
         return set()
+
+
+def check_quorums(regions: Sequence[RootRegion]) -> None:
+    """Of what is to be published: where half of a log's witnesses suffice, the other half can stand by another history.
+    Raises MinorityQuorum."""
+    for region in regions:
+        witnesses = sum(1 for other in regions if other.name != region.name and other.witness_key)
+        if region.log_key and witnesses and 2 * region.policy.quorum <= witnesses:
+            raise MinorityQuorum(
+                f"the log of {region.name} needs {region.policy.quorum} of {witnesses} witnesses, which is no majority",
+                f"Its operator asks for more: posthouse init statement --quorum {witnesses // 2 + 1}",
+            )
+
+
+def published_before(folder: Path, own: bytes | None) -> Parsed | None:
+    """What is published, for whoever signs in `folder` and trusts `own`: that, or what lies there and follows it.
+    None: nothing yet. What merely lies beside a draft is no evidence of what was there before it.
+
+    Raises OperatorError where `own` is needed; TrustError and its kinds where what lies there does not follow it."""
+    path = folder / BEFORE
+    if own is None:
+        if path.exists():
+            what = f"{path} says what is published, and whoever made the draft may have made that"
+            raise OperatorError(what, "Give the root document that you trust, your own copy: --trusted root.bin")
+        return None
+    if not path.exists():
+        return parse_bundle(own)
+    found = path.read_bytes()
+    verify_root(found, 0, prev=verify_root(own, 0))  # what has run out since says what was there before all the same
+    return parse_bundle(found)
+
+
+def check_next(metadata: tuf.Metadata[Any], before: tuf.Metadata[Any] | None, path: Path) -> None:
+    """A draft is the next version of what is published. Raises OperatorError."""
+    version, last = metadata.signed.version, before.signed.version if before else 0
+    if version != last + 1:
+        what = f"{path} is version {version}, and version {last} is published" if last else f"{path} is no version 1"
+        remedy = "Give the root document that you trust, your own copy: --trusted root.bin"
+        raise OperatorError(what, "Stage it again" if last else remedy)
 
 
 def read_draft(path: Path, kind: type[T]) -> tuf.Metadata[T] | None:

@@ -1,7 +1,9 @@
 """What a registrar signed, user by user: so that no version is ever signed twice, and nobody's records are lost.
 
-    <directory>/<user id in hex>     the user's records, oldest first, as AUTH takes them
-    <directory>/audit/               what was signed and released, when (cluster.trail)
+    <directory>/<user id in hex>             the user's records, oldest first, as AUTH takes them
+    <directory>/<user id in hex>.released    the newest request of the user's to move that was released: that version is
+                                             given away, to that cell, and to no other request any more
+    <directory>/audit/                       what was signed and released, when (cluster.trail)
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from cluster.enrolment import (
-    change_of, left_region, noted, read_records, read_request, release_enrolment, sign_enrolment,
+    Asked, change_of, left_region, noted, read_records, read_request, release_enrolment, sign_enrolment,
 )  # fmt: skip
 from cluster.trail import DIRECTORY as AUDIT
 from cluster.trail import open_registrar_trail
 from relay.core.trust import HomeRecord, Root, read_home
-from relay.errors import BrokenChain, OperatorError
+from relay.errors import BrokenChain, OperatorError, VersionTaken
 
 
 class Book:
@@ -31,13 +33,8 @@ class Book:
 
     def records(self, user: bytes) -> tuple[bytes, ...]:
         """Everything that was signed for `user`, oldest first. Raises OperatorError."""
-        path = self._path(user)
-        try:
-            return read_records(path.read_bytes())
-        except FileNotFoundError:
-            return ()
-        except OSError as error:
-            raise OperatorError(f"{path}: {error.strerror}", "Check the directory's permissions") from None
+        data = _read(self._path(user))
+        return read_records(data) if data is not None else ()
 
     def sign(
         self, request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
@@ -46,27 +43,59 @@ class Book:
         given out.
 
         Raises like that; BrokenChain where `before` is not what was signed."""
-        user = read_request(request).user
+        asked = read_request(request)
         with self._alone():
-            known = _longer(self.records(user), tuple(before))
+            known = _longer(self.records(asked.user), tuple(before))
+            self._check_released(asked, known)
             record, records = sign_enrolment(request, known, root, registrar, now_ms)
             if record.version > len(known):
                 last = read_home(known[-1]) if known else None
                 action = noted(change_of(record, last), record.user, record.version)
                 self._note(record.payload.region, action, registrar, now_ms)
-                self._write(self._path(user), records)
+                self._write(self._path(asked.user), records)
         return record, records
 
     def release(
         self, request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
     ) -> tuple[HomeRecord, bytes]:
-        """`release_enrolment`, noted before it is given out. Raises like that; BrokenChain where `before` is not what
-        was signed."""
+        """`release_enrolment` after all that is known; noted, and on disk here, before it is given out. The same request
+        gives the same again: whoever has it may come late.
+
+        Raises like that; VersionTaken where the version was signed, or released for another request; BrokenChain where
+        `before` is not what was signed."""
+        asked = read_request(request)
         with self._alone():
-            record, released = release_enrolment(request, before, root, registrar, now_ms)
+            known = _longer(self.records(asked.user), tuple(before))
+            self._check_released(asked, known)
+            record, released = release_enrolment(request, known, root, registrar, now_ms)
             action = noted("release", record.user, record.version)
-            self._note(left_region(before, root), action, registrar, now_ms, to=record.cell)
+            self._note(left_region(known, root), action, registrar, now_ms, to=record.cell)
+            self._write(self._released(asked.user), released)
         return record, released
+
+    def released(self, user: bytes, version: int, cell: str) -> bytes | None:
+        """The released request for this version and this move, if there is one: it may not have arrived."""
+        data = _read(self._released(user))
+        asked = read_request(data).payload if data is not None else None
+        return data if asked is not None and (asked.version, asked.cell) == (version, cell) else None
+
+    def _check_released(self, asked: Asked, known: Sequence[bytes]) -> None:
+        """What was released is what follows, or has followed. Raises VersionTaken, BrokenChain."""
+        data = _read(self._released(asked.user))
+        if data is None:
+            return
+        gone = read_request(data)
+        version, cell = gone.payload.version, gone.payload.cell
+        if version <= len(known) and read_home(known[version - 1]).digest != gone.digest:
+            raise BrokenChain(
+                f"version {version} of this user is not the one that was released to {cell}: a fork",
+                "Two registrars with the same key signed: keep both, and ask whoever has it",
+            )
+        if len(known) < version <= asked.payload.version and asked.digest != gone.digest:
+            raise VersionTaken(
+                f"version {version} of this user was released, for the move to {cell}",
+                f"Have the registrar of {gone.payload.region} sign that request; what is asked for now comes after it",
+            )
 
     def _note(self, region: str, action: str, registrar: SigningKey, now_ms: int, **about: str) -> None:
         """Durable before anything is given out. Raises DiskFailed, StoreDamaged, OperatorError."""
@@ -78,6 +107,9 @@ class Book:
 
     def _path(self, user: bytes) -> Path:
         return self._directory / user.hex()
+
+    def _released(self, user: bytes) -> Path:
+        return self._directory / f"{user.hex()}.released"
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -107,6 +139,15 @@ class Book:
                 os.close(handle)
         except OSError as error:
             raise OperatorError(f"cannot write {path}: {error.strerror}", "Nothing was signed") from None
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OperatorError(f"{path}: {error.strerror}", "Check the directory's permissions") from None
 
 
 def _longer(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> tuple[bytes, ...]:

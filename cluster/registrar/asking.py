@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from cluster.core.homelog import (
-    MAX_STANDING, Enrolled, EpochEntry, Freshness, Standing, read_enrolled, read_standing, verify_newest,
-    verify_stapled_home, verify_unknown,
+    MAX_ANSWERS, MAX_STANDING, Enrolled, EpochEntry, Freshness, Standing, read_answers, read_enrolled, read_standing,
+    verify_newest, verify_stapled_home, verify_unknown,
 )  # fmt: skip
 from cluster.core.tlog import (
     BadProof, LogError, Malformed, Proven, TooFewWitnesses, Trust, UnknownKey, parse_staple, verify_checkpoint,
@@ -24,7 +24,7 @@ from relay.errors import (
     BadSignature, BrokenChain, NotValidNow, OperatorError, Overloaded, PeerError, PosthouseError, Rollback, TrustError,
     VersionTaken,
 )  # fmt: skip
-from relay.limits import CHECKPOINT_FRESH_S, KIB, MAX_CHAIN
+from relay.limits import CHECKPOINT_FRESH_S, KIB, MAX_CHAIN, MAX_REQUESTS, REGISTRAR_BATCH
 
 _KINDS: Final[dict[str, type[PosthouseError]]] = {
     kind.__name__: kind
@@ -65,6 +65,20 @@ class Registrar:
         """Have a request signed and logged. Raises what it refuses with; PeerError where it does not answer."""
         return read_enrolled(await self._ask("POST", "/enrol", request, 32 * KIB))
 
+    async def enrol_many(self, requests: Sequence[bytes]) -> list[Enrolled | PosthouseError]:
+        """The same for many, as many at a time as the registrar takes: to each the answer, or what it is refused with.
+        Raises PeerError where the registrar does not answer."""
+        answers: list[Enrolled | PosthouseError] = []
+        for some in _portions(requests):
+            found = read_answers(await self._ask("POST", "/enrol-many", pack(some), MAX_ANSWERS))
+            if len(found) != len(some):
+                raise PeerError(f"{self.caller.name} answered {len(found)} of {len(some)} requests")
+            why = f"{self.caller.name} refused"
+            answers += [
+                _refused(one.refusal, why) if one.refusal else Enrolled(one.signed, one.staple) for one in found
+            ]
+        return answers
+
     async def log_all(self, records: Sequence[bytes]) -> None:
         """Log a user's signed records, oldest first, those not logged yet. Raises as `enrol`; BrokenChain where
         the log has others of these versions."""
@@ -103,6 +117,20 @@ def request_of(signed: bytes) -> bytes:
     """The request that a signed record is the answer to: Ed25519 is deterministic, so the answer is the same again."""
     payload, user_signature, _, *release = msgspec.msgpack.decode(signed)
     return pack([payload, user_signature, *release])
+
+
+def _portions(requests: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """So many as fit into one body."""
+    some: list[bytes] = []
+    size = 0
+    for request in requests:
+        if some and (len(some) == REGISTRAR_BATCH or size + len(request) > MAX_REQUESTS - 8 * KIB):
+            yield some
+            some, size = [], 0
+        some.append(request)
+        size += len(request)
+    if some:
+        yield some
 
 
 def _refused(answer: bytes, otherwise: str) -> PosthouseError:

@@ -6,6 +6,7 @@
     POST /add-checkpoint                   stand by another region's log                          tlog-witness
     GET  /SHA256-OF-ORIGIN/checkpoint      what we stand by                                       tlog-witness
     POST /enrol                            check, sign and log a request: [record, staple]
+    POST /enrol-many                       the same for many requests: [[record, staple, refusal] …]; inner face only
     GET  /user/USER[?after=VERSION]        a user's records, and the proof that they are all: a Standing
     GET  /metrics, /readyz                 on the inner face only
 """
@@ -18,14 +19,15 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
+from cluster.core.homelog import Enrolled, read_requests
 from cluster.core.tlog import Bundle, Malformed, Tile, TooFewWitnesses, parse_path
 from cluster.registrar.http import BYTES, TEXT, Reply
 from cluster.registrar.log import RegionLog
 from cluster.registrar.metrics import RegistrarMetrics
 from cluster.registrar.witness import SIZE_TYPE, Witness, origin_hash
-from relay.core.codec import encode
+from relay.core.codec import encode, pack
 from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError, StoreError, TrustError
-from relay.limits import KIB, MAX_CHAIN, MAX_REQUEST, MAX_SIGNED_NOTE
+from relay.limits import KIB, MAX_CHAIN, MAX_REQUEST, MAX_REQUESTS, MAX_SIGNED_NOTE
 from relay.observe.metrics import CONTENT_TYPE
 
 _HOME: Final = re.compile(r"/user/([0-9a-f]{64})(?:\?after=([0-9]{1,4}))?")
@@ -47,13 +49,17 @@ class Face:
 
     def takes(self, method: str, path: str) -> int | None:
         if method == "POST":
-            return {"/enrol": MAX_REQUEST, "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB}.get(path)
+            many = {"/enrol-many": MAX_REQUESTS} if self.inner else {}
+            return {"/enrol": MAX_REQUEST, "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB, **many}.get(path)
         return 0 if method == "GET" else None
 
     async def reply(self, method: str, path: str, body: bytes) -> Reply:
         try:
             if method == "POST" and path == "/enrol":
                 return Reply(HTTPStatus.OK, encode(await self.log.enrol(body, self.founds)), BYTES)
+            if method == "POST" and path == "/enrol-many":
+                answers = await self.log.enrol_many(read_requests(body), self.founds)
+                return Reply(HTTPStatus.OK, pack([_answer(answer) for answer in answers]), BYTES)
             if method == "POST":
                 verdict = await self.witness.add_checkpoint(body)
                 return Reply(verdict.status, verdict.body, SIZE_TYPE if verdict.size else TEXT)
@@ -92,6 +98,12 @@ class Face:
         elif isinstance(name, Bundle) and self.inner:
             data = await self.log.registry.bundle(name.number, name.width)
         return _NO_PAGE if data is None else Reply(HTTPStatus.OK, data, BYTES)
+
+
+def _answer(answer: Enrolled | PosthouseError) -> list[bytes]:
+    if isinstance(answer, PosthouseError):
+        return [b"", b"", refusal(answer).body]
+    return [answer.signed, answer.staple, b""]
 
 
 def refusal(error: PosthouseError) -> Reply:

@@ -18,7 +18,7 @@ from outcome import Error, Outcome, Value
 
 from cluster.core.homelog import Enrolled, Standing
 from cluster.core.tlog import Note, TooFewWitnesses
-from cluster.enrolment import Asked, change_of, noted, read_request, sign_next
+from cluster.enrolment import Asked, change_of, check_registrar, noted, read_request, sign_next
 from cluster.registrar.choir import Choir
 from cluster.registrar.store import Registry
 from cluster.registrar.tables import Found, Head
@@ -42,6 +42,11 @@ class _Wish:
     def end(self, how: Outcome[Enrolled]) -> None:
         self.outcome = how
         self.ended.set()
+
+    async def answer(self) -> Enrolled:
+        await self.ended.wait()
+        assert self.outcome is not None
+        return self.outcome.unwrap()
 
 
 @dataclass
@@ -74,7 +79,8 @@ class _Batch:
 
 @dataclass
 class RegionLog:
-    """The log of `root`'s region whose registrar has `registrar`. `now_ms`: Unix time."""
+    """The log of `root`'s region whose registrar has `registrar`: OperatorError where the root names another key.
+    `now_ms`: Unix time."""
 
     region: str
     registry: Registry
@@ -90,12 +96,29 @@ class RegionLog:
     _lock: trio.Lock = field(default_factory=trio.Lock)  # a batch from its first look to its last answer; first come
     _failure: DiskFailed | None = None
 
+    def __post_init__(self) -> None:
+        check_registrar(self.root, self.region, self.registrar)
+
     async def enrol(self, request: bytes, founds: bool = True) -> Enrolled:
         """Check, sign and log a request (docs/PROTOCOL.md, section 5); the record and its staple. The same request
         again gives the same record. `founds`: new users are taken, too.
 
         Raises OperatorError and TrustError (and their kinds) for what is not signed; TooFewWitnesses where the other
         regions do not answer (its text says whether the record is logged); Overloaded; DiskFailed."""
+        return await self._take(request, founds).answer()
+
+    async def enrol_many(self, requests: Sequence[bytes], founds: bool = True) -> list[Enrolled | PosthouseError]:
+        """The same for many requests at once: to each, in order, the answer or what `enrol` would raise."""
+        taken: list[_Wish | PosthouseError] = []
+        for request in requests:
+            await trio.lowlevel.checkpoint()
+            try:
+                taken.append(self._take(request, founds))
+            except PosthouseError as error:
+                taken.append(error)
+        return [await _outcome(one) for one in taken]
+
+    def _take(self, request: bytes, founds: bool) -> _Wish:
         asked = read_request(request)
         if asked.payload.region != self.region:
             raise OperatorError(f"this is the registrar of {self.region}", f"Ask that of {asked.payload.region}")
@@ -109,9 +132,7 @@ class RegionLog:
         self._waiting.append(wish)
         self._bytes += len(request)
         self._bell.set()
-        await wish.ended.wait()
-        assert wish.outcome is not None
-        return wish.outcome.unwrap()
+        return wish
 
     async def standing(self, user: bytes, after: int = 0) -> Standing:
         """The records of a user after version `after`, and the evidence. Raises TooFewWitnesses, StoreDamaged."""
@@ -180,6 +201,15 @@ class RegionLog:
         if note is None:
             raise TooFewWitnesses(f"{what}: fewer than {self.choir.trust.k} witnesses answer", remedy)
         return note
+
+
+async def _outcome(taken: _Wish | PosthouseError) -> Enrolled | PosthouseError:
+    if isinstance(taken, PosthouseError):
+        return taken
+    try:
+        return await taken.answer()
+    except PosthouseError as error:
+        return error
 
 
 def _leave(wishes: Iterable[_Wish]) -> None:

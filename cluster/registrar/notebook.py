@@ -20,7 +20,7 @@ from relay.errors import StoreDamaged, StoreForeign
 from relay.journal.database import DAMAGED, Connection, Database, Kind, fetch, open_database
 from relay.journal.portal import Portal
 
-_KIND: Final = Kind("audit of a log", 0x50686175, 1)  # "Phau"
+_KIND: Final = Kind("audit of a log", 0x50686175, 2)  # "Phau"
 _TABLES: Final = (
     *tables.TREES,
     "CREATE TABLE users (user BLOB, version INTEGER, signed BLOB NOT NULL, PRIMARY KEY (user, version)) WITHOUT ROWID",

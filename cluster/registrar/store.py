@@ -25,7 +25,7 @@ from relay.journal.database import DAMAGED, Connection, Database, Kind, open_dat
 from relay.journal.mark import Mark, Marked, behind
 from relay.journal.portal import Portal
 
-_KIND: Final = Kind("registry", 0x50687267, 1)  # "Phrg"
+_KIND: Final = Kind("registry", 0x50687267, 2)  # "Phrg"
 
 
 class Registry:

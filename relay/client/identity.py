@@ -21,7 +21,8 @@ from relay.client.shapes import Effects, Own
 from relay.client.store import Db, Store, create, get, keep_device_key, keep_user_key, load_own, put
 from relay.core.codec import encode, pack
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, ask_home, follow_root, request_home, verify_asked, verify_home, verify_root,
+    Device, HomePayload, HomeRecord, Root, ask_home, follow_root, prove_devices, request_home, verify_asked,
+    verify_home, verify_root,
 )
 from relay.errors import BrokenChain, OperatorError, TrustError
 from relay.limits import DAY, MAX_CHAIN, MAX_DEVICES, MINUTE
@@ -48,7 +49,7 @@ def new_user(
         1, b"", 1, b"", region, cell, bytes(user_key.verify_key), (seeds.device(1),), 0, now_ms - MINUTE,
         now_ms + LIFETIME, recovery,
     )  # fmt: skip
-    record = ask(registrar, payload, user_key, [], verified)
+    record = ask(registrar, payload, user_key, [], verified, seeds)
     create(path, lambda db: fill(db, verified, [user_key], seeds, [record]))
     return Card(region, record.user)
 
@@ -67,7 +68,7 @@ def add_device(
             raise OperatorError(f"the user has {len(chain[-1].devices)} devices", "No more fit: revoke one")
         seeds = Seeds(random_bytes)
         devices = (*chain[-1].devices, seeds.device(chain[-1].version + 1))
-        record = ask(registrar, following(chain, now_ms, devices=devices), user_key, chain, own.root)
+        record = ask(registrar, following(chain, now_ms, devices=devices), user_key, chain, own.root, seeds)
         create(path, lambda db: fill(db, own.root, [user_key], seeds, [*chain, record]))
         store.transact(lambda db: take(db, own, [record], now_ms))
     return Card(record.payload.region, record.user)
@@ -149,7 +150,8 @@ class Seeds:
         self.public, self.private = crypto_box_seed_keypair(random_bytes(32))
 
     def device(self, since: int, first: bytes = b"") -> Device:
-        return Device(bytes(self.signing.verify_key), self.public, since, first)
+        """Not proven yet: that is for the record that it goes into (`ask`)."""
+        return Device(bytes(self.signing.verify_key), self.public, since, first, b"")
 
 
 def identity(db: Db, now_ms: int) -> tuple[Own, list[HomeRecord]]:
@@ -178,15 +180,18 @@ def following(chain: Sequence[HomeRecord], now_ms: int, **change: object) -> Hom
     last = chain[-1]
     if last.version >= MAX_CHAIN:
         raise OperatorError(f"the user has {last.version} home records", "No more fit: enrol the user anew")
-    next_ = {"user": last.user, "version": last.version + 1, "prev": last.digest, "not_before": now_ms - MINUTE}
+    begins = max(now_ms - MINUTE, last.payload.not_before)  # whoever made that may have had a faster clock
+    next_ = {"user": last.user, "version": last.version + 1, "prev": last.digest, "not_before": begins}
     fields = {name: getattr(last.payload, name) for name in last.payload.__struct_fields__}
     return HomePayload(**{**fields, **next_, "expires": now_ms + LIFETIME, **change})
 
 
 def ask(
-    registrar: Registrar, payload: HomePayload, key: SigningKey, chain: Sequence[HomeRecord], root: Root
+    registrar: Registrar, payload: HomePayload, key: SigningKey, chain: Sequence[HomeRecord], root: Root, *fresh: Seeds
 ) -> HomeRecord:
-    """Have the registrar sign what `key` signs, and verify what comes back. Raises like `registrar`; TrustError."""
+    """Have the registrar sign what `key` and the devices with `fresh` keys sign, and verify what comes back. Raises
+    like `registrar`; TrustError."""
+    payload = prove_devices(payload, [seeds.signing for seeds in fresh])
     signed = registrar(request_home(payload, key), [record.signed for record in chain])
     record = verify_home(signed, root, chain[-1] if chain else None)
     if record.payload != payload:

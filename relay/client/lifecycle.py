@@ -78,7 +78,7 @@ def rotate_device_keys(
         store.transact(lambda db: keep_device_key(db, seeds.signing, seeds.private))
         new = seeds.device(old.since, old.stem)
         devices = tuple(new if device is old else device for device in chain[-1].devices)
-        record = ask(registrar, following(chain, now_ms, devices=devices), user_key, chain, own.root)
+        record = ask(registrar, following(chain, now_ms, devices=devices), user_key, chain, own.root, seeds)
         store.transact(lambda db: take(db, own, [record], now_ms))
     return record
 
@@ -106,7 +106,8 @@ def recover_user(
     payload = following(
         chain, now_ms, devices=devices, user_key=bytes(user_key.verify_key), recovery_key=next_recovery or named
     )
-    record = ask(registrar, payload, recovery, chain, verified)  # if nothing follows, the recovery key does it again
+    # If nothing follows, the recovery key does it again.
+    record = ask(registrar, payload, recovery, chain, verified, seeds)
     create(path, lambda db: fill(db, verified, [user_key], seeds, [*chain, record]))
     return Card(record.payload.region, record.user)
 

@@ -12,7 +12,8 @@ from msgspec import structs
 from relay.client.shapes import Own
 from relay.client.store import Db
 from relay.core.codec import Decoder, pack
-from relay.core.trust import REVOKED_GRACE, Former, HomeRecord, read_home, verify_chain
+from relay.core.trust import REVOKED_GRACE, Former, HomeRecord, check_current, read_home, verify_chain
+from relay.errors import NotValidNow
 from relay.limits import KIB, MAX_LIFETIME
 
 _former: Decoder[tuple[Former, ...]] = Decoder(tuple[Former, ...], "former devices", 64 * KIB)
@@ -61,7 +62,12 @@ def stem(db: Db, own: Own, user: bytes, device: bytes, at_ms: int = 0) -> bytes 
 
 def usable(record: HomeRecord | None, now_ms: int) -> bool:
     """There is a record and it is valid now."""
-    return record is not None and record.payload.not_before <= now_ms < record.payload.expires
+    try:
+        if record is not None:
+            check_current(record, now_ms)
+    except NotValidNow:
+        return False
+    return record is not None
 
 
 def learn(db: Db, own: Own, user: bytes, chain: Sequence[bytes], now_ms: int) -> HomeRecord:

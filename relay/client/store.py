@@ -33,7 +33,7 @@ T = TypeVar("T")
 Db = sqlite3.Connection
 Work = Callable[[Db], Any]
 
-FORMAT = 3
+FORMAT = 4
 APPLICATION = 0x506F7374  # "Post", in the file's header
 SHARED = 256  # pieces of work that share one commit at most
 WAL_BYTES = 4 * MIB  # bytes of write-ahead log after which it is folded into the database

@@ -227,7 +227,7 @@ def test_vectors() -> list[tuple[str, str]]:
     """(name, hex) pairs that an implementation in another language can be checked against."""
     signing = SigningKey(bytes(range(32)))
     pairs = [crypto_box_seed_keypair(bytes([i]) * 32) for i in (1, 2)]
-    devices = [Device(bytes([0xD0 + i]) * 32, public, 1, b"") for i, (public, _) in enumerate(pairs)]
+    devices = [Device(bytes([0xD0 + i]) * 32, public, 1, b"", b"") for i, (public, _) in enumerate(pairs)]
     inner = Inner(1, b"\x11" * 32, bytes(signing.verify_key), "norden", b"\x22" * 32, 7, 1, 1_700_000_000_000, b"hello")
     mailbox_header = make_header(To.MAILBOX, b"\x33" * 32, 2, 1_700_000_000_001, 1_700_000_060_001)
     roster_header = make_header(To.ROSTER, b"\x44" * 32, 3, 1_700_000_000_001, 1_700_000_060_001)

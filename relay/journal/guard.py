@@ -11,13 +11,15 @@ What the policies of the signed root forbid it refuses as well, in blocks that a
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Union
 
+from msgpack import unpackb
 from msgspec import structs
 
-from relay.core.codec import Decoder, Struct, digest, encode
+from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.envelope import Header, To, read_header
+from relay.core.packing import KEY, PackedMap
 from relay.core.policy import MAIL, Policies
 from relay.core.records import (
     HANDIN_ENVELOPE, HANDIN_FORWARD, HANDIN_MOVE, HANDIN_NOBODY, HANDIN_NOTICE, HANDIN_ROSTER, HANDIN_TOLD, Carry,
@@ -26,7 +28,7 @@ from relay.core.records import (
 )
 from relay.core.shapes import Hash, Key, UInt
 from relay.core.trust import (
-    Former, HomeRecord, Root, VerifiedHead, read_home, verify_home, verify_move, verify_part, verify_roster,
+    Former, HomeRecord, Root, VerifiedHead, join_home, read_home, verify_home, verify_move, verify_part, verify_roster,
 )
 from relay.errors import NotPermitted, ProtocolError, ResidencyError, TrustError
 from relay.limits import DAY, MAX_LIFETIME, MIB
@@ -65,12 +67,43 @@ def _with_former(home: HomeRecord, devices: tuple[bytes, ...]) -> HomeRecord:
     return structs.replace(home, former=tuple(Former(one, one, 0) for one in devices if one not in listed))
 
 
+class _Users(MutableMapping[bytes, _User]):
+    """Packed: of each record what the next one is verified by, all but its signatures. Parsed when it is asked for."""
+
+    def __init__(self) -> None:
+        self._packed = PackedMap()
+
+    def __setitem__(self, user: bytes, known: _User) -> None:
+        payload, *_ = unpackb(known.home.signed)
+        listed = {device.id for device in known.home.devices}
+        self._packed[user] = pack([payload, b"".join(one for one in known.devices if one not in listed)])
+
+    def __getitem__(self, user: bytes) -> _User:
+        payload, ids = unpackb(self._packed[user])
+        home = read_home(join_home(payload, bytes(64), bytes(64)))
+        gone = tuple(ids[at : at + KEY] for at in range(0, len(ids), KEY))
+        devices = (*gone, *(device.id for device in home.devices))
+        return _User(_with_former(home, devices), devices)
+
+    def __contains__(self, user: object) -> bool:
+        return user in self._packed
+
+    def __delitem__(self, user: bytes) -> None:
+        del self._packed[user]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
 class _Known:
     """Who is at home here. A batch looks at what is known through a layer of its own."""
 
     def __init__(self, below: _Known | None = None) -> None:
-        self.users: MutableMapping[bytes, _User] = ChainMap({}, below.users) if below else {}
-        self.devices: MutableMapping[bytes, bytes] = ChainMap({}, below.devices) if below else {}  # device → user
+        self.users: MutableMapping[bytes, _User] = ChainMap({}, below.users) if below else _Users()
+        self.devices: MutableMapping[bytes, bytes] = ChainMap({}, below.devices) if below else PackedMap()  # → user
         self.groups: MutableMapping[bytes, _GroupFact] = ChainMap({}, below.groups) if below else {}
         self.facts: dict[bytes, bytes] = {}  # what this layer taught
 

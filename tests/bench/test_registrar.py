@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import trio
+
+from bench import registrars
 from bench.registrar import measure
 
 
@@ -12,3 +15,12 @@ async def test_it_measures_what_it_says(tmp_path: Path) -> None:
     assert figures.users == 40 and 2 <= figures.batches <= 40
     assert 0 < figures.p50_ms <= figures.p99_ms
     assert 500 < figures.staple_bytes < 2048 and 500 < figures.latest_bytes < 2048
+    assert figures.cached_lookup_us > 0 and figures.verify_staple_us > 0
+
+
+async def test_the_same_by_real_registrars(tmp_path: Path) -> None:
+    with trio.fail_after(120):
+        found = await registrars.measure(tmp_path / "served", 12)
+    for figures in found.values():
+        assert figures.users == 12 and 1 <= figures.batches <= 12
+        assert 0 < figures.p50_ms <= figures.p99_ms and figures.per_second > 0

@@ -13,7 +13,7 @@ from relay.errors import ConfigError
 
 
 def test_the_shipped_scenario_is_what_the_issue_asks_for() -> None:
-    assert known_scenarios() == ["backlog", "fanout", "replication", "smoke"]
+    assert known_scenarios() == ["backlog", "failover", "fanout", "replication", "smoke"]
     scenario = load_scenario("fanout")
     assert (scenario.recipients, scenario.rate, scenario.seconds, scenario.size) == (300, 50.0, 20.0, 256)
     assert scenario.kill_at is None and scenario.nodes == 3
@@ -62,7 +62,7 @@ def test_values_must_fit_together(overrides: dict[str, object], where: str) -> N
 
 
 def test_a_missing_file_and_a_broken_one_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one of: backlog, fanout"):
+    with pytest.raises(ConfigError, match="one of: backlog, failover, fanout"):
         load_scenario(str(tmp_path / "nowhere.toml"))
     (tmp_path / "broken.toml").write_text("rate = = 3")
     with pytest.raises(ConfigError, match="not TOML"):

@@ -13,9 +13,9 @@ from nacl.signing import SigningKey
 from cluster.enrolment import asked_region, left_region, read_records, release_enrolment, sign_enrolment
 from relay.core.codec import digest, encode, pack
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, verify_chain,
+    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, verify_chain,
 )
-from relay.errors import BadSignature, BrokenChain, NotValidNow, OperatorError, PosthouseError, TrustError
+from relay.errors import BadSignature, BrokenChain, NotValidNow, NotYet, OperatorError, PosthouseError, TrustError
 from relay.limits import DAY
 from tests.roots import verified_root
 
@@ -34,7 +34,7 @@ def root() -> Root:
 
 
 def device(key: SigningKey, since: int = 1) -> Device:
-    return Device(bytes(key.verify_key), bytes(PrivateKey(bytes(key)).public_key), since, b"")
+    return Device(bytes(key.verify_key), bytes(PrivateKey(bytes(key)).public_key), since, b"", b"")
 
 
 def first(**more: Any) -> HomePayload:
@@ -42,7 +42,7 @@ def first(**more: Any) -> HomePayload:
         1, b"", 1, b"", "norden", "norden/1", bytes(USER.verify_key), (device(PHONE),), 0, NOW - 60_000,
         NOW + 365 * DAY, b"",
     )  # fmt: skip
-    return structs.replace(payload, **more)
+    return prove_devices(structs.replace(payload, **more), [PHONE, LAPTOP])
 
 
 def ask(payload: HomePayload, key: SigningKey = USER) -> bytes:
@@ -84,8 +84,8 @@ def test_a_user_a_further_device_and_another_year(root: Root) -> None:
         ({"devices": (structs.replace(device(PHONE), encryption=bytes(32)),)}, OperatorError, "device 1's encryption"),
         ({"user_key": b"\x01" + bytes(31)}, OperatorError, "the user key is no Ed25519"),
         ({"move_epoch": 1}, OperatorError, "move_epoch 1"),
-        ({"not_before": NOW + DAY}, NotValidNow, "not valid now"),
-        ({"expires": NOW}, NotValidNow, "not valid now"),
+        ({"not_before": NOW + DAY}, NotYet, "not valid for another"),
+        ({"expires": NOW}, NotValidNow, "has expired"),
         ({"expires": NOW + 400 * DAY}, OperatorError, "400 days"),
     ],
 )

@@ -50,7 +50,7 @@ class World:
             for task in (cell.delivery.run, cell.intake.run, cell.steward.run):
                 nursery.start_soon(task)
         there = self.there
-        self.link = Link(Reception(make_root(), there.delivery, there.intake, there.office, None))
+        self.link = Link(Reception(make_root(), there.delivery, there.intake, there.barrier, there.office, None))
         here = self.here
         nursery.start_soon(
             Forwarders(make_root(), here.journal, here.delivery, here.intake, self.link, here.metrics, env).run

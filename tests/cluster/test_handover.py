@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -11,7 +12,7 @@ from cluster.handover import Reception
 from relay.core import records
 from relay.core.codec import encode
 from relay.core.wire import Code
-from relay.errors import ResidencyError
+from relay.errors import Overloaded, ResidencyError
 from relay.limits import LINK_DEADLINE_S
 from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv, make_root
 from tests.relay.core.mailroom.conftest import User, device_id
@@ -37,7 +38,8 @@ class Opened:
         self.bob = User("bob", CELL)
         self.bob.record("b1")
         self.line = await self.cell.join(self.nursery, self.bob, "b1")
-        self.reception = Reception(make_root(), self.cell.delivery, self.cell.intake, self.cell.office, None)
+        cell = self.cell
+        self.reception = Reception(make_root(), cell.delivery, cell.intake, cell.barrier, cell.office, None)
         return self
 
     async def __aexit__(self, *error):
@@ -105,12 +107,65 @@ async def test_what_the_disk_writer_refuses_is_refused_by_number(autojump_clock,
         assert world.delivered() == [sealed[0], sealed[2]]
 
 
+async def test_what_was_sent_on_is_not_refused_for_records_that_came_with_a_number_before_it(autojump_clock):
+    """The answer to the first batch was lost, and dora moved on before the next: that begins with a number that is
+    applied here already, with the records beside it (found by the simulator, seed 615)."""
+    async with Opened() as world:
+        dora = User("dora", ABROAD)
+        dora.record("d1")
+        sealed = [seal(world.cell, dora.id, body=bytes([n])) for n in range(3)]
+
+        def sent_on(first, *items):
+            """Items: (number of the envelope, with how many records)."""
+            parts = [records.Forward(dora.id, len(dora.chain), tuple(dora.chain[:upto])) for _, upto in items]
+            listed = [
+                linkwire.HandItem(records.HANDIN_FORWARD, sealed[n], encode(part))
+                for (n, _), part in zip(items, parts, strict=True)
+            ]
+            return linkwire.HandOver(b"o" * 16, 0, first, tuple(listed))
+
+        dora.move(CELL)
+        answer = await world.reception(PEER, sent_on(1, (0, 2), (1, 0)))
+        assert [one.code for one in answer.outcomes] == [Code.STORED] * 2
+        dora.move(ABROAD)
+        answer = await world.reception(PEER, sent_on(2, (1, 3), (2, 0)))
+        assert (answer.vector, [one.number for one in answer.outcomes]) == (2, [2])
+        answer = await world.reception(PEER, sent_on(3, (2, 3)))
+        assert [one.code for one in answer.outcomes] == [Code.ACCEPTED]
+        dora.move(CELL)
+        answer = await world.reception(PEER, sent_on(4, (0, 0)))
+        assert [one.code for one in answer.outcomes] == [Code.UNKNOWN_USER]  # nothing came before it
+
+
 async def test_two_logs_of_one_cell_are_counted_apart(autojump_clock):
     async with Opened() as world:
         for log in (b"o" * 16, b"p" * 16):
             answer = await world.reception(PEER, hand_over(1, seal(world.cell, world.bob.id, body=log), log=log))
             assert answer.vector == 1
         assert len(world.delivered()) == 2
+
+
+async def test_a_node_that_is_behind_denies_nobody(autojump_clock):
+    """carol has come to another node of the cell: this one has not applied that block yet."""
+    async with Opened() as world:
+        carol = User("carol", CELL)
+        record = records.Home(carol.record("c1"))
+        fresh, unknown = (seal(world.cell, one, body=b"first") for one in (carol.id, bytes(32)))
+        await world.cell.journal.append([records.encode_record(record)])
+        assert carol.id not in world.cell.state.users
+        answer = await world.reception(PEER, hand_over(1, fresh, unknown))
+        assert [o.code for o in answer.outcomes] == [Code.STORED, Code.UNKNOWN_USER]
+
+
+async def test_a_node_without_a_majority_refuses_nothing_for_good(autojump_clock, monkeypatch):
+    async with Opened() as world:
+        monkeypatch.setattr(world.cell.journal, "append", hang)
+        with pytest.raises(Overloaded):
+            await world.reception(PEER, hand_over(1, seal(world.cell, bytes(32))))
+
+
+async def hang(items):
+    await trio.sleep_forever()
 
 
 async def test_a_node_that_is_behind_does_not_say_so_little_that_it_proves_a_loss(autojump_clock):

@@ -43,7 +43,7 @@ class House:
     def begin(self, max_bytes: int = BOOK_BYTES) -> None:
         """A new life, with an empty book."""
         self.book = Book(self.cell.name, self.log.log_id, max_bytes)
-        delivery: Any = SimpleNamespace(room=self.log.room, book=self.book, wait_for=self.wait_for)
+        delivery: Any = SimpleNamespace(room=self.log.room, book=self.book, applied=self.reached)
         links: Any = SimpleNamespace(peers=self.peers, ask=self.ask, request=self.request)
         self.notary = Notary(
             self.cell.name, self.signer.store, delivery, self.cell.root, self.signer, certify, links
@@ -55,8 +55,8 @@ class House:
         self.applied.set()
         self.applied = trio.Event()
 
-    async def wait_for(self, true: Callable[[], bool]) -> None:
-        while not true():
+    async def reached(self, index: int) -> None:
+        while self.log.room.state.index < index:
             await self.applied.wait()
 
     def peers(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import trio
 
 from cluster.core.linkwire import PassedOn, PassOn, Peer
 from cluster.passing import pass_on
-from relay.core import wire
+from relay.core import records, wire
 from relay.core.envelope import envelope_id
 from relay.core.policy import Policies
 from relay.core.trust import Policy
@@ -19,7 +19,7 @@ from relay.limits import DAY, MINUTE
 from tests.cluster.test_policy import CANARY, LAX, World, world
 from tests.policies import root_with
 from tests.relay.conftest import ABROAD, CELL
-from tests.relay.core.mailroom.conftest import Group
+from tests.relay.core.mailroom.conftest import Group, User
 from tests.relay.test_office import seal
 
 DENY = root_with(norden=Policy(hold="deny"))
@@ -181,3 +181,17 @@ async def test_a_journal_that_takes_nothing_is_said_to_be_overloaded(autojump_cl
         made.there.intake.offer = lambda *what: None
         with pytest.raises(Overloaded):
             await made.link.reception(Peer("norden", CELL, "n1"), PassOn((seal(made.here, made.carol.id),)))
+
+
+async def test_a_node_that_is_behind_denies_nobody(autojump_clock):
+    """dave has come to another node of the cell: this one has not applied that block yet."""
+    async with denying() as made:
+        dave = User("dave", ABROAD)
+        record = records.Home(dave.record("d1"))
+        sealed = seal(made.here, dave.id)
+        await made.there.journal.append([records.encode_record(record)])
+        assert dave.id not in made.there.state.users
+        assert [item.code for item in await pass_on(made.link, ABROAD, [sealed])] == [Code.STORED]
+        assert [item.code for item in await pass_on(made.link, ABROAD, [seal(made.here, bytes(32))])] == [
+            Code.UNKNOWN_USER
+        ]

@@ -64,7 +64,10 @@ class World:
         for cell in (self.here, self.there):
             for task in (cell.delivery.run, cell.intake.run, cell.steward.run):
                 nursery.start_soon(task)
-        self.link = Border(Reception(receiver, self.there.delivery, self.there.intake, self.there.office, None))
+        there = self.there
+        self.link = Border(
+            Reception(receiver, there.delivery, there.intake, there.barrier, there.office, None)
+        )
         here = self.here
         self.forwarders = Forwarders(forwarder, here.journal, here.delivery, here.intake, self.link, here.metrics, env)
         nursery.start_soon(self.forwarders.run)

@@ -10,7 +10,7 @@ from nacl.signing import SigningKey
 from bench.enrol import Group, Home, make_group
 from bench.session import Enrolled
 from relay.core.codec import digest, pack
-from relay.core.trust import Device, HomePayload, read_home, sign_home
+from relay.core.trust import Device, HomePayload, prove_devices, read_home, sign_home
 from relay.limits import DAY, MINUTE
 
 
@@ -58,10 +58,11 @@ def populate(home: Home, users: int, seed: int, now_ms: int) -> Population:
 
 def _enrol(home: Home, seed: int, number: int, count: int, now_ms: int) -> list[Enrolled]:
     user_key, *seeds = (digest(pack([seed, number, what]), b"posthouse.crash") for what in range(1 + count))
-    listed = tuple(Device(bytes(SigningKey(one).verify_key), digest(one), 1, b"") for one in seeds)
+    listed = tuple(Device(bytes(SigningKey(one).verify_key), digest(one), 1, b"", b"") for one in seeds)
     key = SigningKey(user_key)
     payload = HomePayload(
         1, b"", 1, b"", home.region, home.cell, bytes(key.verify_key), listed, 0, now_ms - MINUTE, now_ms + DAY, b"",
     )
+    payload = prove_devices(payload, map(SigningKey, seeds))
     signed = sign_home(payload, key, home.registrar)
     return [Enrolled(read_home(signed).user, one, signed) for one in seeds]

@@ -14,7 +14,7 @@ from relay import ws
 from relay.core import wire
 from relay.core.codec import digest, encode
 from relay.core.envelope import Header, To, join
-from relay.core.trust import Device, HomePayload, sign_home
+from relay.core.trust import Device, HomePayload, prove_devices, sign_home
 from relay.limits import DAY
 
 WAIT_S = 20.0
@@ -26,10 +26,11 @@ class Person:
     def __init__(self, layout: Layout, region: str, now_ms: int) -> None:
         self.region, self.key = region, SigningKey.generate()
         self.device = bytes(self.key.verify_key)
-        listed = (Device(self.device, bytes(32), 1, b""),)
+        listed = (Device(self.device, bytes(32), 1, b"", b""),)
         cell = f"{region}/1"
         until = now_ms + 365 * DAY
         payload = HomePayload(1, b"", 1, b"", region, cell, self.device, listed, 0, now_ms - DAY, until, b"")
+        payload = prove_devices(payload, [self.key])
         self.user = digest(encode(payload))
         self.records = (sign_home(payload, self.key, layout.registrar(region)),)
 

@@ -41,10 +41,15 @@ class Ceremony:
         stick = self.folder / person / "stick"
         shutil.copytree(self.table / "staged", stick, dirs_exist_ok=True)
         said = await self.operator.types(
-            "federation", "sign", str(stick / name), "--key", str(self.private(person, role)), "--yes"
+            "federation", "sign", str(stick / name), "--key", str(self.private(person, role)), *self.trusted(), "--yes"
         )
         shutil.copy(stick / name, self.table / "staged")
         return said
+
+    def trusted(self) -> list[str]:
+        """What each of them has kept since the last publication."""
+        kept = self.table / "root.bin"
+        return ["--trusted", str(kept)] if kept.exists() else []
 
     async def publish(self, status: int = 0) -> str:
         return await self.operator.types("federation", "publish", *self.dir, status=status)

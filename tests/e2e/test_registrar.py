@@ -140,6 +140,14 @@ async def test_enrolled_by_the_command_and_read_by_foreign_tools(directory: Path
         card = done.stdout.strip()
         assert re.fullmatch(r"posthouse:norden:[a-z2-7]{52}", card)
         assert (tmp_path / "asked.staple").read_text().startswith("c2sp.org/tlog-proof@v1\nindex ")
+        files = [tmp_path / name for name in ("three", "wrong", "four")]
+        for file, content in zip(files, (request(3), b"nonsense", request(4)), strict=True):
+            file.write_bytes(content)
+        words = ("registrar", "enrol", *files, "--at", at)
+        done = await trio.to_thread.run_sync(lambda: posthouse(*words, check=False))
+        assert done.returncode == 1 and f"{files[1]}: OperatorError: no enrolment request" in done.stderr
+        assert len(done.stdout.split()) == 2 and not (tmp_path / "wrong.records").exists()
+        assert all((tmp_path / f"{name}.staple").exists() for name in ("three", "four"))
         shown = await trio.to_thread.run_sync(lambda: posthouse("registrar", "proof", card, "--at", at))
         assert "version 1, at home in norden/1" in shown.stdout
         assert "sauda.example/witness, vika.example/witness" in shown.stdout

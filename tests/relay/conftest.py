@@ -9,6 +9,7 @@ import pytest
 import trio
 from nacl.signing import SigningKey
 
+from relay.barrier import Barrier
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.mailroom import Mailroom
@@ -155,6 +156,7 @@ class Cell:
         self.metrics = Metrics()
         self.delivery = Delivery(self.journal, Mailroom(name, self.journal.log_id), self.metrics, env.clock)
         self.intake = Intake(self.journal, self.metrics)
+        self.barrier = Barrier(self.journal, self.intake, self.delivery)
         self.steward = Steward(self.journal, self.delivery, self.intake, self.metrics)
         self.directory, self.abroad, self.notary = FakeDirectory(), FakeAbroad(), FakeNotary()
         identity = Identity(name.split("/")[0], name, "n1", self.journal.log_id)

@@ -1,7 +1,6 @@
 """Planted defects: real code, patched from here to break one rule each. The simulator must find every one of them.
 
-A defect names the options that bring the faults it needs, and the seed that found it when it was recorded, which is
-tried first. `python -m tests.simulation.hunt` runs the simulator against all of them.
+A defect names the options that bring the faults it needs, and the seed that found it, which `hunt` tries first.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from relay.core.mailroom.people import Entry
 import relay.journal.mark
 import tests.simulation.image
 from cluster.core.raft import Accepted, Members, Raft
@@ -28,7 +28,7 @@ from relay.core import records
 from relay.core.block import position
 from relay.core.mailroom import admission, expiry, outboxes, reading, rosters
 from relay.core.mailroom.effects import SessionStarted
-from relay.core.mailroom.state import Entry, Origin, State
+from relay.core.mailroom.state import Origin, State
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code
 from relay.delivery import Delivery
@@ -385,6 +385,8 @@ DEFECTS = [
         **ALONE, "rate": 10.0, "disk": 0.05, "every": {"offline": 1.0}, "limits": TIGHT}),
     Defect(of_devices.lets_a_revoked_device_go_on, "17", 1, {**CELL, "every": {"revoke": 10.0}}),
     Defect(of_devices.forgets_what_waits_at_a_rotation, "17", 1, {**ALONE, "every": {"rotate": 3.0, "offline": 2.0}}),
+    Defect(of_devices.denies_what_it_has_not_applied, "16; ADR 29", 2, {
+        **CELL, "people": 4, "rate": 6.0, "burst": 40, "disk": 0.02, "slow_disk": 0.02, "every": {"enrol": 1.0}}),
     Defect(empty_before_the_session, "18", 1, {**ALONE, "rate": 10.0, "disk": 0.05, "every": {"cut": 0.5}}),
     Defect(of_moves.drops_what_comes_late, "ADR 21", 1, MOVING),
     Defect(of_moves.leaves_what_waits_behind, "ADR 21", 1, {**MOVING, "every": {"move": 3.0, "offline": 2.0}}),

@@ -12,6 +12,7 @@ from relay.core.trust import (
 )
 from relay.core.wire import Roster
 from relay.limits import DAY
+from tests.proofs import proven
 from tests.roots import verified_root
 from tests.simulation.keys import key, public
 from tests.simulation.world import START_MS
@@ -55,6 +56,7 @@ class Person:
         self.known = 0  # the version that its home has said to have
         self.known_at = 0.0  # since when, in virtual time
         self._last = b""
+        self._listed: tuple[Device, ...] = ()
 
     @property
     def version(self) -> int:
@@ -85,13 +87,15 @@ class Person:
 
     def _sign(self, release: str | None = None) -> None:
         listed = tuple(
-            Device(public(self.keys.get(name, name)), bytes(32), since, public(name) if name in self.keys else b"")
+            Device(public(self.keys.get(name, name)), bytes(32), since, public(name) if name in self.keys else b"", b"")
             for name, since in self.devices.items()
         )
         payload = HomePayload(
             1, self.id, self.version + 1, self._last, self.region, self.cell, public(self.name), listed,
             len(self.homes) - 1, START_MS - DAY, FAR, b"",
         )  # fmt: skip
+        payload = proven(payload, [key(self.keys.get(name, name)) for name in self.devices], self._listed)
+        self._listed = payload.devices
         self._last = digest(encode(payload))
         self.id = self.id or self._last
         released = key(release) if release else None

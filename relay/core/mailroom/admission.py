@@ -6,8 +6,9 @@ from relay.core import records
 from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.mailroom import moving, outboxes, rosters
 from relay.core.mailroom.effects import Filed, PassedOn
+from relay.core.mailroom.people import Entry
 from relay.core.mailroom.settle import devices_of
-from relay.core.mailroom.state import Entry, Source
+from relay.core.mailroom.state import Source
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code, ReceiptItem
 from relay.errors import ProtocolError

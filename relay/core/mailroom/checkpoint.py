@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from struct import Struct, error as StructError
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgpack
 
 from relay.core.codec import pack
 from relay.core.mailroom.expiry import rebuild
+from relay.core.mailroom.people import DeviceState, Notice, UserState
+from relay.core.mailroom.resting import Resting
 from relay.core.mailroom.state import (
-    DeviceState, Interval, MovedUser, Notice, Origin, Outbox, OutItem, Parked, Pending, RosterState, State, UserState,
-    Waiting, check_fold_version,
+    Interval, MovedUser, Origin, Outbox, OutItem, Parked, Pending, RosterState, State, Waiting, check_fold_version,
 )
 from relay.core.trust import read_chain, read_home, verify_roster
 from relay.core.wire import ReceiptItem
 from relay.errors import StoreDamaged, StoreForeign
 from relay.limits import CHECKPOINT_BYTES, CHECKPOINT_SHARE
 
+_T = TypeVar("_T")
 FORMAT: Final = 4  # of the rows; nodes compare digests of one format only
 ROW_BYTES: Final = 256 * 1024  # a row is closed when it passes this; far below the journal's 1 MiB
 _PART: Final = 64 * 1024  # bytes of packed rows in one item
@@ -74,18 +76,19 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "meta", [[FORMAT, state.cell, state.log_id, *place]]
     yield "blocks", state.blocks.dump(_PART)
     yield "sources", state.sources.dump(_PART)
-    yield "homes", (signed for _, user in sorted(state.users.items()) for signed in user.chain)
+    yield "homes", (signed for key in sorted(state.users) for signed in _peek(state.users, key).chain)
     yield "moved", (
         [key, list(moved.chain), list(moved.devices), moved.last, moved.confirmed]
         for key, moved in sorted(state.moved.items())
     )
     yield "mail", (
-        [key, user.box.bytes, part] for key, user in sorted(state.users.items()) for part in user.box.dump(_PART)
+        [key, user.box.bytes, part] for key, user in state.users.awake() for part in user.box.dump(_PART)
     )
-    yield "devices", ([d.id, d.user, d.since, d.cursor, d.session] for _, d in sorted(state.devices.items()))
+    devices = (_peek(state.devices, key) for key in sorted(state.devices))
+    yield "devices", ([d.id, d.user, d.since, d.cursor, d.session] for d in devices)
     yield "notices", (
         [key, n.position, n.id, n.code, n.newest, n.cell, n.expires]
-        for key, device in sorted(state.devices.items())
+        for key, device in state.devices.awake()
         for n in device.notices.values()
     )
     yield "rosters", (
@@ -110,6 +113,12 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
     )
     yield from _between_cells(state)
     yield "outcomes", _outcomes(state)
+
+
+def _peek(some: Resting[_T], key: bytes) -> _T:
+    value = some.peek(key)
+    assert value is not None, "nothing changes while rows are made"
+    return value
 
 
 def _between_cells(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
@@ -195,10 +204,13 @@ class _Loader:
 
     def home(self, signed: bytes) -> None:
         record = read_home(signed)
-        user = self.state.users.setdefault(record.user, UserState(record, []))
-        user.record = read_home(signed, user.record) if user.chain else record
-        user.chain.append(signed)
-        self.state.learn_former(user.record)
+        user = self.state.users.get(record.user)
+        if user is None:
+            self.state.users[record.user] = UserState([signed], record)
+        else:
+            user.follow([*user.chain, signed], read_home(signed, user.record))
+            self.state.learn_former(user.record)
+        self.state.users.rest()
 
     def moved(self, key: bytes, chain: list[bytes], devices: list[bytes], last: int, confirmed: bool) -> None:
         self.state.moved[key] = MovedUser(read_chain(chain)[-1], chain, tuple(devices), last, confirmed)
@@ -212,6 +224,7 @@ class _Loader:
 
     def device(self, key: bytes, *rest: Any) -> None:
         self.state.devices[key] = DeviceState(key, *rest)
+        self.state.devices.rest()
 
     def notice(self, key: bytes, *rest: Any) -> None:
         notice = Notice(*rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relay.core.mailroom.state import Entry, Notice
+from relay.core.mailroom.people import Entry, Notice
 from relay.core.wire import ReceiptItem
 
 

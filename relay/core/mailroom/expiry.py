@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from heapq import heapify, heappop
 
 from relay.core.mailroom import moving, outboxes, parking, rosters
-from relay.core.mailroom.state import Box, Entry, Expiry, State
+from relay.core.mailroom.people import Box, Entry
+from relay.core.mailroom.state import Expiry, State
 from relay.core.mailroom.turn import (
     EXPIRE_MAILBOX, EXPIRE_MOVED, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_PARKED, EXPIRE_ROSTER, EXPIRE_TAKEN_OVER,
     EXPIRE_WAITING, SWEEP_MAILBOX, SWEEP_ROSTER, TRY_PARKED, Turn,
@@ -87,7 +88,7 @@ def rebuild(state: State) -> None:
 
 
 def _all(state: State) -> Iterator[Expiry]:
-    for key, user in state.users.items():
+    for key, user in state.users.awake():
         yield from _first_of(user.box, SWEEP_MAILBOX, key)
     for key, roster in state.rosters.items():
         yield from _first_of(roster.box, SWEEP_ROSTER, key)
@@ -102,7 +103,7 @@ def _all(state: State) -> Iterator[Expiry]:
         for (log, number), (_, until) in outbox.taken_over.items():
             yield until, EXPIRE_TAKEN_OVER, log + cell.encode(), number
     yield from ((moved.record.payload.expires, EXPIRE_MOVED, key, 0) for key, moved in state.moved.items())
-    for key, device in state.devices.items():
+    for key, device in state.devices.awake():
         yield from ((n.expires, EXPIRE_NOTICE, key, n.position) for n in device.notices.values())
 
 

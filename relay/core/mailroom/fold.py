@@ -63,6 +63,8 @@ class Mailroom:
         self.admitted += turn.admitted
         self.taken = turn.taken
         state.log_bytes += block.size
+        state.users.rest()
+        state.devices.rest()
         if state.log_bytes >= state.checkpoint_due:
             checkpoint.plan(state)
             turn.effects.append(CheckpointDue())

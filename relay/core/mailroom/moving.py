@@ -10,8 +10,9 @@ from relay.core import records
 from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.mailroom import outboxes, residents, rosters
 from relay.core.mailroom.effects import Filed, UserMoved
+from relay.core.mailroom.people import Entry, UserState
 from relay.core.mailroom.settle import devices_of
-from relay.core.mailroom.state import Entry, MovedUser, OutItem, Source, State, UserState
+from relay.core.mailroom.state import MovedUser, OutItem, Source, State
 from relay.core.mailroom.turn import EXPIRE_MOVED, Turn
 from relay.core.trust import HomeRecord, read_chain
 from relay.core.wire import Code
@@ -52,10 +53,13 @@ def _arrive(turn: Turn, read: list[HomeRecord], chain: list[bytes], via: str) ->
     for device in moved.devices if moved else ():
         state.moved_devices.pop(device, None)
     user = state.users.get(new.user)
+    before, since = user.record if user else new, pos
     if user is None:
-        user = state.users[new.user] = UserState(new, chain)
-    before, user.record, user.chain = user.record, new, chain
-    residents.enrol(turn, before, new, pos)
+        state.users[new.user] = UserState(chain, new)
+    else:  # gone and back before this cell heard of it: what waits here for the groups of a member is for all devices
+        since = min((device.cursor for device in devices_of(state, user)), default=pos)
+        user.follow(chain, new)
+    residents.enrol(turn, before, new, since)
     for cell in dict.fromkeys(record.cell for record in read):
         if cell not in (state.cell, via):
             _tell(turn, cell, new.user, chain)

@@ -9,7 +9,8 @@ from itertools import islice
 from relay.core import records
 from relay.core.block import Block
 from relay.core.mailroom import rosters
-from relay.core.mailroom.state import Entry, Notice, Outbox, OutItem, Source, State, source_key
+from relay.core.mailroom.people import Entry, Notice
+from relay.core.mailroom.state import Outbox, OutItem, Source, State, source_key
 from relay.errors import StoreDamaged
 
 

@@ -7,8 +7,9 @@ from itertools import takewhile
 from relay.core import records
 from relay.core.block import position
 from relay.core.mailroom.effects import DeviceGone, SessionStarted
+from relay.core.mailroom.people import DeviceState, UserState
 from relay.core.mailroom.settle import settle_mailbox
-from relay.core.mailroom.state import DeviceState, State, UserState
+from relay.core.mailroom.state import State
 from relay.core.mailroom.turn import EXPIRE_NOTICE, Turn
 from relay.core.trust import HomeRecord, read_home
 
@@ -22,12 +23,13 @@ def home(turn: Turn, record: records.Home) -> None:
     follows = new.version == user.record.version + 1 if user else new.version == 1
     if not follows or new.cell != turn.state.cell or new.user in turn.state.moved:
         return
-    new = read_home(record.signed, user.record if user else None)
+    before = user.record if user else None
+    new = read_home(record.signed, before)
     if user is None:
-        user = turn.state.users[new.user] = UserState(new, [])
-    before, user.record = user.record, new
-    user.chain.append(record.signed)
-    enrol(turn, before, new, pos)
+        user = turn.state.users[new.user] = UserState([record.signed], new)
+    else:
+        user.follow([*user.chain, record.signed], new)
+    enrol(turn, before or new, new, pos)
     settle_mailbox(turn.state, user)
 
 
@@ -45,7 +47,7 @@ def enrol(turn: Turn, before: HomeRecord, new: HomeRecord, pos: int) -> None:
         else:
             turn.state.devices[device.id] = DeviceState(device.id, new.user, device.since, pos)
     for device_id in gone.values():
-        was = turn.state.devices.pop(device_id, None)
+        was = turn.state.devices.pop(device_id) if device_id in turn.state.devices else None
         box = turn.state.users[new.user].box
         waited = sum(was.since <= entry.version for entry in box.after(was.cursor)) if was else 0
         turn.effects.append(DeviceGone(device_id, waited))

@@ -7,7 +7,8 @@ from relay.core.codec import digest
 from relay.core.envelope import Header
 from relay.core.mailroom import outboxes, parking
 from relay.core.mailroom.effects import Filed, MembershipChanged
-from relay.core.mailroom.state import Entry, Interval, RosterState, Source, State, Waiting
+from relay.core.mailroom.people import Entry
+from relay.core.mailroom.state import Interval, RosterState, Source, State, Waiting
 from relay.core.mailroom.turn import EXPIRE_WAITING, Turn
 from relay.core.trust import Member, RosterPart, VerifiedHead, verify_part, verify_roster
 from relay.core.wire import Code, ReceiptItem

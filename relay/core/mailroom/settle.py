@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from relay.core import records
 from relay.core.mailroom import rosters
-from relay.core.mailroom.state import DeviceState, RosterState, State, UserState, source_key
+from relay.core.mailroom.people import DeviceState, UserState
+from relay.core.mailroom.state import RosterState, State, source_key
 from relay.core.mailroom.turn import Turn
 from relay.limits import ADMISSION_WINDOW, MINUTE
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import starmap
 from struct import Struct
-from typing import Final, NamedTuple
-
 from relay.core.block import position
 from relay.core.mailroom.packed import Blocks, Table
+from relay.core.mailroom.people import Box, DeviceState, Entry, UserState, no_devices, no_users
+from relay.core.mailroom.resting import Resting
 from relay.core.trust import HomeRecord, VerifiedHead
 from relay.core.wire import ReceiptItem
 from relay.errors import StoreForeign
 from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_BITS
 
-FOLD_VERSION = 3
+FOLD_VERSION = 4
 GroupId = bytes
 PendingKey = bytes
 Outcome = tuple[int, int, str]  # code, newest, cell
 LogId = bytes
-_ENTRY: Final = Struct("<qqqq")
 WAITING_OVERHEAD = 512  # bytes counted for what the state keeps of a waiting envelope beside its record
 
 
@@ -88,66 +85,6 @@ class Sources(Table):
         """Those that lie below block `index` now, by rising key."""
         bound = source_key(index, 0)
         return [Source(key, *split_key(lies), size) for key, lies, size, _ in self.since(-1) if lies < bound]
-
-
-class Entry(NamedTuple):
-    """An envelope at an address; `source` is its source's key. `version` is the home or roster version that it was
-    sealed for."""
-
-    position: int
-    source: int
-    version: int
-    expires: int
-
-
-class Box(Table):
-    """What waits at one address, by rising position: the rows are entries. `bytes` is their records' size. `due` and
-    `swept` are relay.core.mailroom.expiry's."""
-
-    __slots__ = ("bytes", "due", "swept")
-
-    def __init__(self) -> None:
-        super().__init__(_ENTRY)
-        self.bytes = 0
-        self.due = 0
-        self.swept = 0
-
-    def after(self, pos: int) -> Iterator[Entry]:
-        """Entries past `pos`, in order. The box must not change while the iterator is used."""
-        return starmap(Entry, self.since(pos + 1))
-
-
-@dataclass(slots=True)
-class Notice:
-    """A durable outcome in the stream of the device that sent envelope `id`."""
-
-    position: int
-    id: bytes
-    code: int
-    newest: int
-    cell: str
-    expires: int
-
-
-@dataclass(slots=True)
-class DeviceState:
-    """An enrolled device. `cursor`: everything up to it is acknowledged. `session`: nonce of the session that holds."""
-
-    id: bytes
-    user: bytes
-    since: int
-    cursor: int
-    session: bytes = b""
-    notices: dict[int, Notice] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class UserState:
-    """A user at home here."""
-
-    record: HomeRecord
-    chain: list[bytes]
-    box: Box = field(default_factory=Box)
 
 
 @dataclass(slots=True)
@@ -294,8 +231,8 @@ class State:
     index: int = 0
     time: int = 0
     fold_version: int = FOLD_VERSION
-    users: dict[bytes, UserState] = field(default_factory=dict)
-    devices: dict[bytes, DeviceState] = field(default_factory=dict)
+    users: Resting[UserState] = field(default_factory=no_users)
+    devices: Resting[DeviceState] = field(default_factory=no_devices)
     moved: dict[bytes, MovedUser] = field(default_factory=dict)
     moved_devices: dict[bytes, bytes] = field(default_factory=dict)  # device → user
     former: dict[bytes, bytes] = field(default_factory=dict)  # id that was revoked or rotated → user, of both kinds

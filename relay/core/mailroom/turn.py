@@ -10,7 +10,8 @@ from relay.core.block import position
 from relay.core.book import Taken
 from relay.core.codec import encode
 from relay.core.mailroom.effects import Answered, Effect, Noticed, OutboxGrew
-from relay.core.mailroom.state import Box, Entry, Notice, Outbox, OutItem, Source, State, source_key
+from relay.core.mailroom.people import Box, Entry, Notice
+from relay.core.mailroom.state import Outbox, OutItem, Source, State, source_key
 from relay.core.wire import Code, ReceiptItem
 from relay.limits import ADMISSION_WINDOW, MAX_LIFETIME, MINUTE, SLOT_BITS
 

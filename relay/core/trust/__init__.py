@@ -6,12 +6,12 @@ Verify the exact bytes first, then parse them. Nothing here signs anything that 
 
 from __future__ import annotations
 
+from relay.core.trust.devices import Device, Former
 from relay.core.trust.homes import (
     REVOKED_GRACE,
-    Device,
-    Former,
     HomePayload,
     HomeRecord,
+    prove_devices,
     sign_home,
     ask_home,
     request_home,
@@ -61,6 +61,7 @@ __all__ = [
     "Former",
     "HomePayload",
     "HomeRecord",
+    "prove_devices",
     "sign_home",
     "ask_home",
     "request_home",

@@ -4,7 +4,8 @@
     the user key of n - 1           user key, devices, home; a recovery key where there was none
     the recovery key of n - 1       user key (it has to), recovery key, devices; never the home
 
-and by the registrar, always. What a version no longer lists is revoked, and its id never comes back.
+and by the registrar, always. A device signs for its own entry when it is new (relay.core.trust.devices). What a version
+no longer lists is revoked, and its id never comes back.
 
 A version that names another cell than the one before moves the user (ADR 21). Beside the user's key and the registrar
 of the region that is entered, the registrar of the region that is left signs it, as a release.
@@ -12,48 +13,27 @@ of the region that is entered, the registrar of the region that is left signs it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, Literal
 
-from msgspec import Meta
+from msgspec import Meta, structs
 from nacl.signing import SigningKey
 
 from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.shapes import CellName, Hash, Key, MaybeHash, MaybeKey, Millis, Name, Signature, UInt
+from relay.core.trust.devices import Device, Former, prove_device, verify_possession
 from relay.core.trust.root import Root
 from relay.core.trust.statement import RootRegion
 from relay.core.trust.signing import sign, verify
 from relay.errors import (
-    BadSignature, BrokenChain, NotReleased, NotValidNow, Overreach, ReturnedDevice, Rollback, TrustError,
+    Backdated, BadSignature, BrokenChain, NotReleased, NotValidNow, NotYet, Overreach, ReturnedDevice, Rollback,
+    TrustError,
 )
-from relay.limits import ADMISSION_WINDOW, KIB, MAX_CHAIN, MAX_DEVICES, MAX_FORMER
+from relay.limits import ADMISSION_WINDOW, HOME_CLOCK_AHEAD, KIB, MAX_CHAIN, MAX_DEVICES, MAX_FORMER
 
 _HOME: Final = b"posthouse.home\x00"
 _RELEASE: Final = b"posthouse.release\x00"
 REVOKED_GRACE: Final = ADMISSION_WINDOW  # ms: what the cell took before it knew the version without the device
-
-
-class Device(Struct, frozen=True):
-    """A device: its Ed25519 key (which is its id), its X25519 key, the home version that enrolled it, and, where its
-    keys were rotated since, the id that it was enrolled with (else empty)."""
-
-    id: Key
-    encryption: Key
-    since: UInt
-    first: MaybeKey
-
-    @property
-    def stem(self) -> bytes:
-        """What stays when its keys are rotated: the id that it was enrolled with."""
-        return self.first or self.id
-
-
-class Former(Struct, frozen=True):
-    """An id that an older version listed: revoked, or rotated. The version without it held from `until` on (ms)."""
-
-    id: Key
-    stem: Key
-    until: Millis
 
 
 class HomePayload(Struct, frozen=True):
@@ -129,6 +109,15 @@ def sign_home(
     return join_home(data, ask_home(data, user_key), endorse_home(data, registrar_key), release)
 
 
+def prove_devices(payload: HomePayload, keys: Iterable[SigningKey]) -> HomePayload:
+    """The same with the proofs of the devices that have none yet and whose signing keys these are."""
+    owner, known = _owner(payload), {bytes(key.verify_key): key for key in keys}
+    return structs.replace(payload, devices=tuple(
+        device if device.proof or device.id not in known else prove_device(device, owner, known[device.id])
+        for device in payload.devices
+    ))  # fmt: skip
+
+
 def ask_home(payload: bytes, user_key: SigningKey) -> bytes:
     """The user's signature over a payload, with which the registrars are asked for theirs."""
     return sign(user_key, _HOME, payload)
@@ -187,8 +176,8 @@ def verify_home(signed: bytes, root: Root, prev: HomeRecord | None) -> HomeRecor
     """Verify one version after `prev` (None: it must be version 1), against the root's registrar of its region and, if
     it moves the user, of the region that is left.
 
-    Raises BadSignature, BrokenChain (ReturnedDevice), Overreach, NotReleased or TrustError (unknown region). Expiry is
-    `check_current`'s business, because a chain may contain versions that have run out."""
+    Raises BadSignature (ForeignDevice), BrokenChain (ReturnedDevice), Overreach, NotReleased or TrustError (unknown
+    region). Expiry is `check_current`'s business, because a chain may contain versions that have run out."""
     outer = _signed_home(signed)
     record = read_home(signed, prev)
     region = root.region(record.payload.region)
@@ -226,10 +215,10 @@ def _check_asked(record: HomeRecord, region: RootRegion, prev: HomeRecord | None
     if payload.cell not in region.cell_names or not payload.cell.startswith(payload.region + "/"):
         raise TrustError(f"home record: cell {payload.cell} is not one of region {payload.region}")
     _check_chain(record, prev)
-    _check_devices(record, prev)
     _check_recovery(payload, prev.payload if prev else None, recovered=recovered)
     if payload.move_epoch != (prev.payload.move_epoch + moves(record, prev) if prev else 0):
         raise BrokenChain(f"home record: move_epoch {payload.move_epoch}; it counts the moves")
+    _check_devices(record, prev)
 
 
 def _check_release(outer: _SignedHome, root: Root, record: HomeRecord, prev: HomeRecord | None) -> None:
@@ -242,6 +231,15 @@ def _check_release(outer: _SignedHome, root: Root, record: HomeRecord, prev: Hom
         raise NotReleased(what, f"The registrar of {prev.payload.region} has to sign it, too")
     left = root.region(prev.payload.region)
     verify(left.registrar_key, _RELEASE, outer.payload, outer.release, f"home record, release by {left.name}")
+
+
+def _owner(payload: HomePayload) -> bytes:
+    """Whom a new device signs for: the user, or, in version 1, the record itself with no proof in it (its hash is to be
+    the user's id, and cannot be in it)."""
+    if payload.version > 1:
+        return payload.user
+    drafts = tuple(structs.replace(device, proof=b"") for device in payload.devices)
+    return digest(encode(structs.replace(payload, devices=drafts)))
 
 
 def _signed_by_recovery(outer: _SignedHome, payload: HomePayload, prev: HomeRecord | None) -> bool:
@@ -267,12 +265,18 @@ def _check_chain(record: HomeRecord, prev: HomeRecord | None) -> None:
     if not chained:
         last = prev.version if prev else "nothing"
         raise BrokenChain(f"home record version {payload.version} does not follow {last}")
+    if prev is not None and payload.not_before < prev.payload.not_before:
+        raise Backdated(f"home record version {payload.version} begins before version {prev.version}",
+                        "Make it with a `not_before` that is not earlier")  # fmt: skip
+    if payload.expires <= payload.not_before:
+        raise BrokenChain(f"home record version {payload.version} ends before it begins")
 
 
 def _check_devices(record: HomeRecord, prev: HomeRecord | None) -> None:
     """A device stays as it is, is new, or takes the place of one (by its stem) that this version no longer lists."""
     devices = record.devices
     known = {device.id: device for device in prev.devices} if prev else {}
+    owner = _owner(record.payload)
     left = {device.stem: device for device in known.values() if device.id not in {one.id for one in devices}}
     gone = {former.id for former in record.former}
     for device in devices:
@@ -293,6 +297,8 @@ def _check_devices(record: HomeRecord, prev: HomeRecord | None) -> None:
             good = device.since == record.version
         if not good:
             raise BrokenChain("home record: a device's enrolment was changed")
+        if old is None:
+            verify_possession(device, owner)
     if len(record.former) > MAX_FORMER:
         raise TrustError(f"home record: {len(record.former)} revoked devices, {MAX_FORMER} fit", "Enrol the user anew")
 
@@ -356,6 +362,10 @@ def verify_move(chain: Sequence[bytes], root: Root, known: HomeRecord | None = N
 
 
 def check_current(record: HomeRecord, now_ms: int) -> None:
-    """Raises NotValidNow outside not_before … expires."""
-    if not record.payload.not_before <= now_ms < record.payload.expires:
-        raise NotValidNow(f"home record version {record.version} is not valid now", "Ask the registrar for a newer one")
+    """Raises NotYet before `not_before` (but for what the clock of whoever made it may be ahead), NotValidNow from
+    `expires` on."""
+    if now_ms + HOME_CLOCK_AHEAD < record.payload.not_before:
+        ahead = (record.payload.not_before - now_ms) // 1000
+        raise NotYet(f"home record version {record.version} is not valid for another {ahead} s", "Compare the clocks")
+    if now_ms >= record.payload.expires:
+        raise NotValidNow(f"home record version {record.version} has expired", "Ask the registrar for a newer one")

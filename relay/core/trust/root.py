@@ -18,10 +18,11 @@ from relay.core.codec import Decoder, Struct, digest
 from relay.core.shapes import Hash, Key, Millis, Name, Text, UInt
 from relay.core.trust.metadata import MAX_METADATA, check_file, check_signed, ends_ms, key_values, parse
 from relay.core.trust.statement import MAX_REGIONS, MAX_STATEMENT, RootCell, RootRegion, decode_statement
-from relay.errors import BrokenChain, Frozen, MixAndMatch, NotValidNow, ProtocolError, Rollback, TrustError
+from relay.errors import BrokenChain, FastForward, Frozen, MixAndMatch, NotValidNow, ProtocolError, Rollback, TrustError
 from relay.limits import MIB
 
 MAX_BUNDLE: Final = 8 * MIB  # bytes; 256 regions with statements of 30 KiB
+MAX_STEP: Final = 10_000  # versions of a region between two publications: beyond it no operator has signed them in turn
 MAX_ROOTS: Final = 512  # versions of the root role; a rotation each month for 42 years
 _FORMAT: Final = 2
 _MetadataBytes = Annotated[bytes, Meta(max_length=MAX_METADATA)]
@@ -253,6 +254,10 @@ def _check_snapshot(new: Parsed, old: Parsed | None, now_ms: int) -> None:
         if name not in signed.meta:
             raise Rollback(f"the snapshot does not list {name} any more", _NEWER)
         _check_step(name.removesuffix(".json"), before, signed.meta[name])
+    for name, entry in signed.meta.items():
+        known = old.snapshot.signed.meta.get(name) if old else None
+        if old is not None and name != "targets.json":
+            check_jump(name.removesuffix(".json"), known.version if known else 0, entry.version)
     if now_ms >= ends_ms(signed):
         raise NotValidNow(f"snapshot version {signed.version} has expired", _NEWER)
 
@@ -263,6 +268,14 @@ def _check_step(what: str, before: tuf.MetaFile, now: tuf.MetaFile) -> None:
         raise Rollback(f"{what} version {now.version} after {before.version}", _NEWER)
     if now.version == before.version and now.hashes != before.hashes:
         raise BrokenChain(f"two different files of {what} version {now.version}: a fork", _FORK)
+
+
+def check_jump(region: str, before: int, now: int) -> None:
+    """Raises FastForward: with the highest version of all, a stolen region key would leave its operator none to follow,
+    also not with another key."""
+    if now > before + MAX_STEP:
+        what = f"the statement of region {region} is version {now} after {before}: at most {MAX_STEP} are taken at once"
+        raise FastForward(what, "Whoever has its key wants no other to follow: ask its operator")
 
 
 def _check_targets(new: Parsed, now_ms: int) -> None:

@@ -15,10 +15,10 @@ from cluster.directory.federation import FederationDirectory
 from cluster.directory.seen import open_seen
 from cluster.env import RealEnv
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, read_home, sign_home,
+    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, read_home, sign_home,
 )
 from relay.core.wire import Code
-from relay.errors import Refused
+from relay.errors import Overloaded, Refused
 from relay.journal.portal import open_portal
 from tests.roots import verified_root
 
@@ -52,14 +52,19 @@ class User:
         """The version after `prev`; another `mark`, another record."""
         region = self.cell.partition("/")[0]
         version = prev.version + 1 if prev else 1
-        devices = prev.devices if prev else (Device(bytes(self.key.verify_key), bytes(32), 1, b""),)
+        devices = prev.devices if prev else (Device(bytes(self.key.verify_key), bytes(32), 1, b"", b""),)
+        moves = prev is not None and prev.cell != self.cell
+        epoch = prev.payload.move_epoch + moves if prev else 0
         payload = HomePayload(
             1, prev.user if prev else b"", version, prev.digest if prev else b"", region, self.cell,
-            bytes(self.key.verify_key), devices, 0, NOW - DAY + mark, self.expires, b"",
+            bytes(self.key.verify_key), devices, epoch, NOW - DAY + mark, self.expires, b"",
         )  # fmt: skip
-        return sign_home(payload, self.key, registrar or REGISTRARS[region])
+        payload = prove_devices(payload, [self.key])
+        release = REGISTRARS[prev.payload.region] if prev is not None and moves else None
+        return sign_home(payload, self.key, registrar or REGISTRARS[region], release)
 
-    def grow(self, **more: int) -> None:
+    def grow(self, cell: str = "", **more: int) -> None:
+        self.cell = cell or self.cell
         self.chain.append(self.sign(self.newest, **more))
 
 
@@ -124,6 +129,14 @@ class Own:
     def __init__(self) -> None:
         self.users: dict[bytes, User] = {}
         self.left: dict[bytes, tuple[list[bytes], bool]] = {}
+        self.coming: list[User] = []  # at home by the log, and not applied here yet
+        self.alone = False  # without a majority
+
+    async def settled(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.alone:
+            raise Overloaded("the cell did not confirm")
+        self.users |= {user.id: user for user in self.coming}
 
     def moved(self, user: bytes) -> tuple[list[bytes], bool]:
         return self.left.get(user, ([], False))

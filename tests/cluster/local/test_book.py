@@ -17,16 +17,18 @@ from cluster.enrolment import read_records
 from cluster.local.book import Book
 from cluster.trail import files_in
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, request_home,
+    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, request_home,
 )  # fmt: skip
 from relay.errors import (
     BadSignature, BrokenChain, DiskFailed, OperatorError, Overreach, ReturnedDevice, TrustError, VersionTaken,
 )  # fmt: skip
 from relay.limits import DAY
+from tests.proofs import proven
 from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
 USER, PAPER, REGISTRAR = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3))
+DEVICES = [SigningKey(bytes([n]) * 32) for n in (10, 11, 12, *range(20, 26))]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def root() -> Root:
 
 def device(number: int, since: int) -> Device:
     key = bytes([number]) * 32
-    return Device(bytes(SigningKey(key).verify_key), bytes(PrivateKey(key).public_key), since, b"")
+    return Device(bytes(SigningKey(key).verify_key), bytes(PrivateKey(key).public_key), since, b"", b"")
 
 
 def first(**more: Any) -> HomePayload:
@@ -45,13 +47,13 @@ def first(**more: Any) -> HomePayload:
         1, b"", 1, b"", "norden", "norden/1", bytes(USER.verify_key), (device(10, 1),), 0, NOW, NOW + DAY,
         bytes(PAPER.verify_key),
     )  # fmt: skip
-    return structs.replace(payload, **more)
+    return prove_devices(structs.replace(payload, **more), DEVICES)
 
 
 def after(record: HomeRecord, *more: Device, **change: Any) -> bytes:
     chained = {"user": record.user, "version": record.version + 1, "prev": record.digest}
     payload = structs.replace(record.payload, **chained, devices=(*record.devices, *more))
-    return request_home(structs.replace(payload, **change), USER)
+    return request_home(proven(structs.replace(payload, **change), DEVICES, record.devices), USER)
 
 
 def test_no_version_is_signed_twice(root: Root, tmp_path: Path) -> None:

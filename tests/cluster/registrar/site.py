@@ -19,11 +19,12 @@ from cluster.registrar.log import RegionLog
 from cluster.registrar.store import Registry, open_registry
 from cluster.registrar.witness import Verdict, Witness, open_witness
 from relay.core.codec import encode, pack
-from relay.core.trust import Device, HomePayload, HomeRecord, Root, RootCell, RootRegion
+from relay.core.trust import Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices
 from relay.errors import PeerError
 from relay.journal.portal import Portal, open_portal
 from relay.limits import DAY
 from tests.cluster.core.tlog.logbook import key
+from tests.proofs import proven
 from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
@@ -52,8 +53,12 @@ def make_root() -> Root:
 ROOT = make_root()
 
 
+_DEVICES: dict[bytes, SigningKey] = {}
+
+
 def device(seed: bytes, since: int = 1) -> Device:
-    return Device(bytes(SigningKey(seed).verify_key), bytes(PrivateKey(seed).public_key), since, b"")
+    _DEVICES[seed] = SigningKey(seed)
+    return Device(bytes(SigningKey(seed).verify_key), bytes(PrivateKey(seed).public_key), since, b"", b"")
 
 
 def user_key(number: int) -> SigningKey:
@@ -65,12 +70,12 @@ def first(number: int, **more: Any) -> HomePayload:
         1, b"", 1, b"", "norden", "norden/1", bytes(user_key(number).verify_key), (device(number.to_bytes(31) + b"d"),),
         0, NOW - 60_000, NOW + 365 * DAY, b"",
     )  # fmt: skip
-    return structs.replace(payload, **more)
+    return prove_devices(structs.replace(payload, **more), _DEVICES.values())
 
 
 def following(record: HomeRecord, **more: Any) -> HomePayload:
     chained = {"user": record.user, "version": record.version + 1, "prev": record.digest}
-    return structs.replace(record.payload, **{**chained, **more})
+    return proven(structs.replace(record.payload, **{**chained, **more}), _DEVICES.values(), record.devices)
 
 
 def ask(payload: HomePayload, signer: SigningKey) -> bytes:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import trio
 
-from cluster.core.homelog import read_enrolled, read_standing, verify_stapled_home
+from cluster.core.homelog import (
+    Enrolled, read_answers, read_enrolled, read_requests, read_standing, verify_stapled_home,
+)  # fmt: skip
 from cluster.core.tlog import BadProof, TooFewWitnesses, parse_checkpoint, parse_note
+from cluster.registrar import asking
 from cluster.registrar.faces import Face, refusal
 from cluster.registrar.metrics import RegistrarMetrics
 from cluster.registrar.witness import SIZE_TYPE, origin_hash
+from relay.core.codec import pack
 from relay.core.trust import read_home
 from relay.errors import BadSignature, DiskFailed, OperatorError, Overloaded, PosthouseError, StoreDamaged
 from tests.cluster.core.tlog import naive
@@ -43,6 +49,47 @@ async def test_every_page(world: World) -> None:
             assert (await one.reply("GET", path, b"")).status == 404, path
         assert one.takes("GET", "/anything") == 0 and one.takes("PUT", "/enrol") is None
         assert one.takes("POST", "/checkpoint") is None
+
+
+async def test_many_requests_in_one_body(world: World) -> None:
+    async with world.region() as region:
+        one = face(world, region)
+        bodies = [request(1), request(2), b"nonsense", ask(first(3), user_key(4)), request(1)]
+        reply = await one.reply("POST", "/enrol-many", pack(bodies))
+        alice, bob, nonsense, forged, again = read_answers(reply.body)
+        for answer in (alice, bob):
+            verify_stapled_home(answer.signed, answer.staple, ROOT, world.trust("norden", 2), None, NOW)
+        assert nonsense.refusal.startswith(b"OperatorError\n") and forged.refusal.startswith(b"BadSignature\n")
+        assert again == alice and not nonsense.signed and not forged.staple
+        assert region.registry.head.size == 4  # two records, and two epochs: all were one batch
+        for body in (b"nonsense", pack([b""] * 513), pack([1])):
+            assert (await one.reply("POST", "/enrol-many", body)).status == 400, body
+        assert one.takes("POST", "/enrol-many")
+        assert face(world, region, inner=False).takes("POST", "/enrol-many") is None
+
+
+async def test_many_requests_by_portions_and_each_error_as_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "REGISTRAR_BATCH", 2)
+    sent: list[int] = []
+    async with world.region() as region:
+        one = face(world, region)
+
+        class Straight:
+            name = "norden"
+
+            async def ask(self, method: str, path: str, body: bytes, most: int) -> tuple[int, bytes]:
+                sent.append(len(read_requests(body)))
+                reply = await one.reply(method, path, body)
+                return reply.status, reply.body
+
+        registrar = asking.Registrar(cast(Any, None), cast(Any, Straight()))
+        answers = await registrar.enrol_many([request(1), ask(first(2), user_key(9)), request(3)])
+        assert sent == [2, 1] and isinstance(answers[1], BadSignature)
+        assert [one.signed for one in answers if isinstance(one, Enrolled)] == [
+            (await region.log.enrol(request(number))).signed for number in (1, 3)
+        ]
 
 
 async def test_a_witness_answers_as_tlog_witness_says(world: World) -> None:

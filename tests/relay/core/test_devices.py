@@ -12,14 +12,19 @@ from nacl.signing import SigningKey
 
 from relay.core.codec import digest
 from relay.core.trust import (
-    REVOKED_GRACE, Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, read_home, sign_home,
-    verify_chain, verify_home,
+    REVOKED_GRACE, Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, read_home, sign_home,
+    check_current, verify_chain, verify_home,
 )  # fmt: skip
-from relay.errors import BadSignature, BrokenChain, Overreach, PosthouseError, ReturnedDevice, TrustError
-from relay.limits import DAY, MAX_FORMER
+from relay.errors import (
+    Backdated, BadSignature, BrokenChain, ForeignDevice, NotValidNow, NotYet, Overreach, PosthouseError, ReturnedDevice,
+    TrustError,
+)  # fmt: skip
+from relay.limits import DAY, HOME_CLOCK_AHEAD, MAX_FORMER
+from tests.proofs import proven
 from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
+KEYS: dict[bytes, SigningKey] = {}  # of every device that `device` made
 
 
 def key(name: str) -> SigningKey:
@@ -31,7 +36,8 @@ def public(name: str) -> bytes:
 
 
 def device(name: str, since: int = 1, first: str = "") -> Device:
-    return Device(public(name), digest(name.encode()), since, public(first) if first else b"")
+    KEYS[public(name)] = key(name)
+    return Device(public(name), digest(name.encode()), since, public(first) if first else b"", b"")
 
 
 def make_root() -> Root:
@@ -48,7 +54,7 @@ def first(**more: Any) -> HomePayload:
     payload = HomePayload(
         1, b"", 1, b"", "norden", "norden/1", public("user"), (device("phone"),), 0, NOW, NOW + DAY, public("paper")
     )
-    return structs.replace(payload, **more)
+    return prove_devices(structs.replace(payload, **more), KEYS.values())
 
 
 def sign(payload: HomePayload, signer: str = "user", registrar: str = "norden registrar") -> bytes:
@@ -61,7 +67,7 @@ def start(**more: Any) -> HomeRecord:
 
 def after(record: HomeRecord, **more: Any) -> HomePayload:
     chained = {"user": record.user, "version": record.version + 1, "prev": record.digest}
-    return structs.replace(record.payload, **{**chained, **more})
+    return proven(structs.replace(record.payload, **{**chained, **more}), KEYS.values(), record.devices)
 
 
 def follow(record: HomeRecord, signer: str = "user", **more: Any) -> HomeRecord:
@@ -195,6 +201,82 @@ def test_what_is_gone_is_bounded() -> None:
         follow(record, devices=record.devices[1:])
 
 
+# --- when it holds -------------------------------------------------------------------------------
+def test_a_clock_that_is_a_little_ahead_made_no_bad_record() -> None:
+    """A phone whose clock is fast rotates its user key: relays and other devices believe it at once."""
+    record = start()
+    rotated = follow(record, user_key=public("next"), not_before=NOW + HOME_CLOCK_AHEAD)
+    assert verify_chain([record.signed, rotated.signed], ROOT, NOW, record.user) == rotated
+    with pytest.raises(NotYet, match="version 2 is not valid for another 301 s"):
+        verify_chain([record.signed, rotated.signed], ROOT, NOW - 1_000, record.user)
+    with pytest.raises(NotYet):
+        check_current(follow(record, not_before=NOW + DAY - 1), NOW)
+    with pytest.raises(NotValidNow, match="expired"):
+        check_current(record, NOW + DAY)
+
+
+def test_no_version_begins_before_the_one_that_it_follows() -> None:
+    """Else whoever has the user key could date somebody's revocation back to before an older version of the chain."""
+    record = start(devices=(device("phone"), device("laptop")))
+    with pytest.raises(Backdated, match="version 2 begins before version 1"):
+        follow(record, devices=(device("laptop"),), not_before=NOW - 1)
+    with pytest.raises(BrokenChain, match="ends before it begins"):
+        follow(record, not_before=NOW + DAY)
+    assert follow(record, devices=(device("laptop"),), not_before=NOW).version == 2
+
+
+# --- whose a key is ------------------------------------------------------------------------------
+BOB = structs.replace(first(), user_key=public("bob"), devices=(device("bob's phone"),))
+
+
+def bob() -> HomeRecord:
+    return verify_home(sign(prove_devices(BOB, KEYS.values()), "bob"), ROOT, None)
+
+
+def test_nobody_lists_a_key_that_he_does_not_have() -> None:
+    """Mallory has his own keys, and everything that bob ever published; the registrar signs whatever he asks for."""
+    stolen, mine = bob().devices[0], start()
+    assert verify_home(bob().signed, ROOT, None).devices == (stolen,)
+    bare = structs.replace(stolen, proof=b"")
+    for devices in ((stolen,), (bare,), (structs.replace(stolen, proof=mine.devices[0].proof),)):
+        with pytest.raises(ForeignDevice, match="nobody who has the key"):
+            verify_home(sign(structs.replace(mine.payload, devices=devices)), ROOT, None)
+        for claimed in (devices[0], structs.replace(devices[0], since=2)):
+            more = structs.replace(after(mine), devices=(*mine.devices, claimed))
+            with pytest.raises((ForeignDevice, BrokenChain)) as told:
+                verify_home(sign(more), ROOT, mine)
+            assert isinstance(told.value, ForeignDevice) or claimed.since == 1
+    for encryption, name in ((b"m" * 32, ""), (stolen.encryption, "phone")):  # in the place of a device of his own
+        taken = structs.replace(
+            stolen, encryption=encryption, since=1 if name else 2, first=public(name) if name else b""
+        )
+        with pytest.raises(ForeignDevice):
+            verify_home(sign(structs.replace(after(mine), devices=(taken,))), ROOT, mine)
+
+
+def test_a_proof_is_for_one_record_only() -> None:
+    """Neither the victim's user key, named or stolen, nor another first record carries a proof over."""
+    victim = bob()
+    named = structs.replace(after(start()), user_key=public("bob"))
+    named = structs.replace(named, devices=(structs.replace(victim.devices[0], since=2),))
+    with pytest.raises(ForeignDevice):
+        verify_home(sign(named), ROOT, start())
+    for change in ({"region": "sauda", "cell": "sauda/1"}, {"not_before": NOW + 1}, {"recovery_key": b""}):
+        twin = structs.replace(victim.payload, **change)  # signed with bob's stolen user key: another user, his device
+        with pytest.raises(ForeignDevice):
+            verify_home(sign(twin, "bob", f"{twin.region} registrar"), ROOT, None)
+    wrong = structs.replace(victim.payload, devices=(structs.replace(victim.devices[0], encryption=b"m" * 32),))
+    with pytest.raises(ForeignDevice):  # nor an encryption key that is not the device's
+        verify_home(sign(wrong, "bob"), ROOT, None)
+
+
+def test_a_proof_is_made_once_and_never_changes() -> None:
+    record = start()
+    assert follow(record).devices == record.devices
+    with pytest.raises(BrokenChain, match="enrolment was changed"):
+        follow(record, devices=(structs.replace(record.devices[0], proof=bytes(64)),))
+
+
 # --- whatever happens ----------------------------------------------------------------------------
 steps = st.lists(
     st.tuples(st.sampled_from(("add", "revoke", "rotate device", "rotate user", "recover", "return", "steal")),
@@ -225,7 +307,7 @@ class Life:
         elif what == "revoke" and len(devices) > 1:
             self.sign(devices=tuple(other for other in devices if other is not one))
         elif what == "rotate device":
-            fresh = Device(public(self.new()), b"e" * 32, one.since, one.stem)
+            fresh = structs.replace(device(self.new(), one.since), first=one.stem)
             self.sign(devices=tuple(fresh if other is one else other for other in devices))
         elif what == "rotate user":
             new = self.new()
@@ -237,7 +319,7 @@ class Life:
             self.user, self.paper = new, paper
         elif what == "return" and self.record.former:
             gone = self.record.former[which % len(self.record.former)]
-            self.refused(ReturnedDevice, devices=(*devices, Device(gone.id, b"e" * 32, version, b"")))
+            self.refused(ReturnedDevice, devices=(*devices, Device(gone.id, b"e" * 32, version, b"", b"")))
         elif what == "steal":
             self.refused(Overreach, recovery_key=public("thief"))
 

@@ -23,7 +23,7 @@ SIGNER = SigningKey(b"\x07" * 32)
 HEADER = make_header(To.MAILBOX, b"u" * 32, 3, 1_000, 2_000)
 ROSTER = make_header(To.ROSTER, b"g" * 32, 3, 1_000, 2_000)
 KEYS = [crypto_box_seed_keypair(bytes([i]) * 32) for i in range(MAX_DEVICES)]
-DEVICES = [Device(bytes([i]) * 32, public, 1, b"") for i, (public, _) in enumerate(KEYS)]
+DEVICES = [Device(bytes([i]) * 32, public, 1, b"", b"") for i, (public, _) in enumerate(KEYS)]
 
 
 def inner(content: bytes = b"hello", signer: SigningKey = SIGNER) -> Inner:
@@ -46,7 +46,7 @@ def test_a_wrap_is_a_sealed_box_of_libsodium() -> None:
 
 
 def test_ids_that_begin_alike_do_not_disturb() -> None:
-    twin = Device(DEVICES[0].id[:4] + b"z" * 28, KEYS[1][0], 1, b"")
+    twin = Device(DEVICES[0].id[:4] + b"z" * 28, KEYS[1][0], 1, b"", b"")
     envelope = seal_mailbox(HEADER, inner(), SIGNER, [(twin, 1), (DEVICES[0], 2)], b"e" * 32)
     opened = open_mailbox(envelope, DEVICES[0].id, KEYS[0][1])
     assert opened is not None and opened.first == 2

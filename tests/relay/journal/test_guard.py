@@ -18,6 +18,7 @@ from relay.core.trust import (
 from relay.limits import MAX_FORMER
 from relay.errors import ProtocolError, ResidencyError
 from relay.journal.guard import ResidencyGuard
+from tests.proofs import proven
 from tests.roots import verified_root
 
 HERE, ABROAD, NOWHERE = "norden/1", "sud/1", "west/1"
@@ -49,15 +50,18 @@ class Person:
     def __init__(self, name: str, cell: str = HERE) -> None:
         self.name, self.cell, self.version, self.id, self.last = name, cell, 0, b"", b""
         self.since: dict[str, int] = {}
+        self.devices: tuple[Device, ...] = ()
 
     def home(self, *devices: str, registrar: str = "") -> records.Home:
         self.version += 1
         self.since = {device: self.since.get(device, self.version) for device in devices}
-        listed = tuple(Device(public(device), bytes(32), since, b"") for device, since in self.since.items())
+        listed = tuple(Device(public(device), bytes(32), since, b"", b"") for device, since in self.since.items())
         region = self.cell.split("/")[0]
         payload = HomePayload(
             1, self.id, self.version, self.last, region, self.cell, public(self.name), listed, 0, 0, FAR, b""
         )
+        payload = proven(payload, map(key, devices), self.devices)
+        self.devices = payload.devices
         self.last = digest(encode(payload))
         self.id = self.id or self.last
         return records.Home(sign_home(payload, key(self.name), key(registrar or "registrar of " + self.cell)))

@@ -12,10 +12,11 @@ from relay.core.block import GENESIS, Block, make_block
 from relay.core.codec import Struct, digest, encode
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import Answered, Effect
-from relay.core.mailroom.state import Notice
+from relay.core.mailroom.people import Notice
 from relay.core.trust import (
     Device, HomePayload, Member, RosterCell, RosterHead, group_id, make_part, sign_home, sign_roster,
 )
+from tests.proofs import proven
 
 START = 1_800_000_000_000
 FAR = START * 2
@@ -36,6 +37,7 @@ class User:
         self.name, self.cell, self.id, self.last = name, cell, b"", b""
         self.chain: list[bytes] = []
         self.since: dict[str, int] = {}
+        self.devices: tuple[Device, ...] = ()
         self.epoch, self.at = 0, cell  # how often the user has moved, and the cell of the last record
         self.first: dict[str, str] = {}  # of devices whose keys were rotated: the name that it was enrolled with
 
@@ -55,13 +57,15 @@ class User:
         self.epoch, self.at = self.epoch + moves, self.cell
         self.since = {name: self.since.get(name, version) for name in devices}
         listed = tuple(
-            Device(device_id(name), bytes(32), since, device_id(self.first[name]) if name in self.first else b"")
+            Device(device_id(name), bytes(32), since, device_id(self.first[name]) if name in self.first else b"", b"")
             for name, since in self.since.items()
         )
         payload = HomePayload(
             1, self.id, version, self.last, self.cell.split("/")[0], self.cell, device_id(self.name), listed,
             self.epoch, 0, FAR, b"",
         )  # fmt: skip
+        payload = proven(payload, map(key, devices), self.devices)
+        self.devices = payload.devices
         self.last = digest(encode(payload))
         self.id = self.id or self.last
         release = key("registrar") if moves else None

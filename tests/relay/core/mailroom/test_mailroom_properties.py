@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
 from relay.core import records
 from relay.core.codec import digest
-from relay.core.mailroom import Mailroom, reading
+from relay.core.mailroom import Mailroom, reading, resting
 from relay.core.mailroom.state import WAITING_OVERHEAD, split_key
 from relay.core.wire import Code
 from relay.limits import MAX_BATCH, MINUTE, PARKED_RETRY_MAX
@@ -225,6 +226,13 @@ def test_replay_and_checkpoints_give_the_same(played, data, make_log, make_user,
             assert waiting == sorted(set(waiting))
     story.log.ids("a1")  # every body that is still waited for can be read
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resting, "MAX_AWAKE", data.draw(st.sampled_from([0, 2, resting.MAX_AWAKE])))
+        replay(story, enrolled, data)
+
+
+def replay(story: Story, enrolled: int, data: st.DataObject) -> None:
+    """The same blocks again, with other users at rest, and from a checkpoint somewhere: the same comes of it."""
     again = Mailroom("norden/1", story.log.log_id)
     at = data.draw(st.integers(0, len(story.log.blocks)))
     from_checkpoint = None

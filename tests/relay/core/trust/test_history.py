@@ -13,9 +13,9 @@ from tuf.api import metadata as tuf
 from cluster.federation.making import (
     Staged, delegations_of, sign_all,
 )  # fmt: skip
-from relay.core.trust.root import RegionPart, parse_bundle
+from relay.core.trust.root import MAX_STEP, RegionPart, parse_bundle
 from relay.errors import (
-    BadSignature, BrokenChain, MixAndMatch, Rollback,
+    BadSignature, BrokenChain, FastForward, MixAndMatch, Rollback,
 )  # fmt: skip
 from relay.limits import DAY
 
@@ -94,6 +94,24 @@ def test_fast_forward_is_recovered_from(keepers: Keepers) -> None:
     assert healed.rank > poisoned.rank and healed.payload.version == 2
     with pytest.raises(BadSignature, match="timestamp: signed by 0 of the 1"):
         check(swapped(keepers.bundle, timestamp=timestamp), prev=healed)
+
+
+def test_a_region_leaves_room_for_the_versions_after_it(keepers: Keepers) -> None:
+    """A stolen region key signs the highest version: with it taken in, the operator could say nothing any more, also
+    not with the key that the keepers delegate to then."""
+    honest = keepers.bundle
+    trusted = check(honest)
+    for version in (MAX_STEP + 2, 2**53 - 1):
+        attacker = Keepers(bundle=honest)
+        with pytest.raises(FastForward, match=f"norden is version {version} after 1"):
+            check(attacker.publish(Staged(regions={"norden": keepers.part(region("norden"), version)})), prev=trusted)
+    far = Keepers(bundle=honest).publish(Staged(regions={"norden": keepers.part(region("norden"), MAX_STEP + 1)}))
+    assert check(far, prev=trusted).payload.version == 2
+    came = Keepers(bundle=honest)
+    delegated = sign_all(keepers.delegate(2, *NAMES, "vika"), signers("keeper-1", "keeper-2"))
+    with pytest.raises(FastForward, match="vika is version"):
+        check(came.publish(Staged(targets=delegated, regions={"vika": keepers.part(region("vika"), 2**53 - 1)})),
+              prev=trusted)  # fmt: skip
 
 
 def test_parts_of_different_publications(keepers: Keepers) -> None:

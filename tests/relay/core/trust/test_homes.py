@@ -11,7 +11,7 @@ from nacl.signing import SigningKey
 from relay.core.codec import encode
 from relay.core.trust import (
     Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, ask_home, endorse_home, join_home, moves,
-    release_home, sign_home, verify_asked, verify_chain, verify_home,
+    prove_devices, release_home, sign_home, verify_asked, verify_chain, verify_home,
 )
 from relay.errors import BadSignature, BrokenChain, NotReleased, ProtocolError, TrustError
 from tests.roots import verified_root
@@ -33,9 +33,9 @@ ROOT = make_root()
 
 
 def first() -> HomeRecord:
-    device = Device(bytes(USER.verify_key), bytes(32), 1, b"")
+    device = Device(bytes(USER.verify_key), bytes(32), 1, b"", b"")
     payload = HomePayload(1, b"", 1, b"", "norden", "norden/1", bytes(USER.verify_key), (device,), 0, 0, NOW + 1, b"")
-    return verify_home(sign_home(payload, USER, NORDEN), ROOT, None)
+    return verify_home(sign_home(prove_devices(payload, [USER]), USER, NORDEN), ROOT, None)
 
 
 def after(last: HomeRecord, cell: str, **change: Any) -> HomePayload:
