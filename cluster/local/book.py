@@ -58,8 +58,8 @@ class Book:
     def release(
         self, request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
     ) -> tuple[HomeRecord, bytes]:
-        """`release_enrolment` after all that is known; noted, and on disk here, before it is given out. The same request
-        gives the same again: whoever has it may come late.
+        """`release_enrolment` after all that is known; noted, and on disk here, before it is given out. The same
+        request gives the same again: whoever has it may come late.
 
         Raises like that; VersionTaken where the version was signed, or released for another request; BrokenChain where
         `before` is not what was signed."""
