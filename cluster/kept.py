@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from relay.core.trust import verify_root
-from relay.errors import OperatorError, ProtocolError, TrustError
+from relay.errors import OperatorError, ProtocolError, StoreLocked, TrustError
 
 KEPT_ROOT: Final = "trusted-root.bin"  # in the data directory
+
+
+@contextmanager
+def hold_data(data: Path) -> Iterator[None]:
+    """The data directory is this process's alone, made if missing: before anything in it is written. Raises
+    StoreLocked, OperatorError."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OperatorError(f"cannot open {data}: {error.strerror}", "Give it to the user that runs the node") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            what = f"{data}: another process holds this store"
+            raise StoreLocked(what, "Stop it first, or use another directory") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def kept_root(data: Path) -> bytes | None:

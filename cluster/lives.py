@@ -12,6 +12,7 @@ from cluster.core.auditlog import FAILED
 from cluster.credentials import OwnCredentials, open_node_trail
 from cluster.env import RealEnv
 from cluster.journal import Rejoin, StoreSetAside
+from cluster.kept import hold_data
 from cluster.node import Kit, live
 from cluster.rootfile import RootFile
 from cluster.stopping import Stop, stop_on_signal
@@ -83,20 +84,21 @@ def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> PosthouseError |
 
 async def run_node(config: NodeConfig, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Run a node until SIGTERM or SIGINT. Its start and its end are in the audit log. Raises PosthouseError."""
-    trail, root = open_node_trail(config.paths, config.node), config.root
-    try:
-        trail.note("node.start", "node", root_version=root.payload.version, root=root.digest.hex())
-        await _run_noted(config, trail, task_status)
-    except BaseException as error:
-        ours = _first_of_ours(error) if isinstance(error, BaseExceptionGroup) else error
-        why = ours.text if isinstance(ours, PosthouseError) else type(error).__name__
-        with suppress(DiskFailed):  # it is what ended the node, then
-            trail.note("node.stop", "node", f"{FAILED}: {why}")
-        raise
-    else:
-        trail.note("node.stop", "node")
-    finally:
-        trail.close()
+    with hold_data(config.paths.data):
+        trail, root = open_node_trail(config.paths, config.node), config.root
+        try:
+            trail.note("node.start", "node", root_version=root.payload.version, root=root.digest.hex())
+            await _run_noted(config, trail, task_status)
+        except BaseException as error:
+            ours = _first_of_ours(error) if isinstance(error, BaseExceptionGroup) else error
+            why = ours.text if isinstance(ours, PosthouseError) else type(error).__name__
+            with suppress(DiskFailed):  # it is what ended the node, then
+                trail.note("node.stop", "node", f"{FAILED}: {why}")
+            raise
+        else:
+            trail.note("node.stop", "node")
+        finally:
+            trail.close()
 
 
 async def _run_noted(config: NodeConfig, trail: Trail, task_status: trio.TaskStatus[None]) -> None:

@@ -290,6 +290,8 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
     control: list[CellControl | None] = [None]
     erasing = Erasing()
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)
+    if kit.root is not None:
+        links.lapsed = kit.root.lapsed
     async with trio.open_nursery() as base:
         await _open_faces(config, kit, base, metrics, lambda: readiness.reason, lambda: control[0], erasing)
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)

@@ -7,7 +7,7 @@ publication that changes none of them (a new timestamp, other keepers) counts at
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from cluster.core.auditlog import REFUSED
 from cluster.env import RealClock
 from cluster.kept import keep_root
 from cluster.trail import Noting, unnoted
-from relay.core.trust import Root, follow_root, reopen_root
+from relay.core.trust import Root, follow_root, region_ends, reopen_root
 from relay.errors import OperatorError, ProtocolError, TrustError
 
 _log = structlog.get_logger("cluster.rootfile")
@@ -40,7 +40,12 @@ class RootFile:
         keep_root(data, signed)
         self._path, self._data, self._now_ms, self._note = path, data, now_ms, note
         self._trusted = self._began = reopen_root(signed, now_ms())
+        self._ends, self._lapsed = region_ends(self._trusted), frozenset(self._trusted.payload.lapsed)
         self._seen = self._taken = self._stamp()
+
+    def lapsed(self) -> Collection[str]:
+        """The regions whose own statement has run out by now: nobody speaks for them until they sign another one."""
+        return self._lapsed
 
     @property
     def trusted(self) -> Root:
@@ -57,6 +62,7 @@ class RootFile:
                 self._say_stale()
             await trio.sleep(_LOOK_S)
             self._look()
+            self._look_at_regions()
 
     def _look(self) -> None:
         """Take what was put there, once it has lain there for two looks; somebody may still be writing it."""
@@ -77,13 +83,23 @@ class RootFile:
             return
         changed = _changed(self._began, root)
         self._note("root.take", "node", version=root.payload.version, digest=root.digest.hex(), after_restart=changed)
-        self._trusted = root
+        self._trusted, self._ends = root, region_ends(root)
         until = _day(root.payload.fresh_until)
         if changed:
             text = f"it says something else of {', '.join(changed)}: restart the nodes one after the other"
             _log.warning("root_waits", version=root.payload.version, until=until, text=text)
         else:
             _log.info("root_taken", version=root.payload.version, until=until)
+
+    def _look_at_regions(self) -> None:
+        """What was valid when the document was verified has an end of its own."""
+        now = self._now_ms()
+        lapsed = frozenset(name for name, end in self._ends.items() if now >= end)
+        for name in sorted(lapsed - self._lapsed):
+            text = f"the statement of region {name} ended on {_day(self._ends[name])}: no link to or from it is used"
+            remedy = "Its operator signs it again: posthouse init statement; then publish, and put root.bin here"
+            _log.error("region_lapsed", region=name, text=text, remedy=remedy)
+        self._lapsed = lapsed
 
     def _say_stale(self) -> None:
         payload = self._trusted.payload

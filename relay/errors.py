@@ -76,8 +76,11 @@ class AuthError(ClientError):
 class DeviceRevoked(AuthError):
     """A newer home record of the user does not list the device any more."""
 
-    def __init__(self) -> None:
-        super().__init__("this device was revoked: the newest home record of its user does not list it any more")
+    def __init__(self, *, rotated: bool = False) -> None:
+        if rotated:
+            super().__init__("this device has new keys: its old id is not listed any more", "Connect with the new one")
+        else:
+            super().__init__("this device was revoked: the newest home record of its user does not list it any more")
 
 
 class Refused(ClientError):

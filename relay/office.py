@@ -68,8 +68,8 @@ class Office:
             raise AuthError(f"the home records do not hold: {error.text}", error.remedy) from None
         enrolled = state.devices.get(device)
         if enrolled is None or enrolled.user != user:
-            if record.stem(device) is not None:
-                raise DeviceRevoked
+            if (stem := record.stem(device)) is not None:
+                raise DeviceRevoked(rotated=any(one.stem == stem for one in record.devices))
             raise AuthError("this device is not enrolled", "Enrol it with a newer home record")
 
     def _known(self, user: bytes) -> tuple[HomeRecord | None, list[bytes]]:

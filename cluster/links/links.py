@@ -3,13 +3,13 @@ of one cell ask of and note to each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import trio
 
-from cluster.core.linkwire import VERSION, Answer, CellNote, LinkFault, LinkHello, Request, federation_id
+from cluster.core.linkwire import VERSION, Answer, CellNote, LinkFault, LinkHello, Peer, Request, federation_id
 from cluster.links.incoming import Handler, Incoming
 from cluster.links.outgoing import KeptLink
 from cluster.links.pace import FAR, NEAR
@@ -53,6 +53,7 @@ class Links:
         if (proved.region, proved.cell, proved.node) != (own.region, own.cell, own.node):
             what = f"the certificate is of {proved.cell}/{proved.node}, the config of {own.cell}/{own.node}"
             raise OperatorError(what, "Use the certificate that was issued for this node")
+        self.lapsed: Callable[[], Collection[str]] = tuple  # regions that are not believed any more, at this moment
         self.refused = 0  # inbound links that were refused or cut off
         self._env, self._root, self._metrics = env, root, metrics
         self._party = Party(root, credentials, LinkHello(VERSION, federation_id(root), own.cell, own.node))
@@ -80,7 +81,7 @@ class Links:
     ) -> None:
         """Serve inbound links, and keep the outgoing ones, until cancelled. Raises what the handler may end the node
         with (see Handler), in a group."""
-        incoming = Incoming(self._party, handler, self._count_refused)
+        incoming = Incoming(self._party, _Believing(handler, self._check_believed), self._count_refused)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -145,6 +146,7 @@ class Links:
         cell = self._root.cell(name)
         if cell is None or not cell.nodes or self._party.is_near(name):
             raise Refused(Code.UNKNOWN_REGION, f"the federation has no other cell {name!r}", "Check the root document")
+        self._check_believed(name.partition("/")[0])
         nursery = self._check_running()
         link = self._cells.get(name)
         if link is None:
@@ -152,6 +154,13 @@ class Links:
             link = self._cells[name] = KeptLink(self._env, self._party, name, cell.nodes, FAR, changed)
             nursery.start_soon(link.run)
         return link
+
+    def _check_believed(self, region: str) -> None:
+        """Raises Refused for another region whose statement has run out since this node began. The own cell goes on, as
+        with an expired certificate: loudly."""
+        if region in self.lapsed() and not self._party.hello.cell.startswith(f"{region}/"):
+            what = f"the statement of region {region} has expired"
+            raise Refused(Code.UNREACHABLE, what, "Its operator signs it again: posthouse init statement", 60_000)
 
     def _check_running(self) -> trio.Nursery:
         if self._nursery is None:
@@ -175,3 +184,15 @@ class Links:
         self.refused += 1
         if self._metrics is not None:
             self._metrics.refused.labels("LINK").inc()
+
+
+class _Believing:
+    """A handler that is asked by regions only whose statement holds, whenever their links began."""
+
+    def __init__(self, handler: Handler, check: Callable[[str], None]) -> None:
+        self._handler, self._check, self.note = handler, check, handler.note
+
+    async def answer(self, peer: Peer, message: Request) -> Answer:
+        """Raises Refused, and what the handler raises."""
+        self._check(peer.region)
+        return await self._handler.answer(peer, message)

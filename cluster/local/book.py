@@ -152,7 +152,7 @@ def _read(path: Path) -> bytes | None:
 
 def _longer(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> tuple[bytes, ...]:
     for number, (mine, theirs) in enumerate(zip(one, other, strict=False), 1):
-        if mine != theirs:
+        if read_home(mine).digest != read_home(theirs).digest:
             raise BrokenChain(
                 f"the records before: version {number} is not the one that was signed here: a fork",
                 "Two registrars with the same key signed, or the file is another user's",

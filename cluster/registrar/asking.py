@@ -12,27 +12,30 @@ from cluster.core.homelog import (
     MAX_ANSWERS, MAX_STANDING, Enrolled, EpochEntry, Freshness, Standing, read_answers, read_enrolled, read_standing,
     verify_newest, verify_stapled_home, verify_unknown,
 )  # fmt: skip
-from cluster.core.tlog import (
-    BadProof, LogError, Malformed, Proven, TooFewWitnesses, Trust, UnknownKey, parse_staple, verify_checkpoint,
-)  # fmt: skip
+from cluster.core.tlog import Proven, Trust, parse_staple, verify_checkpoint
 from cluster.registrar.config import RegistrarConfig
 from cluster.registrar.endpoints import caller
 from cluster.registrar.http import Caller
 from relay.core.codec import pack
 from relay.core.trust import HomeRecord, verify_home
 from relay.errors import (
-    BadSignature, BrokenChain, NotValidNow, OperatorError, Overloaded, PeerError, PosthouseError, Rollback, TrustError,
-    VersionTaken,
+    BrokenChain, OperatorError, Overloaded, PeerError, PosthouseError, TrustError, VersionTaken,
 )  # fmt: skip
 from relay.limits import CHECKPOINT_FRESH_S, KIB, MAX_CHAIN, MAX_REQUESTS, REGISTRAR_BATCH
 
+
+def _with_kinds(kind: type[PosthouseError]) -> Iterator[type[PosthouseError]]:
+    """An error and all its kinds, as far as they are made of text and remedy."""
+    if "__init__" not in vars(kind):
+        yield kind
+        for one in kind.__subclasses__():
+            yield from _with_kinds(one)
+
+
+# What a registrar refuses with, by name: whatever does not verify, in all its kinds, and what its operator is told.
 _KINDS: Final[dict[str, type[PosthouseError]]] = {
-    kind.__name__: kind
-    for kind in (
-        BadProof, BadSignature, BrokenChain, LogError, Malformed, NotValidNow, OperatorError, Rollback,
-        TooFewWitnesses, TrustError, UnknownKey, VersionTaken,
-    )
-}  # fmt: skip
+    kind.__name__: kind for kind in (*_with_kinds(TrustError), OperatorError, VersionTaken)
+}
 
 
 @dataclass(frozen=True)

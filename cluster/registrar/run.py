@@ -12,7 +12,7 @@ import trio
 
 from cluster.core.tlog import Fork
 from cluster.env import RealEnv
-from cluster.kept import keep_root
+from cluster.kept import hold_data, keep_root
 from cluster.registrar.choir import Choir
 from cluster.registrar.config import RegistrarConfig
 from cluster.registrar.endpoints import caller, listen
@@ -39,13 +39,14 @@ async def run_registrar(
 ) -> None:
     """Serve until cancelled. Raises OperatorError, StoreError and its kinds, DiskFailed, RolledBack."""
     data = RealEnv().data_dir(config.data)
-    keep_root(data, config.root.signed)
-    trail = open_registrar_trail(data / DIRECTORY, config.region, config.registrar, _now_ms)
-    try:
-        with acting(trail.note, "registrar.run", "registrar", root_version=config.root.payload.version):
-            await _run(config, data, trail, task_status)
-    finally:
-        trail.close()
+    with hold_data(data):
+        trail = open_registrar_trail(data / DIRECTORY, config.region, config.registrar, _now_ms)
+        try:
+            with acting(trail.note, "registrar.run", "registrar", root_version=config.root.payload.version):
+                keep_root(data, config.root.signed)
+                await _run(config, data, trail, task_status)
+        finally:
+            trail.close()
 
 
 async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: trio.TaskStatus[RegionLog]) -> None:
@@ -70,7 +71,7 @@ async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: t
             on_refused=lambda name: metrics.not_cosigned.labels(name).inc(),
         )  # fmt: skip
         log = RegionLog(config.region, registry, choir, config.root, config.registrar, _now_ms)
-        log.on_batch = partial(_on_batch, metrics)
+        log.on_batch, log.on_refused = partial(_on_batch, metrics), metrics.refused.inc
         log.on_logged = partial(_on_logged, trail, config.log.name)
         gossip = Gossip(witness, gossips, {peer.log.name: gossips[peer.region] for peer in config.peers})
         async with trio.open_nursery() as nursery:

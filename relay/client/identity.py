@@ -21,7 +21,7 @@ from relay.client.shapes import Effects, Own
 from relay.client.store import Db, Store, create, get, keep_device_key, keep_user_key, load_own, put
 from relay.core.codec import encode, pack
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, ask_home, follow_root, prove_devices, request_home, verify_asked,
+    Device, HomePayload, HomeRecord, Root, ask_home, follow_root, prove_devices, read_home, request_home, verify_asked,
     verify_home, verify_root,
 )
 from relay.errors import BrokenChain, OperatorError, TrustError
@@ -109,7 +109,7 @@ def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> HomeRecor
     def work(db: Db) -> HomeRecord:
         own, chain = identity(db, now_ms)
         for mine, theirs in zip(chain, records, strict=False):
-            if mine.signed != theirs:
+            if mine.digest != read_home(theirs).digest:
                 raise BrokenChain(
                     f"two different home records of version {mine.version}: a fork",
                     "Somebody signed twice: ask the registrar",

@@ -183,9 +183,10 @@ class Sealer:
         return min(self.longest, self._policies.longest(self.own.cell, *cells))
 
     def _sender_key(self, db: Db, parcel: _Parcel, now: int) -> bytes | None:
-        """Drawn now, where our own keys were rotated since the message was written. None: of too old an epoch."""
+        """Drawn now, where our own keys were rotated since the message was written, or a member's device has gone that
+        was told the one of then. None: of too old an epoch."""
         place = (parcel.address, parcel.version, self.own.device)
-        query = "SELECT key FROM sender_keys WHERE grp=? AND version=? AND device=? ORDER BY stale, rowid DESC"
+        query = "SELECT key FROM sender_keys WHERE grp=? AND version=? AND device=? AND stale=0 ORDER BY rowid DESC"
         row = db.execute(query, place).fetchone()
         if row is None:
             groups.ensure_key(db, self.own, parcel.address, parcel.version, now, self._random)

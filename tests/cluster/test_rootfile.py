@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ import trio
 
 from cluster import rootfile
 from cluster.federation.making import Lifetimes, Staged, publish, region_part
-from cluster.kept import KEPT_ROOT, keep_root, kept_root
+from cluster.kept import KEPT_ROOT, hold_data, keep_root, kept_root
+from cluster.lives import run_node
 from cluster.rootfile import RootFile
 from relay.core.trust import RootCell, RootRegion, follow_root, verify_root
 from relay.core.trust.root import parse_bundle
-from relay.errors import OperatorError, Rollback
+from relay.errors import OperatorError, Rollback, StoreLocked
 from relay.limits import DAY
 from tests.roots import keyring, signed_root
 
@@ -82,6 +84,21 @@ def test_a_damaged_one_is_named_and_not_written_over(tmp_path: Path, damage: byt
     assert (tmp_path / KEPT_ROOT).read_bytes() == damage
 
 
+async def test_nothing_is_written_into_a_directory_that_another_process_holds(tmp_path: Path) -> None:
+    """Not the root document either: the running node's own would be another one after its next start."""
+    data = tmp_path / "data"
+    (tmp_path / "root.bin").write_bytes(SECOND)
+    paths = SimpleNamespace(root=tmp_path / "root.bin", data=data)
+    config: Any = SimpleNamespace(paths=paths, root=verify_root(SECOND, 0))
+    with hold_data(data):
+        keep_root(data, FIRST)
+        with pytest.raises(StoreLocked, match="another process holds this store"):
+            await run_node(config)
+        assert kept_root(data) == FIRST
+    with hold_data(data):
+        pass
+
+
 def test_the_same_again_newer_and_older() -> None:
     assert follow_root(FIRST, None, 0).payload.version == 1
     assert follow_root(FIRST, FIRST, UNTIL - 1).payload.version == 1
@@ -135,6 +152,31 @@ async def test_what_does_not_follow_is_refused_once(place: Place, logs: list[Any
     texts = [entry["text"] for entry in logs[1:]]
     assert "version 1 after 2" in texts[0] and "another federation's" in texts[2] and "a fork" in texts[3]
     assert kept_root(place.data) == SECOND and place.file.trusted == verify_root(SECOND, 0)
+
+
+async def test_a_statement_that_runs_out_while_the_node_runs_is_believed_no_more(
+    tmp_path: Path, logs: list[Any], autojump_clock: Any
+) -> None:
+    keys, now = keyring([NORDEN, SAUDA]), UNTIL - DAY
+    short = region_part(SAUDA, [keys.regions["sauda"]], 2, now + 60_000)
+    ending = publish(parse_bundle(WITH_SAUDA), Staged(regions={"sauda": short}), [keys.online], now, Lifetimes())
+    anew = region_part(SAUDA, [keys.regions["sauda"]], 3, now + 60 * DAY)
+    renewed = publish(parse_bundle(ending), Staged(regions={"sauda": anew}), [keys.online], now, Lifetimes())
+    place = Place(tmp_path, ending)
+
+    async def act() -> None:
+        await trio.sleep(6)
+        assert not place.file.lapsed()
+        place.now_ms = now + 60_000
+        await trio.sleep(86_400)
+        assert set(place.file.lapsed()) == {"sauda"}
+        await place.put(renewed)
+        assert not place.file.lapsed()
+
+    await watching(place, act)
+    said = [entry for entry in logs if entry["event"] != "root_stale"]
+    assert [entry["event"] for entry in said] == ["region_lapsed", "root_taken"], "said once, and over once renewed"
+    assert "statement of region sauda ended" in said[0]["text"] and said[0]["log_level"] == "error"
 
 
 async def test_no_news_is_said_every_day(

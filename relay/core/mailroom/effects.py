@@ -52,10 +52,12 @@ class SessionStarted:
 
 @dataclass(frozen=True, slots=True)
 class DeviceGone:
-    """`device` is no longer enrolled: its connections end. `waited`: envelopes that it did not collect."""
+    """`device` is no longer enrolled: its connections end. `waited`: envelopes that it did not collect. `rotated`: it
+    has new keys, whose all that is now."""
 
     device: bytes
     waited: int
+    rotated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

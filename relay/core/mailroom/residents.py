@@ -50,7 +50,7 @@ def enrol(turn: Turn, before: HomeRecord, new: HomeRecord, pos: int) -> None:
         was = turn.state.devices.pop(device_id) if device_id in turn.state.devices else None
         box = turn.state.users[new.user].box
         waited = sum(was.since <= entry.version for entry in box.after(was.cursor)) if was else 0
-        turn.effects.append(DeviceGone(device_id, waited))
+        turn.effects.append(DeviceGone(device_id, waited, rotated=was is None))
     if gone:
         for group in turn.state.memberships.get(new.user, ()):
             turn.state.rosters[group].dirty = True

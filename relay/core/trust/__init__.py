@@ -35,6 +35,7 @@ from relay.core.trust.root import (
     verify_root,
     reopen_root,
     follow_root,
+    region_ends,
 )
 from relay.core.trust.rosters import (
     RosterCell,
@@ -83,6 +84,7 @@ __all__ = [
     "verify_root",
     "reopen_root",
     "follow_root",
+    "region_ends",
     "RosterCell",
     "RosterHead",
     "Member",

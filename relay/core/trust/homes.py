@@ -331,8 +331,8 @@ def verify_chain(
     Raises TrustError and its kinds; Rollback where the result is older than `known`."""
     record = known
     for signed in chain[:MAX_CHAIN]:
-        if known is not None and read_home(signed).version <= known.version:
-            if read_home(signed).version == known.version and signed != known.signed:
+        if known is not None and (again := read_home(signed)).version <= known.version:
+            if again.version == known.version and again.digest != known.digest:  # what is signed, not how often
                 raise BrokenChain("two different home records of one version: a fork")
             continue
         record = verify_home(signed, root, record)

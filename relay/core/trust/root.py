@@ -270,6 +270,13 @@ def _check_step(what: str, before: tuf.MetaFile, now: tuf.MetaFile) -> None:
         raise BrokenChain(f"two different files of {what} version {now.version}: a fork", _FORK)
 
 
+def region_ends(root: Root) -> dict[str, int]:
+    """Unix ms from which on what each region says of itself is not valid any more: also after the document was
+    verified. Who holds it for long asks again."""
+    parts = parse_bundle(root.signed).bundle.regions
+    return {part.name: ends_ms(parse(part.metadata, tuf.Targets, part.name).signed) for part in parts}
+
+
 def check_jump(region: str, before: int, now: int) -> None:
     """Raises FastForward: with the highest version of all, a stolen region key would leave its operator none to follow,
     also not with another key."""

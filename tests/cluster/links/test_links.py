@@ -112,6 +112,26 @@ async def test_an_unknown_cell_and_links_that_do_not_run(fed: Any) -> None:
                 assert caught.value.code == Code.UNKNOWN_REGION and not links.connected(cell)
 
 
+async def test_a_region_whose_statement_ran_out_is_not_heard_any_more(net: Any, autojump_clock: Any) -> None:
+    """Also on a link that was opened while it held; and what it says anew counts at once."""
+    fed, lapsed = net, set[str]()
+    norden, sueden = fed.nodes["norden"], fed.nodes["sueden"]
+    norden.links.lapsed = lambda: lapsed
+    with trio.fail_after(20):
+        async with fed.running("norden", "sueden"):
+            await norden.links.request("sueden/1", LOOKUP)
+            await sueden.links.request("norden/1", LOOKUP)
+            lapsed.add("sueden")
+            for asker, cell in ((norden, "sueden/1"), (sueden, "norden/1")):
+                with pytest.raises(Refused, match="statement of region sueden has expired") as caught:
+                    await asker.links.request(cell, LOOKUP)
+                assert caught.value.code == Code.UNREACHABLE
+            assert len(norden.asked) == len(sueden.asked) == 1
+            lapsed.clear()
+            await norden.links.request("sueden/1", LOOKUP)
+            await sueden.links.request("norden/1", LOOKUP)
+
+
 async def test_a_stopped_peer_is_found_again(net: Any, autojump_clock: Any) -> None:
     fed = net
     links = fed.nodes["norden"].links

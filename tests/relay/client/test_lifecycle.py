@@ -124,6 +124,29 @@ async def test_groups_go_on_after_a_rotation(clock: MockClock, fed: Federation, 
         assert alice.stats.unreadable == bob.stats.unreadable == carol.stats.unreadable == 0
 
 
+async def test_what_is_queued_is_not_sealed_with_a_key_that_a_revoked_device_was_told(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    """The message was written, and its key told, before; it goes out after."""
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "sueden")
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        group = (await alice.create_group("crew", [bob.card])).id
+        await alice.send_group(group, b"one", wait="stored")
+        assert texts(await collect(bob, 1)) == ["one"]
+        mine = alice.device
+    fed.cells["norden/1"].down = True
+    async with opened(fed, a) as alice:
+        await alice.send_group(group, b"two", wait="queued")
+    fed.cells["norden/1"].down = False
+    with closing(Store(a, inline=True)) as store:  # as groups.devices_changed does when a member's device has gone
+        store.transact(lambda db: db.execute("UPDATE sender_keys SET stale=1 WHERE device=?", (mine,)))
+    async with opened(fed, a), opened(fed, b) as bob:
+        assert texts(await rest(bob))[-1:] == ["two"]
+    with closing(Store(a, inline=True)) as store:
+        query = "SELECT count(*) FROM sender_keys WHERE device=? AND stale=0"
+        assert store.transact(lambda db: db.execute(query, (mine,)).fetchone()[0]) == 1, "drawn for it"
+
+
 async def test_nobody_lists_another_users_device(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
     """Not under a key of one's own, and not as the stem of a device of one's own. Who has it keeps it."""
     b, m = (enrol(fed, tmp_path / name, "norden") for name in "bm")

@@ -201,6 +201,17 @@ def test_what_is_gone_is_bounded() -> None:
         follow(record, devices=record.devices[1:])
 
 
+def test_one_version_with_other_signatures_is_no_fork() -> None:
+    """A record is what was signed: whether the user key or the recovery key did, who knows it knows the same."""
+    record = start()
+    payload = after(record, user_key=public("next"))
+    by_user, by_paper = (verify_home(sign(payload, signer), ROOT, record) for signer in ("user", "paper"))
+    assert by_user.signed != by_paper.signed and by_user.digest == by_paper.digest
+    third = follow(by_paper, "next")
+    known = verify_chain([by_user.signed], ROOT, NOW, record.user, record)
+    assert verify_chain([record.signed, by_paper.signed, third.signed], ROOT, NOW, record.user, known).version == 3
+
+
 # --- when it holds -------------------------------------------------------------------------------
 def test_a_clock_that_is_a_little_ahead_made_no_bad_record() -> None:
     """A phone whose clock is fast rotates its user key: relays and other devices believe it at once."""

@@ -6,6 +6,7 @@ from relay.core import records
 from relay.core.envelope import envelope_id
 from relay.core.mailroom import Mailroom
 from relay.core.mailroom.effects import Answered, DeviceGone, Noticed, SessionStarted
+from relay.core.mailroom.settle import SETTLE_EVERY
 from relay.core.wire import Code
 from relay.limits import DAY
 from tests.relay.core.mailroom.conftest import device_id
@@ -115,3 +116,38 @@ def test_two_devices_change_in_one_version(log, make_user):
     assert len(log.pending("b1'")) == 1 and log.pending("b3") == []
     assert log.room.state.users[bob.id].record.stem(device_id("b2")) == device_id("b2")
     assert restored(log).state.users[bob.id].record == log.room.state.users[bob.id].record
+
+
+def in_a_group(log, make_user, make_group):
+    """Three messages to a group of both, which everybody but b2 has collected; and the group's box."""
+    alice, bob = people(log, make_user)
+    group = make_group("a1")
+    log.apply(group.publish({log.cell: sorted([alice.id, bob.id])}))
+    log.apply(*(log.submit("a1", log.seal(group.id, 1, roster=True, body=b"%d" % n)) for n in range(3)))
+    for device in ("a1", "b1"):
+        log.ack_all(device)
+    passes(log)
+    box = log.room.state.rosters[group.id].box
+    assert box.bytes and len(log.pending("b2")) == 3
+    return bob, box
+
+
+def passes(log) -> None:
+    """So many blocks that rosters were looked at."""
+    for _ in range(SETTLE_EVERY):
+        log.apply(records.Tick())
+
+
+def test_group_mail_that_waits_only_for_a_revoked_device_goes_with_it(log, make_user, make_group):
+    bob, box = in_a_group(log, make_user, make_group)
+    log.apply(records.Home(bob.record("b1")))
+    passes(log)
+    assert box.bytes == 0 == len(log.room.state.sources)
+    restored(log)
+
+
+def test_group_mail_goes_when_the_last_device_has_it(log, make_user, make_group):
+    _, box = in_a_group(log, make_user, make_group)
+    log.ack_all("b2")
+    passes(log)
+    assert box.bytes == 0 == len(log.room.state.sources)
