@@ -150,6 +150,13 @@ MAX_SIGNED_NOTE: Final = 128 * KIB  # bytes of a note: 16 post-quantum signature
 MAX_KEY_NAME: Final = 255  # bytes of a key's name, and of a log's origin
 MAX_STAPLE: Final = 8 * KIB  # bytes of a proof that travels with a record; 2 KiB is the aim at 1,000,000 entries
 
+# --- audit logs ----------------------------------------------------------------------------------
+MAX_AUDIT_LINE: Final = 64 * KIB  # bytes of one line: a registrar's batch of 512 takes about 20 KiB
+AUDIT_FILE: Final = 1 * MIB  # bytes of one file of an audit log: at every start the newest is read, 10 ms
+AUDIT_FILES: Final = 64  # files that are kept, of about 3,000 entries each; then the oldest goes
+AUDIT_HEAD: Final = 2 * KIB  # bytes of an audit log's signed checkpoint on a link: text, name and one signature
+AUDIT_TELL_S: Final = 5.0  # seconds between two checkpoints of an audit log to one node: each is an entry there
+
 # --- registrars ----------------------------------------------------------------------------------
 MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3
 MAX_REQUESTS: Final = 512 * KIB  # bytes of many requests in one body, at the inner face only: 512 of an ordinary kind
