@@ -18,10 +18,10 @@ from outcome import Error, Outcome, Value
 
 from cluster.core.homelog import Standing
 from relay.core.tlog import Note, TooFewWitnesses
-from cluster.enrolment import Asked, check_registrar, read_request, sign_next
+from cluster.enrolment import Asked, change_of, check_registrar, noted, read_request, sign_next
 from cluster.registrar.choir import Choir
 from cluster.registrar.store import Registry
-from cluster.registrar.tables import Found
+from cluster.registrar.tables import Found, Head
 from relay.core.trust import HomeRecord, Root, StapledHome, check_logged, split_home, verify_home
 from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError
 from relay.limits import REGISTRAR_BATCH, REGISTRAR_QUEUE
@@ -65,9 +65,11 @@ class _Batch:
     records: list[HomeRecord] = field(default_factory=list)
     newest: dict[bytes, HomeRecord] = field(default_factory=dict)  # by user
     answers: dict[_Wish, tuple[HomeRecord, int]] = field(default_factory=dict)
+    actions: list[str] = field(default_factory=list)  # as the audit log says them
     _made: dict[bytes, tuple[HomeRecord, int]] = field(default_factory=dict)  # by digest
 
-    def add(self, wish: _Wish, brought: Sequence[HomeRecord], record: HomeRecord) -> None:
+    def add(self, wish: _Wish, brought: Sequence[HomeRecord], record: HomeRecord, last: HomeRecord | None) -> None:
+        self.actions.append(noted(change_of(record, last), record.user, record.version))
         self.records += brought
         self._made[record.digest] = self.answers[wish] = record, self.size + len(self.records)
         self.newest[record.user] = record
@@ -95,6 +97,7 @@ class RegionLog:
     registrar: SigningKey
     now_ms: Callable[[], int]
     on_batch: Callable[[int, int], None] = lambda logged, refused: None
+    on_logged: Callable[[Head, list[str]], None] = lambda head, actions: None  # durable, and nobody was told yet
     on_refused: Callable[[], None] = lambda: None  # before it came into a batch
     _waiting: deque[_Wish] = field(default_factory=deque)
     _bytes: int = 0
@@ -212,11 +215,12 @@ class RegionLog:
                     last = batch.newest.get(wish.asked.user, known.newest)
                     brought = self._brought(wish, last)
                     last = brought[-1] if brought else last
-                    batch.add(wish, brought, wish.first or self._sign(wish.asked, last))
+                    batch.add(wish, brought, wish.first or self._sign(wish.asked, last), last)
             except PosthouseError as error:
                 wish.end(Error(error))
         if batch.records:
             head = await self.registry.append(batch.records, self.now_ms())
+            self.on_logged(head, batch.actions)
             self.choir.present(head.note)
         self.on_batch(len(batch.records), len(wishes) - len(batch.answers))
         if batch.answers:

@@ -8,19 +8,21 @@ import pytest
 import structlog.testing
 import trio
 from nacl.signing import SigningKey
+from trio.testing import wait_all_tasks_blocked
 
 from cluster.core import linkwire
 from cluster.handover import Reception
 from cluster.movers import Movers
-from relay.core import records
+from relay.core import records, wire
 from relay.core.codec import digest, encode, pack
 from relay.core.trust import Root, read_home
 from relay.core.wire import Code
-from relay.errors import AuthError, ResidencyError
+from relay.errors import AuthError, RegionHalted, ResidencyError
 from relay.journal.guard import ResidencyGuard
 from tests.logged import logged_region, stapled
 from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv
 from tests.relay.core.mailroom.conftest import FAR, User, device_id
+from tests.relay.test_office import seal
 from tests.roots import verified_root
 
 REGISTRAR = SigningKey(digest(b"registrar"))
@@ -134,3 +136,23 @@ async def test_a_move_that_the_region_that_is_entered_did_not_log_brings_nobody(
             assert (code == Code.STORED) == (alice.id in cell.state.users)
             assert code == Code.STORED or "without the proof" in str(logs)
         assert read_home(cell.state.users[alice.id].chain[-1]).cell == CELL
+
+
+async def test_mail_for_a_region_that_is_halted_is_refused_for_now(autojump_clock):
+    """By whom and why: tests/cluster/test_halts.py. Known recipients there make no difference."""
+    alice, bob = person(), person("bob", ABROAD)
+
+    def halted(dest: str) -> None:
+        if dest == ABROAD:
+            raise RegionHalted(Code.UNREACHABLE, "federation with sauda is halted: its log forked", dest)
+
+    async with opened() as cell, trio.open_nursery() as nursery:
+        cell.directory.known[bob.id] = read_home(logged(bob)[0])
+        alice.chain[:] = logged(alice)
+        line = await cell.join(nursery, alice, "alice1")
+        await cell.office.submit(line, [wire.SubmitItem("sauda", seal(cell, bob.id))])
+        cell.office.halted = halted
+        await cell.office.submit(line, [wire.SubmitItem("sauda", seal(cell, bob.id, body=b"y"))])
+        await wait_all_tasks_blocked()
+        assert sorted(line.codes()) == [Code.ACCEPTED, Code.UNREACHABLE]
+        nursery.cancel_scope.cancel()

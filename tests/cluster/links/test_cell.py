@@ -136,6 +136,18 @@ async def test_the_queue_is_bounded_in_bytes_and_the_newest_is_dropped(cell: Any
                 links.note("n2", note(0, MAX_NOTE + 2048))
 
 
+async def test_a_note_leaves_with_the_call(cell: Any) -> None:
+    """Nobody else has a turn before it is on the wire."""
+    links, n2 = cell.nodes["n1"].links, cell.nodes["n2"]
+    with trio.fail_after(20):
+        async with cell.running("n1", "n2"):
+            await cell.met("n1", "n2")
+            assert links.note("n2", note(1, 1000))
+            outgoing = links._nodes["n2"]._live
+            assert outgoing is not None and not outgoing._notes and not outgoing._unsent
+            assert await arrived(n2, 1) == [note(1, 1000)]
+
+
 async def test_queued_frames_go_out_in_few_writes(cellnet: Any) -> None:
     with trio.fail_after(10):
         async with cellnet.running("n1", "n2"):
