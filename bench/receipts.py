@@ -1,6 +1,7 @@
 """What signed receipts cost: how many envelopes a cell takes a second when every sender asks for a receipt of every one
 of them, and when nobody does, in turn, in one run on one cell.
 
+    python -m bench.receipts --nodes 3 --rounds 8 --noise     nobody asks: how far two halves of the same are apart
     python -m bench.receipts --nodes 3 --rounds 8
 
 Senders keep so many envelopes in flight that the machine is busy. A round is without and then with receipts, or the
@@ -11,12 +12,14 @@ accepted in its half; all receipts must have come by the end of it, and the firs
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 import click
@@ -191,9 +194,9 @@ async def connect(endpoint: Endpoint, device: Enrolled) -> Line:
 
 
 async def measure(
-    directory: Path, nodes: int, rounds: int, seconds: float, senders: int, window: int
+    directory: Path, nodes: int, rounds: int, seconds: float, senders: int, window: int, noise: bool = False
 ) -> list[tuple[Half, Half]]:
-    """Rounds of (without, with)."""
+    """Rounds of (without, with); with `noise`, without in both halves: how far two of the same are apart."""
     now = RealEnv().clock.wall_ms()
     async with local_target(directory, False, nodes) as target:
         users = [enrol(target.home, 1, number, now) for number in range(senders + 20)]
@@ -208,9 +211,11 @@ async def measure(
             await line.close()
         await bench.half(min(3.0, seconds), prove=True)
         played = []
+        orders = [number % 2 == 0 for number in range(rounds)]
+        Random(1).shuffle(orders)  # what comes back in turns (a checkpoint, say) meets both
         for number in range(rounds):
-            order = (False, True) if number % 2 == 0 else (True, False)
-            halves = {prove: await bench.half(seconds, prove) for prove in order}
+            order = (False, True) if orders[number] else (True, False)
+            halves = {prove: await bench.half(seconds, prove and not noise) for prove in order}
             played.append((halves[False], halves[True]))
             click.echo(told(*played[-1]))
         return played
@@ -239,6 +244,14 @@ def _best(played: Sequence[tuple[Half, Half]], side: int) -> float:
     return statistics.mean(rates[: -(-len(rates) // 4)])
 
 
+def _mean(ratios: Sequence[float]) -> tuple[float, float]:
+    """The geometric mean of the rounds' ratios, and its standard error: two of it to both sides, and one is sure."""
+    logs = [math.log(ratio) for ratio in ratios]
+    error = statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
+    mean = math.exp(statistics.mean(logs))
+    return round(mean, 4), round(mean * error, 4)
+
+
 def summary(played: Iterable[tuple[Half, Half]]) -> dict[str, Any]:
     """Ratios of the rounds, and over all of them."""
     played = list(played)
@@ -251,6 +264,8 @@ def summary(played: Iterable[tuple[Half, Half]]) -> dict[str, Any]:
         "ratios": [round(ratio, 4) for ratio in ratios],
         "proven": sum(with_.proven for _, with_ in played), "unproven": sum(with_.unproven for _, with_ in played),
         "node_cpu_us": [round(_each(_sum(side)), 1) for side in zip(*played, strict=True)],
+        "ratio_mean": _mean(ratios),
+        "node_cpu_ratio_mean": _mean([_each(with_) / _each(without) for without, with_ in played]),
     }  # fmt: skip
 
 
@@ -260,18 +275,25 @@ def summary(played: Iterable[tuple[Half, Half]]) -> dict[str, Any]:
 @click.option("--seconds", default=5.0, show_default=True, help="Of each half of a round.")
 @click.option("--senders", default=3, show_default=True)
 @click.option("--window", default=512, show_default=True, help="Envelopes in flight, of each sender.")
+@click.option("--noise", is_flag=True, help="Ask for no receipts in either half: how far two of the same are apart.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to a file.")
-def main(nodes: str, rounds: int, seconds: float, senders: int, window: int, json_path: Path | None) -> None:
+def main(
+    nodes: str, rounds: int, seconds: float, senders: int, window: int, noise: bool, json_path: Path | None
+) -> None:
     """Send with and without signed receipts, side by side."""
     with tempfile.TemporaryDirectory(prefix="posthouse-receipts-") as scratch:
         directory = Path(scratch)
         try:
-            played = trio.run(measure, directory / "run", int(nodes), rounds, seconds, senders, window)
+            played = trio.run(measure, directory / "run", int(nodes), rounds, seconds, senders, window, noise)
         except* PosthouseError as group:
             raise click.ClickException("\n".join(str(error) for error in group.exceptions)) from None
         found = summary(played) | {"machine": describe_machine(directory)}
     click.echo(f"over all: {found['ratio']:.3f} of the throughput, median of the rounds {found['ratio_median']:.3f},"
-               f" best quarter of the halves {found['ratio_best']:.3f}")
+               f" best quarter of the halves {found['ratio_best']:.3f};"
+               f" nodes' CPU an envelope {found['node_cpu_us'][0]:.0f}"
+               f" and {found['node_cpu_us'][1]:.0f} µs")
+    for what, name in (("throughput", "ratio_mean"), ("nodes' CPU an envelope", "node_cpu_ratio_mean")):
+        click.echo(f"{what}: {found[name][0]:.3f} ± {found[name][1]:.3f} (mean of the rounds, standard error)")
     if json_path is not None:
         json_path.write_text(json.dumps(found, indent=2) + "\n")
 

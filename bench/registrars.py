@@ -24,14 +24,14 @@ from bench.machine import cpu_s
 from bench.users import request_of
 from cluster.config_keys import Address
 from cluster.core.homelog import read_answers, read_enrolled, verify_stapled_home
-from cluster.core.tlog import parse_checkpoint, parse_note
+from cluster.core.tlog import TooFewWitnesses, parse_checkpoint, parse_note
 from cluster.env import RealEnv
 from cluster.local.make import make_federation
 from cluster.registrar.asking import Registrar
 from cluster.registrar.config import FILE, load_config
 from cluster.registrar.make import make_registrar
 from relay.core.codec import pack
-from relay.errors import PeerError, PosthouseError
+from relay.errors import Overloaded, PeerError
 from relay.limits import REGISTRAR_BATCH
 
 REGIONS: Final = ("norden", "sauda", "vika")  # the first one is measured
@@ -99,7 +99,7 @@ async def _ready(registrar: Registrar) -> None:
             try:
                 await registrar.enrol(request_of(REGIONS[0], 0, time.time_ns() // 1_000_000))
                 return
-            except PosthouseError:
+            except (PeerError, Overloaded, TooFewWitnesses):
                 await trio.sleep(0.1)
 
 

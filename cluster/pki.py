@@ -30,6 +30,7 @@ from relay.certificates import SCHEME, claimed_node, issued_by, parse_certificat
 from relay.core.receipts import Attestation, signed_bytes
 from relay.core.trust import Root
 from relay.errors import OperatorError, PeerError, TrustError
+from relay.gateway.tls import TlsStream
 
 AUTHORITY_LIFETIME: Final = timedelta(days=3_653)  # ten years: a new one means a new root
 NODE_LIFETIME: Final = timedelta(days=365)
@@ -309,16 +310,15 @@ class NodeCredentials:
 
     async def secure_client(self, transport: trio.abc.Stream, region: str) -> tuple[trio.abc.Stream, Claim]:
         """TLS towards a cell of `region`, and who is there. See cluster.links.secure.Security."""
-        return await self._shake(trio.SSLStream(transport, self.links_client(region)))
+        return await self._shake(TlsStream(transport, self.links_client(region), server_side=False))
 
     async def secure_server(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, Claim]:
         """TLS towards who dialled, and who that is. See cluster.links.secure.Security."""
-        return await self._shake(trio.SSLStream(transport, self.links_server, server_side=True))
+        return await self._shake(TlsStream(transport, self.links_server))
 
-    async def _shake(self, stream: trio.SSLStream[trio.abc.Stream]) -> tuple[trio.abc.Stream, Claim]:
+    async def _shake(self, stream: TlsStream) -> tuple[trio.abc.Stream, Claim]:
         await stream.do_handshake()
-        certificate: bytes | None = stream.getpeercert(binary_form=True)
-        return stream, read_claim(certificate or b"", self.root)
+        return stream, read_claim(stream.peer_certificate() or b"", self.root)
 
 
 def _read(path: Path, *, private: bool = False) -> bytes:

@@ -7,7 +7,6 @@ it loses nothing and delays nobody (DESIGN section 8).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -31,40 +30,10 @@ from relay.limits import UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Clock, Journal
 from relay.recent import RecentFrames, notice_frame
+from relay.seat import Address, Seat
 
 _log = structlog.get_logger("relay.delivery")
 _CATCH_UP = 64  # entries read at a time while catching up: bounds what one slow reader holds
-Address = tuple[bool, bytes]  # (is it a roster, user id or group id)
-
-
-class Seat:
-    """A device that is served. `sent`: everything up to this position was sent on its line."""
-
-    def __init__(self, line: Line, nonce: bytes, started: int, cursor: int) -> None:
-        self.line = line
-        self.nonce = nonce
-        self.started = started
-        self.sent = cursor
-        self.live = False
-        self.wake = trio.Event()
-        self.unacked: deque[tuple[int, int]] = deque()
-        self.unacked_bytes = 0
-        self.addresses: list[Address] = []
-
-    def count(self, pos: int, size: int) -> None:
-        self.sent = pos
-        self.unacked.append((pos, size))
-        self.unacked_bytes += size
-
-    def acked(self, pos: int) -> None:
-        while self.unacked and self.unacked[0][0] <= pos:
-            self.unacked_bytes -= self.unacked.popleft()[1]
-        if self.unacked_bytes <= UNACKED_BYTES:
-            self.wake.set()
-
-    def demote(self) -> None:
-        self.live = False
-        self.wake.set()
 
 
 class Delivery:

@@ -1,5 +1,6 @@
-"""Intake: owns the batches that go to the journal. Natural group commit: what arrived while the last commit was in
-flight goes into the next block, without a timer."""
+"""Intake: owns the batches that go to the journal. Natural group commit: what arrives while the journal has no place
+for another batch goes into the next one, without a timer. A replicated journal has one as soon as its leader's disk is
+free: a block is on its way to the others while the next one is made (ADR 28)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import structlog
 import trio
 
 from relay.errors import Overloaded, ResidencyError
-from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
+from relay.limits import INTAKE_AHEAD, MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
 from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
@@ -36,8 +37,10 @@ class Intake:
         self._metrics = metrics
         self._max_bytes = max_bytes
         self._queue: deque[_Offer] = deque()
-        self._bytes = 0
-        self._records = 0
+        self._bytes = 0  # queued, or under way
+        self._records = 0  # queued
+        self._under_way = 0  # batches
+        self._ended = trio.Event()  # set, and renewed, with each of them
         self._arrived = trio.Event()  # there is something to write
         self._urgent = trio.Event()  # and somebody waits for it
         self.on_refused: Callable[[], None] = lambda: None
@@ -65,18 +68,32 @@ class Intake:
             self._urgent.set()
 
     async def run(self) -> None:
-        """Write until cancelled. Raises DiskFailed, after which nothing was or will be acknowledged (rule 7)."""
-        while True:
-            await self._arrived.wait()
-            with trio.move_on_after(LAZY_S):
-                await self._urgent.wait()
-            batch = self._take()
-            try:
-                await self._append(batch)
-            except ResidencyError:
-                for offer in batch:
-                    await self._append_alone(offer)
-            self._metrics.queue_depth.set(self._records)
+        """Write until cancelled. Raises DiskFailed, in a group, after which nothing was or will be acknowledged
+        (rule 7)."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._arrived.wait()
+                with trio.move_on_after(LAZY_S):
+                    await self._urgent.wait()
+                while self._under_way >= INTAKE_AHEAD:
+                    await self._ended.wait()
+                placed = trio.Event()
+                self._under_way += 1
+                nursery.start_soon(self._write, self._take(), placed.set)
+                await placed.wait()
+
+    async def _write(self, batch: list[_Offer], placed: Callable[[], None]) -> None:
+        """Have the journal commit a batch. `placed` is called when the next one may follow."""
+        try:
+            await self._append(batch, placed)
+        except ResidencyError:
+            for offer in batch:
+                await self._append_alone(offer)
+        placed()
+        self._bytes -= sum(offer.size for offer in batch)
+        self._under_way -= 1
+        self._ended.set()
+        self._ended = trio.Event()
 
     def _take(self) -> list[_Offer]:
         batch: list[_Offer] = []
@@ -88,16 +105,16 @@ class Intake:
             batch.append(self._queue.popleft())
             size += offer.size
             count += len(offer.records)
-        self._bytes -= size
         self._records -= count
+        self._metrics.queue_depth.set(self._records)
         if not self._queue:  # what comes from here on waits for the next block
             self._arrived, self._urgent = trio.Event(), trio.Event()
         return batch
 
-    async def _append(self, batch: list[_Offer]) -> None:
+    async def _append(self, batch: list[_Offer], placed: Callable[[], None] = lambda: None) -> None:
         records = [record for offer in batch for record in offer.records]
         with self._metrics.commit_seconds.time():
-            await self._journal.append(records)
+            await self._journal.append(records, placed)
         self._metrics.journal_bytes.inc(sum(offer.size for offer in batch))
         for offer in batch:
             if offer.written is not None:

@@ -32,6 +32,7 @@ MAX_BLOCK: Final = 4 * MIB  # bytes of records in one block; bounds one commit a
 MAX_BLOCK_RECORDS: Final = 4_096  # records in one block; below 2**SLOT_BITS with room for virtual slots
 SLOT_BITS: Final = 20  # a position is index << SLOT_BITS | slot, one signed 64-bit integer
 MAX_INTAKE: Final = 16 * MIB  # bytes waiting for the journal; past it submitters are told to retry
+INTAKE_AHEAD: Final = 8  # batches of a node that have a place in the log and are not committed; more would only wait
 CHECKPOINT_BYTES: Final = 8 * MIB  # log bytes between two checkpoints at least; bounds replay at start
 CHECKPOINT_SHARE: Final = 4  # the log grows by a 4th of what a checkpoint takes: bounds replay, and what dumps cost
 CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows made and not written yet: the fold goes on once all are made

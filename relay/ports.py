@@ -5,7 +5,7 @@ cluster implements Directory and Env (and, later, a replicated Journal); relay.j
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -83,10 +83,14 @@ class Journal(Protocol):
     def time_ms(self) -> int:
         """The log's time, Unix ms: about what the next block is stamped with (rule 14). Never goes back."""
 
-    async def append(self, records: Sequence[bytes]) -> None:
+    async def append(self, records: Sequence[bytes], placed: Callable[[], None] = lambda: None) -> None:
         """Commit records, in this order, in one block (at most MAX_BLOCK bytes, MAX_BLOCK_RECORDS). Returns when they
-        are durable; raises ResidencyError where the disk writer refuses one (then none is written). One caller at a
-        time: the intake owns appending. Once started the commit completes; a cancelled caller does not learn if."""
+        are durable; raises ResidencyError where the disk writer refuses one (then none is written). Once started the
+        commit completes; a cancelled caller does not learn if.
+
+        The intake owns appending, and begins no append before the one before has returned, or `placed` was called:
+        then these records have their place in the order, and what is appended next comes after them. (Should the
+        leader that gave the place be lost, or refuse one of them, they get others, and the order is as it comes.)"""
 
     def follow(self, after: int) -> AsyncIterator[Block]:
         """Committed blocks after index `after`, in order, then each new one as it commits. Never ends by itself."""

@@ -20,7 +20,7 @@ from relay.core.mailroom.checkpoint import state_hash
 from relay.core.shapes import Hash, UInt
 from relay.errors import StoreDamaged
 from relay.journal.api import CheckpointHead, FactRow, Hard, LogStore, Write
-from relay.journal.disk import LogDisk
+from relay.journal.disk import LogDisk, held
 from relay.journal.rows import Sealer, checkpoint_checksum
 from relay.journal.tail import Tail, each_row
 from relay.limits import MAX_CHECKPOINT_ROW, READ_BATCH
@@ -132,7 +132,7 @@ class RaftDisk(LogDisk):
             facts += [(key, block.index, self.sealer.fact(key, value)) for key, value in chain.facts(block.index)]
         hard = Hard(write.hard.term, write.hard.vote or b"") if write.hard else None
         known = pack_figures(write.known)
-        async with self.writing:
+        async with held(self.writing):
             if write.reset is not None:
                 await self._install(write, known)
             await self.store.write(Write(rows, write.truncate_from, hard, known, facts, self.tail.tip))

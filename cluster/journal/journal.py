@@ -1,14 +1,14 @@
 """The replicated journal: a cell's log on the stores of its nodes.
 
-One task drives the pure core (cluster.core.raft): what peers said, what time it is and what became durable go in;
-blocks to write, messages to send and what is committed come out. One more writes. Nothing is acknowledged before a
-majority has it on disk, and a follower of this journal sees nothing before it is committed (rules 1 and 2).
+What peers said, what time it is and what became durable go into the pure core (cluster.core.raft); blocks to write,
+messages to send and what is committed come out. That is done by whoever brings something, without waiting; one task
+brings the time, and one writes. Nothing is acknowledged before a majority has it on disk, and a follower of this
+journal sees nothing before it is committed (rules 1 and 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 
 import structlog
 import trio
@@ -23,17 +23,17 @@ from cluster.journal.chain import Chain
 from cluster.journal.disk import RaftDisk
 from cluster.journal.ends import Rejoin, removed
 from cluster.journal.post import Post
-from cluster.journal.proposals import Placed, Proposal, Proposals, check_proposal
+from cluster.journal.proposals import Placed, Proposal, Proposals, ask_leader, check_proposal, sift
 from cluster.journal.shapes import from_members
 from cluster.journal.stamp import CellClock
 from cluster.links import Links
 from relay.core import records as log_records
 from relay.core.block import Block
 from relay.errors import (
-    DiskFailed, NotPermitted, Overloaded, PeerError, PosthouseError, Refused, ResidencyError,
+    DiskFailed, NotPermitted, Overloaded, PeerError, ResidencyError,
 )
+from relay.journal.disk import held
 from relay.journal.tail import Follower, check_checkpoint
-from relay.limits import LINK_DEADLINE_S
 from relay.ports import Env, Rows
 
 _log = structlog.get_logger("cluster.journal")
@@ -59,12 +59,14 @@ class RaftJournal:
         self._clock = env.clock
         self._post = Post(own, disk, links, self.clocks)
         self._proposals = Proposals(len(nodes))
-        self._wake = trio.Event()
+        self._stepping = False
+        self._due: int | None = None  # when the driver looks by itself, ms
+        self._look = trio.Event()  # it is to look now
         self._job: Output | None = None  # the write under way
         self._job_came = trio.Event()
         self._lead = trio.Event()  # set, and renewed, whenever another leads
         self._noop_due = False
-        self._fatal: PosthouseError | None = None
+        self._fatal: Exception | None = None  # what ends the journal
         self._nursery: trio.Nursery | None = None
         self.need_snapshot: Callable[[bytes], None] = lambda store: None
         self.leadership_changed: Callable[[bool], None] = lambda leads: None
@@ -109,20 +111,20 @@ class RaftJournal:
     def time_ms(self) -> int:
         return max(self._tail.newest[2], self.clocks.stamp(self._others()))
 
-    async def append(self, records: Sequence[bytes]) -> None:
+    async def append(self, records: Sequence[bytes], placed: Callable[[], None] = lambda: None) -> None:
         check_proposal(records)
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             self._disk.store.check()
             changed = self._lead
             try:
-                placed = await self._place_somewhere(records)
+                place = await self._place_somewhere(records, placed)
             except (NotLeader, Overloaded, PeerError) as error:
                 _log.debug("append_waits", text=error.text)
                 with trio.move_on_after(0.05):
                     await changed.wait()
                 continue
-            if await self._settled(placed):
+            if await self._settled(place):
                 return
 
     def follow(self, after: int) -> AsyncIterator[Block]:
@@ -151,16 +153,17 @@ class RaftJournal:
         return await self._disk.load_saved()
 
     # --- appending -------------------------------------------------------------------------------
-    async def _place_somewhere(self, records: Sequence[bytes]) -> Placed:
+    async def _place_somewhere(self, records: Sequence[bytes], placed: Callable[[], None]) -> Placed:
         """Have the leader put records into a block. Raises NotLeader, Overloaded, PeerError, ResidencyError."""
         if self.leads:
-            return await self.place(records)
+            return await self.place(records, placed)
         node = self.leader_node
         if not node or node == self.own.node:
             raise NotLeader(None)
-        answer = await self._ask_leader(node, linkwire.Propose(self.log_id, tuple(records)))
+        answer = await ask_leader(self._links, node, linkwire.Propose(self.log_id, tuple(records)), self._lead)
         match answer:
             case linkwire.Proposed(index, hash_, term):
+                placed()
                 return Placed(index, hash_, term)
             case linkwire.ProposalRefused(ordinal, text, policy):
                 kind = NotPermitted if policy else ResidencyError
@@ -170,27 +173,13 @@ class RaftJournal:
             case _:
                 raise PeerError(f"{node} answered a proposal with {type(answer).__name__}")
 
-    async def _ask_leader(self, node: str, message: linkwire.Propose) -> linkwire.Answer:
-        """Its answer; NotLeading where there is none, or as soon as another leads."""
-        answer: linkwire.Answer = linkwire.NotLeading("")
-
-        async def give_up(changed: trio.Event, scope: trio.CancelScope) -> None:
-            await changed.wait()
-            scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(give_up, self._lead, nursery.cancel_scope)
-            with suppress(Refused, PeerError):
-                answer = await self._links.ask(node, message, LINK_DEADLINE_S)
-            nursery.cancel_scope.cancel()
-        return answer
-
-    async def place(self, records: Sequence[bytes]) -> Placed:
-        """Put records into a block of this leader's; it is not committed yet. Raises NotLeader, Overloaded,
-        ResidencyError."""
+    async def place(self, records: Sequence[bytes], queued: Callable[[], None] = lambda: None) -> Placed:
+        """Put records into a block of this leader's; it is not committed yet. `queued` is called when they have their
+        place among what waits for the next block. Raises NotLeader, Overloaded, ResidencyError."""
         if not self.leads:
             raise NotLeader(self.raft.leader)
         proposal = self._proposals.add(records)
+        queued()
         self.wake()
         return await self._proposals.outcome(proposal)
 
@@ -207,23 +196,39 @@ class RaftJournal:
     # --- the driver ------------------------------------------------------------------------------
     async def run(self) -> None:
         """Until cancelled. Raises Rejoin, DiskFailed, StoreDamaged, ResidencyError, OperatorError (removed)."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._write_all)
-            nursery.start_soon(self._tail.reached, 1 << 62)  # raises what ends the journal, whoever found it
-            while self._fatal is None:
-                self._tail.check()
-                self._wake = trio.Event()
-                self._step()
-                due = self.raft.next_ms
-                wait = 1.0 if due is None else max(0.0, (due - self._clock.monotonic_ms()) / 1000)
-                with trio.move_on_after(wait):
-                    await self._wake.wait()
-            raise self._fatal
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._write_all)
+                self._nursery.start_soon(self._tail.reached, 1 << 62)  # raises what ends the journal, whoever found it
+                while True:
+                    self._look = trio.Event()
+                    self.wake()
+                    if self._fatal is not None:
+                        raise self._fatal
+                    due = self._due = self.raft.next_ms
+                    wait = 1.0 if due is None else max(0.0, (due - self._clock.monotonic_ms()) / 1000)
+                    with trio.move_on_after(wait):
+                        await self._look.wait()
+        finally:
+            self._nursery = None
 
     def wake(self) -> None:
-        """Something has changed: the driver looks."""
-        self._wake.set()
+        """Something has changed. What follows from it is done now, in whichever task this is: a turn of the driver's
+        for each message would cost more than the core does. The driver sees to time, and raises what goes wrong."""
+        if self._nursery is None or self._stepping or self._fatal is not None:
+            self._look.set()
+            return
+        self._stepping = True
+        try:
+            self._tail.check()
+            self._step()
+        except Exception as error:  # noqa: BLE001  whoever it is that wakes: it is the journal that ends
+            self._fatal = self._fatal or error
+        finally:
+            self._stepping = False
+        due = self.raft.next_ms
+        if self._fatal is not None or (due is not None and (self._due is None or due < self._due)):
+            self._look.set()
 
     def _step(self) -> None:
         """Feed the core with what came, and do what it says."""
@@ -305,7 +310,7 @@ class RaftJournal:
                 self._send(message)
             self._tail.check()  # it has ended with a snapshot
             self.wake()
-            async with self._disk.writing:
+            async with held(self._disk.writing):
                 await self._disk.store.fold_wal()
 
     # --- leading ---------------------------------------------------------------------------------
@@ -322,7 +327,7 @@ class RaftJournal:
             self._propose_batch(self._proposals.take())
 
     def _propose_batch(self, taken: list[Proposal]) -> None:
-        taken, facts = self._sift(taken)
+        taken, facts = sift(taken, self._chain.check)
         if not taken:
             return
         block = self._chain.make([record for one in taken for record in one.records], self._stamp())
@@ -333,21 +338,6 @@ class RaftJournal:
             return
         for proposal in taken:
             proposal.settle(Placed(block.index, block.hash, self.raft.term))
-
-    def _sift(self, taken: list[Proposal]) -> tuple[list[Proposal], tuple[tuple[bytes, bytes], ...]]:
-        """Refuse the proposals that must not rest here; the others stay together."""
-        while taken:
-            try:
-                return taken, self._chain.check([record for one in taken for record in one.records])
-            except ResidencyError as error:
-                at = error.ordinal
-                for place, proposal in enumerate(taken):
-                    if at < len(proposal.records):
-                        proposal.settle(type(error)(error.text, error.remedy, at))
-                        del taken[place]
-                        break
-                    at -= len(proposal.records)
-        return [], ()
 
     def _append_block(self, block: Block, facts: tuple[tuple[bytes, bytes], ...], members: Members | None) -> None:
         index = self.raft.propose(block, block.size, members)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
+from cluster.core import linkwire
+from cluster.journal.chain import Fact
 from cluster.journal.shapes import is_members
-from relay.errors import Overloaded, PosthouseError
+from cluster.links import Links
+from relay.errors import Overloaded, PeerError, PosthouseError, Refused, ResidencyError
 from relay.journal.tail import check_batch
-from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
+from relay.limits import LINK_DEADLINE_S, MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +108,38 @@ def check_proposal(records: Sequence[bytes]) -> None:
     check_batch(records)
     if any(map(is_members, records)):
         raise ValueError("a change of the cell's members is no record of a batch")
+
+
+def sift(
+    taken: list[Proposal], check: Callable[[Sequence[bytes]], tuple[Fact, ...]]
+) -> tuple[list[Proposal], tuple[Fact, ...]]:
+    """Refuse the proposals that must not rest here (`check` raises ResidencyError, with the ordinal of the record); the
+    others stay together, with the facts that they teach."""
+    while taken:
+        try:
+            return taken, check([record for one in taken for record in one.records])
+        except ResidencyError as error:
+            at = error.ordinal
+            for place, proposal in enumerate(taken):
+                if at < len(proposal.records):
+                    proposal.settle(type(error)(error.text, error.remedy, at))
+                    del taken[place]
+                    break
+                at -= len(proposal.records)
+    return [], ()
+
+
+async def ask_leader(links: Links, node: str, message: linkwire.Propose, changed: trio.Event) -> linkwire.Answer:
+    """The answer of `node`; NotLeading where there is none, or as soon as `changed`: another one leads."""
+    answer: linkwire.Answer = linkwire.NotLeading("")
+
+    async def give_up(scope: trio.CancelScope) -> None:
+        await changed.wait()
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_up, nursery.cancel_scope)
+        with suppress(Refused, PeerError):
+            answer = await links.ask(node, message, LINK_DEADLINE_S)
+        nursery.cancel_scope.cancel()
+    return answer

@@ -16,6 +16,7 @@ from cluster.links.secure import LinkLost, Party, dial, end_error, receive, stre
 from relay.core.trust import RootNode
 from relay.core.wire import Code
 from relay.errors import PeerError, Refused
+from relay.gateway.tls import Piece, TlsStream
 from relay.limits import LINK_BACKOFF_S, LINK_WRITE, NOTE_BYTES
 from relay.ports import Env
 
@@ -38,6 +39,9 @@ class Outgoing:
         self._stream = stream
         self._machine = machine
         self._pace = pace
+        self._sink = stream if isinstance(stream, TlsStream) else None  # what can be written without waiting
+        self._sealing: list[Piece] = []  # what the sink has not taken of the last batch
+        self._unsent = 0  # bytes of that batch that have not left
         self._queue: deque[bytes] = deque()  # frames of requests; bounded by the machine's room
         self._notes: deque[bytes] = deque()  # frames of notes
         self._note_bytes = 0  # of those; at most NOTE_BYTES
@@ -81,7 +85,7 @@ class Outgoing:
             return False  # what waits stays without gaps: it is the newest that Raft sends again
         self._notes.append(frame)
         self._note_bytes += len(frame)
-        self._queued.set()
+        self._flush()
         return True
 
     async def run(self) -> LinkLost | PeerError:
@@ -113,7 +117,7 @@ class Outgoing:
         request, frame = self._machine.request(packed)
         self._due[request] = trio.current_time() + patience_s + self._pace.ping_s
         (self._queue.appendleft if first else self._queue.append)(frame)
-        self._queued.set()
+        self._flush()
         return request
 
     async def _read(self) -> None:
@@ -135,10 +139,35 @@ class Outgoing:
         self._freed.set()
         self._freed = trio.Event()
 
+    def _flush(self) -> None:
+        """What the socket takes at once leaves at once; the rest is the writer task's."""
+        try:
+            left = self._sink is None or self._write_now(self._sink)
+        except OSError:
+            left = True  # the writer task meets it, too
+        if left:
+            self._queued.set()
+
+    def _write_now(self, sink: TlsStream) -> bool:
+        """Write until nothing is left (False), or the socket takes no more. Raises OSError."""
+        while self._unsent or self._queue or self._notes:
+            if not self._unsent:
+                batch = self._gather()
+                self._sealing, self._unsent = [batch], len(batch)
+            sent = sink.write(self._sealing)
+            if not sent:
+                return True
+            self._unsent -= sent
+        return False
+
     async def _write(self) -> None:
         while True:
-            while batch := self._gather():
-                await self._stream.send_all(batch)
+            if self._sink is not None:
+                while self._write_now(self._sink):
+                    await trio.lowlevel.wait_writable(self._sink.socket)
+            else:
+                while batch := self._gather():
+                    await self._stream.send_all(batch)
             self._queued = trio.Event()
             await self._queued.wait()
 

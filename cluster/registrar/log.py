@@ -1,8 +1,8 @@
 """The one task that owns a region's log: requests become batches, batches become checkpoints, and then answers.
 
 Whatever waits goes into the next batch (natural group commit): check, sign, log in one transaction, have it cosigned,
-answer. While one batch is with the witnesses the next one gathers. What is asked about users is answered between two
-batches, when the map is that of the cosigned checkpoint.
+answer. While one batch is with disk and witnesses the next one gathers, and new users are checked and signed. What is
+asked about users is answered between two batches, when the map is that of the cosigned checkpoint.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ _LOGGED = "What was logged stays logged: ask again, with the same request, when 
 
 @dataclass(eq=False)
 class _Wish:
-    """A request that waits."""
+    """A request that waits. `first`: of a new user, the signed record: that depends on nothing that is logged."""
 
     asked: Asked
+    first: HomeRecord | None
     ended: trio.Event = field(default_factory=trio.Event)
     outcome: Outcome[Enrolled] | None = None
 
@@ -87,6 +88,7 @@ class RegionLog:
     registrar: SigningKey
     now_ms: Callable[[], int]
     on_batch: Callable[[int, int], None] = lambda logged, refused: None
+    on_refused: Callable[[], None] = lambda: None  # before it came into a batch
     _waiting: deque[_Wish] = field(default_factory=deque)
     _bytes: int = 0
     _bell: trio.Event = field(default_factory=trio.Event)
@@ -102,34 +104,53 @@ class RegionLog:
 
         Raises OperatorError and TrustError (and their kinds) for what is not signed; TooFewWitnesses where the other
         regions do not answer (its text says whether the record is logged); Overloaded; DiskFailed."""
-        return await self._take(request, founds).answer()
+        wish = self._read(request, founds)
+        self._offer(wish)
+        return await wish.answer()
 
     async def enrol_many(self, requests: Sequence[bytes], founds: bool = True) -> list[Enrolled | PosthouseError]:
-        """The same for many requests at once: to each, in order, the answer or what `enrol` would raise."""
+        """The same for many requests at once: to each, in order, the answer or what `enrol` would raise. They go into
+        one batch, where they fit."""
         taken: list[_Wish | PosthouseError] = []
         for request in requests:
             await trio.lowlevel.checkpoint()
             try:
-                taken.append(self._take(request, founds))
+                taken.append(self._read(request, founds))
             except PosthouseError as error:
                 taken.append(error)
+        for place, one in enumerate(taken):
+            try:
+                if isinstance(one, _Wish):
+                    self._offer(one)
+            except PosthouseError as error:
+                taken[place] = error
         return [await _outcome(one) for one in taken]
 
-    def _take(self, request: bytes, founds: bool) -> _Wish:
+    def _read(self, request: bytes, founds: bool) -> _Wish:
+        self._check_room(request)
         asked = read_request(request)
         if asked.payload.region != self.region:
             raise OperatorError(f"this is the registrar of {self.region}", f"Ask that of {asked.payload.region}")
         if asked.payload.version == 1 and not founds:
             raise OperatorError(f"{self.region} takes in no new users here", "Ask the region's operator")
+        try:
+            return _Wish(asked, self._sign(asked, None) if asked.payload.version == 1 else None)
+        except PosthouseError:
+            self.on_refused()
+            raise
+
+    def _offer(self, wish: _Wish) -> None:
+        self._check_room(wish.asked.request)
+        self._waiting.append(wish)
+        self._bytes += len(wish.asked.request)
+        self._bell.set()
+
+    def _check_room(self, request: bytes) -> None:
+        """Before the work and before the wait. Raises Overloaded; DiskFailed where nothing will be logged any more."""
         if self._failure is not None:
             raise self._failure.with_traceback(None)
         if self._bytes + len(request) > REGISTRAR_QUEUE:
             raise Overloaded("the registrar has more requests than it can take")
-        wish = _Wish(asked)
-        self._waiting.append(wish)
-        self._bytes += len(request)
-        self._bell.set()
-        return wish
 
     async def standing(self, user: bytes, after: int = 0) -> Standing:
         """The records of a user after version `after`, and the evidence. Raises TooFewWitnesses, StoreDamaged."""
@@ -179,7 +200,7 @@ class RegionLog:
             try:
                 if not batch.repeats(wish, known):
                     last = batch.newest.get(wish.asked.user, known.newest)
-                    batch.add(wish, sign_next(wish.asked, last, self.root, self.registrar, self.now_ms()))
+                    batch.add(wish, wish.first or self._sign(wish.asked, last))
             except PosthouseError as error:
                 wish.end(Error(error))
         if batch.records:
@@ -191,6 +212,9 @@ class RegionLog:
             staples = await self.registry.staples([number for _, number in batch.answers.values()], note)
             for (wish, (record, _)), staple in zip(batch.answers.items(), staples, strict=True):
                 wish.end(Value(Enrolled(record.signed, staple)))
+
+    def _sign(self, asked: Asked, last: HomeRecord | None) -> HomeRecord:
+        return sign_next(asked, last, self.root, self.registrar, self.now_ms())
 
     async def _cosigned(self, what: str, remedy: str = _LOGGED) -> Note:
         note = await self.choir.cosigned()

@@ -64,7 +64,7 @@ async def _run(config: RegistrarConfig, data: Path, task_status: trio.TaskStatus
             on_refused=lambda name: metrics.not_cosigned.labels(name).inc(),
         )  # fmt: skip
         log = RegionLog(config.region, registry, choir, config.root, config.registrar, _now_ms)
-        log.on_batch = partial(_on_batch, metrics)
+        log.on_batch, log.on_refused = partial(_on_batch, metrics), metrics.refused.inc
         gossip = Gossip(witness, gossips, {peer.log.name: gossips[peer.region] for peer in config.peers})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)

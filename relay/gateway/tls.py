@@ -20,16 +20,17 @@ SEAL_BYTES: Final = 64 * KIB  # bytes joined and encrypted at a time; bounds wha
 
 
 class TlsStream(trio.abc.Stream):
-    """The server's end of a TLS connection. Closes without close_notify: WebSocket says itself when it is over."""
+    """One end of a TLS connection. Closes without close_notify: WebSocket says itself when it is over, and a frame
+    between nodes says how long it is."""
 
-    def __init__(self, transport: trio.abc.Stream, context: ssl.SSLContext) -> None:
+    def __init__(self, transport: trio.abc.Stream, context: ssl.SSLContext, *, server_side: bool = True) -> None:
         """Raises TypeError where `transport` is no socket."""
         if not isinstance(transport, trio.SocketStream):
             raise TypeError(f"TLS is spoken on sockets, not on a {type(transport).__name__}")
         self.socket = transport.socket
         self._transport = transport
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._sealed: Piece = b""  # encrypted, not written yet
         self._sealed_from = 0  # bytes that it was before
 
@@ -43,10 +44,14 @@ class TlsStream(trio.abc.Stream):
                 await self._feed()
             except ssl.SSLError as error:
                 await self._transport.send_all(self._outgoing.read())  # the alert that says what is wrong
-                raise trio.BrokenResourceError(f"TLS handshake: {error.reason}") from None
+                raise trio.BrokenResourceError(f"TLS handshake: {error.reason}") from error
             else:
                 await self._transport.send_all(self._outgoing.read())
                 return
+
+    def peer_certificate(self) -> bytes | None:
+        """What the other end has shown, as DER; None where it has shown none."""
+        return self._tls.getpeercert(binary_form=True)
 
     def write(self, queue: list[Piece]) -> int:
         """See relay.gateway.outbox.Sink."""
@@ -83,7 +88,7 @@ class TlsStream(trio.abc.Stream):
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return b""
             except ssl.SSLError as error:
-                raise trio.BrokenResourceError(f"TLS: {error.reason}") from None
+                raise trio.BrokenResourceError(f"TLS: {error.reason}") from error
 
     async def _feed(self) -> None:
         if data := await self._transport.receive_some(RECEIVE_BYTES):

@@ -32,6 +32,20 @@ class Kept(NamedTuple):
     term: int
 
 
+@asynccontextmanager
+async def held(lock: trio.Lock) -> AsyncIterator[None]:
+    """Hold a lock, at once where it is free. (`async with lock` lets everybody else have a turn first: on a busy node
+    that takes longer than a write.)"""
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class LogDisk:
     """Owns an open store. `writing`: one transaction at a time, `checkpointing`: one checkpoint. `head`: of the current
     checkpoint, `lent`: of one that stays readable although another takes its place. Told are `on_repair`, when a block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import trio
 
@@ -43,7 +43,7 @@ class MemoryJournal:
     def time_ms(self) -> int:
         return self._tail.time_ms()
 
-    async def append(self, records: Sequence[bytes]) -> None:
+    async def append(self, records: Sequence[bytes], placed: Callable[[], None] = lambda: None) -> None:
         await trio.lowlevel.checkpoint()
         facts = self._residency.check(records) if self._residency else ()
         self._tail.commit(self._tail.next_block(records))

@@ -6,7 +6,7 @@ the checkpoint (the replay needs them anyway); older ones are verified when they
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from relay.core.block import GENESIS, Block
 from relay.errors import StoreDamaged, StoreForeign
 from relay.journal.api import Meta, StoreEnv, Write
 from relay.journal.database import found_in
-from relay.journal.disk import LogDisk
+from relay.journal.disk import LogDisk, held
 from relay.journal.rows import Sealer, check_link
 from relay.journal.seal import StorageRing
 from relay.journal.tail import Follower, Tail
@@ -66,9 +66,9 @@ class SoloJournal:
     def time_ms(self) -> int:
         return self._tail.time_ms()
 
-    async def append(self, records: Sequence[bytes]) -> None:
+    async def append(self, records: Sequence[bytes], placed: Callable[[], None] = lambda: None) -> None:
         disk = self._disk
-        async with disk.writing:
+        async with held(disk.writing):
             disk.store.check()
             block = self._tail.next_block(records)
             facts = disk.residency.check(records)

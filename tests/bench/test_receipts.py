@@ -21,6 +21,7 @@ def test_ratios_of_rounds_and_of_all() -> None:
     assert found["ratio_best"] == 1.05
     assert found["proven"] == 3_050 and found["unproven"] == 0
     assert found["node_cpu_us"] == [100.0, 101.6]
+    assert found["ratio_mean"] == (0.9987, 0.05) and found["node_cpu_ratio_mean"] == (1.026, 0.0263)
     assert "ratio 0.950" in told(*played[0]) and "10 a block" in told(*played[0])
 
 

@@ -92,7 +92,7 @@ async def test_what_the_disk_writer_refuses_is_refused_by_number(autojump_clock,
     async with Opened() as world:
         append = world.cell.journal.append
 
-        async def strict(items):
+        async def strict(items, placed):
             for ordinal, item in enumerate(items):
                 if b"forbidden" in item:
                     raise ResidencyError("not here", ordinal=ordinal)
@@ -164,7 +164,7 @@ async def test_a_node_without_a_majority_refuses_nothing_for_good(autojump_clock
             await world.reception(PEER, hand_over(1, seal(world.cell, bytes(32))))
 
 
-async def hang(items):
+async def hang(items, placed):
     await trio.sleep_forever()
 
 

@@ -35,5 +35,5 @@ async def test_without_an_answer_of_the_cell_nothing_can_be_said(open_cell, auto
             await cell.barrier.reach()
 
 
-async def hang(items):
+async def hang(items, placed):
     await trio.sleep_forever()

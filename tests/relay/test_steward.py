@@ -35,7 +35,7 @@ class Trouble:
                 raise StoreDamaged(f"block {index} is missing")
             return await read(index)
 
-        async def refusing(items):
+        async def refusing(items, placed):
             if fails(*items):
                 raise ResidencyError("not here")
             await append(items)

@@ -64,7 +64,7 @@ def acks_before_fsync(patch: Patch) -> None:
 def acks_before_fsync_alone(patch: Patch) -> None:
     """A cell of one commits a block, and answers for it, before the disk has it."""
 
-    async def append(journal: SoloJournal, batch: Sequence[bytes]) -> None:
+    async def append(journal: SoloJournal, batch: Sequence[bytes], placed: Callable[[], None] = lambda: None) -> None:
         disk = journal._disk
         async with disk.writing:
             disk.store.check()

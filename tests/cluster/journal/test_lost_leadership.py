@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import trio
 
 from cluster.core.raft import Role
+from relay.errors import StoreDamaged
 from tests.cluster.journal.conftest import Anything
 from tests.cluster.journal.virtual import virtual_cell, virtually
 
@@ -80,3 +83,38 @@ async def test_facts_of_blocks_that_were_not_committed_count_again_after_a_start
         chain, tip = again.journal._chain, again.journal.tip
         assert chain.last == tip + 1 and [value for _, value in chain.facts(tip + 1)] == [b"fact alone"]
         assert guards[old.name].learned == []
+
+
+@virtually
+async def test_what_goes_wrong_with_a_message_ends_the_journal_and_not_who_brought_it(tmp_path, monkeypatch):
+    async with virtual_cell(tmp_path) as world:
+        old = world.leader()
+        other = next(node for node in world.running.values() if node is not old)
+        other.may_end = True
+        honest = other.journal.raft.receive
+
+        def broken(message, now):
+            monkeypatch.setattr(other.journal.raft, "receive", honest)
+            raise StoreDamaged("block 7 is not what it was")
+
+        monkeypatch.setattr(other.journal.raft, "receive", broken)
+        await old.journal.append([b"goes on"])  # its link calls the other one's journal
+        await world.until(lambda: isinstance(other.ended, StoreDamaged))
+        await old.journal.append([b"and on"])
+
+
+@virtually
+async def test_the_next_block_is_made_while_the_one_before_waits_for_the_others(tmp_path):
+    async with virtual_cell(tmp_path) as world:
+        old = world.leader()
+        others = [node for node in world.running.values() if node is not old]
+        world.wires.part(old.name, *(node.name for node in others))
+        placed = []
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(old.journal.append, [b"%d" % number], partial(placed.append, number))
+                await trio.sleep(0.05)
+            tip, log = old.journal.tip, old.journal.raft.log
+            assert placed == [0, 1, 2] and log.last == tip + 3
+            world.wires.heal()
+        assert old.journal.tip >= tip + 3

@@ -159,7 +159,8 @@ class Federation:
     def __init__(
         self, env: RealEnv, folder: Path, places: dict[str, tuple[str, str]] = ABROAD, plain: bool = False
     ) -> None:
-        self.env, self.folder, self.places, self.plain = env, folder, places, plain
+        self.env, self.folder, self.places = env, folder, places
+        self.plain = plain or isinstance(env, MemoryNet)  # TLS is spoken on sockets
         self.listeners: dict[str, Sequence[trio.abc.Listener[trio.abc.Stream]]] = {}
         self.ports: dict[str, int] = {}
         self.root: Root

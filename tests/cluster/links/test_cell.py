@@ -124,15 +124,28 @@ async def test_the_queue_is_bounded_in_bytes_and_the_newest_is_dropped(cell: Any
     with trio.fail_after(20):
         async with cell.running("n1", "n2"):
             await cell.met("n1", "n2")
-            taken = [links.note("n2", note(number, MIB)) for number in range(12)]  # nothing is sent meanwhile
-            fit = NOTE_BYTES // len(encode_message(note(0, MIB)))
-            assert taken == [True] * fit + [False] * (12 - fit)
+            taken = [links.note("n2", note(number, MIB)) for number in range(40)]  # nothing is read meanwhile
+            fit = sum(taken)  # what is queued, and what a socket took at once
+            assert taken == [True] * fit + [False] * (40 - fit)
+            assert fit >= NOTE_BYTES // len(encode_message(note(0, MIB)))
             assert links.note("n2", note(99))  # a small one still fits
             assert await arrived(n2, fit + 1) == [*(note(number, MIB) for number in range(fit)), note(99)]
             assert links.note("n2", note(100, MIB))  # there is room again
             assert len(await arrived(n2, fit + 2)) == fit + 2
             with pytest.raises(ProtocolError, match="link message of"):
                 links.note("n2", note(0, MAX_NOTE + 2048))
+
+
+async def test_a_note_leaves_with_the_call(cell: Any) -> None:
+    """Nobody else has a turn before it is on the wire."""
+    links, n2 = cell.nodes["n1"].links, cell.nodes["n2"]
+    with trio.fail_after(20):
+        async with cell.running("n1", "n2"):
+            await cell.met("n1", "n2")
+            assert links.note("n2", note(1, 1000))
+            outgoing = links._nodes["n2"]._live
+            assert outgoing is not None and not outgoing._notes and not outgoing._unsent
+            assert await arrived(n2, 1) == [note(1, 1000)]
 
 
 async def test_queued_frames_go_out_in_few_writes(cellnet: Any) -> None:

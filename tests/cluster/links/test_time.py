@@ -96,7 +96,8 @@ async def test_who_says_nothing_holds_a_place_only_for_the_handshake(net: Any, a
     async with net.running("sueden"):
         silent = await net.env.dial("127.0.0.1", net.ports["sueden"])
         began = trio.current_time()
-        assert await silent.receive_some() == b""
+        while await silent.receive_some():
+            pass  # who is there says so at once
         assert trio.current_time() - began == pytest.approx(LINK_HANDSHAKE_S)
 
 

@@ -257,3 +257,22 @@ async def test_the_end_of_the_registrar_ends_who_waits(world: World) -> None:
 
 def test_the_logs_name_is_its_keys() -> None:
     assert log_key("norden").name == "norden.example/log"
+
+
+async def test_new_users_are_signed_before_their_batch_and_a_forgery_never_gets_into_one(world: World) -> None:
+    refused, batches = [0], [0]
+
+    def count() -> None:
+        refused[0] += 1
+
+    def batch(_: int, __: int) -> None:
+        batches[0] += 1
+
+    async with world.region() as region:
+        region.log.on_refused, region.log.on_batch = count, batch
+        for asked in (ask(first(1), user_key(2)), b"nonsense"):
+            with pytest.raises((BadSignature, OperatorError)):
+                await region.log.enrol(asked)
+        assert (refused, batches, region.registry.head.size) == ([1], [0], 1)
+        await region.log.enrol(request(1))
+        assert (refused, batches, region.registry.head.size) == ([1], [1], 3)

@@ -97,3 +97,23 @@ async def test_only_a_socket_can_be_secured() -> None:
     memory, _ = trio.testing.memory_stream_pair()
     with pytest.raises(TypeError, match="on sockets"):
         TlsStream(memory, contexts()[0])
+
+
+async def test_both_ends_and_what_is_written_without_waiting() -> None:
+    """As links between nodes have it: the dialer's end is one of ours, too, and its frames leave with the call."""
+    server, client = contexts()
+    client.check_hostname = False
+    near, far = trio.socket.socketpair()
+    dialer = TlsStream(trio.SocketStream(near), client, server_side=False)
+    listener = TlsStream(trio.SocketStream(far), server)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dialer.do_handshake)
+            nursery.start_soon(listener.do_handshake)
+        assert dialer.peer_certificate() and listener.peer_certificate() is None
+        assert dialer.write([b"one", b"two"]) == 6
+        assert await listener.receive_some() == b"onetwo"
+        await listener.send_all(b"three")
+        assert await dialer.receive_some() == b"three"
+    await trio.aclose_forcefully(dialer)
+    await trio.aclose_forcefully(listener)

@@ -46,6 +46,23 @@ async def test_appends_come_back_in_order_in_one_chain(open_journal) -> None:
         assert await take(journal, base + 1, 2) == blocks[1:] == whole[-2:]
 
 
+async def test_what_has_its_place_comes_before_what_is_appended_next(open_journal) -> None:
+    async with open_journal() as journal:
+        base = journal.tip
+        async with trio.open_nursery() as nursery:
+            for number in range(30):
+                placed = trio.Event()
+
+                async def append(record: bytes, placed: trio.Event) -> None:
+                    await journal.append([record], placed.set)
+                    placed.set()
+
+                nursery.start_soon(append, b"%d" % number, placed)
+                await placed.wait()
+        blocks = [await journal.read(index) for index in range(base + 1, journal.tip + 1)]
+        assert [record for block in blocks for record in block.records] == [b"%d" % number for number in range(30)]
+
+
 async def test_follow_waits_for_what_is_appended_later(open_journal) -> None:
     async with open_journal() as journal:
         base = journal.tip

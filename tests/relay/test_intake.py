@@ -1,0 +1,67 @@
+"""The intake alone: what it takes, and in which batches it goes on."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from relay.errors import Overloaded, ResidencyError
+from relay.intake import Intake
+from relay.limits import INTAKE_AHEAD
+from relay.observe.metrics import Metrics
+
+
+async def test_a_full_intake_says_so_and_takes_nothing():
+    intake = Intake(None, Metrics(), max_bytes=100)
+    intake.offer([bytes(60)])
+    with pytest.raises(Overloaded):
+        intake.offer([bytes(60)])
+
+
+async def test_a_batch_follows_as_soon_as_the_one_before_has_its_place(autojump_clock):
+    class Slow:
+        log, tip, first = [], 0, 1
+
+        async def append(self, items, placed):
+            self.log.append(items)
+            await trio.sleep(1)
+            placed()
+            await trio.sleep(99)
+
+    journal = Slow()
+    intake = Intake(journal, Metrics(), max_bytes=2 * INTAKE_AHEAD)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.run)
+        intake.offer([b"0"])
+        for _ in range(1, 2 * INTAKE_AHEAD):
+            await trio.sleep(0.6)
+            intake.offer([b"x"])
+        assert journal.log[:3] == [[b"0"], [b"x"], [b"x", b"x"]]  # natural group commit
+        await trio.sleep(50)
+        assert len(journal.log) == INTAKE_AHEAD  # the others wait
+        with pytest.raises(Overloaded):  # what is under way takes room, too
+            intake.offer([b"one more"])
+        await trio.sleep(200)
+        assert sum(map(len, journal.log)) == 2 * INTAKE_AHEAD
+        intake.offer([b"one more"])
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_the_disk_writer_refuses_hurts_only_its_own_batch(autojump_clock):
+    class Strict:
+        log, tip, first = [], 0, 1
+
+        async def append(self, items, placed=None):
+            await trio.lowlevel.checkpoint()
+            if b"foreign" in items:
+                raise ResidencyError("not here")
+            self.log += items
+
+    journal, told = Strict(), []
+    intake = Intake(journal, Metrics())
+    intake.offer([b"one"])
+    intake.offer([b"two", b"foreign"], told.append)
+    intake.offer([b"three"])
+    with trio.move_on_after(1):
+        await intake.run()
+    assert journal.log == [b"one", b"three"] and len(told) == 1
