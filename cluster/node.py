@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,7 @@ from cluster.control import CellControl, cell_pages
 from cluster.control.pages import Erasing
 from cluster.control.views import control_of
 from cluster.core.linkwire import federation_id
+from cluster.core.raft import Members
 from cluster.credentials import OwnCredentials
 from cluster.directory.federation import FederationDirectory
 from cluster.env import NodeEnv, clients_that_fit
@@ -28,10 +30,12 @@ from cluster.journal import RaftJournal, open_raft
 from cluster.journal.cell import majority_of
 from cluster.links import Links
 from cluster.notary import Notary
+from cluster.onlookers import Onlookers
 from cluster.readiness import MAJORITY, Readiness
 from cluster.rootfile import RootFile
 from cluster.stopping import Stop
 from cluster.switchboard import Switchboard
+from cluster.trail import Noting, Trail, unnoted
 from relay.barrier import Barrier
 from relay.certificates import certify
 from relay.core import records
@@ -51,7 +55,7 @@ from relay.journal.files import STORE_FILE, check_repaired
 from relay.journal.scrub import Scrubber
 from relay.journal.seal import StorageRing
 from relay.journal.solo import SoloJournal, open_solo
-from relay.observe.admin import serve_admin
+from relay.observe.admin import Answer, Page, serve_admin
 from relay.observe.metrics import Metrics
 from relay.office import Office
 from relay.ports import Env, Journal
@@ -62,6 +66,7 @@ OwnJournal = RaftJournal | SoloJournal
 DIRECTORY_FILE = "directory.sqlite"  # in the data directory, beside the store
 _REPLAY_S = 600.0  # seconds for what follows the checkpoint to be applied; the checkpoint bounds how much that is
 _SAVE_S = 30.0  # seconds for the last checkpoint of a stopping node
+_MEMBERS_S = 0.5  # seconds between two looks at who is in the cell, for the audit log
 _RETIRE_S = 2.0  # seconds for another node to take over the leadership of a stopping one
 
 
@@ -101,6 +106,12 @@ class Kit:
     ring: StorageRing
     root: RootFile | None = None  # the simulator has no files
     certify: Certify = certify
+    trail: Trail | None = None  # the simulator has no files
+
+    @property
+    def note(self) -> Noting:
+        """How to note something in the audit log."""
+        return self.trail.note if self.trail is not None else unnoted
 
 
 class Node:
@@ -146,6 +157,8 @@ class Node:
             pass  # what is wrong with them is told now; nobody is let in who would only wait
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._directory.failed)
+            if isinstance(self._journal, RaftJournal) and self._kit.trail is not None:
+                nursery.start_soon(_watch_members, self._journal, self._kit.trail.note)
             nursery.start_soon(self._delivery.run)
             readiness.say(MAJORITY)
             await self._meet_the_cell()
@@ -282,10 +295,15 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
     async with trio.open_nursery() as base:
         await _open_faces(config, kit, base, metrics, lambda: readiness.reason, lambda: control[0], erasing)
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
+        if kit.trail is not None:
+            switchboard.onlookers = Onlookers(kit.trail, root, kit.certify, links)
+            base.start_soon(switchboard.onlookers.run)
         base.start_soon(readiness.give_up, stop.asked, base.cancel_scope)
         readiness.say("joining the cell")
         async with _open_journal(config, kit, links, switchboard) as journal:
             control[0] = control_of(journal, own.cell, own.name)
+            store = journal.disk.store.meta.store.hex()
+            kit.note("store.open", "node", store=store, log=journal.log_id.hex(), first=journal.first, tip=journal.tip)
             with found_in(paths.data / STORE_FILE):
                 room = await load_mailroom(journal, own.cell)
             delivery, intake = Delivery(journal, room, metrics, env.clock), Intake(journal, metrics)
@@ -302,6 +320,19 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
                 await _serve_to_the_end(node, journal, stop, readiness)
         _log.info("stopped", tip=journal.tip)
         base.cancel_scope.cancel()
+
+
+async def _watch_members(journal: RaftJournal, note: Noting) -> None:
+    """Note who is in the cell, by what is committed here, whenever it has changed; until cancelled."""
+    noted: Members | None = None
+    while True:
+        members = journal.raft.log.members_upto(journal.tip)
+        if members != noted:
+            noted = members
+            voters = [f"{one.node} {one.store.hex()}" for one in members.voters]
+            learners = [f"{one.node} {one.store.hex()}" for one in members.learners]
+            note("cell.members", "cell", block=journal.tip, voters=voters, learners=learners)
+        await trio.sleep(_MEMBERS_S)
 
 
 async def _serve_to_the_end(node: Node, journal: OwnJournal, stop: Stop, readiness: Readiness) -> None:
@@ -327,7 +358,11 @@ async def _open_faces(
     """The admin port, which shows; and the control socket, which also takes orders."""
     listen = config.listen
     faces = await listen_at(kit.env, "admin", listen.admin)
-    await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=False, erasing=erasing))
+    pages = cell_pages(control, orders=False, erasing=erasing)
+    if (trail := kit.trail) is not None:
+        pages["/audit"] = Page(lambda: Answer(HTTPStatus.OK, trail.checkpoint()))
+    await nursery.start(serve_admin, faces, metrics, ready, pages)
     if listen.control is not None:
         faces = await listen_at(kit.env, "control", listen.control)
-        await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=True, erasing=erasing))
+        pages = cell_pages(control, orders=True, erasing=erasing, note=kit.note)
+        await nursery.start(serve_admin, faces, metrics, ready, pages)

@@ -8,6 +8,7 @@ from cluster.core.linkwire import CellNote, Peer
 from cluster.handover import Reception
 from cluster.journal.cell import Cell
 from cluster.notary import Notary
+from cluster.onlookers import Onlookers
 from relay.errors import Overloaded
 from relay.office import Office
 
@@ -22,6 +23,7 @@ class Switchboard:
         self.office: Office | None = None
         self.reception: Reception | None = None
         self.notary: Notary | None = None
+        self.onlookers: Onlookers | None = None
 
     async def answer(self, peer: Peer, message: linkwire.Request) -> linkwire.Answer:
         """Answer one request. Raises PosthouseError, which the link turns into a LinkFault."""
@@ -32,6 +34,9 @@ class Switchboard:
         elif isinstance(message, linkwire.Attest | linkwire.ProveThere):
             if self.notary is not None:
                 return await self.notary.answer(peer, message)
+        elif isinstance(message, linkwire.AuditHead):
+            if self.onlookers is not None:
+                return await self.onlookers.answer(peer, message)
         elif isinstance(message, linkwire.CELL_REQUESTS):
             if self.cell is not None:
                 return await self.cell.answer(peer, message)

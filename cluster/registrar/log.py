@@ -18,10 +18,10 @@ from outcome import Error, Outcome, Value
 
 from cluster.core.homelog import Enrolled, Standing
 from cluster.core.tlog import Note, TooFewWitnesses
-from cluster.enrolment import Asked, check_registrar, read_request, sign_next
+from cluster.enrolment import Asked, change_of, check_registrar, noted, read_request, sign_next
 from cluster.registrar.choir import Choir
 from cluster.registrar.store import Registry
-from cluster.registrar.tables import Found
+from cluster.registrar.tables import Found, Head
 from relay.core.trust import HomeRecord, Root
 from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError
 from relay.limits import REGISTRAR_BATCH, REGISTRAR_QUEUE
@@ -59,9 +59,11 @@ class _Batch:
     records: list[HomeRecord] = field(default_factory=list)
     newest: dict[bytes, HomeRecord] = field(default_factory=dict)  # by user
     answers: dict[_Wish, tuple[HomeRecord, int]] = field(default_factory=dict)
+    actions: list[str] = field(default_factory=list)  # as the audit log says them
     _made: dict[bytes, tuple[HomeRecord, int]] = field(default_factory=dict)  # by digest
 
-    def add(self, wish: _Wish, record: HomeRecord) -> None:
+    def add(self, wish: _Wish, record: HomeRecord, last: HomeRecord | None) -> None:
+        self.actions.append(noted(change_of(record, last), record.user, record.version))
         self._made[record.digest] = self.answers[wish] = record, self.size + len(self.records)
         self.newest[record.user] = record
         self.records.append(record)
@@ -88,6 +90,7 @@ class RegionLog:
     registrar: SigningKey
     now_ms: Callable[[], int]
     on_batch: Callable[[int, int], None] = lambda logged, refused: None
+    on_logged: Callable[[Head, list[str]], None] = lambda head, actions: None  # durable, and nobody was told yet
     on_refused: Callable[[], None] = lambda: None  # before it came into a batch
     _waiting: deque[_Wish] = field(default_factory=deque)
     _bytes: int = 0
@@ -200,11 +203,12 @@ class RegionLog:
             try:
                 if not batch.repeats(wish, known):
                     last = batch.newest.get(wish.asked.user, known.newest)
-                    batch.add(wish, wish.first or self._sign(wish.asked, last))
+                    batch.add(wish, wish.first or self._sign(wish.asked, last), last)
             except PosthouseError as error:
                 wish.end(Error(error))
         if batch.records:
             head = await self.registry.append(batch.records, self.now_ms())
+            self.on_logged(head, batch.actions)
             self.choir.present(head.note)
         self.on_batch(len(batch.records), len(wishes) - len(batch.answers))
         if batch.answers:

@@ -22,8 +22,9 @@ FRESH = Freshness(NOW // 1000, 60)
 
 
 async def test_a_user_from_the_first_record_to_another_key(world: World) -> None:
-    trust = world.trust("norden", 2)
+    trust, noted = world.trust("norden", 2), list[str]()
     async with world.region() as region:
+        region.log.on_logged = lambda head, actions: noted.extend(action.split()[0] for action in actions)
         answer = await region.log.enrol(request(1))
         record, proven = verify_stapled_home(answer.signed, answer.staple, ROOT, trust, None, NOW)
         assert proven.index == 1 and proven.checkpoint.size == 3 and len(proven.times) == 2
@@ -39,6 +40,7 @@ async def test_a_user_from_the_first_record_to_another_key(world: World) -> None
             answer = await region.log.enrol(ask(following(record, **more), signer))
             record, _ = verify_stapled_home(answer.signed, answer.staple, ROOT, trust, record, NOW)
         assert record.version == 5 and [one.id for one in record.devices] == [laptop.id]
+        assert noted == ["enrol", "add", "revoke", "rotate-user", "renew"]
         with pytest.raises(BadSignature):
             await region.log.enrol(ask(following(record), user_key(1)))
         standing = await region.log.standing(record.user)
