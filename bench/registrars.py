@@ -24,7 +24,7 @@ from bench.machine import cpu_s
 from bench.users import request_of
 from cluster.config_keys import Address
 from cluster.core.homelog import read_answers, read_enrolled, verify_stapled_home
-from cluster.core.tlog import TooFewWitnesses, parse_checkpoint, parse_note
+from relay.core.tlog import TooFewWitnesses, parse_checkpoint, parse_note
 from cluster.env import RealEnv
 from cluster.local.make import make_federation
 from cluster.registrar.asking import Registrar
