@@ -103,9 +103,9 @@ def derive(seed: int, **fixed: Any) -> Options:
     if fixed.get("regions", chosen.get("regions", 3)) > 1 and moving.random() < 0.5:
         every["move"] = round(moving.uniform(3.0, 20.0), 6)
     lying = Random(f"{seed}/liar")
-    if fixed.get("regions", chosen.get("regions", 3)) > 1 and lying.random() < 0.35:
+    if fixed.get("regions", chosen.get("regions", 3)) > 1 and lying.random() < 0.5:
         chosen["liar"] = lying.choice(REGIONS[: fixed.get("regions", chosen.get("regions", 3))])
-        chosen["lies"] = round(lying.uniform(0.02, 0.3), 6)
+        chosen["lies"] = round(lying.uniform(0.1, 0.4), 6)
         chosen["lookups"] = max(chosen["lookups"], 0.2)
     if fixed.get("liar", chosen.get("liar")):  # what was seen is asked for again, and not all of it is in memory
         chosen["limits"] |= {"DIRECTORY_CACHE": 4 * KIB, "DIRECTORY_FRESH": 5 * SECOND}
