@@ -12,7 +12,7 @@ import structlog
 from relay.core import records
 from relay.core.codec import encode
 from relay.core.envelope import To, read_header
-from relay.core.trust import HomeRecord, Root, read_home, verify_move
+from relay.core.trust import HomeRecord, Root, check_stapled, read_home, verify_move
 from relay.core.wire import Code
 from relay.delivery import Delivery
 from relay.errors import NeverAtHome, ProtocolError, TrustError
@@ -78,6 +78,8 @@ class Batch:
         known = self._known(homes[-1].user)
         if known is not None:
             verify_move(chain[: known.version], self._root, known)
+        if known is None or known.version < homes[-1].version:
+            check_stapled(homes[-1], self._root)
         if all(home.cell != self._state.cell for home in homes):
             raise _NeverHere
         self._coming |= {device.id: home.user for home in homes for device in home.devices}

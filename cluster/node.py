@@ -25,6 +25,7 @@ from cluster.directory.federation import FederationDirectory
 from cluster.env import NodeEnv, clients_that_fit
 from cluster.erasure import Erasures
 from cluster.forwarder import Forwarders
+from cluster.halts import Halts, registrars_of
 from cluster.handover import LinksAbroad, Reception
 from cluster.journal import RaftJournal, open_raft
 from cluster.journal.cell import majority_of
@@ -142,6 +143,7 @@ class Node:
         self._office = Office(
             identity, config.root, delivery, self._intake, directory, abroad, metrics, self._notary
         )
+        self._office.halted = switchboard.check
         self._reception = Reception(config.root, delivery, intake, barrier, self._office, directory)
         self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         self._forwarders.taken_over = lambda header: directory.stale(header.to)
@@ -283,17 +285,21 @@ async def _open_journal(
 async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], None]) -> None:
     """One life of a node. Raises PosthouseError, in a group; Rejoin where the next life is due."""
     own, paths, root, env = config.node, config.paths, config.root, kit.env
-    metrics, switchboard = Metrics(), Switchboard()
+    metrics = Metrics()
+    halts = Halts(root, own.region, paths.data, metrics)
+    switchboard = Switchboard(halts.check)
     metrics.certificate_expires.set_function(lambda: kit.credentials.expires_ms / 1000)
     metrics.root_fresh.set_function(lambda: (kit.root.trusted if kit.root else root).payload.fresh_until / 1000)
     readiness = Readiness(ready)
     control: list[CellControl | None] = [None]
     erasing = Erasing()
-    links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)
+    links = Links(env, root, kit.credentials.peer, kit.credentials, metrics, halts.check)
     if kit.root is not None:
         links.lapsed = kit.root.lapsed
     async with trio.open_nursery() as base:
-        await _open_faces(config, kit, base, metrics, lambda: readiness.reason, lambda: control[0], erasing)
+        await _open_faces(config, kit, base, metrics, readiness, halts, lambda: control[0], erasing)
+        if registrars := registrars_of(root):
+            base.start_soon(halts.watch, registrars)
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
         if kit.trail is not None:
             switchboard.onlookers = Onlookers(kit.trail, root, kit.certify, links)
@@ -352,17 +358,17 @@ async def _serve_to_the_end(node: Node, journal: OwnJournal, stop: Stop, readine
 
 
 async def _open_faces(
-    config: NodeConfig, kit: Kit, nursery: trio.Nursery, metrics: Metrics, ready: Callable[[], str | None],
+    config: NodeConfig, kit: Kit, nursery: trio.Nursery, metrics: Metrics, readiness: Readiness, halts: Halts,
     control: Callable[[], CellControl | None], erasing: Erasing,
 ) -> None:
     """The admin port, which shows; and the control socket, which also takes orders."""
-    listen = config.listen
-    faces = await listen_at(kit.env, "admin", listen.admin)
+    ready, warning = lambda: readiness.reason, lambda: halts.warning
+    faces = await listen_at(kit.env, "admin", config.listen.admin)
     pages = cell_pages(control, orders=False, erasing=erasing)
     if (trail := kit.trail) is not None:
         pages["/audit"] = Page(lambda: Answer(HTTPStatus.OK, trail.checkpoint()))
-    await nursery.start(serve_admin, faces, metrics, ready, pages)
-    if listen.control is not None:
-        faces = await listen_at(kit.env, "control", listen.control)
+    await nursery.start(serve_admin, faces, metrics, ready, pages, warning)
+    if config.listen.control is not None:
+        faces = await listen_at(kit.env, "control", config.listen.control)
         pages = cell_pages(control, orders=True, erasing=erasing, note=kit.note)
-        await nursery.start(serve_admin, faces, metrics, ready, pages)
+        await nursery.start(serve_admin, faces, metrics, ready, pages, warning)

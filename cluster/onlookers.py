@@ -12,8 +12,8 @@ import trio
 from cluster.core import linkwire
 from cluster.core.auditlog import whose_log
 from cluster.core.linkwire import Peer
-from cluster.core.tlog import ED25519, Checkpoint, LogError, Trust, VerifierKey, parse_checkpoint, parse_note
-from cluster.core.tlog import verify_checkpoint
+from relay.core.tlog import ED25519, Checkpoint, LogError, Trust, VerifierKey, parse_checkpoint, parse_note
+from relay.core.tlog import verify_checkpoint
 from cluster.links import Links
 from cluster.trail import Trail
 from relay.core.receipts import Certify

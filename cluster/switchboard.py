@@ -3,6 +3,8 @@ serves, since a node may need its cell to start."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cluster.core import linkwire
 from cluster.core.linkwire import CellNote, Peer
 from cluster.handover import Reception
@@ -16,9 +18,11 @@ _SOON_MS = 500  # when to ask a starting node again
 
 
 class Switchboard:
-    """The handler behind the links. What is not there yet is answered with Overloaded."""
+    """The handler behind the links. What is not there yet is answered with Overloaded. `check` raises Refused for a
+    cell that is not answered at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[str], None] = lambda cell: None) -> None:
+        self.check = check
         self.cell: Cell | None = None
         self.office: Office | None = None
         self.reception: Reception | None = None
@@ -27,6 +31,7 @@ class Switchboard:
 
     async def answer(self, peer: Peer, message: linkwire.Request) -> linkwire.Answer:
         """Answer one request. Raises PosthouseError, which the link turns into a LinkFault."""
+        self.check(peer.cell)
         if isinstance(message, linkwire.CellEphemeral):
             if self.office is not None:
                 self.office.deliver_ephemeral(message.user, message.from_user, message.from_device, message.payload)

@@ -22,7 +22,7 @@ from cluster.core.auditlog import (
     BEGUN, DONE, FAILED, LET_GO, OPENING, REFUSED, REGISTRAR, SEEN, About, AuditBroken, Entry, Place, follow, lines_of,
     opening, origin_of, read_opening, write_line,
 )  # fmt: skip
-from cluster.core.tlog import ED25519, Frontier, SignerKey
+from relay.core.tlog import ED25519, Frontier, SignerKey
 from relay.errors import BadSignature, DiskFailed, OperatorError, PosthouseError, StoreDamaged, StoreLocked
 from relay.journal.files import sync_directory, sync_names
 from relay.journal.mark import sync_handle

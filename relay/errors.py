@@ -6,7 +6,8 @@
     │   ├── AuthError          the proof of a device key did not hold
     │   │   └── DeviceRevoked  a newer home record does not list it any more
     │   └── Refused            one request was refused; the connection goes on
-    │       └── MovedAway      the device's user is at home elsewhere: carries the records that say so
+    │       ├── MovedAway      the device's user is at home elsewhere: carries the records that say so
+    │       └── RegionHalted   that region's log forked: nothing goes there, or comes from there
     ├── TrustError             a signature, chain, version or expiry did not hold; never retried
     │   ├── BadSignature
     │   │   └── ForeignDevice  a device in a home record, whose key has not signed for that
@@ -96,6 +97,13 @@ class Refused(ClientError):
         self.retry_after_ms = retry_after_ms
         self.cell = cell
         self.limit = limit
+
+
+class RegionHalted(Refused):
+    """Nothing goes to that region, nor comes from it: its log is proven to have forked (cluster.halts)."""
+
+    def __init__(self, code: int, text: str, cell: str) -> None:
+        super().__init__(code, text, "It waits until that region has a new log", 60_000, cell=cell)
 
 
 class MovedAway(Refused):

@@ -148,6 +148,7 @@ MAX_PROOF: Final = 63  # hashes of one proof: the height of the greatest tree; t
 MAX_SIGNATURES: Final = 64  # signatures of one note; the format asks for 16, 20 regions that rotate have 40
 MAX_SIGNED_NOTE: Final = 128 * KIB  # bytes of a note: 16 post-quantum signatures that we pass over still fit
 MAX_KEY_NAME: Final = 255  # bytes of a key's name, and of a log's origin
+MAX_FORKS: Final = 256  # proofs of forks that a registrar shows: as many logs as a federation has regions
 MAX_STAPLE: Final = 8 * KIB  # bytes of a proof that travels with a record; 2 KiB is the aim at 1,000,000 entries
 
 # --- audit logs ----------------------------------------------------------------------------------

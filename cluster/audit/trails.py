@@ -13,7 +13,7 @@ from cluster.core.auditlog import (
     LET_GO, OPENING, REGISTRAR, SEEN, AuditBroken, Entry, Kept, Place, follow, lines_of, read_opening, verify_kept,
     whose_log,
 )  # fmt: skip
-from cluster.core.tlog import VerifierKey, parse_checkpoint, parse_note
+from relay.core.tlog import VerifierKey, parse_checkpoint, parse_note
 from cluster.trail import DIRECTORY, SUFFIX, files_in
 from relay.certificates import certify
 from relay.core.trust import Root

@@ -21,11 +21,11 @@ from typing import Final
 
 import msgspec
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     ED25519, Checkpoint, Frontier, Malformed, Note, Signature, SignerKey, VerifierKey, leaf_hash, verify_checkpoint,
     Trust, parse_note,
 )  # fmt: skip
-from cluster.core.tlog.text import base64, unbase64
+from relay.core.tlog.text import base64, unbase64
 from relay.errors import BadSignature, TrustError
 from relay.limits import MAX_AUDIT_LINE
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from cluster.core.tlog import Fork
+from relay.core.tlog import Fork
 from cluster.env import RealEnv
 from cluster.kept import hold_data, keep_root
 from cluster.registrar.choir import Choir

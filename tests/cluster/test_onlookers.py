@@ -15,7 +15,7 @@ from cluster import trail as trails
 from cluster.audit.trails import hold_together, read_log
 from cluster.control import cell_pages
 from cluster.core.linkwire import AuditHead, Done, Peer
-from cluster.core.tlog import ED25519, Checkpoint, SignerKey
+from relay.core.tlog import ED25519, Checkpoint, SignerKey
 from cluster.onlookers import Onlookers
 from cluster.trail import DIRECTORY, Trail, files_in, open_trail
 from relay.core.receipts import Certified

@@ -19,8 +19,8 @@ import trio
 
 from cluster.audit.trails import check_key, read_log
 from cluster.core.auditlog import Entry
-from cluster.core.homelog import Enrolled, verify_stapled_home
-from cluster.core.tlog import TooFewWitnesses
+from cluster.core.homelog import verify_stapled_home
+from relay.core.tlog import TooFewWitnesses
 from cluster.env import RealEnv
 from cluster.local.home import read_root
 from cluster.local.make import make_federation
@@ -30,7 +30,7 @@ from cluster.registrar.endpoints import caller
 from cluster.trail import files_in
 from relay.client import Card
 from relay.core.codec import encode, pack
-from relay.core.trust import read_home
+from relay.core.trust import StapledHome, read_home
 from relay.errors import Overloaded, PeerError, PosthouseError
 from tests.cluster.registrar.site import first, user_key
 
@@ -116,7 +116,7 @@ def actions(log: Path, root: Path) -> list[str]:
     return [action for some in found if isinstance(some, list) for action in some]
 
 
-async def enrol_patiently(registrar: Registrar, asked: bytes) -> Enrolled:
+async def enrol_patiently(registrar: Registrar, asked: bytes) -> StapledHome:
     with trio.fail_after(60):
         while True:
             try:
@@ -227,7 +227,7 @@ async def test_killed_under_load_nothing_answered_is_missing_and_no_witness_sees
     directory: Path, rounds: int
 ) -> None:
     registrar = registrar_of(directory)
-    answered: list[Enrolled] = []
+    answered: list[StapledHome] = []
     numbers = iter(range(1_000, 100_000))
 
     async def load(until: trio.Event) -> None:

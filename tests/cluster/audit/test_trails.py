@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cluster import trail as trails
 from cluster.audit.trails import Log, hold_together, read_log
 from cluster.core.auditlog import Entry, origin_of
-from cluster.core.tlog import ED25519, Checkpoint, SignerKey, Trust, open_checkpoint
+from relay.core.tlog import ED25519, Checkpoint, SignerKey, Trust, open_checkpoint
 from cluster.trail import DIRECTORY, Trail, acting, files_in, open_trail
 from relay.errors import DiskFailed, OperatorError, StoreDamaged, StoreLocked
 

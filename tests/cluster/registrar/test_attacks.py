@@ -16,9 +16,9 @@ from aics_witness.store import WitnessStore
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cluster.core.homelog import (
-    Freshness, check_fresh, home_entry, verify_newest, verify_stapled_home, verify_unknown,
+    Freshness, check_fresh, verify_newest, verify_stapled_home, verify_unknown,
 )  # fmt: skip
-from cluster.core.tlog import (
+from relay.core.tlog import (
     BadProof, Checkpoint, Fork, OldEpoch, Proven, StaleCheckpoint, TooFewWitnesses, Trust, UnknownKey,
     parse_add_checkpoint, parse_note, parse_staple, verify_staple,
 )  # fmt: skip
@@ -27,10 +27,10 @@ from cluster.registrar.endpoints import caller
 from cluster.registrar.gossip import Gossip, HttpDoor
 from cluster.registrar.http import Caller
 from cluster.registrar.witness import open_witness
-from relay.core.trust import read_home, sign_home
+from relay.core.trust import home_entry, read_home, sign_home
 from relay.errors import BadSignature, PeerError
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import Book, key
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import Book, key
 from tests.cluster.registrar.site import (
     NOW, ROOT, World, ask, first, following, log_key, registrar_key, request, user_key, witness_key,
 )  # fmt: skip
