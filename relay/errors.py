@@ -16,6 +16,7 @@
     │   │   └── Backdated      a home record that begins before the one that it follows
     │   ├── Overreach          the key that signed may not change that
     │   ├── NotReleased        a move that the region which is left has not agreed to
+    │   ├── NeverAtHome        a cell sends on mail for somebody who never was at home there
     │   ├── Rollback
     │   ├── MixAndMatch
     │   ├── FastForward        a version that leaves no room for those after it
@@ -143,6 +144,10 @@ class Overreach(TrustError):
 
 class NotReleased(TrustError):
     """A move that the region which is left has not agreed to."""
+
+
+class NeverAtHome(TrustError):
+    """A cell sends on what is for somebody who never was at home there."""
 
 
 class Rollback(TrustError):
