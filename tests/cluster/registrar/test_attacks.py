@@ -213,6 +213,17 @@ async def test_a_split_view_is_found_by_gossip_within_one_round(world: World) ->
         assert (await sauda.add_checkpoint(ONE.request(30, 40).encode())).status == HTTPStatus.UNPROCESSABLE_ENTITY
 
 
+async def test_a_split_view_is_found_where_the_shorter_side_ends_at_a_power_of_two(world: World) -> None:
+    """A consistency proof says nothing of the old root there (found by the simulator)."""
+    sauda, vika = world.witnesses["sauda"], world.witnesses["vika"]
+    await sauda.add_checkpoint(ONE.request(0, 32).encode())
+    await vika.add_checkpoint(OTHER.request(0, 40).encode())
+    told: list[Fork] = []
+    sauda.on_fork = lambda origin, fork: told.append(fork)  # type: ignore[misc]
+    await Gossip(sauda, {"vika": world.door("vika")}, {LOG.name: tiles_of(OTHER)}).look()
+    assert [parse_note(fork.first) for fork in told] == [ONE.note(32)]
+
+
 async def test_gossip_about_an_honest_log_finds_nothing(world: World) -> None:
     sauda, vika = world.witnesses["sauda"], world.witnesses["vika"]
     await sauda.add_checkpoint(ONE.request(0, 30).encode())
