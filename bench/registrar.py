@@ -19,8 +19,8 @@ from nacl.signing import SigningKey
 
 from bench.lookups import cached_us
 from bench.users import request_of
-from cluster.core.homelog import Freshness, read_entry, verify_newest, verify_stapled_home
-from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust
+from cluster.core.homelog import Freshness, read_entry, verify_newest
+from relay.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust
 from cluster.federation.keys import new_signer
 from cluster.federation.making import Keyring, make_federation_root
 from cluster.registrar.choir import Choir
@@ -28,7 +28,9 @@ from cluster.registrar.log import RegionLog
 from cluster.registrar.store import open_registry
 from cluster.registrar.witness import Witness, open_witness
 from relay.core.codec import digest, encode
-from relay.core.trust import Root, RootCell, RootRegion, read_home, verify_root
+from relay.core.trust import (
+    Policy, Root, RootCell, RootRegion, read_home, staple_home, trust_of, verify_chain, verify_root,
+)  # fmt: skip
 from relay.journal.portal import open_portal
 
 _REGION: Final = "norden"
@@ -71,23 +73,38 @@ class _Door:
         await trio.lowlevel.checkpoint()
         return self._witness.seen(origin)
 
+    async def forks(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._witness.forks()
+
 
 def _key(name: str, kind: int) -> SignerKey:
     return SignerKey(name, kind, digest(name.encode()))
 
 
-def make_root(registrar: SigningKey, now_ms: int) -> Root:
-    region = RootRegion(_REGION, b"", bytes(registrar.verify_key), (RootCell(f"{_REGION}/1", ()),))
-    one, two, three, four = (new_signer(digest(name)) for name in (b"root", b"keeper", b"online", b"region"))
-    keys = Keyring((one,), (two,), three, {_REGION: four})
-    return verify_root(make_federation_root("bench", [region], keys, now_ms), now_ms)
+def make_root(
+    registrar: SigningKey, now_ms: int, log: SignerKey | None = None, witnesses: Sequence[SignerKey] = ()
+) -> Root:
+    """It names the log of the region, if there is one, and the other regions as its witnesses."""
+    public, policy, named = bytes(registrar.verify_key), Policy(quorum=len(witnesses)), str(log.verifier) if log else ""
+    regions = [
+        RootRegion(_REGION, b"", public, (RootCell(f"{_REGION}/1", ()),), named, policy=policy),
+        *(
+            RootRegion(name, b"", public, (), witness_key=str(key.verifier))
+            for name, key in zip(_WITNESSES, witnesses, strict=False)
+        ),
+    ]
+    one, two, three = (new_signer(digest(name)) for name in (b"root", b"keeper", b"online"))
+    keys = Keyring((one,), (two,), three, {region.name: new_signer(digest(region.name.encode())) for region in regions})
+    return verify_root(make_federation_root("bench", regions, keys, now_ms), now_ms)
 
 
 @asynccontextmanager
 async def _open(directory: Path, now_ms: int) -> AsyncIterator[tuple[RegionLog, Root, Trust]]:
     log, registrar = _key("bench/log", ED25519), SigningKey(bytes(32))
-    root, keys = make_root(registrar, now_ms), [_key(f"{name}/witness", COSIGNATURE) for name in _WITNESSES]
-    trust = Trust(log.verifier, tuple(key.verifier for key in keys), len(keys))
+    keys = [_key(f"{name}/witness", COSIGNATURE) for name in _WITNESSES]
+    root = make_root(registrar, now_ms, log, keys)
+    trust = trust_of(root, _REGION)
     async with AsyncExitStack() as stack:
         portal = await stack.enter_async_context(open_portal())
         doors = []
@@ -137,11 +154,12 @@ async def measure(directory: Path, users: int, at_once: int) -> Figures:
         seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
         batches = log.registry.head.epoch
         pairs = [*zip(last[::2], last[1::2], strict=True)]
+        stapled = [(read_home(signed).user, staple_home(signed, staple)) for signed, staple in pairs]
         begun = time.thread_time()
-        for signed, staple in pairs:
-            verify_stapled_home(signed, staple, root, trust, None, now_ms)
+        for user, data in stapled:  # what a relay or a client does with the answer to a lookup
+            verify_chain([data], root, now_ms, user)
         verify_staple_us = (time.thread_time() - begun) / len(pairs) * 1e6
-        records = [read_home(signed) for signed, _ in pairs]
+        records = [read_home(data) for _, data in stapled]
         begun = time.perf_counter()
         proofs = [(await log.standing(record.user)).evidence for record in records]
         prove_us = (time.perf_counter() - begun) / len(pairs) * 1e6

@@ -24,7 +24,7 @@ from bench.machine import cpu_s
 from bench.users import request_of
 from cluster.config_keys import Address
 from cluster.core.homelog import read_answers, read_enrolled, verify_stapled_home
-from cluster.core.tlog import TooFewWitnesses, parse_checkpoint, parse_note
+from relay.core.tlog import TooFewWitnesses, parse_checkpoint, parse_note
 from cluster.env import RealEnv
 from cluster.local.make import make_federation
 from cluster.registrar.asking import Registrar
@@ -79,23 +79,27 @@ def _of(directory: Path, region: str) -> Path:
 
 
 @contextmanager
-def _running(directory: Path) -> Iterator[dict[str, int]]:
-    """Process ids by region."""
+def _running(directory: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """By region."""
     with ExitStack() as stack:
-        pids = {}
+        processes = {}
         for region in REGIONS:
             log = stack.enter_context((directory / f"{region}.log").open("ab"))
             words = [sys.executable, "-m", "cluster.cli", "registrar", "run", str(_of(directory, region))]
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             stack.callback(process.wait)
             stack.callback(process.kill)
-            pids[region] = process.pid
-        yield pids
+            processes[region] = process
+        yield processes
 
 
-async def _ready(registrar: Registrar) -> None:
+async def _ready(registrar: Registrar, directory: Path, processes: dict[str, subprocess.Popen[bytes]]) -> None:
     with trio.fail_after(_READY_S):
         while True:
+            for region, process in processes.items():
+                if process.poll() is not None:
+                    text = (directory / f"{region}.log").read_text().strip()
+                    raise PeerError(f"the registrar of {region} has ended: {text[-300:]}")
             try:
                 await registrar.enrol(request_of(REGIONS[0], 0, time.time_ns() // 1_000_000))
                 return
@@ -109,8 +113,9 @@ async def measure(directory: Path, users: int) -> dict[str, Served]:
     _make(directory, now_ms)
     requests = [request_of(REGIONS[0], number, now_ms) for number in range(1, 2 * users + 1)]
     registrar = Registrar.of(load_config(_of(directory, REGIONS[0]), now_ms))
-    with _running(directory) as pids:
-        await _ready(registrar)
+    with _running(directory) as processes:
+        await _ready(registrar, directory, processes)
+        pids = {region: process.pid for region, process in processes.items()}
         single = await _play(directory, registrar, pids, requests[:users], 1)
         return {"one a request": single, "many a request": await _play(
             directory, registrar, pids, requests[users:], REGISTRAR_BATCH // 2

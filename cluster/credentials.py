@@ -5,15 +5,19 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 import structlog
 import trio
 
+from cluster.config_keys import NodeSection, PathsSection
+from cluster.core.auditlog import REFUSED
 from cluster.core.linkwire import Peer
-from cluster.env import RealClock
-from cluster.pki import Claim, NodeCredentials, renewal_of, renewal_of_authority
+from cluster.env import RealClock, RealEnv
+from cluster.pki import Claim, NodeCredentials, load_key_pair, renewal_of, renewal_of_authority
+from cluster.trail import DIRECTORY, Noting, Trail, open_trail, unnoted
 from relay.core.receipts import Attestation
 from relay.core.trust import Root
 from relay.errors import OperatorError
@@ -27,6 +31,14 @@ _Stamp = tuple[int, int, int, int]  # of a file: inode, size, and the nanosecond
 _wall_ms: Final = RealClock().wall_ms
 
 
+def open_node_trail(paths: PathsSection, node: NodeSection, now_ms: Callable[[], int] = _wall_ms) -> Trail:
+    """The audit log of the node of a config, signed with the node's key. What is signed begins with "posthouse.audit/",
+    as nothing else that this key signs does (ADR 23, ADR 26). Raises as `open_trail`; OperatorError without the key."""
+    key, certificate = load_key_pair(paths.private_key, paths.certificate)
+    seed, whose = key.private_bytes_raw(), f"{node.cell}/{node.name}"
+    return open_trail(RealEnv().data_dir(paths.data) / DIRECTORY, whose, seed, certificate, now_ms)
+
+
 class OwnCredentials:
     """What a node proves with, now (cluster.links.secure.Security; and TLS for its clients).
 
@@ -34,10 +46,12 @@ class OwnCredentials:
     began with was good, and TLS looks at it only then."""
 
     def __init__(
-        self, certificate: Path, private_key: Path, root: Root, now_ms: Callable[[], int] = _wall_ms
+        self, certificate: Path, private_key: Path, root: Root, now_ms: Callable[[], int] = _wall_ms,
+        note: Noting = unnoted,
     ) -> None:
-        """Raises OperatorError, as NodeCredentials.load. `now_ms`: Unix time, ms."""
-        self._paths, self._root, self._now_ms = (certificate, private_key), root, now_ms
+        """Raises OperatorError, as NodeCredentials.load. `now_ms`: Unix time, ms. `note`: of each certificate that is
+        taken, before it is shown, or refused."""
+        self._paths, self._root, self._now_ms, self._note = (certificate, private_key), root, now_ms, note
         self._seen = self._taken = self._refused = self._stamps()
         self._now = NodeCredentials.load(certificate, private_key, root, now_ms=now_ms())
 
@@ -68,8 +82,8 @@ class OwnCredentials:
         return await self._now.secure_server(transport)
 
     async def watch(self) -> None:
-        """Look at the files, and at the time that is left, until cancelled. Raises nothing: whatever lies there, the
-        node goes on with what it has."""
+        """Look at the files, and at the time that is left, until cancelled. Whatever lies there, the node goes on with
+        what it has; raises DiskFailed where it cannot be noted."""
         warned = -_WARN_AGAIN_S
         while True:
             if trio.current_time() - warned >= _WARN_AGAIN_S:
@@ -94,8 +108,11 @@ class OwnCredentials:
         except (OperatorError, ssl.SSLError, OSError) as error:  # the latter two: replaced once more, this moment
             if found != self._refused:
                 self._refused = found
+                self._note("certificate.take", "node", f"{REFUSED}: {error}")
                 _log.error("certificate_not_taken", text=str(error), until=_day(self.expires_ms))
             return
+        digest = sha256(fresh.certificate).hexdigest()
+        self._note("certificate.take", "node", until=_day(min(fresh.until_ms, fresh.authority_until_ms)), digest=digest)
         self._now, self._taken = fresh, found
         _log.info("certificate_renewed", until=_day(self.expires_ms))
 

@@ -132,6 +132,28 @@ def _check_new(asked: Asked, last: HomeRecord | None) -> None:
         )  # fmt: skip
 
 
+def change_of(record: HomeRecord, last: HomeRecord | None) -> str:
+    """What a version does, for the audit log: "enrol" the first one, "move"; else what is other than before, joined by
+    "+": "add" and "revoke" devices, "rotate-device", "rotate-user", "recovery"; "renew" where it is only newer."""
+    if last is None:
+        return "enrol"
+    before, after = ({one.stem: one.id for one in some.devices} for some in (last, record))
+    found = {
+        "move": moves(record, last),
+        "add": bool(after.keys() - before.keys()),
+        "revoke": bool(before.keys() - after.keys()),
+        "rotate-device": any(before[stem] != after[stem] for stem in before.keys() & after.keys()),
+        "rotate-user": record.payload.user_key != last.payload.user_key,
+        "recovery": record.payload.recovery_key != last.payload.recovery_key,
+    }
+    return "+".join(name for name, is_so in found.items() if is_so) or "renew"
+
+
+def noted(what: str, user: bytes, version: int) -> str:
+    """An action of a registrar, as its audit log has it: of the user no more than the logs have."""
+    return f"{what} {user[:4].hex()} v{version}"
+
+
 def release_enrolment(
     request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
 ) -> tuple[HomeRecord, bytes]:

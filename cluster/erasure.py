@@ -17,10 +17,9 @@ from typing import Any, Final, Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from cluster.core.linkwire import Peer
-from cluster.pki import identify
+from cluster.pki import identify, load_key_pair
 from relay.certificates import parse_certificate
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.mailroom.state import MovedUser, State
@@ -112,7 +111,7 @@ class Erasures:
         clean = [moved for _, moved in sorted(state.moved.items()) if self._is_clean(moved)]
         if not clean:
             return []
-        key, certificate = _load(self.key, self.certificate)
+        key, certificate = load_key_pair(self.key, self.certificate)
         return [sign_erasure(self._of(moved, state), key, certificate) for moved in clean]
 
     def _is_clean(self, moved: MovedUser) -> bool:
@@ -130,14 +129,3 @@ class Erasures:
 def _store_of(journal: Any) -> bytes:
     store: bytes = journal.disk.store.meta.store
     return store
-
-
-def _load(key_path: Path, certificate_path: Path) -> tuple[Ed25519PrivateKey, bytes]:
-    try:
-        key = load_pem_private_key(key_path.read_bytes(), None)
-        certificate = parse_certificate(certificate_path.read_bytes()).public_bytes(Encoding.DER)
-    except (OSError, ValueError) as error:
-        raise OperatorError(f"{key_path}: {error}", "The node's own key is needed to sign") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise OperatorError(f"{key_path} is no Ed25519 key", "Issue it with posthouse init")
-    return key, certificate

@@ -53,18 +53,22 @@ def kept_root(data: Path) -> bytes | None:
 
 def keep_root(data: Path, signed: bytes) -> None:
     """Put a verified root document on the disk, and come back when it is there. Raises OperatorError."""
-    path = data / KEPT_ROOT
-    if kept_root(data) == signed:
-        return
+    if kept_root(data) != signed:
+        write_kept(data / KEPT_ROOT, signed)
+
+
+def write_kept(path: Path, data: bytes) -> None:
+    """Put a file in the place of what is there, with mode 0600, and come back when it is on the disk. Raises
+    OperatorError."""
     try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(signed)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
-        directory = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import structlog
 import trio
 
 from cluster.config import NodeConfig
-from cluster.credentials import OwnCredentials
+from cluster.core.auditlog import FAILED
+from cluster.credentials import OwnCredentials, open_node_trail
 from cluster.env import RealEnv
 from cluster.journal import Rejoin, StoreSetAside
 from cluster.kept import hold_data
 from cluster.node import Kit, live
 from cluster.rootfile import RootFile
 from cluster.stopping import Stop, stop_on_signal
-from relay.errors import OperatorError, PosthouseError
+from cluster.trail import Trail
+from relay.errors import DiskFailed, OperatorError, PosthouseError
 from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
 
@@ -45,6 +49,9 @@ async def serve_node(
             if ours is not None and unexpected is not None:
                 _log.error("unexpected", exc_info=unexpected)
             lost += isinstance(ours, StoreSetAside)
+            if isinstance(ours, Rejoin) and kit.trail is not None:
+                what = "store.set-aside" if isinstance(ours, StoreSetAside) else "node.rejoin"
+                kit.trail.note(what, "node", why=ours.text)
             if isinstance(ours, Rejoin) and lost < _SET_ASIDE:
                 _log.warning("rejoins", text=ours.text)
             elif isinstance(ours, Rejoin):
@@ -76,17 +83,35 @@ def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> PosthouseError |
 
 
 async def run_node(config: NodeConfig, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Run a node until SIGTERM or SIGINT. Raises PosthouseError."""
+    """Run a node until SIGTERM or SIGINT. Its start and its end are in the audit log. Raises PosthouseError."""
+    with hold_data(config.paths.data):
+        trail, root = open_node_trail(config.paths, config.node), config.root
+        try:
+            trail.note("node.start", "node", root_version=root.payload.version, root=root.digest.hex())
+            await _run_noted(config, trail, task_status)
+        except BaseException as error:
+            ours = _first_of_ours(error) if isinstance(error, BaseExceptionGroup) else error
+            why = ours.text if isinstance(ours, PosthouseError) else type(error).__name__
+            with suppress(DiskFailed):  # it is what ended the node, then
+                trail.note("node.stop", "node", f"{FAILED}: {why}")
+            raise
+        else:
+            trail.note("node.stop", "node")
+        finally:
+            trail.close()
+
+
+async def _run_noted(config: NodeConfig, trail: Trail, task_status: trio.TaskStatus[None]) -> None:
     paths = config.paths
-    with hold_data(paths.data):
-        root = RootFile(paths.root, paths.data, config.root.signed)  # verified, written down, then used
-        async with open_portal() as portal:
-            credentials = OwnCredentials(paths.certificate, paths.private_key, config.root)
-            kit = Kit(RealEnv(portal), credentials, StorageRing.load(paths.storage_key), root)
-            stop = Stop()
-            async with trio.open_nursery() as watch:
-                watch.start_soon(credentials.watch)
-                watch.start_soon(root.watch)
-                await watch.start(stop_on_signal, stop)
-                await serve_node(config, kit, stop, task_status)
-                watch.cancel_scope.cancel()
+    root = RootFile(paths.root, paths.data, config.root.signed, note=trail.note)  # verified, written down, then used
+    async with open_portal() as portal:
+        credentials = OwnCredentials(paths.certificate, paths.private_key, config.root, note=trail.note)
+        kit = Kit(RealEnv(portal), credentials, StorageRing.load(paths.storage_key), root, trail=trail)
+        stop = Stop()
+        async with trio.open_nursery() as watch:
+            watch.start_soon(trail.failed)
+            watch.start_soon(credentials.watch)
+            watch.start_soon(root.watch)
+            await watch.start(stop_on_signal, stop)
+            await serve_node(config, kit, stop, task_status)
+            watch.cancel_scope.cancel()

@@ -12,10 +12,10 @@ import structlog
 from relay.core import records
 from relay.core.codec import encode
 from relay.core.envelope import To, read_header
-from relay.core.trust import HomeRecord, Root, verify_move
+from relay.core.trust import HomeRecord, Root, check_stapled, read_home, verify_move
 from relay.core.wire import Code
 from relay.delivery import Delivery
-from relay.errors import ProtocolError, TrustError
+from relay.errors import NeverAtHome, ProtocolError, TrustError
 
 _log = structlog.get_logger("cluster.movers")
 
@@ -42,7 +42,8 @@ class Batch:
         self._reached: dict[bytes, int] = {}  # user → version, when `moves` are applied
         self.moves: list[records.Move] = []
         self.lacks = False
-        self._coming: set[bytes] = set()  # devices of users whom this batch brings
+        self._coming: dict[bytes, bytes] = {}  # device → user, of those whom this batch brings
+        self._homes: dict[bytes, set[str]] = {}  # user → every cell that was home, by the records that came along
 
     def record(self, record: records.HandIn) -> records.HandIn:
         """The same as it goes into the log: without what must not rest here."""
@@ -54,8 +55,10 @@ class Batch:
                     return self._forward(record)
                 case records.HANDIN_NOTICE:
                     device = records.read_for_device(record.item).device
-                    if self._state.user_of(device) is None and device not in self._coming:
+                    user = self._state.user_of(device) or self._coming.get(device)
+                    if user is None:
                         return refused_number(record, Code.UNKNOWN_USER)
+                    self._check_left(user, record.origin)
                 case _:
                     records.read_told(record.item)
         except _NeverHere:
@@ -75,14 +78,28 @@ class Batch:
         known = self._known(homes[-1].user)
         if known is not None:
             verify_move(chain[: known.version], self._root, known)
+        if known is None or known.version < homes[-1].version:
+            check_stapled(homes[-1], self._root)
         if all(home.cell != self._state.cell for home in homes):
             raise _NeverHere
-        self._coming |= {device.id for home in homes for device in home.devices}
+        self._coming |= {device.id: home.user for home in homes for device in home.devices}
+        self._homes.setdefault(homes[-1].user, set()).update(home.cell for home in homes)
         return homes[-1]
 
     def _known(self, user: bytes) -> HomeRecord | None:
         here, moved = self._state.users.peek(user), self._state.moved.get(user)
         return here.record if here else moved.record if moved else None
+
+    def _check_left(self, user: bytes, origin: str) -> None:
+        """Only where the user was at home before is there anything to send on: whatever its age, past the mailbox's
+        bound, and as often as it comes. Raises NeverAtHome."""
+        known = self._state.users.peek(user) or self._state.moved.get(user)
+        homes = (read_home(signed).cell for signed in (known.chain if known else ()))
+        if origin not in self._homes.get(user, ()) and origin not in homes:
+            raise NeverAtHome(
+                f"{origin} sends on what is for user {user[:4].hex()}, who never was at home there",
+                "That region lies: ask its operator",
+            )
 
     def _forward(self, record: records.HandIn) -> records.HandIn:
         forward = records.read_forward(record.part)
@@ -97,6 +114,7 @@ class Batch:
         self.lacks = reached < forward.version and not forward.chain
         if reached < forward.version or (header.kind is To.MAILBOX and header.to != forward.user):
             return refused_number(record, Code.UNKNOWN_USER)
+        self._check_left(forward.user, record.origin)
         return msgspec.structs.replace(record, part=encode(records.Forward(forward.user, forward.version)))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import structlog
@@ -18,20 +19,24 @@ from cluster.control import CellControl, cell_pages
 from cluster.control.pages import Erasing
 from cluster.control.views import control_of
 from cluster.core.linkwire import federation_id
+from cluster.core.raft import Members
 from cluster.credentials import OwnCredentials
 from cluster.directory.federation import FederationDirectory
 from cluster.env import NodeEnv, clients_that_fit
 from cluster.erasure import Erasures
 from cluster.forwarder import Forwarders
+from cluster.halts import Halts, registrars_of
 from cluster.handover import LinksAbroad, Reception
 from cluster.journal import RaftJournal, open_raft
 from cluster.journal.cell import majority_of
 from cluster.links import Links
 from cluster.notary import Notary
+from cluster.onlookers import Onlookers
 from cluster.readiness import MAJORITY, Readiness
 from cluster.rootfile import RootFile
 from cluster.stopping import Stop
 from cluster.switchboard import Switchboard
+from cluster.trail import Noting, Trail, unnoted
 from relay.barrier import Barrier
 from relay.certificates import certify
 from relay.core import records
@@ -51,7 +56,7 @@ from relay.journal.files import STORE_FILE, check_repaired
 from relay.journal.scrub import Scrubber
 from relay.journal.seal import StorageRing
 from relay.journal.solo import SoloJournal, open_solo
-from relay.observe.admin import serve_admin
+from relay.observe.admin import Answer, Page, serve_admin
 from relay.observe.metrics import Metrics
 from relay.office import Office
 from relay.ports import Env, Journal
@@ -62,6 +67,7 @@ OwnJournal = RaftJournal | SoloJournal
 DIRECTORY_FILE = "directory.sqlite"  # in the data directory, beside the store
 _REPLAY_S = 600.0  # seconds for what follows the checkpoint to be applied; the checkpoint bounds how much that is
 _SAVE_S = 30.0  # seconds for the last checkpoint of a stopping node
+_MEMBERS_S = 0.5  # seconds between two looks at who is in the cell, for the audit log
 _RETIRE_S = 2.0  # seconds for another node to take over the leadership of a stopping one
 
 
@@ -101,6 +107,12 @@ class Kit:
     ring: StorageRing
     root: RootFile | None = None  # the simulator has no files
     certify: Certify = certify
+    trail: Trail | None = None  # the simulator has no files
+
+    @property
+    def note(self) -> Noting:
+        """How to note something in the audit log."""
+        return self.trail.note if self.trail is not None else unnoted
 
 
 class Node:
@@ -131,6 +143,7 @@ class Node:
         self._office = Office(
             identity, config.root, delivery, self._intake, directory, abroad, metrics, self._notary
         )
+        self._office.halted = switchboard.check
         self._reception = Reception(config.root, delivery, intake, barrier, self._office, directory)
         self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         self._forwarders.taken_over = lambda header: directory.stale(header.to)
@@ -146,6 +159,8 @@ class Node:
             pass  # what is wrong with them is told now; nobody is let in who would only wait
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._directory.failed)
+            if isinstance(self._journal, RaftJournal) and self._kit.trail is not None:
+                nursery.start_soon(_watch_members, self._journal, self._kit.trail.note)
             nursery.start_soon(self._delivery.run)
             readiness.say(MAJORITY)
             await self._meet_the_cell()
@@ -270,22 +285,31 @@ async def _open_journal(
 async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], None]) -> None:
     """One life of a node. Raises PosthouseError, in a group; Rejoin where the next life is due."""
     own, paths, root, env = config.node, config.paths, config.root, kit.env
-    metrics, switchboard = Metrics(), Switchboard()
+    metrics = Metrics()
+    halts = Halts(root, own.region, paths.data, metrics)
+    switchboard = Switchboard(halts.check)
     metrics.certificate_expires.set_function(lambda: kit.credentials.expires_ms / 1000)
     metrics.root_fresh.set_function(lambda: (kit.root.trusted if kit.root else root).payload.fresh_until / 1000)
     readiness = Readiness(ready)
     control: list[CellControl | None] = [None]
     erasing = Erasing()
-    links = Links(env, root, kit.credentials.peer, kit.credentials, metrics)
+    links = Links(env, root, kit.credentials.peer, kit.credentials, metrics, halts.check)
     if kit.root is not None:
         links.lapsed = kit.root.lapsed
     async with trio.open_nursery() as base:
-        await _open_faces(config, kit, base, metrics, lambda: readiness.reason, lambda: control[0], erasing)
+        await _open_faces(config, kit, base, metrics, readiness, halts, lambda: control[0], erasing)
+        if registrars := registrars_of(root):
+            base.start_soon(halts.watch, registrars)
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
+        if kit.trail is not None:
+            switchboard.onlookers = Onlookers(kit.trail, root, kit.certify, links)
+            base.start_soon(switchboard.onlookers.run)
         base.start_soon(readiness.give_up, stop.asked, base.cancel_scope)
         readiness.say("joining the cell")
         async with _open_journal(config, kit, links, switchboard) as journal:
             control[0] = control_of(journal, own.cell, own.name)
+            store = journal.disk.store.meta.store.hex()
+            kit.note("store.open", "node", store=store, log=journal.log_id.hex(), first=journal.first, tip=journal.tip)
             with found_in(paths.data / STORE_FILE):
                 room = await load_mailroom(journal, own.cell)
             delivery, intake = Delivery(journal, room, metrics, env.clock), Intake(journal, metrics)
@@ -302,6 +326,19 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
                 await _serve_to_the_end(node, journal, stop, readiness)
         _log.info("stopped", tip=journal.tip)
         base.cancel_scope.cancel()
+
+
+async def _watch_members(journal: RaftJournal, note: Noting) -> None:
+    """Note who is in the cell, by what is committed here, whenever it has changed; until cancelled."""
+    noted: Members | None = None
+    while True:
+        members = journal.raft.log.members_upto(journal.tip)
+        if members != noted:
+            noted = members
+            voters = [f"{one.node} {one.store.hex()}" for one in members.voters]
+            learners = [f"{one.node} {one.store.hex()}" for one in members.learners]
+            note("cell.members", "cell", block=journal.tip, voters=voters, learners=learners)
+        await trio.sleep(_MEMBERS_S)
 
 
 async def _serve_to_the_end(node: Node, journal: OwnJournal, stop: Stop, readiness: Readiness) -> None:
@@ -321,13 +358,17 @@ async def _serve_to_the_end(node: Node, journal: OwnJournal, stop: Stop, readine
 
 
 async def _open_faces(
-    config: NodeConfig, kit: Kit, nursery: trio.Nursery, metrics: Metrics, ready: Callable[[], str | None],
+    config: NodeConfig, kit: Kit, nursery: trio.Nursery, metrics: Metrics, readiness: Readiness, halts: Halts,
     control: Callable[[], CellControl | None], erasing: Erasing,
 ) -> None:
     """The admin port, which shows; and the control socket, which also takes orders."""
-    listen = config.listen
-    faces = await listen_at(kit.env, "admin", listen.admin)
-    await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=False, erasing=erasing))
-    if listen.control is not None:
-        faces = await listen_at(kit.env, "control", listen.control)
-        await nursery.start(serve_admin, faces, metrics, ready, cell_pages(control, orders=True, erasing=erasing))
+    ready, warning = lambda: readiness.reason, lambda: halts.warning
+    faces = await listen_at(kit.env, "admin", config.listen.admin)
+    pages = cell_pages(control, orders=False, erasing=erasing)
+    if (trail := kit.trail) is not None:
+        pages["/audit"] = Page(lambda: Answer(HTTPStatus.OK, trail.checkpoint()))
+    await nursery.start(serve_admin, faces, metrics, ready, pages, warning)
+    if config.listen.control is not None:
+        faces = await listen_at(kit.env, "control", config.listen.control)
+        pages = cell_pages(control, orders=True, erasing=erasing, note=kit.note)
+        await nursery.start(serve_admin, faces, metrics, ready, pages, warning)

@@ -345,6 +345,18 @@ def _load_certificate(path: Path, now_ms: int | None) -> x509.Certificate:
     return cert
 
 
+def load_key_pair(key_path: Path, certificate_path: Path) -> tuple[Ed25519PrivateKey, bytes]:
+    """A node's key, and its certificate (DER), to sign its own word with. Raises OperatorError."""
+    try:
+        key = load_pem_private_key(key_path.read_bytes(), None)
+        certificate = parse_certificate(certificate_path.read_bytes()).public_bytes(Encoding.DER)
+    except (OSError, ValueError) as error:
+        raise OperatorError(f"{key_path}: {error}", "The node's own key is needed to sign") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise OperatorError(f"{key_path} is no Ed25519 key", "Issue it with posthouse init")
+    return key, certificate
+
+
 def asking_context(authority: bytes) -> ssl.SSLContext:
     """For asking a server of one region: trusts its authority (DER) only; no certificate of one's own."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, None, [authority])

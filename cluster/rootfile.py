@@ -15,8 +15,10 @@ from typing import Final
 import structlog
 import trio
 
+from cluster.core.auditlog import REFUSED
 from cluster.env import RealClock
 from cluster.kept import keep_root
+from cluster.trail import Noting, unnoted
 from relay.core.trust import Root, follow_root, region_ends, reopen_root
 from relay.errors import OperatorError, ProtocolError, TrustError
 
@@ -30,11 +32,13 @@ _Stamp = tuple[int, int, int, int]
 class RootFile:
     """[paths] root of a running node."""
 
-    def __init__(self, path: Path, data: Path, signed: bytes, now_ms: Callable[[], int] = _wall_ms) -> None:
+    def __init__(
+        self, path: Path, data: Path, signed: bytes, now_ms: Callable[[], int] = _wall_ms, note: Noting = unnoted
+    ) -> None:
         """`signed`: the root document that this process verified when it began. It is kept in `data` before anything
-        uses it. Raises OperatorError, TrustError."""
+        uses it. `note`: of each that is taken, before it counts, or refused. Raises OperatorError, TrustError."""
         keep_root(data, signed)
-        self._path, self._data, self._now_ms = path, data, now_ms
+        self._path, self._data, self._now_ms, self._note = path, data, now_ms, note
         self._trusted = self._began = reopen_root(signed, now_ms())
         self._ends, self._lapsed = region_ends(self._trusted), frozenset(self._trusted.payload.lapsed)
         self._seen = self._taken = self._stamp()
@@ -49,8 +53,8 @@ class RootFile:
         return self._trusted
 
     async def watch(self) -> None:
-        """Look at the file, and at the time, until cancelled. Raises nothing: whatever lies there, the node goes on
-        with what it has."""
+        """Look at the file, and at the time, until cancelled. Whatever lies there, the node goes on with what it has;
+        raises DiskFailed where it cannot be noted."""
         said = -_SAY_AGAIN_S
         while True:
             if trio.current_time() - said >= _SAY_AGAIN_S:
@@ -74,10 +78,12 @@ class RootFile:
             root = follow_root(signed, self._trusted.signed, self._now_ms(), self._trusted.federation_id)
             keep_root(self._data, signed)
         except (TrustError, ProtocolError, OperatorError, OSError) as error:
+            self._note("root.take", "node", f"{REFUSED}: {error}", before=self._trusted.payload.version)
             _log.error("root_refused", text=str(error), version=self._trusted.payload.version)
             return
-        self._trusted, self._ends = root, region_ends(root)
         changed = _changed(self._began, root)
+        self._note("root.take", "node", version=root.payload.version, digest=root.digest.hex(), after_restart=changed)
+        self._trusted, self._ends = root, region_ends(root)
         until = _day(root.payload.fresh_until)
         if changed:
             text = f"it says something else of {', '.join(changed)}: restart the nodes one after the other"

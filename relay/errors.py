@@ -6,7 +6,8 @@
     │   ├── AuthError          the proof of a device key did not hold
     │   │   └── DeviceRevoked  a newer home record does not list it any more
     │   └── Refused            one request was refused; the connection goes on
-    │       └── MovedAway      the device's user is at home elsewhere: carries the records that say so
+    │       ├── MovedAway      the device's user is at home elsewhere: carries the records that say so
+    │       └── RegionHalted   that region's log forked: nothing goes there, or comes from there
     ├── TrustError             a signature, chain, version or expiry did not hold; never retried
     │   ├── BadSignature
     │   │   └── ForeignDevice  a device in a home record, whose key has not signed for that
@@ -15,6 +16,7 @@
     │   │   └── Backdated      a home record that begins before the one that it follows
     │   ├── Overreach          the key that signed may not change that
     │   ├── NotReleased        a move that the region which is left has not agreed to
+    │   ├── NeverAtHome        a cell sends on mail for somebody who never was at home there
     │   ├── Rollback
     │   ├── MixAndMatch
     │   ├── FastForward        a version that leaves no room for those after it
@@ -97,6 +99,13 @@ class Refused(ClientError):
         self.limit = limit
 
 
+class RegionHalted(Refused):
+    """Nothing goes to that region, nor comes from it: its log is proven to have forked (cluster.halts)."""
+
+    def __init__(self, code: int, text: str, cell: str) -> None:
+        super().__init__(code, text, "It waits until that region has a new log", 60_000, cell=cell)
+
+
 class MovedAway(Refused):
     """The device's user has moved: the connection ends with the signed home `records` that say where to."""
 
@@ -135,6 +144,10 @@ class Overreach(TrustError):
 
 class NotReleased(TrustError):
     """A move that the region which is left has not agreed to."""
+
+
+class NeverAtHome(TrustError):
+    """A cell sends on what is for somebody who never was at home there."""
 
 
 class Rollback(TrustError):

@@ -61,7 +61,7 @@ MAX_DEVICES: Final = 32  # devices in one home record; a wrap is about 100 bytes
 MAX_FORMER: Final = 256  # device ids of a user that were revoked or rotated: who verifies keeps them, 72 bytes each
 MAX_CHAIN: Final = 256  # home records in one chain
 MAX_MEMBERS: Final = 10_000  # members of a roster in this first form
-MAX_AWAKE: Final = 4_096  # users, and devices, that the fold keeps as objects although nothing waits: 10 MB
+MAX_AWAKE: Final = 8_192  # users, and devices, that the fold keeps as objects although nothing waits: 18 MB
 MAX_MAILBOX: Final = 64 * MIB  # bytes waiting in one mailbox; past it MAILBOX_FULL, a final outcome
 MAX_OUTBOX: Final = 1_024 * MIB  # bytes waiting for one other cell; past it OUTBOX_FULL, retryable
 MAX_WAITING: Final = 16 * MIB  # bytes waiting for a roster version that has not arrived (rule 17)
@@ -149,7 +149,15 @@ MAX_PROOF: Final = 63  # hashes of one proof: the height of the greatest tree; t
 MAX_SIGNATURES: Final = 64  # signatures of one note; the format asks for 16, 20 regions that rotate have 40
 MAX_SIGNED_NOTE: Final = 128 * KIB  # bytes of a note: 16 post-quantum signatures that we pass over still fit
 MAX_KEY_NAME: Final = 255  # bytes of a key's name, and of a log's origin
+MAX_FORKS: Final = 256  # proofs of forks that a registrar shows: as many logs as a federation has regions
 MAX_STAPLE: Final = 8 * KIB  # bytes of a proof that travels with a record; 2 KiB is the aim at 1,000,000 entries
+
+# --- audit logs ----------------------------------------------------------------------------------
+MAX_AUDIT_LINE: Final = 64 * KIB  # bytes of one line: a registrar's batch of 512 takes about 20 KiB
+AUDIT_FILE: Final = 1 * MIB  # bytes of one file of an audit log: at every start the newest is read, 10 ms
+AUDIT_FILES: Final = 64  # files that are kept, of about 3,000 entries each; then the oldest goes
+AUDIT_HEAD: Final = 2 * KIB  # bytes of an audit log's signed checkpoint on a link: text, name and one signature
+AUDIT_TELL_S: Final = 5.0  # seconds between two checkpoints of an audit log to one node: each is an entry there
 
 # --- registrars ----------------------------------------------------------------------------------
 MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import structlog
 import trio
+from msgspec import structs
 
 from relay.core import records, wire
 from relay.core.codec import digest
@@ -14,7 +15,9 @@ from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.frames import server_frame
 from relay.core.policy import Policies
 from relay.core.route import route
-from relay.core.trust import HomeRecord, Root, check_current, read_home, verify_chain
+from relay.core.trust import (
+    HomeRecord, Root, check_current, check_stapled, read_home, same_home, verify_chain,
+)  # fmt: skip
 from relay.core.wire import Code, Fault
 from relay.delivery import Delivery, send_receipt
 from relay.errors import (
@@ -48,6 +51,7 @@ class Office:
         self._abroad = abroad
         self._metrics = metrics
         self._notary = notary
+        self.halted: Callable[[str], None] = lambda cell: None  # raises Refused where nothing goes to that cell now
         intake.on_refused = delivery.look_again
 
     # --- sessions --------------------------------------------------------------------------------
@@ -59,6 +63,7 @@ class Office:
             if records_:
                 newest = verify_chain(records_, self._root, self._delivery.time_ms(), user, record)
                 await self._enrol(newest, chain, records_)
+                await self._restaple(record, records_)
                 record = newest
             self._check_moved(user, device)
             if record is None:
@@ -108,6 +113,23 @@ class Office:
         await self._applied(lambda: bool(refused) or len(self._known(newest.user)[1]) >= newest.version)
         if refused:
             raise AuthError(f"the home records may not rest here: {refused[0].text}", "Ask the registrar")
+
+    async def _restaple(self, known: HomeRecord | None, given: Sequence[bytes]) -> None:
+        """A device brings the newest record with a staple that holds, where ours has none, or one that holds no more
+        (the keys of the log or of witnesses were replaced): whoever looks the user up needs that."""
+        if known is None or given[-1] == known.signed or not same_home(given[-1], known.signed):
+            return
+        newer = structs.replace(known, signed=given[-1])
+        if known.cell == self.identity.cell and not self._holds(known) and self._holds(newer):
+            self._intake.offer([records.encode_record(records.Home(newer.signed))])
+            await self._applied(lambda: self._known(known.user)[0] != known)
+
+    def _holds(self, record: HomeRecord) -> bool:
+        try:
+            check_stapled(record, self._root)
+        except TrustError:
+            return False
+        return True
 
     async def _applied(self, true: Callable[[], bool]) -> None:
         with trio.move_on_after(_APPLY_S) as scope:
@@ -215,6 +237,7 @@ class Office:
                 raise Refused(Code.UNREACHABLE, "where its members are is not known here yet")
             self._policies.check_group_mail(header, self.identity.cell, roster.cells if roster else ())
         else:
+            self.halted(dest)
             self._policies.check_mail(header, self.identity.cell, dest)
 
     async def _homes(self, items: Sequence[wire.SubmitItem]) -> dict[bytes, HomeRecord | Refused]:

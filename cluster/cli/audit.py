@@ -13,6 +13,7 @@ from cluster.audit.report import line, show, write_json
 from cluster.audit.residency import audit_residency
 from cluster.audit.shelf import Found, Shelf, Verdict
 from cluster.audit.sites import NothingHere, find_sites, unclaimed_stores
+from cluster.cli.auditlog import checkpoint, verify, show as show_log
 from cluster.cli.canary import canary
 from cluster.cli.exits import Exit
 from cluster.cli.options import result_file
@@ -23,10 +24,11 @@ _PATH: Final = click.Path(path_type=Path)
 
 @click.group()
 def audit() -> None:
-    """Prove what lies on the disks of nodes, and what does not."""
+    """Prove what lies on the disks of nodes and what does not; check the logs of what operators and registrars did."""
 
 
-audit.add_command(canary)
+for command in (canary, verify, show_log, checkpoint):
+    audit.add_command(command)
 
 
 @audit.command()

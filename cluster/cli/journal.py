@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +17,9 @@ from cluster.audit.sites import read_site
 from cluster.cli.exits import Exit
 from cluster.cli.options import Decorator
 from cluster.config import NodeConfig, load_config
+from cluster.control.pages import OPERATOR
 from cluster.stopped import Examination, examine, known_store
+from cluster.trail import Noting, acting
 from relay.errors import OperatorError, PosthouseError, StoreDamaged, StoreLocked
 from relay.journal.files import REMOVED, REPAIRED, check_repaired, put_in_place, store_exists
 from relay.journal.inspect import open_stopped
@@ -97,7 +101,8 @@ def repair(directory: Path, yes: bool, alone: bool) -> None:
     data, cell = config.paths.data, config.root.cell(config.node.cell)
     nodes = [node.name for node in cell.nodes] if cell else []
     if (data / REPAIRED).exists():
-        _finish(data)
+        with _noted(config, kind="finish"):
+            _finish(data)
         return
     _check_stopped(data, config)
     if alone:
@@ -105,14 +110,30 @@ def repair(directory: Path, yes: bool, alone: bool) -> None:
         _say_what_may_be_lost(config, nodes)
         if not yes:
             raise OperatorError("nothing was changed: --alone needs --yes", "First compare what else is left")
-        _renew(config, alone=True)
+        with _noted(config, kind="new log, alone") as note:
+            _renew(config, note, alone=True)
     elif len(nodes) > 1:
         others = ", ".join(name for name in nodes if name != config.node.name)
         _ask(yes, f"{config.node.name} will take everything from {others}. Do most nodes of the cell run, and have it?")
-        _set_aside(data)
+        with _noted(config, kind="new store"):
+            _set_aside(data)
     else:
         _ask(yes, "What came after the first damage will be lost, and devices are told so. Is there no better copy?")
-        _renew(config)
+        with _noted(config, kind="new log") as note:
+            _renew(config, note)
+
+
+@contextmanager
+def _noted(config: NodeConfig, kind: str) -> Iterator[Noting]:
+    """What is done in the body is in the node's audit log, before and after. Yields how to note more."""
+    from cluster.credentials import open_node_trail
+
+    trail = open_node_trail(config.paths, config.node)
+    try:
+        with acting(trail.note, "journal.repair", OPERATOR, kind=kind, store=known_store(config.paths.data).hex()):
+            yield trail.note
+    finally:
+        trail.close()
 
 
 # --- what they do --------------------------------------------------------------------------------
@@ -218,11 +239,11 @@ def _set_aside(data: Path) -> None:
     click.echo("Start the node: it joins its cell as a new store.")
 
 
-def _renew(config: NodeConfig, alone: bool = False) -> None:
-    trio.run(_renew_in_portal, config, alone)
+def _renew(config: NodeConfig, note: Noting, alone: bool = False) -> None:
+    trio.run(_renew_in_portal, config, note, alone)
 
 
-async def _renew_in_portal(config: NodeConfig, alone: bool) -> None:
+async def _renew_in_portal(config: NodeConfig, note: Noting, alone: bool) -> None:
     from cluster.core.linkwire import federation_id
     from cluster.env import RealEnv
     from cluster.repair import renew_log
@@ -237,6 +258,7 @@ async def _renew_in_portal(config: NodeConfig, alone: bool) -> None:
         except StoreDamaged as error:
             click.echo(f"posthouse: nothing was changed: {error}", err=True)
             raise SystemExit(Exit.OPERATOR) from None
+    note("log.renew", OPERATOR, log=done.log.hex(), first=done.first, tip=done.tip, lost=done.lost)
     click.echo(f"The log goes on as {done.log.hex()[:8]}, with blocks {done.first} to {done.tip}.")
     if done.lost:
         click.echo(f"What came after is lost: {done.lost}")

@@ -15,23 +15,22 @@ from cluster.cli.exits import Exit, NoAnswer
 from cluster.cli.options import as_option, dir_option, now_ms
 from cluster.cli.region import authority_key_of, load_region
 from cluster.config_keys import Address
-from cluster.core.homelog import Enrolled, trust_of
-from cluster.core.tlog import Trust, VerifierKey
+from cluster.enrolment import read_records
+from relay.core.tlog import Trust, VerifierKey
 from cluster.local import devices as life
 from cluster.local.home import Home, read_root
 from cluster.local.people import introduce
 from cluster.provision import write_public
-from cluster.registrar.asking import Proof, Registrar
+from cluster.registrar.asking import Proof, Registrar, signer
 from cluster.registrar.audit import Audit, from_caller, from_directory
 from cluster.registrar.config import load_config
 from cluster.registrar.endpoints import caller
 from cluster.registrar.make import make_registrar
 from cluster.registrar.notebook import open_notebook
 from relay.client import Card
-from relay.client.identity import Registrar as Signer
 from relay.core.codec import encode, pack
-from relay.core.trust import HomeRecord, RootRegion, read_home
-from relay.errors import OperatorError, PeerError, PosthouseError, TrustError
+from relay.core.trust import RootRegion, trust_of
+from relay.errors import OperatorError, PeerError, PosthouseError
 from relay.journal.portal import open_portal
 from relay.observe.logs import configure_logs
 
@@ -124,22 +123,32 @@ def run(path: Path) -> None:
 @registrar.command()
 @click.argument("requests", metavar="REQUEST…", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1,
                 required=True)  # fmt: skip
+@click.option(
+    "--after", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The records so far, of a user who moves here from another region. For one REQUEST.",
+)  # fmt: skip
 @click.option("--out", type=_PATH, help="Where to write, of one REQUEST.  [default: REQUEST.records, REQUEST.staple]")
 @_at
-def enrol(requests: tuple[Path, ...], out: Path | None, at: Path) -> None:
+def enrol(requests: tuple[Path, ...], after: Path | None, out: Path | None, at: Path) -> None:
     """Have the running registrar sign and log the home record that each REQUEST asks for.
 
     A REQUEST is the msgpack array [payload, signature by the user key] of docs/PROTOCOL.md, section 5: of a new user,
-    or of the next version of one (a device more or less, another user key, another year). Writes the user's signed
-    records as AUTH takes them, and the newest one's staple: the proof, by the other regions' cosignatures, that it is
-    in the region's log. Prints the address card. The same request again gives the same record. Many files are logged
-    many at a time; one that is refused stops none of the others, and the exit status says that there was one.
+    or of the next version of one (a device more or less, another user key, another year); or what the region that a
+    user leaves has made of it (`posthouse user release`): then give the same --after. Writes the user's signed records
+    as AUTH takes them, each with its staple: the proof, by the other regions' cosignatures, that it is in the region's
+    log; and once more, by itself, the staple of the record that was asked for. Prints the address card. The same
+    request again gives the same record. Many files are logged many at a time; one that is refused stops none of the
+    others, and the exit status says that there was one.
     """
-    if out is not None and len(requests) > 1:
-        raise click.UsageError("--out is for one REQUEST")
-    config, asked = load_config(at, now_ms()), [place.read_bytes() for place in requests]
+    if (out is not None or after is not None) and len(requests) > 1:
+        raise click.UsageError("--out and --after are for one REQUEST")
+    registrar, asked = Registrar.of(load_config(at, now_ms())), [place.read_bytes() for place in requests]
+    if after is not None:
+        before = read_records(after.read_bytes())
+        _write(out or requests[0], *trio.run(registrar.sign, asked[0], before, now_ms()))
+        return
     refused = False
-    for place, found in zip(requests, trio.run(_enrol_all, Registrar.of(config), asked), strict=True):
+    for place, found in zip(requests, trio.run(_enrol_all, registrar, asked), strict=True):
         if not isinstance(found, PosthouseError):
             _write(out or place, *found)
         elif len(requests) == 1:
@@ -160,26 +169,9 @@ def _write(target: Path, proof: Proof, staple: bytes) -> None:
 
 
 async def _enrol_all(registrar: Registrar, asked: Sequence[bytes]) -> list[tuple[Proof, bytes] | PosthouseError]:
-    """As `_enrol`, of each; what the registrar refuses is given back."""
+    """Each with its proof; what the registrar refuses is given back."""
     answers = await registrar.enrol_many(asked)
-    return [one if isinstance(one, PosthouseError) else await _proven(registrar, one) for one in answers]
-
-
-async def _enrol(registrar: Registrar, request: bytes) -> tuple[Proof, bytes]:
-    """The user's records after it, with the proof that they are all; and the staple of the record asked for."""
-    return await _proven(registrar, await registrar.enrol(request))
-
-
-async def _proven(registrar: Registrar, answer: Enrolled) -> tuple[Proof, bytes]:
-    made = read_home(answer.signed)
-    proof = await registrar.prove(made.user, now_ms())
-    if made.version > len(proof.records) or proof.records[made.version - 1] != answer.signed:
-        raise TrustError("the registrar's answers contradict each other", "Ask again, and audit its log")
-    prev: HomeRecord | None = None
-    for signed in proof.records[: made.version - 1]:
-        prev = read_home(signed, prev)
-    registrar.verify(answer, prev, now_ms())
-    return proof, answer.staple
+    return [one if isinstance(one, PosthouseError) else await registrar.proven(one, now_ms()) for one in answers]
 
 
 @registrar.command()
@@ -194,7 +186,7 @@ def revoke(device: str, name: str, at: Path, directory: Path) -> None:
     device of the user: the record is signed with the user's key, which is in its store.
     """
     home = Home(directory)
-    _tell(home, life.revoke(home, device, name, now_ms(), _asking(at)))
+    _tell(home, life.revoke(home, device, name, now_ms(), signer(at, now_ms)))
 
 
 @registrar.command()
@@ -209,19 +201,7 @@ def rotate(name: str, at: Path, directory: Path) -> None:
     verify no more.
     """
     home = Home(directory)
-    _tell(home, life.rotate_user(home, name, now_ms(), _asking(at)))
-
-
-def _asking(at: Path) -> Signer:
-    """The running registrar, as the SDK asks one (relay.client.Registrar): what was signed before is logged, too."""
-    registrar = Registrar.of(load_config(at, now_ms()))
-
-    async def log(request: bytes, before: Sequence[bytes]) -> bytes:
-        await registrar.log_all(before)
-        proof, _ = await _enrol(registrar, request)
-        return proof.records[len(before)]
-
-    return lambda request, before: trio.run(log, request, before)
+    _tell(home, life.rotate_user(home, name, now_ms(), signer(at, now_ms)))
 
 
 def _tell(home: Home, changed: life.Changed) -> None:

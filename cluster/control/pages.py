@@ -18,12 +18,15 @@ import trio
 from cluster.config_keys import Address
 from cluster.control.api import CellControl, CellView, NotLeading
 from cluster.core.raft import ChangeRefused
-from relay.errors import OperatorError, Overloaded, PosthouseError
+from cluster.trail import Noting, acting, unnoted
+from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError
 from relay.limits import KIB
 from relay.observe.admin import Answer, Page
 
 ASK_S = 5.0  # seconds for an answer; a node gives it at once
 MAX_ANSWER = 64 * KIB  # bytes; a view takes about 1 KiB
+OPERATOR = "operator"  # in the audit log: whoever may open the control socket, or run commands on the node's files
+_MAX_NAME = 64  # characters of a node's name; what is longer is none, and refused
 _JSON = "application/json"
 
 
@@ -50,9 +53,10 @@ class Erasing:
 
 
 def cell_pages(
-    control: Callable[[], CellControl | None], *, orders: bool, erasing: Erasing | None = None
+    control: Callable[[], CellControl | None], *, orders: bool, erasing: Erasing | None = None, note: Noting = unnoted
 ) -> dict[str, Page]:
-    """Pages for `serve_admin`; with `orders`, for a control socket. `control` gives None while there is no journal."""
+    """Pages for `serve_admin`; with `orders`, for a control socket. `control` gives None while there is no journal.
+    `note`: of each order it is noted before that it was given, and what came of it before that is answered."""
     erasing = erasing or Erasing()
 
     def show() -> Answer:
@@ -61,8 +65,12 @@ def cell_pages(
             return _refusal("the log is not open yet", "Try again soon; /readyz says what is waited for")
         return Answer(HTTPStatus.OK, msgspec.json.encode(cell.view()) + b"\n", _JSON)
 
-    def taking(act: Callable[[CellControl, str], None]) -> Callable[[bytes], Answer]:
-        return lambda body: _obey(control(), body, act)
+    def taking(what: str, act: Callable[[CellControl, str], None]) -> Callable[[bytes], Answer]:
+        def noted(cell: CellControl, node: str) -> None:
+            with acting(note, what, OPERATOR, node=node[:_MAX_NAME]):
+                act(cell, node)
+
+        return lambda body: _obey(control(), body, noted)
 
     def receipts() -> Answer:
         try:
@@ -73,14 +81,18 @@ def cell_pages(
     def erase(_: bytes) -> Answer:
         if erasing.now is None:
             return _refusal("the log is not open yet", "Try again soon")
-        erasing.now()
+        try:
+            with acting(note, "cell.erase", OPERATOR):
+                erasing.now()
+        except DiskFailed as error:
+            return _refusal(error.text, error.remedy, waits=False)
         return Answer(HTTPStatus.ACCEPTED, b"{}\n", _JSON)
 
     pages = {"/cell": Page(get=show), "/cell/erasures": Page(get=receipts)}
     if orders:
         pages["/cell/erase"] = Page(post=erase)
-        pages["/cell/transfer"] = Page(post=taking(lambda cell, node: cell.transfer(node)))
-        pages["/cell/remove"] = Page(post=taking(lambda cell, node: cell.remove(node)))
+        pages["/cell/transfer"] = Page(post=taking("cell.transfer-leader", lambda cell, node: cell.transfer(node)))
+        pages["/cell/remove"] = Page(post=taking("cell.remove-node", lambda cell, node: cell.remove(node)))
     return pages
 
 

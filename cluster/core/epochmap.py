@@ -27,7 +27,7 @@ from typing import Annotated, Final, NamedTuple
 
 from msgspec import Meta
 
-from cluster.core.tlog.errors import BadProof
+from relay.core.tlog.errors import BadProof
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.shapes import Hash
 from relay.errors import ProtocolError

@@ -14,23 +14,17 @@ it, because the log's own clock is the log's own word.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Final
+
+from msgspec import Meta
 
 from cluster.core.epochmap import MAX_MAP_PROOF, parse_map_proof, verify_absent, verify_latest
-from cluster.core.tlog import (
-    COSIGNATURE, BadProof, Malformed, OldEpoch, Proven, StaleCheckpoint, Trust, UnsoundTrust, VerifierKey,
-    verify_staple,
-)  # fmt: skip
+from relay.core.tlog import BadProof, Malformed, OldEpoch, Proven, StaleCheckpoint, Trust, verify_staple
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.shapes import Hash, Millis, UInt
-from relay.core.trust import HomeRecord, Root, check_current, verify_home
+from relay.core.trust import HomeEntry, HomeRecord, Root, StapledHome, check_current, home_entry, verify_home
 from relay.errors import OperatorError, ProtocolError
-from relay.limits import KIB, MAX_CHAIN, MAX_LOG_ENTRY, MAX_REQUESTS, MAX_STAPLE, REGISTRAR_BATCH
-
-
-class HomeEntry(Struct, frozen=True, tag=1):
-    """A home record, as it was signed."""
-
-    signed: bytes
+from relay.limits import KIB, MIB, MAX_CHAIN, MAX_LOG_ENTRY, MAX_REQUESTS, MAX_STAPLE, REGISTRAR_BATCH
 
 
 class EpochEntry(Struct, frozen=True, tag=2):
@@ -44,40 +38,6 @@ class EpochEntry(Struct, frozen=True, tag=2):
 
 
 _read_entry: Decoder[HomeEntry | EpochEntry] = Decoder(HomeEntry | EpochEntry, "log entry", MAX_LOG_ENTRY)
-
-
-def trust_of(root: Root, region: str) -> Trust:
-    """Whom to believe about a region's log, by the root: its log key, the witnesses' keys of all other regions, and the
-    quorum of its policy. Raises UnsoundTrust where the root names no log, or a rule that cannot be kept."""
-    own = root.region(region)
-    if not own.log_key:
-        what = f"the root document names no log of region {region}"
-        raise UnsoundTrust(what, "Its operator has it signed: `posthouse init statement --log-key …`")
-    log = VerifierKey.parse(own.log_key)
-    return Trust(log, tuple(witnesses_of(root, region, log).values()), own.policy.quorum)
-
-
-def witnesses_of(root: Root, region: str, log: VerifierKey) -> dict[str, VerifierKey]:
-    """The witnesses of a region's log by their regions. Whose key is none, or is there already, is left out: what a
-    region says wrongly of itself costs its own word, and must not stop the others."""
-    found: dict[str, VerifierKey] = {}
-    taken = {log.public}
-    for other in root.payload.regions:
-        if other.name == region or not other.witness_key:
-            continue
-        try:
-            key = VerifierKey.parse(other.witness_key)
-        except Malformed:
-            continue
-        if key.kind == COSIGNATURE and key.public not in taken and key.name != log.name:
-            taken.add(key.public)
-            found[other.name] = key
-    return found
-
-
-def home_entry(signed: bytes) -> bytes:
-    """The entry that a signed home record is in the log."""
-    return encode(HomeEntry(signed))
 
 
 def read_entry(data: bytes) -> HomeEntry | EpochEntry:
@@ -99,15 +59,16 @@ class Evidence(Struct, frozen=True):
     proof: bytes
 
 
-class Enrolled(Struct, frozen=True):
-    """What a registrar answers to a request: the record with both signatures, and its staple."""
+class Arrival(Struct, frozen=True):
+    """What the registrar of the region that is entered is asked by a user who moves: the released request, and the
+    user's records so far, oldest first, the newest with its staple."""
 
-    signed: bytes
-    staple: bytes
+    request: bytes
+    before: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=MAX_CHAIN)]
 
 
 class Answer(Struct, frozen=True):
-    """What a registrar answers to one of many requests: as `Enrolled`, or, where it refuses, why (else empty): the
+    """What a registrar answers to one of many requests: as one, or, where it refuses, why (else empty): the
     error's name, its text and what to do, a line each."""
 
     signed: bytes
@@ -116,27 +77,37 @@ class Answer(Struct, frozen=True):
 
 
 class Standing(Struct, frozen=True):
-    """What a registrar says of a user: all signed records after the version that was asked for, oldest first (none:
+    """What a registrar says of a user: all records after the version that was asked for, stapled, oldest first (none:
     the user is not there, or has no newer one), and the evidence about the newest one or the absence."""
 
     records: tuple[bytes, ...]
     evidence: Evidence
 
 
-_read_enrolled: Decoder[Enrolled] = Decoder(Enrolled, "registrar's answer", 17 * KIB + MAX_STAPLE)
+_read_enrolled: Decoder[StapledHome] = Decoder(StapledHome, "registrar's answer", 17 * KIB + MAX_STAPLE)
 _read_requests: Decoder[tuple[bytes, ...]] = Decoder(tuple[bytes, ...], "enrolment requests", MAX_REQUESTS)
 MAX_ANSWERS = MAX_REQUESTS + REGISTRAR_BATCH * (MAX_STAPLE + KIB)  # bytes
 _read_answers: Decoder[tuple[Answer, ...]] = Decoder(tuple[Answer, ...], "registrar's answers", MAX_ANSWERS)
-MAX_STANDING = MAX_CHAIN * 17 * KIB + MAX_STAPLE + MAX_MAP_PROOF + KIB  # bytes
+MAX_ARRIVAL: Final = MIB  # bytes; what a block takes of a chain, too
+_read_arrival: Decoder[Arrival] = Decoder(Arrival, "request of a user who comes", MAX_ARRIVAL)
+MAX_STANDING = MAX_CHAIN * (17 * KIB + MAX_STAPLE) + MAX_STAPLE + MAX_MAP_PROOF + KIB  # bytes
 _read_standing: Decoder[Standing] = Decoder(Standing, "registrar's answer", MAX_STANDING)
 
 
-def read_enrolled(data: bytes) -> Enrolled:
-    """Parsed, not verified. Raises Malformed."""
+def read_enrolled(data: bytes) -> StapledHome:
+    """A record and its staple, which a registrar answers to a request. Parsed, not verified. Raises Malformed."""
     try:
         return _read_enrolled(data)
     except ProtocolError as error:
         raise Malformed(error.text, "Ask again; if it stays so, the registrar is at fault") from None
+
+
+def read_arrival(data: bytes) -> Arrival:
+    """Parsed, not verified. Raises Malformed."""
+    try:
+        return _read_arrival(data)
+    except ProtocolError as error:
+        raise Malformed(error.text, "Ask as docs/PROTOCOL.md, section 5, says") from None
 
 
 def read_requests(data: bytes) -> tuple[bytes, ...]:

@@ -26,8 +26,8 @@ from relay.core.trust import Root
 from relay.core.wire import ReceiptItem, Wanted
 from relay.errors import ProtocolError
 from relay.limits import (
-    LINK_DEADLINE_S, MAX_BATCH, MAX_BLOCK_RECORDS, MAX_CERTIFICATE, MAX_CHAIN, MAX_EPHEMERAL, MAX_LINK_FRAME,
-    MAX_NOTE, MIB, PROVE_BLOCKS, SNAPSHOT_DEADLINE_S,
+    AUDIT_HEAD, LINK_DEADLINE_S, MAX_BATCH, MAX_BLOCK_RECORDS, MAX_CERTIFICATE, MAX_CHAIN, MAX_EPHEMERAL,
+    MAX_LINK_FRAME, MAX_NOTE, MIB, PROVE_BLOCKS, SNAPSHOT_DEADLINE_S,
 )
 
 VERSION: Final = 1
@@ -316,10 +316,18 @@ class Attested(Struct, tag=30):
     signatures: Annotated[tuple[tuple[UInt, Signature], ...], Meta(max_length=PROVE_BLOCKS)]
 
 
+class AuditHead(Struct, tag=35):
+    """The newest signed checkpoint of this node's audit log (a C2SP note), and its certificate (DER): keep it (ADR 26).
+    Answered by Done."""
+
+    checkpoint: Annotated[bytes, Meta(max_length=AUDIT_HEAD)]
+    certificate: Annotated[bytes, Meta(max_length=MAX_CERTIFICATE)]
+
+
 # --- who says what -------------------------------------------------------------------------------
 CellRequest = Union[
     Propose, Join, TakeSnapshot, FetchCheckpoint, FetchFacts, FetchBlocks, CellEphemeral, CellStatus, StateDigest,
-    Attest,
+    Attest, AuditHead,
 ]  # fmt: skip
 CELL_REQUESTS: Final = get_args(CellRequest)
 CellAnswer = Union[

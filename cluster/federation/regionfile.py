@@ -13,7 +13,7 @@ from typing import Final
 
 from securesystemslib.signer import CryptoSigner
 
-from cluster.core.tlog import COSIGNATURE, ED25519, VerifierKey
+from relay.core.tlog import COSIGNATURE, ED25519, VerifierKey
 from cluster.federation.keys import key_of, public_bytes
 from cluster.federation.making import REGION_LIFETIME, Holders, draft_targets, region_part
 from relay.core.codec import Decoder, Struct, digest, encode

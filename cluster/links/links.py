@@ -46,16 +46,18 @@ class Links:
     any number of inbound ones. `run` must be running."""
 
     def __init__(
-        self, env: Env, root: Root, own: Own, credentials: Security, metrics: LinkMetrics | None = None
-    ) -> None:
-        """Raises OperatorError where the certificate is another node's."""
+        self, env: Env, root: Root, own: Own, credentials: Security, metrics: LinkMetrics | None = None,
+        check: Callable[[str], None] = lambda cell: None,
+    ) -> None:  # fmt: skip
+        """`check` raises Refused for a cell that nothing is asked of. Raises OperatorError where the certificate is
+        another node's."""
         proved = credentials.peer
         if (proved.region, proved.cell, proved.node) != (own.region, own.cell, own.node):
             what = f"the certificate is of {proved.cell}/{proved.node}, the config of {own.cell}/{own.node}"
             raise OperatorError(what, "Use the certificate that was issued for this node")
         self.lapsed: Callable[[], Collection[str]] = tuple  # regions that are not believed any more, at this moment
         self.refused = 0  # inbound links that were refused or cut off
-        self._env, self._root, self._metrics = env, root, metrics
+        self._env, self._root, self._metrics, self._check = env, root, metrics, check
         self._party = Party(root, credentials, LinkHello(VERSION, federation_id(root), own.cell, own.node))
         self._nursery: trio.Nursery | None = None
         self._cells: dict[str, KeptLink] = {}
@@ -96,7 +98,9 @@ class Links:
     # --- other cells -----------------------------------------------------------------------------
     async def request(self, cell: str, message: Request, deadline_s: float = LINK_DEADLINE_S) -> Answer:
         """One request to another cell and its answer. Raises Refused: UNKNOWN_REGION (no such cell), UNREACHABLE (no
-        link or no answer in time), or the code of the peer's LinkFault; PeerError where somebody else answers."""
+        link or no answer in time), or the code of the peer's LinkFault; RegionHalted; PeerError where somebody else
+        answers."""
+        self._check(cell)
         return await self._request(cell, self._link(cell), message, deadline_s)
 
     def connected(self, cell: str) -> bool:

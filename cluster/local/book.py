@@ -3,6 +3,7 @@
     <directory>/<user id in hex>             the user's records, oldest first, as AUTH takes them
     <directory>/<user id in hex>.released    the newest request of the user's to move that was released: that version is
                                              given away, to that cell, and to no other request any more
+    <directory>/audit/                       what was signed and released, when (cluster.trail)
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
-from cluster.enrolment import Asked, read_records, read_request, release_enrolment, sign_enrolment
+from cluster.enrolment import (
+    Asked, change_of, left_region, noted, read_records, read_request, release_enrolment, sign_enrolment,
+)  # fmt: skip
+from cluster.trail import DIRECTORY as AUDIT
+from cluster.trail import open_registrar_trail
 from relay.core.trust import HomeRecord, Root, read_home
 from relay.errors import BrokenChain, OperatorError, VersionTaken
 
@@ -34,7 +39,8 @@ class Book:
     def sign(
         self, request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
     ) -> tuple[HomeRecord, bytes]:
-        """`sign_enrolment` after all that is known, in the book or in `before`; on disk here before it is given out.
+        """`sign_enrolment` after all that is known, in the book or in `before`; noted, and on disk here, before it is
+        given out.
 
         Raises like that; BrokenChain where `before` is not what was signed."""
         asked = read_request(request)
@@ -43,14 +49,17 @@ class Book:
             self._check_released(asked, known)
             record, records = sign_enrolment(request, known, root, registrar, now_ms)
             if record.version > len(known):
+                last = read_home(known[-1]) if known else None
+                action = noted(change_of(record, last), record.user, record.version)
+                self._note(record.payload.region, action, registrar, now_ms)
                 self._write(self._path(asked.user), records)
         return record, records
 
     def release(
         self, request: bytes, before: Sequence[bytes], root: Root, registrar: SigningKey, now_ms: int
     ) -> tuple[HomeRecord, bytes]:
-        """`release_enrolment` after all that is known; on disk here before it is given out. The same request gives the
-        same again: whoever has it may come late.
+        """`release_enrolment` after all that is known; noted, and on disk here, before it is given out. The same
+        request gives the same again: whoever has it may come late.
 
         Raises like that; VersionTaken where the version was signed, or released for another request; BrokenChain where
         `before` is not what was signed."""
@@ -59,6 +68,8 @@ class Book:
             known = _longer(self.records(asked.user), tuple(before))
             self._check_released(asked, known)
             record, released = release_enrolment(request, known, root, registrar, now_ms)
+            action = noted("release", record.user, record.version)
+            self._note(left_region(known, root), action, registrar, now_ms, to=record.cell)
             self._write(self._released(asked.user), released)
         return record, released
 
@@ -85,6 +96,14 @@ class Book:
                 f"version {version} of this user was released, for the move to {cell}",
                 f"Have the registrar of {gone.payload.region} sign that request; what is asked for now comes after it",
             )
+
+    def _note(self, region: str, action: str, registrar: SigningKey, now_ms: int, **about: str) -> None:
+        """Durable before anything is given out. Raises DiskFailed, StoreDamaged, OperatorError."""
+        trail = open_registrar_trail(self._directory / AUDIT, region, registrar, lambda: now_ms, wait=True)
+        try:
+            trail.note("directory.sign", "operator", actions=[action], **about)
+        finally:
+            trail.close()
 
     def _path(self, user: bytes) -> Path:
         return self._directory / user.hex()

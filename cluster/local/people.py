@@ -15,17 +15,22 @@ from cluster.local.book import Book
 from cluster.local.home import Home, check_name
 from cluster.local.recovery import Recovery
 from cluster.provision import write_public
+from cluster.registrar.asking import signer
 from relay.client import Card, Registrar, add_device, ask_to_move, new_user, open_client, take_records
 from relay.client.identity import own_records
-from relay.core.trust import HomeRecord, read_home
+from relay.core.trust import HomeRecord, read_home, same_home
 from relay.errors import OperatorError, TrustError
 
 INTRODUCE_S: Final = 5.0  # seconds; a node on this machine answers in milliseconds
 
 
 def registrar_of(home: Home, region: str, now_ms: int) -> Registrar:
-    """The registrar of `region`, whose key and book are kept here. Raises OperatorError."""
-    key, book, root = home.registrar(region), Book(home.book(region)), home.root(now_ms)
+    """The registrar of `region`, whose key and book are kept here; or, where the root names a log of the region, the
+    running one, whose directory is here. Raises OperatorError."""
+    root = home.root(now_ms)
+    if root.region(region).log_key:
+        return signer(home.directory / f"registrar-{region}", lambda: now_ms)
+    key, book = home.registrar(region), Book(home.book(region))
 
     def sign(request: bytes, before: Sequence[bytes]) -> bytes:
         known = newest_records(home, read_request(request).user, now_ms, before)
@@ -52,8 +57,8 @@ def newest_records(home: Home, user: bytes, now_ms: int, known: Sequence[bytes] 
     newest = tuple(known)
     for region in home.root(now_ms).payload.regions:
         book = Book(home.book(region.name)).records(user)
-        if book[: len(newest)] == newest:
-            newest = book
+        if len(book) > len(newest) and all(map(same_home, book, newest)):
+            newest = (*newest, *book[len(newest) :])
     return newest
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import msgspec
+import trio
 
 from cluster.core.homelog import (
-    MAX_ANSWERS, MAX_STANDING, Enrolled, EpochEntry, Freshness, Standing, read_answers, read_enrolled, read_standing,
+    MAX_ANSWERS, MAX_STANDING, Arrival, EpochEntry, Freshness, Standing, read_answers, read_enrolled, read_standing,
     verify_newest, verify_stapled_home, verify_unknown,
 )  # fmt: skip
-from cluster.core.tlog import Proven, Trust, parse_staple, verify_checkpoint
-from cluster.registrar.config import RegistrarConfig
+from relay.core.tlog import Proven, Trust, parse_staple, verify_checkpoint, verify_staple
+from cluster.registrar.config import RegistrarConfig, load_config
 from cluster.registrar.endpoints import caller
 from cluster.registrar.http import Caller
-from relay.core.codec import pack
-from relay.core.trust import HomeRecord, verify_home
+from relay.client.identity import Registrar as Signer
+from relay.core.codec import encode, pack
+from relay.core.trust import (
+    HomeRecord, StapledHome, home_entry, read_chain, read_home, same_home, split_home, verify_home,
+)  # fmt: skip
 from relay.errors import (
     BrokenChain, OperatorError, Overloaded, PeerError, PosthouseError, TrustError, VersionTaken,
 )  # fmt: skip
@@ -40,7 +45,7 @@ _KINDS: Final[dict[str, type[PosthouseError]]] = {
 
 @dataclass(frozen=True)
 class Proof:
-    """What a registrar said of a user, verified. `record` None: there is no such user."""
+    """What a registrar said of a user, verified; `records` with their staples. `record` None: there is no such user."""
 
     record: HomeRecord | None
     records: tuple[bytes, ...]
@@ -64,32 +69,53 @@ class Registrar:
     def trust(self) -> Trust:
         return self.config.trust
 
-    async def enrol(self, request: bytes) -> Enrolled:
+    async def enrol(self, request: bytes) -> StapledHome:
         """Have a request signed and logged. Raises what it refuses with; PeerError where it does not answer."""
         return read_enrolled(await self._ask("POST", "/enrol", request, 32 * KIB))
 
-    async def enrol_many(self, requests: Sequence[bytes]) -> list[Enrolled | PosthouseError]:
+    async def enrol_many(self, requests: Sequence[bytes]) -> list[StapledHome | PosthouseError]:
         """The same for many, as many at a time as the registrar takes: to each the answer, or what it is refused with.
         Raises PeerError where the registrar does not answer."""
-        answers: list[Enrolled | PosthouseError] = []
+        answers: list[StapledHome | PosthouseError] = []
         for some in _portions(requests):
             found = read_answers(await self._ask("POST", "/enrol-many", pack(some), MAX_ANSWERS))
             if len(found) != len(some):
                 raise PeerError(f"{self.caller.name} answered {len(found)} of {len(some)} requests")
             why = f"{self.caller.name} refused"
             answers += [
-                _refused(one.refusal, why) if one.refusal else Enrolled(one.signed, one.staple) for one in found
+                _refused(one.refusal, why) if one.refusal else StapledHome(one.signed, one.staple) for one in found
             ]
         return answers
 
-    async def log_all(self, records: Sequence[bytes]) -> None:
-        """Log a user's signed records, oldest first, those not logged yet. Raises as `enrol`; BrokenChain where
-        the log has others of these versions."""
-        for signed in records:
-            if (await self.enrol(request_of(signed))).signed != signed:
+    async def sign(self, request: bytes, before: Sequence[bytes], now_ms: int) -> tuple[Proof, bytes]:
+        """Have a request signed and logged that follows the user's records `before`, which are logged, too, where they
+        are not yet. The user's records with their staples, and the proof that they are all; the staple of the record
+        that was asked for. Raises as `enrol` and `prove`; BrokenChain where the log has others of these versions."""
+        arrives = bool(before) and read_home(before[-1]).payload.region != self.config.region
+        if before and not arrives:
+            known = (await self.prove(read_home(before[0]).user, now_ms)).records
+            for signed in before[len(known) :]:
+                known = (*known, (await self.enrol(request_of(signed))).signed)
+            if not all(map(same_home, known, before)):
                 raise BrokenChain("the registrar's log has another record of this version", "Audit the log")
+        return await self.proven(await (self.arrive(request, before) if arrives else self.enrol(request)), now_ms)
 
-    def verify(self, answer: Enrolled, prev: HomeRecord | None, now_ms: int) -> tuple[HomeRecord, Proven]:
+    async def proven(self, answer: StapledHome, now_ms: int) -> tuple[Proof, bytes]:
+        """An answer, verified: all of the user's records with the proof, and the staple of the one answered."""
+        made = read_home(answer.signed)
+        proof = await self.prove(made.user, now_ms)
+        if made.version > len(proof.records) or not same_home(proof.records[made.version - 1], answer.signed):
+            raise TrustError("the registrar's answers contradict each other", "Ask again, and audit its log")
+        prev = read_chain(proof.records[: made.version - 1])
+        self.verify(answer, prev[-1] if prev else None, now_ms)
+        return proof, answer.staple
+
+    async def arrive(self, request: bytes, before: Sequence[bytes]) -> StapledHome:
+        """`enrol` for a user who comes from another region with these records."""
+        body = encode(Arrival(request, tuple(before)))
+        return read_enrolled(await self._ask("POST", "/arrive", body, 32 * KIB))
+
+    def verify(self, answer: StapledHome, prev: HomeRecord | None, now_ms: int) -> tuple[HomeRecord, Proven]:
         """The answer is a record that follows `prev`, logged, and cosigned. Raises TrustError and its kinds."""
         return verify_stapled_home(answer.signed, answer.staple, self.config.root, self.trust, prev, now_ms)
 
@@ -106,6 +132,8 @@ class Registrar:
             record = verify_home(signed, self.config.root, record)
         if record is None or record.user != user:
             raise BrokenChain("the registrar showed another user's records", "Ask again, and audit its log")
+        signed, staple = split_home(record.signed)
+        verify_staple(staple, home_entry(signed), self.trust)
         epoch = verify_newest(record, standing.evidence, self.trust, fresh)
         return Proof(record, standing.records, epoch, standing, times)
 
@@ -116,9 +144,21 @@ class Registrar:
         return answer
 
 
+def signer(at: Path, now_ms: Callable[[], int]) -> Signer:
+    """The running registrar whose directory is `at`, as the SDK asks one: records come with their staples. Runs trio:
+    not to be called within it. Raises ConfigError, OperatorError; what it gives raises as `Registrar.sign`."""
+    registrar = Registrar.of(load_config(at, now_ms()))
+
+    def sign(request: bytes, before: Sequence[bytes]) -> bytes:
+        proof, _ = trio.run(registrar.sign, request, before, now_ms())
+        return proof.records[len(before)]
+
+    return sign
+
+
 def request_of(signed: bytes) -> bytes:
     """The request that a signed record is the answer to: Ed25519 is deterministic, so the answer is the same again."""
-    payload, user_signature, _, *release = msgspec.msgpack.decode(signed)
+    payload, user_signature, _, *release = msgspec.msgpack.decode(split_home(signed)[0])
     return pack([payload, user_signature, *release])
 
 

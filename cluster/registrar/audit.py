@@ -15,12 +15,12 @@ from typing import Final
 import trio
 
 from cluster.core.homelog import EpochEntry, read_entry
-from cluster.core.tlog import (
+from relay.core.tlog import (
     Bundle, LogError, Malformed, Tile, Trust, decode_bundle, grow, leaf_hash, parse_note, tiles_written,
     verify_checkpoint,
 )  # fmt: skip
-from cluster.core.tlog.tiles import FULL
-from cluster.core.tlog.tree import HASH
+from relay.core.tlog.tiles import FULL
+from relay.core.tlog.tree import HASH
 from cluster.registrar.http import Caller
 from cluster.registrar.notebook import Notebook, Replayed
 from relay.core.trust import HomeRecord, Root, read_home, verify_home
@@ -65,6 +65,7 @@ class Audit:
     notebook: Notebook
     findings: list[str] = field(default_factory=list)
     looked_at: int = 0  # entries, this time
+    _elsewhere: dict[bytes, str] = field(default_factory=dict)  # users whose newest record, in this batch, is another's
 
     def find(self, text: str) -> None:
         if len(self.findings) < MAX_FINDINGS:
@@ -140,6 +141,9 @@ class Audit:
             self.find(f"{what}: it follows epoch {now.epoch}")
         if epoch.root != self.notebook.crown.root:
             self.find(f"{what}: its map is not the one that the records make")
+        for text in self._elsewhere.values():  # who comes brings the records of other regions; the last is of this one
+            self.find(text)
+        self._elsewhere.clear()
         if epoch.users != now.users:
             self.find(f"{what}: it counts {epoch.users} users, there are {now.users}")
         if epoch.time < now.time:
@@ -150,11 +154,13 @@ class Audit:
         """A record that is wrong still counts for the map: then only what is wrong is found, not all that follows."""
         newest = await self.notebook.newest(record.user)
         try:
-            if record.payload.region != self.region and record.version == 1:
-                self.find(f"entry {index}: a user who is at home in {record.payload.region}")
             verify_home(record.signed, self.root, newest)
         except TrustError as error:
             self.find(f"entry {index}, version {record.version} of a user: {type(error).__name__}, {error.text}")
+        if record.payload.region == self.region:
+            self._elsewhere.pop(record.user, None)
+        else:
+            self._elsewhere[record.user] = f"entry {index}: a user who is at home in {record.payload.region}"
         await self.notebook.put_in_map([record])
         return replace(now, users=now.users + (newest is None))
 

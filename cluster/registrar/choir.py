@@ -15,11 +15,11 @@ from typing import Protocol
 import structlog
 import trio
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     AddCheckpoint, Note, Signature, Trust, VerifierKey, open_checkpoint, parse_checkpoint, parse_note,
     parse_signatures,
 )  # fmt: skip
-from cluster.core.tlog.text import decimal
+from relay.core.tlog.text import decimal
 from relay.errors import PeerError, PosthouseError, RolledBack, TrustError
 from relay.limits import WITNESS_AGAIN_S, WITNESS_BACKOFF_MAX_S, WITNESS_BACKOFF_S, WITNESS_S
 
@@ -35,6 +35,9 @@ class Door(Protocol):
 
     async def seen(self, origin: str) -> bytes:
         """The newest checkpoint of a log that it stands by; empty when there is none. Raises PeerError."""
+
+    async def forks(self) -> bytes:
+        """Proofs of the forks that it knows of (`tlog.read_forks`). Raises PeerError."""
 
 
 @dataclass

@@ -21,14 +21,13 @@ from nacl.signing import SigningKey
 
 from cluster.config import read_toml
 from cluster.config_keys import Digest
-from cluster.core.homelog import witnesses_of
-from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust, VerifierKey
+from relay.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust, VerifierKey
 from cluster.enrolment import check_registrar
 from cluster.kept import kept_root
 from cluster.provision import load_signing_key
 from cluster.registrar.endpoints import Endpoint
 from relay.core.shapes import Name
-from relay.core.trust import Root, follow_root
+from relay.core.trust import Root, follow_root, witnesses_of
 from relay.errors import ConfigError, OperatorError, ProtocolError, TrustError
 
 FILE: Final = "registrar.toml"

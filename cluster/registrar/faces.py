@@ -5,7 +5,9 @@
     GET  /tile/entries/N[.p/W]             the entries: users' records, so on the inner face only tlog-tiles
     POST /add-checkpoint                   stand by another region's log                          tlog-witness
     GET  /SHA256-OF-ORIGIN/checkpoint      what we stand by                                       tlog-witness
+    GET  /forks                            proofs of the forks of other regions' logs that we know of
     POST /enrol                            check, sign and log a request: [record, staple]
+    POST /arrive                           the same of a user who comes from elsewhere: [request, records so far]
     POST /enrol-many                       the same for many requests: [[record, staple, refusal] …]; inner face only
     GET  /user/USER[?after=VERSION]        a user's records, and the proof that they are all: a Standing
     GET  /metrics, /readyz                 on the inner face only
@@ -19,13 +21,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from cluster.core.homelog import Enrolled, read_requests
-from cluster.core.tlog import Bundle, Malformed, Tile, TooFewWitnesses, parse_path
+from cluster.core.homelog import MAX_ARRIVAL, read_arrival, read_requests
+from relay.core.tlog import Bundle, Malformed, Tile, TooFewWitnesses, parse_path
 from cluster.registrar.http import BYTES, TEXT, Reply
 from cluster.registrar.log import RegionLog
 from cluster.registrar.metrics import RegistrarMetrics
 from cluster.registrar.witness import SIZE_TYPE, Witness, origin_hash
 from relay.core.codec import encode, pack
+from relay.core.trust import StapledHome
 from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError, StoreError, TrustError
 from relay.limits import KIB, MAX_CHAIN, MAX_REQUEST, MAX_REQUESTS, MAX_SIGNED_NOTE
 from relay.observe.metrics import CONTENT_TYPE
@@ -49,14 +52,18 @@ class Face:
 
     def takes(self, method: str, path: str) -> int | None:
         if method == "POST":
-            many = {"/enrol-many": MAX_REQUESTS} if self.inner else {}
-            return {"/enrol": MAX_REQUEST, "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB, **many}.get(path)
+            most = {"/enrol": MAX_REQUEST, "/arrive": MAX_ARRIVAL, "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB}
+            return (most | {"/enrol-many": MAX_REQUESTS} if self.inner else most).get(path)
         return 0 if method == "GET" else None
 
     async def reply(self, method: str, path: str, body: bytes) -> Reply:
         try:
             if method == "POST" and path == "/enrol":
                 return Reply(HTTPStatus.OK, encode(await self.log.enrol(body, self.founds)), BYTES)
+            if method == "POST" and path == "/arrive":
+                asked = read_arrival(body)
+                answer = await self.log.enrol(asked.request, self.founds, asked.before)
+                return Reply(HTTPStatus.OK, encode(answer), BYTES)
             if method == "POST" and path == "/enrol-many":
                 answers = await self.log.enrol_many(read_requests(body), self.founds)
                 return Reply(HTTPStatus.OK, pack([_answer(answer) for answer in answers]), BYTES)
@@ -71,6 +78,8 @@ class Face:
         if path == "/checkpoint":
             note = self.log.choir.note
             return Reply(HTTPStatus.OK, note.encode() if note else self.log.registry.head.note)
+        if path == "/forks":
+            return Reply(HTTPStatus.OK, self.witness.forks(), BYTES)
         if path.startswith("/tile/"):
             return await self._tile(path)
         if match := _HOME.fullmatch(path):
@@ -100,7 +109,7 @@ class Face:
         return _NO_PAGE if data is None else Reply(HTTPStatus.OK, data, BYTES)
 
 
-def _answer(answer: Enrolled | PosthouseError) -> list[bytes]:
+def _answer(answer: StapledHome | PosthouseError) -> list[bytes]:
     if isinstance(answer, PosthouseError):
         return [b"", b"", refusal(answer).body]
     return [answer.signed, answer.staple, b""]

@@ -16,13 +16,13 @@ import trio
 from nacl.signing import SigningKey
 from outcome import Error, Outcome, Value
 
-from cluster.core.homelog import Enrolled, Standing
-from cluster.core.tlog import Note, TooFewWitnesses
-from cluster.enrolment import Asked, check_registrar, read_request, sign_next
+from cluster.core.homelog import Standing
+from relay.core.tlog import Note, TooFewWitnesses
+from cluster.enrolment import Asked, change_of, check_registrar, noted, read_request, sign_next
 from cluster.registrar.choir import Choir
 from cluster.registrar.store import Registry
-from cluster.registrar.tables import Found
-from relay.core.trust import HomeRecord, Root
+from cluster.registrar.tables import Found, Head
+from relay.core.trust import HomeRecord, Root, StapledHome, check_logged, split_home, verify_home
 from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError
 from relay.limits import REGISTRAR_BATCH, REGISTRAR_QUEUE
 
@@ -33,18 +33,24 @@ _LOGGED = "What was logged stays logged: ask again, with the same request, when 
 
 @dataclass(eq=False)
 class _Wish:
-    """A request that waits. `first`: of a new user, the signed record: that depends on nothing that is logged."""
+    """A request that waits. `first`: of a new user, the signed record: that depends on nothing that is logged.
+    `before`: the records so far of a user who comes from another region."""
 
     asked: Asked
     first: HomeRecord | None
+    before: tuple[bytes, ...] = ()
     ended: trio.Event = field(default_factory=trio.Event)
-    outcome: Outcome[Enrolled] | None = None
+    outcome: Outcome[StapledHome] | None = None
 
-    def end(self, how: Outcome[Enrolled]) -> None:
+    @property
+    def size(self) -> int:
+        return len(self.asked.request) + sum(map(len, self.before))
+
+    def end(self, how: Outcome[StapledHome]) -> None:
         self.outcome = how
         self.ended.set()
 
-    async def answer(self) -> Enrolled:
+    async def answer(self) -> StapledHome:
         await self.ended.wait()
         assert self.outcome is not None
         return self.outcome.unwrap()
@@ -59,9 +65,12 @@ class _Batch:
     records: list[HomeRecord] = field(default_factory=list)
     newest: dict[bytes, HomeRecord] = field(default_factory=dict)  # by user
     answers: dict[_Wish, tuple[HomeRecord, int]] = field(default_factory=dict)
+    actions: list[str] = field(default_factory=list)  # as the audit log says them
     _made: dict[bytes, tuple[HomeRecord, int]] = field(default_factory=dict)  # by digest
 
-    def add(self, wish: _Wish, record: HomeRecord) -> None:
+    def add(self, wish: _Wish, brought: Sequence[HomeRecord], record: HomeRecord, last: HomeRecord | None) -> None:
+        self.actions.append(noted(change_of(record, last), record.user, record.version))
+        self.records += brought
         self._made[record.digest] = self.answers[wish] = record, self.size + len(self.records)
         self.newest[record.user] = record
         self.records.append(record)
@@ -88,6 +97,7 @@ class RegionLog:
     registrar: SigningKey
     now_ms: Callable[[], int]
     on_batch: Callable[[int, int], None] = lambda logged, refused: None
+    on_logged: Callable[[Head, list[str]], None] = lambda head, actions: None  # durable, and nobody was told yet
     on_refused: Callable[[], None] = lambda: None  # before it came into a batch
     _waiting: deque[_Wish] = field(default_factory=deque)
     _bytes: int = 0
@@ -98,17 +108,18 @@ class RegionLog:
     def __post_init__(self) -> None:
         check_registrar(self.root, self.region, self.registrar)
 
-    async def enrol(self, request: bytes, founds: bool = True) -> Enrolled:
+    async def enrol(self, request: bytes, founds: bool = True, before: Sequence[bytes] = ()) -> StapledHome:
         """Check, sign and log a request (docs/PROTOCOL.md, section 5); the record and its staple. The same request
-        again gives the same record. `founds`: new users are taken, too.
+        again gives the same record. `before`: the records so far, of a user who comes from another region; those that
+        are not here are logged, too. `founds`: new users, and who comes, are taken, too.
 
         Raises OperatorError and TrustError (and their kinds) for what is not signed; TooFewWitnesses where the other
         regions do not answer (its text says whether the record is logged); Overloaded; DiskFailed."""
-        wish = self._read(request, founds)
+        wish = self._read(request, founds, tuple(before))
         self._offer(wish)
         return await wish.answer()
 
-    async def enrol_many(self, requests: Sequence[bytes], founds: bool = True) -> list[Enrolled | PosthouseError]:
+    async def enrol_many(self, requests: Sequence[bytes], founds: bool = True) -> list[StapledHome | PosthouseError]:
         """The same for many requests at once: to each, in order, the answer or what `enrol` would raise. They go into
         one batch, where they fit."""
         taken: list[_Wish | PosthouseError] = []
@@ -126,38 +137,40 @@ class RegionLog:
                 taken[place] = error
         return [await _outcome(one) for one in taken]
 
-    def _read(self, request: bytes, founds: bool) -> _Wish:
-        self._check_room(request)
+    def _read(self, request: bytes, founds: bool, before: tuple[bytes, ...] = ()) -> _Wish:
+        self._check_room(len(request) + sum(map(len, before)))
         asked = read_request(request)
         if asked.payload.region != self.region:
             raise OperatorError(f"this is the registrar of {self.region}", f"Ask that of {asked.payload.region}")
-        if asked.payload.version == 1 and not founds:
+        if (asked.payload.version == 1 or before) and not founds:
             raise OperatorError(f"{self.region} takes in no new users here", "Ask the region's operator")
         try:
-            return _Wish(asked, self._sign(asked, None) if asked.payload.version == 1 else None)
+            return _Wish(asked, self._sign(asked, None) if asked.payload.version == 1 else None, before)
         except PosthouseError:
             self.on_refused()
             raise
 
     def _offer(self, wish: _Wish) -> None:
-        self._check_room(wish.asked.request)
+        self._check_room(wish.size)
         self._waiting.append(wish)
-        self._bytes += len(wish.asked.request)
+        self._bytes += wish.size
         self._bell.set()
 
-    def _check_room(self, request: bytes) -> None:
+    def _check_room(self, size: int) -> None:
         """Before the work and before the wait. Raises Overloaded; DiskFailed where nothing will be logged any more."""
         if self._failure is not None:
             raise self._failure.with_traceback(None)
-        if self._bytes + len(request) > REGISTRAR_QUEUE:
+        if self._bytes + size > REGISTRAR_QUEUE:
             raise Overloaded("the registrar has more requests than it can take")
 
     async def standing(self, user: bytes, after: int = 0) -> Standing:
-        """The records of a user after version `after`, and the evidence. Raises TooFewWitnesses, StoreDamaged."""
+        """The records of a user after version `after` with their staples, and the evidence. Raises TooFewWitnesses,
+        StoreDamaged."""
         async with self._lock:
             self.choir.present(self.registry.head.note)
             note = await self._cosigned("nothing can be proven now")
-            return Standing(tuple(await self.registry.records(user, after)), await self.registry.evidence(user, note))
+            records = await self.registry.records(user, after, note)
+            return Standing(tuple(records), await self.registry.evidence(user, note))
 
     async def run(self) -> None:
         """Serve requests, for ever. Raises DiskFailed, StoreDamaged."""
@@ -178,7 +191,7 @@ class RegionLog:
 
     async def _batch(self) -> None:
         wishes = [self._waiting.popleft() for _ in range(min(len(self._waiting), REGISTRAR_BATCH))]
-        self._bytes -= sum(len(wish.asked.request) for wish in wishes)
+        self._bytes -= sum(wish.size for wish in wishes)
         try:
             await self._serve(wishes)
         except PosthouseError as error:
@@ -200,18 +213,32 @@ class RegionLog:
             try:
                 if not batch.repeats(wish, known):
                     last = batch.newest.get(wish.asked.user, known.newest)
-                    batch.add(wish, wish.first or self._sign(wish.asked, last))
+                    brought = self._brought(wish, last)
+                    last = brought[-1] if brought else last
+                    batch.add(wish, brought, wish.first or self._sign(wish.asked, last), last)
             except PosthouseError as error:
                 wish.end(Error(error))
         if batch.records:
             head = await self.registry.append(batch.records, self.now_ms())
+            self.on_logged(head, batch.actions)
             self.choir.present(head.note)
         self.on_batch(len(batch.records), len(wishes) - len(batch.answers))
         if batch.answers:
             note = await self._cosigned(f"{len(batch.records)} record(s) are logged, and not cosigned yet")
             staples = await self.registry.staples([number for _, number in batch.answers.values()], note)
             for (wish, (record, _)), staple in zip(batch.answers.items(), staples, strict=True):
-                wish.end(Value(Enrolled(record.signed, staple)))
+                wish.end(Value(StapledHome(record.signed, staple)))
+
+    def _brought(self, wish: _Wish, last: HomeRecord | None) -> list[HomeRecord]:
+        """The records that lead from the newest one here to where the user comes from, as they are logged: without
+        staples. The newest is in the log of the region that is left, if that has one. Raises TrustError."""
+        newest, found = last, list[HomeRecord]()
+        for signed in wish.before[last.version if last else 0 :]:
+            newest = verify_home(split_home(signed)[0], self.root, newest)
+            found.append(newest)
+        if found:
+            check_logged(wish.before[-1], self.root, found[-1].payload.region)
+        return found
 
     def _sign(self, asked: Asked, last: HomeRecord | None) -> HomeRecord:
         return sign_next(asked, last, self.root, self.registrar, self.now_ms())
@@ -223,7 +250,7 @@ class RegionLog:
         return note
 
 
-async def _outcome(taken: _Wish | PosthouseError) -> Enrolled | PosthouseError:
+async def _outcome(taken: _Wish | PosthouseError) -> StapledHome | PosthouseError:
     if isinstance(taken, PosthouseError):
         return taken
     try:

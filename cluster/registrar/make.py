@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.config_keys import Address
-from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey
+from relay.core.tlog import COSIGNATURE, ED25519, SignerKey
 from cluster.pki import issue_node
 from cluster.provision import write_public, write_secret
 from cluster.registrar.config import FILE, Peer

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.core.epochmap import BITS, Crown
-from cluster.core.tlog import Frontier, Tile, frontier
+from relay.core.tlog import Frontier, Tile, frontier
 from cluster.registrar import tables
 from relay.core.trust import HomeRecord, read_home
 from relay.errors import StoreDamaged, StoreForeign

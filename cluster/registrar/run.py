@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from cluster.core.tlog import Fork
+from relay.core.tlog import Fork
 from cluster.env import RealEnv
 from cluster.kept import hold_data, keep_root
 from cluster.registrar.choir import Choir
@@ -22,7 +22,9 @@ from cluster.registrar.http import serve_http
 from cluster.registrar.log import RegionLog
 from cluster.registrar.metrics import RegistrarMetrics
 from cluster.registrar.store import open_registry
+from cluster.registrar.tables import Head
 from cluster.registrar.witness import open_witness
+from cluster.trail import DIRECTORY, Trail, acting, open_registrar_trail
 from relay.journal.portal import open_portal
 
 _log = structlog.get_logger("cluster.registrar")
@@ -38,11 +40,16 @@ async def run_registrar(
     """Serve until cancelled. Raises OperatorError, StoreError and its kinds, DiskFailed, RolledBack."""
     data = RealEnv().data_dir(config.data)
     with hold_data(data):
-        keep_root(data, config.root.signed)
-        await _run(config, data, task_status)
+        trail = open_registrar_trail(data / DIRECTORY, config.region, config.registrar, _now_ms)
+        try:
+            with acting(trail.note, "registrar.run", "registrar", root_version=config.root.payload.version):
+                keep_root(data, config.root.signed)
+                await _run(config, data, trail, task_status)
+        finally:
+            trail.close()
 
 
-async def _run(config: RegistrarConfig, data: Path, task_status: trio.TaskStatus[RegionLog]) -> None:
+async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: trio.TaskStatus[RegionLog]) -> None:
     for text in config.unusable:
         _log.error("peer_unusable", text=text, remedy="Its operator corrects it: posthouse init statement")
     metrics = RegistrarMetrics()
@@ -65,6 +72,7 @@ async def _run(config: RegistrarConfig, data: Path, task_status: trio.TaskStatus
         )  # fmt: skip
         log = RegionLog(config.region, registry, choir, config.root, config.registrar, _now_ms)
         log.on_batch, log.on_refused = partial(_on_batch, metrics), metrics.refused.inc
+        log.on_logged = partial(_on_logged, trail, config.log.name)
         gossip = Gossip(witness, gossips, {peer.log.name: gossips[peer.region] for peer in config.peers})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
@@ -94,6 +102,11 @@ def _on_batch(metrics: RegistrarMetrics, logged: int, refused: int) -> None:
     metrics.batches.inc()
     metrics.logged.inc(logged)
     metrics.refused.inc(refused)
+
+
+def _on_logged(trail: Trail, origin: str, head: Head, actions: list[str]) -> None:
+    """Which users' records, and up to where in the region's log, whose own checkpoint (`root`) has them all."""
+    trail.note("directory.log", "registrar", log=origin, size=head.size, root=head.root.hex(), actions=actions)
 
 
 def _on_fork(metrics: RegistrarMetrics, origin: str, fork: Fork) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from cluster.core.epochmap import BITS, Crown
 from cluster.core.homelog import EpochEntry, Evidence
-from cluster.core.tlog import Note, Tile, frontier, parse_checkpoint, parse_note
+from relay.core.tlog import Note, Tile, frontier, parse_checkpoint, parse_note
 from cluster.registrar import tables
 from cluster.registrar.tables import Book, Found, Head, Sign
 from relay.core.codec import encode
@@ -60,9 +60,9 @@ class Registry:
         """For each (user, version): the newest record of the user, and the one of that version, where there are any."""
         return await self.db.run(tables.look, self._book.crown, users)
 
-    async def records(self, user: bytes, after: int) -> list[bytes]:
-        """The signed records of a user from version `after` + 1 on."""
-        return await self.db.run(tables.records, self._book.crown, user, after)
+    async def records(self, user: bytes, after: int, note: Note) -> list[bytes]:
+        """The records of a user from version `after` + 1 on, each with its staple. `note`: the head, cosigned."""
+        return await self.db.run(tables.records, self._book.crown, user, after, note)
 
     async def staples(self, indexes: Sequence[int], note: Note) -> list[bytes]:
         """The staples of these entries, with this (cosigned) checkpoint of the log."""

@@ -13,15 +13,15 @@ from typing import Final, NamedTuple
 from cluster.core.epochmap import (
     BITS, Crown, Summary, Value, bucket_of, change, find, place_of, summarise, value_of,
 )  # fmt: skip
-from cluster.core.homelog import EpochEntry, HomeEntry, home_entry, read_entry
-from cluster.core.tlog import (
+from cluster.core.homelog import EpochEntry, read_entry
+from relay.core.tlog import (
     Checkpoint, Frontier, Note, Staple, Tile, consistency_proof, consistency_tiles, edge, encode_bundle, grow,
-    inclusion_proofs, inclusion_tiles, leaf_hash,
+    inclusion_proofs, inclusion_tiles, leaf_hash, parse_checkpoint,
 )  # fmt: skip
-from cluster.core.tlog.tiles import FULL
-from cluster.core.tlog.tree import HASH
+from relay.core.tlog.tiles import FULL
+from relay.core.tlog.tree import HASH
 from relay.core.codec import encode
-from relay.core.trust import HomeRecord, read_home
+from relay.core.trust import HomeEntry, HomeRecord, home_entry, read_home, staple_home
 from relay.errors import StoreDamaged
 from relay.journal.database import DAMAGED, Connection, fetch
 
@@ -164,10 +164,11 @@ def chain(connection: Connection, crown: Crown, user: bytes) -> Iterator[tuple[i
         yield number, record
 
 
-def records(connection: Connection, crown: Crown, user: bytes, after: int) -> list[bytes]:
+def records(connection: Connection, crown: Crown, user: bytes, after: int, note: Note) -> list[bytes]:
     """See Registry.records."""
-    found = itertools.takewhile(lambda one: one[1].version > after, chain(connection, crown, user))
-    return [record.signed for _, record in found][::-1]
+    found = [*itertools.takewhile(lambda one: one[1].version > after, chain(connection, crown, user))][::-1]
+    proofs = staples(connection, [number for number, _ in found], parse_checkpoint(note.text).size, note)
+    return [staple_home(record.signed, staple) for (_, record), staple in zip(found, proofs, strict=True)]
 
 
 def _record(connection: Connection, number: int) -> HomeRecord:

@@ -7,7 +7,7 @@ that log again; `on_fork` tells whoever federates with that region.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from http import HTTPStatus
 from pathlib import Path
@@ -16,25 +16,27 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     AddCheckpoint, BadProof, Fork, Malformed, Note, Seen, SignerKey, StaleProof, Trust, UnknownKey, VerifierKey,
-    consider, parse_add_checkpoint, parse_checkpoint, parse_note, verify_checkpoint,
+    consider, encode_fork, origin_of_fork, parse_add_checkpoint, parse_checkpoint, parse_note, read_forks,
+    verify_checkpoint, verify_fork,
 )  # fmt: skip
-from cluster.core.tlog.checkpoint import check_same_log
+from relay.core.tlog.checkpoint import check_same_log
+from relay.core.codec import pack
 from relay.errors import BadSignature, Rollback, StoreDamaged, TrustError
 from relay.journal.database import DAMAGED, Database, Kind, open_database
 from relay.journal.portal import Portal
 
 _log = structlog.get_logger("cluster.registrar.witness")
-_KIND: Final = Kind("witness", 0x50687769, 1)  # "Phwi"
+_KIND: Final = Kind("witness", 0x50687769, 2)  # "Phwi"
 _TABLES: Final = (
     """CREATE TABLE seen (origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, note BLOB NOT NULL,
        time INTEGER NOT NULL) WITHOUT ROWID""",
-    "CREATE TABLE forks (origin TEXT PRIMARY KEY, first BLOB NOT NULL, second BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE forks (origin TEXT PRIMARY KEY, proof BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE meta (one INTEGER PRIMARY KEY CHECK (one = 1), key TEXT NOT NULL)",
 )
 _SEEN: Final = "REPLACE INTO seen VALUES (?, ?, ?, ?, ?)"
-_FORK: Final = "INSERT OR IGNORE INTO forks VALUES (?, ?, ?)"
+_FORK: Final = "INSERT OR IGNORE INTO forks VALUES (?, ?)"
 SIZE_TYPE: Final = "text/x.tlog.size"
 _STATUS: Final = {  # as tlog-witness gives them
     Malformed: HTTPStatus.BAD_REQUEST,
@@ -136,7 +138,10 @@ class Witness:
 
     async def halt(self, origin: str, fork: Fork) -> None:
         """Never stand by that log again; durable, and told to everybody, on return."""
-        await self._db.commit(len(fork.first) + len(fork.second), (_FORK, [(origin, fork.first, fork.second)]))
+        proof = encode_fork(fork, self.logs[origin])
+        await self._db.commit(len(proof), (_FORK, [(origin, proof)]))
+        if origin in self._forks:  # somebody else told of it meanwhile
+            return
         self._forks[origin] = fork
         self._tell(origin, fork)
         name = origin_hash(origin)[:16]
@@ -145,6 +150,17 @@ class Witness:
                 await trio.Path(self._evidence / f"{name}.{number}.note").write_bytes(note)
         except OSError as error:  # the database has both
             _log.error("evidence_not_copied", origin=origin, text=f"{self._evidence}: {error.strerror}")
+
+    def forks(self) -> bytes:
+        """The proofs of all forks, for `tlog.read_forks`: anybody can verify them."""
+        return pack([encode_fork(fork, self.logs[origin]) for origin, fork in self._forks.items()])
+
+    async def hear(self, proofs: bytes) -> None:
+        """Somebody shows proofs of forks: those that hold halt their logs here, too. Raises Malformed."""
+        for proof in read_forks(proofs):
+            log = self.logs.get(origin_of_fork(proof))
+            if log is not None and log.name not in self._forks:
+                await self.halt(log.name, verify_fork(proof, log))
 
     def tell_again(self) -> None:
         """Say which logs had forked before this process began."""
@@ -155,14 +171,13 @@ class Witness:
         _log.critical("log_forked", origin=origin, text=fork.text, remedy=fork.remedy, evidence=str(self._evidence))
         self.on_fork(origin, fork)
 
-    def load(self, seen: list[tuple[str, int, bytes, bytes, int]], forks: list[tuple[str, bytes, bytes]]) -> None:
-        """What was on disk."""
+    def load(self, seen: list[tuple[str, int, bytes, bytes, int]], forks: list[tuple[str, bytes]]) -> None:
+        """What was on disk. Of a log that has another key by now, or is not watched any more, a fork is history."""
         self._seen = {origin: Seen(size, root, note, time) for origin, size, root, note, time in seen}
-        remedy = "Stop federating with that region and show both checkpoints to the others"
-        self._forks = {
-            origin: Fork(f"log {origin}: it contradicts itself", remedy, first, second)
-            for origin, first, second in forks
-        }
+        for origin, proof in forks:
+            with suppress(TrustError):
+                if origin in self.logs:
+                    self._forks[origin] = verify_fork(proof, self.logs[origin])
 
 
 @asynccontextmanager

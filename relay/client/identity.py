@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from msgspec import structs
 from nacl.bindings import crypto_box_seed_keypair
 from nacl.signing import SigningKey
 
@@ -21,7 +22,8 @@ from relay.client.shapes import Effects, Own
 from relay.client.store import Db, Store, create, get, keep_device_key, keep_user_key, load_own, put
 from relay.core.codec import encode, pack
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, ask_home, follow_root, prove_devices, read_home, request_home, verify_asked,
+    Device, HomePayload, HomeRecord, Root, ask_home, check_stapled, follow_root, prove_devices, read_home, request_home,
+    verify_asked,
     verify_home, verify_root,
 )
 from relay.errors import BrokenChain, OperatorError, TrustError
@@ -29,7 +31,8 @@ from relay.limits import DAY, MAX_CHAIN, MAX_DEVICES, MINUTE
 
 LIFETIME = 365 * DAY  # ms that a home record is valid
 RandomBytes = Callable[[int], bytes]
-# (a request as in docs/PROTOCOL.md section 5, the signed records before) → the signed record.
+# (a request as in docs/PROTOCOL.md section 5, the signed records before) → the signed record; with its staple where the
+# region has a log.
 # Raises OperatorError (VersionTaken: another device was faster), TrustError.
 Registrar = Callable[[bytes, Sequence[bytes]], bytes]
 
@@ -102,9 +105,9 @@ def own_records(path: Path) -> list[bytes]:
 
 
 def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> HomeRecord:
-    """Take newer home records of the store's own user in, signed and oldest first: the newest. A client that has the
-    store open follows it, to another cell if it says so. Raises TrustError and its kinds; then the store is as it was.
-    """
+    """Take newer home records of the store's own user in, signed and oldest first (or the newest one again, with
+    another staple): the newest. A client that has the store open follows it, to another cell if it says so. Raises
+    TrustError and its kinds; then the store is as it was."""
 
     def work(db: Db) -> HomeRecord:
         own, chain = identity(db, now_ms)
@@ -118,6 +121,12 @@ def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> HomeRecor
         for signed in records[before.version :]:
             before = verify_home(signed, own.root, before)
             newer.append(before)
+        if newer:
+            check_stapled(before, own.root)
+        elif [*records[before.version - 1 :]] not in ([], [before.signed]):  # the same with another staple
+            before = structs.replace(before, signed=records[-1])
+            check_stapled(before, own.root)
+            people.keep(db, own, before)
         take(db, own, newer, now_ms)
         return before
 
@@ -196,6 +205,7 @@ def ask(
     record = verify_home(signed, root, chain[-1] if chain else None)
     if record.payload != payload:
         raise TrustError("the registrar signed something else than it was asked for", "Ask its operator")
+    check_stapled(record, root)
     return record
 
 

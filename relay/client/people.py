@@ -41,7 +41,7 @@ def keep(db: Db, own: Own, record: HomeRecord) -> None:
     list any more open what may still come, and nothing after that."""
     remember(db, record)
     if record.user == own.user:
-        db.execute("INSERT OR IGNORE INTO chain VALUES (?,?)", (record.version, record.signed))
+        db.execute("INSERT OR REPLACE INTO chain VALUES (?,?)", (record.version, record.signed))
         listed = {device.id for device in record.devices}
         for one in record.former:
             if one.id not in listed:

@@ -5,7 +5,8 @@ It asks whose mail this is, not who may do what: a device or group that was ever
 it left in the log can be carried. Whether it is still enrolled is the fold's business. A user who has moved away stays
 known, too: this is the previous home, through which what comes late is sent on (section 5, rule 3).
 
-What the policies of the signed root forbid it refuses as well, in blocks that are made here (ADR 25).
+What the policies of the signed root forbid it refuses as well, in blocks that are made here (ADR 25); and home records
+without the proof that they are logged (ADR 27).
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from relay.core.records import (
 )
 from relay.core.shapes import Hash, Key, UInt
 from relay.core.trust import (
-    Former, HomeRecord, Root, VerifiedHead, join_home, read_home, verify_home, verify_move, verify_part, verify_roster,
+    Former, HomeRecord, Root, VerifiedHead, check_stapled, join_home, read_home, split_home, verify_home, verify_move,
+    verify_part, verify_roster,
 )
 from relay.errors import NotPermitted, ProtocolError, ResidencyError, TrustError
 from relay.limits import DAY, MAX_LIFETIME, MIB
@@ -74,7 +76,7 @@ class _Users(MutableMapping[bytes, _User]):
         self._packed = PackedMap()
 
     def __setitem__(self, user: bytes, known: _User) -> None:
-        payload, *_ = unpackb(known.home.signed)
+        payload, *_ = unpackb(split_home(known.home.signed)[0])
         listed = {device.id for device in known.home.devices}
         self._packed[user] = pack([payload, b"".join(one for one in known.devices if one not in listed)])
 
@@ -156,6 +158,7 @@ class ResidencyGuard:
                 decoded = self._check(record, known)
                 if decoded is not None and not made:
                     self._check_policy(decoded)
+                    self._check_logged(decoded, below)
             except ResidencyError as error:
                 raise type(error)(error.text, _REMEDY, ordinal) from None
             except (TrustError, ProtocolError) as error:
@@ -209,6 +212,22 @@ class ResidencyGuard:
                 cell, why = self._policies.unshared(self._cell, verify_roster(head).cell_names)
                 if cell:
                     raise NotPermitted(f"a group with members in {cell}: {why}")
+
+    def _check_logged(self, record: Record, known: _Known) -> None:
+        """The newest home record of a user is in its region's log, if it is news."""
+        match record:
+            case Home(signed):
+                newest = signed
+            case Move(chain):
+                newest = chain[-1]
+            case HandIn(what=what, item=item) if what == HANDIN_MOVE:
+                newest = read_chain(item).signed[-1]
+            case _:
+                return
+        home = read_home(newest)
+        user = known.users.get(home.user)
+        if user is None or user.home.version < home.version:
+            check_stapled(home, self._root)
 
     def _check_retention(self, envelope: bytes, dest: str) -> None:
         limit = self._policies.longest(self._cell, dest)

@@ -94,7 +94,7 @@ class Mark:
                 _put(self._handle, bytes(2 * _SLOT), 0)  # its full size from the start: a write changes bytes only
                 sync_directory(self._path.parent)
             _put(self._handle, _packed(marked), self._next * _SLOT)
-            _sync(self._handle)
+            sync_handle(self._handle)
         except OSError as error:
             error.filename = str(self._path)
             raise
@@ -111,7 +111,8 @@ def _put(handle: int, data: bytes, offset: int) -> None:
         raise OSError(errno.ENOSPC, "not all of it was written")
 
 
-def _sync(handle: int) -> None:
+def sync_handle(handle: int) -> None:
+    """Make what was written to an open file durable, on the disk itself. Raises OSError."""
     if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: there a plain fsync stops at the drive's cache
         fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
     else:

@@ -58,12 +58,14 @@ async def serve_admin(
     metrics: Metrics,
     ready: Callable[[], str | None],
     pages: Pages | None = None,
+    warning: Callable[[], str] = str,
     *,
     task_status: trio.TaskStatus[list[trio.abc.Listener[trio.abc.Stream]]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. `ready` returns None, or in a few words why the node is not ready. `pages`: by path."""
+    """Serve until cancelled. `ready` returns None, or in a few words why the node is not ready; `warning` what is wrong
+    even so, or nothing. `pages`: by path."""
     limiter = trio.CapacityLimiter(MAX_AT_ONCE)
-    all_pages = {**node_pages(metrics, ready), **(pages or {})}
+    all_pages = {**node_pages(metrics, ready, warning), **(pages or {})}
 
     async def handle(stream: trio.abc.Stream) -> None:
         async with stream:
@@ -75,13 +77,14 @@ async def serve_admin(
     await trio.serve_listeners(handle, list(listeners), task_status=task_status)
 
 
-def node_pages(metrics: Metrics, ready: Callable[[], str | None]) -> Pages:
+def node_pages(metrics: Metrics, ready: Callable[[], str | None], warning: Callable[[], str] = str) -> Pages:
     """The pages that every node has."""
 
     def show_ready() -> Answer:
         reason = ready()
         if reason is None:
-            return Answer(HTTPStatus.OK, b"ready\n")
+            wrong = warning()
+            return Answer(HTTPStatus.OK, b"ready\n" + (f"warning: {wrong}\n".encode() if wrong else b""))
         return Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {reason}\n".encode())
 
     return {

@@ -43,6 +43,8 @@ class Metrics:
         self.certificate_expires = self._gauge("certificate_expires_timestamp_seconds", what)
         what = "Unix time until which this node's root document is news: then there should be a newer one"
         self.root_fresh = self._gauge("root_fresh_until_timestamp_seconds", what)
+        what = "1 while nothing goes to the region or comes from it: its log is proven to have forked"
+        self.region_halted = self._gauge("region_halted", what, "region")
         what = "Notes to a node of the own cell that were not sent (no_link, no_room), or from it not taken (inbox)"
         self.notes_dropped = self._counter("notes_dropped", what, "node", "reason")
         # what waits

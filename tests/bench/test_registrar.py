@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
 
 from bench import registrars
@@ -18,9 +19,10 @@ async def test_it_measures_what_it_says(tmp_path: Path) -> None:
     assert figures.cached_lookup_us > 0 and figures.verify_staple_us > 0
 
 
-async def test_the_same_by_real_registrars(tmp_path: Path) -> None:
+async def test_the_same_by_real_registrars(tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = tmp_path_factory.mktemp("r") / "r"  # short: there are Unix sockets in it
     with trio.fail_after(120):
-        found = await registrars.measure(tmp_path / "served", 12)
+        found = await registrars.measure(place, 12)
     for figures in found.values():
         assert figures.users == 12 and 1 <= figures.batches <= 12
         assert 0 < figures.p50_ms <= figures.p99_ms and figures.per_second > 0

@@ -12,7 +12,7 @@ from msgspec import structs
 from cluster import erasure
 from cluster.audit import erased
 from cluster.erasure import Erasure, Erasures, read_signed, sign_erasure, verify_erasure
-from cluster.pki import issue_node
+from cluster.pki import issue_node, load_key_pair
 from relay.core import records, wire
 from relay.core.codec import encode
 from relay.errors import BadSignature, OperatorError, PeerError, TrustError
@@ -46,7 +46,7 @@ def test_a_receipt_is_the_word_of_the_node_that_it_names() -> None:
 async def test_what_who_left_has_left_behind_goes_within_a_bounded_time(autojump_clock, monkeypatch):
     """Also where others' mail lies between it, which is carried; and there is no receipt before."""
     monkeypatch.setattr(erasure, "_store_of", lambda journal: b"s" * 16)
-    monkeypatch.setattr(erasure, "_load", lambda *_: (KEY, CERT))
+    monkeypatch.setattr(erasure, "load_key_pair", lambda *_: (KEY, CERT))
     async with trio.open_nursery() as nursery:
         cell = Cell(FakeEnv())
         for task in (cell.delivery.run, cell.intake.run, cell.steward.run):
@@ -83,7 +83,7 @@ def test_a_key_that_cannot_be_read_is_said_so(tmp_path: Path) -> None:
     cert, _ = issue_node(*NORDEN, region="norden", cell="norden/1", node="n1", hosts=["127.0.0.1"], now_ms=NOW)
     paths = write(tmp_path, cert, b"no key")
     with pytest.raises(OperatorError, match="own key is needed"):
-        erasure._load(paths[1], paths[0])
+        load_key_pair(paths[1], paths[0])
 
 
 _CERT, _KEY = issue_node(*NORDEN, region="norden", cell="norden/1", node="n1", hosts=["127.0.0.1"], now_ms=NOW)

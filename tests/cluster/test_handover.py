@@ -235,3 +235,27 @@ async def test_what_became_of_a_letter_comes_in_one_batch_with_its_sender(autoju
         assert answer.vector == 2 and Code.UNKNOWN_USER not in [outcome.code for outcome in answer.outcomes]
         (notice,) = world.cell.state.devices[device_id("c1")].notices.values()
         assert (notice.id, notice.code) == (told.id, Code.STORED)
+
+
+async def test_only_an_old_home_sends_on(autojump_clock):
+    """Found by the simulator's liar: any region could give a user what it liked, past repeats and the bound."""
+    async with Opened() as world:
+        mail = seal(world.cell, world.bob.id)
+        for chain in ((), tuple(world.bob.chain)):
+            part = encode(records.Forward(world.bob.id, 1, chain))
+            item = linkwire.HandItem(records.HANDIN_FORWARD, mail, part)
+            vector = len(world.cell.state.origins)
+            answer = await world.reception(PEER, linkwire.HandOver(bytes([vector]) * 16, 0, 1, (item,)))
+            assert [outcome.code for outcome in answer.outcomes] == [Code.BAD_RECORD]
+        await wait_all_tasks_blocked()
+        assert world.delivered() == []
+
+
+async def test_only_an_old_home_says_what_became_of_a_letter(autojump_clock):
+    """Found by the simulator's liar: any region could tell a device here that its letter was refused, or stored."""
+    async with Opened() as world:
+        told = records.ForDevice(device_id("b1"), b"i" * 32, Code.STORED, 1, "quito/1")
+        item = linkwire.HandItem(records.HANDIN_NOTICE, encode(told), b"")
+        answer = await world.reception(PEER, linkwire.HandOver(b"o" * 16, 0, 1, (item,)))
+        assert [outcome.code for outcome in answer.outcomes] == [Code.BAD_RECORD]
+        assert not world.cell.state.devices[device_id("b1")].notices

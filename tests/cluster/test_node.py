@@ -265,7 +265,7 @@ async def test_a_node_whose_stores_are_set_aside_one_after_the_other_stops(
         raise BaseExceptionGroup("", [kind("block 7 rotted")])
 
     monkeypatch.setattr(process, "live", live)
-    kit: Any = SimpleNamespace(env=RealEnv())
+    kit: Any = SimpleNamespace(env=RealEnv(), trail=None)
     with pytest.raises(OperatorError, match=r"3 stores in a row.*block 7 rotted") as caught:
         await process.serve_node(config, kit, stopping.Stop())
     assert "disk" in caught.value.remedy and lived == lives[:7]
@@ -278,7 +278,7 @@ async def test_a_mistake_of_ours_is_not_hidden_by_what_it_led_to(tmp_path: Path,
         raise BaseExceptionGroup("", [StoreDamaged("block 7 rotted"), BaseExceptionGroup("", [KeyError("a mistake")])])
 
     monkeypatch.setattr(process, "live", live)
-    kit: Any = SimpleNamespace(env=RealEnv())
+    kit: Any = SimpleNamespace(env=RealEnv(), trail=None)
     with structlog.testing.capture_logs() as logs, pytest.raises(StoreDamaged, match="block 7 rotted"):
         await process.serve_node(config, kit, stopping.Stop())
     (entry,) = logs

@@ -33,7 +33,17 @@ def request(payload: list, user: SigningKey) -> bytes:
 
 
 def device(key: SigningKey, since: int) -> list:
-    return [bytes(key.verify_key), bytes(PrivateKey.generate().public_key), since, b""]
+    return [bytes(key.verify_key), bytes(PrivateKey.generate().public_key), since, b"", b""]
+
+
+def proven(listed: list, owner: bytes, key: SigningKey) -> list:
+    """A device's entry with its word that it is `owner`'s."""
+    said = msgpack.packb([owner, listed[1], listed[3]])
+    return [*listed[:4], key.sign(b"posthouse.device\0" + said).signature]
+
+
+def named(payload: list) -> bytes:
+    return blake2b(msgpack.packb(payload), digest_size=32).digest()
 
 
 def posthouse(*args: object, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -52,20 +62,26 @@ async def test_keys_made_by_hand_are_enrolled_and_served(tmp_path: Path) -> None
         1, b"", 1, b"", "norden", "norden/1", bytes(user.verify_key), [device(phone, 1)], 0, t - 60_000, t + DAY,
         bytes(paper.verify_key),
     ]  # fmt: skip
+    payload[7] = [proven(payload[7][0], named(payload), phone)]
     (tmp_path / "first").write_bytes(request(payload, user))
     card = posthouse(tmp_path / "first", "--dir", layout.directory).stdout
     assert card.startswith("posthouse:norden:")
     records = tmp_path / "first.records"
-    me = blake2b(msgpack.packb(payload), digest_size=32).digest()
+    me = named(payload)
 
-    second = [1, me, 2, me, *payload[4:7], [*payload[7], device(laptop, 2)], *payload[8:]]
+    second = [1, me, 2, me, *payload[4:7], [*payload[7], proven(device(laptop, 2), me, laptop)], *payload[8:]]
     (tmp_path / "wrong").write_bytes(request([*second[:-1], b""], user))
     told = posthouse(tmp_path / "wrong", "--dir", layout.directory, status=5).stderr
     assert "recovery key is gone" in told and str(tmp_path / "wrong") in told
+    thief = SigningKey.generate()
+    unproven = [*second[:7], [*payload[7], device(thief, 2)], *second[8:]]
+    (tmp_path / "unproven").write_bytes(request(unproven, user))
+    told = posthouse(tmp_path / "unproven", "--after", records, "--dir", layout.directory, status=5).stderr
+    assert "has signed that it is this user's" in told
     (tmp_path / "second").write_bytes(request(second, user))
     both = tmp_path / "both"
     assert posthouse(tmp_path / "second", "--after", records, "--out", both, "--dir", layout.directory).stdout == card
-    other = [*second[:7], [*payload[7], device(SigningKey.generate(), 2)], *second[8:]]
+    other = [*second[:7], [*payload[7], proven(device(thief, 2), me, thief)], *second[8:]]
     (tmp_path / "other").write_bytes(request(other, user))
     told = posthouse(tmp_path / "other", "--dir", layout.directory, status=3).stderr
     assert "was signed already" in told and "ask for version 3" in told

@@ -163,10 +163,10 @@ async def test_a_copy_beside_the_data_of_a_node_is_looked_at_itself(layout: Layo
     assert str(old) in said and "BAD" in said
     assert json.loads(await post("inspect", "--json", str(old), status=Exit.FAILED))["directory"] == str(old)
     assert "good  " in await post("verify", str(data)) and "good  " in await post("verify", str(node.config_path))
-    before = {path: path.read_bytes() for path in data.iterdir()}
+    before = {path: path.read_bytes() for path in data.iterdir() if path.is_file()}
     said = await post("repair", "--yes", str(old), status=Exit.OPERATOR)
     assert f"{old} is not where the node" in said and str(data) in said
-    assert {path: path.read_bytes() for path in data.iterdir()} == before
+    assert {path: path.read_bytes() for path in data.iterdir() if path.is_file()} == before
     key = layout.home.secrets / "amber.storage.key"
     node.config_path.write_text("no config")
     assert "good  " in await post("verify", "--storage-key", str(key), str(data))
@@ -182,7 +182,7 @@ async def test_what_cannot_be_repaired_is_left_alone(layout: Layout, tmp_path: P
         await send(layout, "bob", "one", wait="accepted")
         await fed.stop("amber")  # its last checkpoint is of its last block
     flip(data, "min")
-    files = {path: path.read_bytes() for path in data.iterdir() if path.suffix != ".shm"}
+    files = {path: path.read_bytes() for path in data.iterdir() if path.is_file() and path.suffix != ".shm"}
     said = await post("repair", "--yes", node, status=Exit.OPERATOR)
     assert "nothing was changed" in said and "needs what is missing" in said
     assert all((data / path.name).exists() for path in files) and not (data / "quarantine").exists()

@@ -17,14 +17,20 @@ import aics_tlog
 import pytest
 import trio
 
-from cluster.core.homelog import Enrolled, verify_stapled_home
-from cluster.core.tlog import TooFewWitnesses
+from cluster.audit.trails import check_key, read_log
+from cluster.core.auditlog import Entry
+from cluster.core.homelog import verify_stapled_home
+from relay.core.tlog import TooFewWitnesses
 from cluster.env import RealEnv
+from cluster.local.home import read_root
 from cluster.local.make import make_federation
 from cluster.registrar.asking import Registrar
 from cluster.registrar.config import load_config
 from cluster.registrar.endpoints import caller
+from cluster.trail import files_in
+from relay.client import Card
 from relay.core.codec import encode, pack
+from relay.core.trust import StapledHome, read_home, same_home
 from relay.errors import Overloaded, PeerError, PosthouseError
 from tests.cluster.registrar.site import first, user_key
 
@@ -100,7 +106,17 @@ def start(directory: Path, region: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
 
 
-async def enrol_patiently(registrar: Registrar, asked: bytes) -> Enrolled:
+def actions(log: Path, root: Path) -> list[str]:
+    """What the audit log of a registrar says that it signed; the log holds, by the root document."""
+    said: list[Entry] = []
+    read = read_log(files_in(log), said.append)
+    check_key(read, read_root(root, now_ms()))
+    assert not read.findings
+    found = [one.about["actions"] for one in said if one.what in ("directory.log", "directory.sign")]
+    return [action for some in found if isinstance(some, list) for action in some]
+
+
+async def enrol_patiently(registrar: Registrar, asked: bytes) -> StapledHome:
     with trio.fail_after(60):
         while True:
             try:
@@ -175,6 +191,13 @@ async def test_a_device_is_revoked_and_a_key_rotated_by_the_command(directory: P
     with running(directory, *REGIONS):
         await enrol_patiently(registrar_of(directory), request(1))
         revoked, rotated, proof = await trio.to_thread.run_sync(steps)
+    user = Card.parse((directory / "clients/alice/card").read_text().strip()).user[:4].hex()
+    by_hand = actions(directory / "registrar/norden/audit", directory / "root.bin")
+    assert by_hand == [f"enrol {user} v1", f"add {user} v2"]
+    logged = actions(directory / "registrar-norden/data/audit", directory / "root.bin")
+    changed = [f"revoke+rotate-user {user} v3", f"rotate-user {user} v4"]
+    assert [one for one in logged if user in one] == by_hand + changed
+    assert "good  4 log(s)" in posthouse("audit", "verify", directory).stdout
     assert revoked == "Logged version 3: 1 device(s)\n" and rotated == "Logged version 4: 1 device(s)\n"
     assert "version 4, at home in norden/1, 1 device(s)" in proof
 
@@ -204,7 +227,7 @@ async def test_killed_under_load_nothing_answered_is_missing_and_no_witness_sees
     directory: Path, rounds: int
 ) -> None:
     registrar = registrar_of(directory)
-    answered: list[Enrolled] = []
+    answered: list[StapledHome] = []
     numbers = iter(range(1_000, 100_000))
 
     async def load(until: trio.Event) -> None:
@@ -237,8 +260,11 @@ async def test_killed_under_load_nothing_answered_is_missing_and_no_witness_sees
                     answer.signed, answer.staple, registrar.config.root, registrar.trust, None, now_ms()
                 )
                 proof = await registrar.prove(record.user, now_ms())
-                assert proof.record is not None and proof.record.signed == answer.signed
+                assert proof.record is not None and same_home(proof.record.signed, answer.signed)
     assert len(answered) >= 30 * rounds
+    noted = set(actions(directory / "registrar-norden/data/audit", directory / "root.bin"))
+    users = [read_home(answer.signed).user for answer in answered]
+    assert {f"enrol {user[:4].hex()} v1" for user in users} <= noted, "what was answered was noted before"
     for region in ("sauda", "vika"):
         said = (directory / f"{region}.log").read_text()
         assert "log_forked" not in said

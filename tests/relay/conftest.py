@@ -148,9 +148,9 @@ class FakeLine:
 
 
 class Cell:
-    """The wired parts. `residency`: the disk writer's check; none by default."""
+    """The wired parts. `residency`: the disk writer's check, none by default. `root`: one without logs by default."""
 
-    def __init__(self, env: FakeEnv, name: str = CELL, residency=None) -> None:
+    def __init__(self, env: FakeEnv, name: str = CELL, residency=None, root: Root | None = None) -> None:
         self.env = env
         self.journal = MemoryJournal(env, name, residency)
         self.metrics = Metrics()
@@ -161,7 +161,7 @@ class Cell:
         self.directory, self.abroad, self.notary = FakeDirectory(), FakeAbroad(), FakeNotary()
         identity = Identity(name.split("/")[0], name, "n1", self.journal.log_id)
         self.office = Office(
-            identity, make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics,
+            identity, root or make_root(), self.delivery, self.intake, self.directory, self.abroad, self.metrics,
             self.notary,
         )
 

@@ -36,6 +36,8 @@ class Authors:
                 person = Person(f"{region[:2]}{number + 1}", region)
                 self.people.append(person)
                 self._add(person, self.random.randint(1, options.devices))
+                if region == options.liar:
+                    self._add(person, 1)  # there is something to fall behind
 
     def _add(self, person: Person, count: int) -> list[SimDevice]:
         """New devices of a person, in one new version of the home record."""
@@ -65,6 +67,7 @@ class Authors:
             others = [person for person in self.people if person is not owner.person]
             members = [owner.person, *self.random.sample(others, self.random.randint(1, len(others)))]
             self.groups.append(group)
+            self.ledger.owners[group.id] = owner.person.name
             await self._publish(group, owner, members)
 
     async def _publish(self, group: Group, owner: SimDevice, members: list[Person]) -> None:

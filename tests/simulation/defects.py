@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import trio
 
-from relay.core.mailroom.people import Entry
 import relay.journal.mark
 import tests.simulation.image
 from cluster.core.raft import Accepted, Members, Raft
@@ -28,6 +27,7 @@ from relay.core import records
 from relay.core.block import position
 from relay.core.mailroom import admission, expiry, outboxes, reading, rosters
 from relay.core.mailroom.effects import SessionStarted
+from relay.core.mailroom.people import Entry
 from relay.core.mailroom.state import Origin, State
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code
@@ -41,14 +41,13 @@ from relay.journal.solo import SoloJournal
 from relay.limits import KIB
 from relay.office import Office
 from relay.steward import Steward
-from tests.simulation import defects_of_devices as of_devices
+from tests.simulation import defects_of_devices as of_devices, defects_of_liars as of_liars
 from tests.simulation import defects_of_moves as of_moves
 from tests.simulation.network import Weather
 from tests.simulation.world import START_MS
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
-
 
 # --- disks and votes (rules 1 to 9) ----------------------------------------------------------------
 def says_at_once(patch: Patch, kind: type) -> None:
@@ -397,4 +396,5 @@ DEFECTS = [
         **MOVING, "every": {"move": 1.0, "offline": 2.0}}),
     Defect(of_moves.forwards_to_another_cell, "section 5, 3", 1, MOVING),
     Defect(of_moves.says_stored_when_it_is_sent_on, "19; ADR 21", 1, MOVING),
+    *(Defect(plant, rule, seed, {**ALONE, **options}) for plant, rule, seed, options in of_liars.PLANTS),
 ]  # fmt: skip

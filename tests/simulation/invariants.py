@@ -3,7 +3,7 @@ the device itself (tests.simulation.session)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -42,6 +42,7 @@ class Checks:
         self._founded: dict[bytes, int] = {}  # the newest time in a log before that, Unix ms
         self._versions: dict[tuple[str, bytes], int] = {}  # region, group → newest version that a disk there ever got
         self.nodes: Sequence[SimNode] = ()
+        self.names: Mapping[bytes, str] = {}  # user → name
 
     # --- one content per index, one state per content ------------------------------------------------
     def applied(self, delivery: Delivery, block: Block) -> None:
@@ -118,7 +119,7 @@ class Checks:
 
     def sent(self, source: Host, target: Host, data: bytes) -> None:
         """These bytes leave a host."""
-        if source.is_node:
+        if source.is_node and source.region != self.ledger.liar:
             for letter in self.ledger.found_in(data):
                 if target.region not in letter.regions | letter.later:
                     raise Violation(f"letter {letter.number} of {letter.sender} is sent to {target.name}")
@@ -161,6 +162,8 @@ class Checks:
                 if box.bytes - sent_on > MAX_OUTBOX:
                     raise Violation(f"{node}: the outbox for {cell} holds {box.bytes} bytes")
             for user in state.users.values():
+                if not self.honest(user.record.user):
+                    continue  # the liar was its home, and sends on what it likes
                 if user.box.bytes > MAX_MAILBOX * (1 + user.record.payload.move_epoch):
                     raise Violation(f"{node}: a mailbox holds {user.box.bytes} bytes")
 
@@ -169,12 +172,16 @@ class Checks:
         homes: dict[bytes, str] = {}
         for node in newest_of(nodes):
             state = node.delivery.room.state
-            for user in state.users:
+            for user in filter(self.honest, state.users):
                 if homes.setdefault(user, node.cell) != node.cell:
                     raise Violation(f"user {user[:4].hex()} is at home in {node.cell} and in {homes[user]}")
             for user, moved in state.moved.items():
-                if moved.items:
+                if moved.items and self.honest(user):
                     raise Violation(f"{node}: {moved.items} things wait for user {user[:4].hex()}, who has left")
+
+    def honest(self, user: bytes) -> bool:
+        """Has the liar never been this user's home?"""
+        return not self.ledger.exposed(self.names.get(user, ""))
 
     def lost(self) -> None:
         """Nothing acknowledged is missing. Run long enough after healing."""

@@ -7,7 +7,7 @@ same canary: random bytes that say, wherever they are found, whose letter lies t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -76,6 +76,9 @@ class Ledger:
         self._by_id: dict[bytes, Letter] = {}
         self._gone: set[str] = set()  # devices that were revoked
         self.movers: set[str] = set()  # people who have moved
+        self.liar = ""  # a region that lies
+        self.exposed: Callable[[str], bool] = lambda person: False  # was this person ever at home with the liar?
+        self.owners: dict[bytes, str] = {}  # group → the person whose device owns it
 
     def moved(self, person: str, user: bytes, groups: set[bytes], region: str) -> None:
         """Somebody moves: what is for or from that person may rest in the new home as well."""
@@ -87,6 +90,8 @@ class Ledger:
     def has_moved(self, envelope_id: bytes, recipient: str) -> bool:
         """Has one of those between whom this envelope goes moved? Then it may come by two ways."""
         letter = self._by_id.get(envelope_id)
+        if letter is not None and not self.trusts(letter, recipient):
+            return True  # and the liar says as often as it likes what it knows
         return recipient in self.movers or (letter is not None and letter.author in self.movers)
 
     def write(self, letter: Letter) -> None:
@@ -122,14 +127,29 @@ class Ledger:
             if letter.sender == device and letter.stored is None:
                 letter.required.clear()
 
+    # --- what a liar may spoil -----------------------------------------------------------------------
+    def trusts(self, letter: Letter, person: str) -> bool:
+        """Is this letter, on its way to that person, a matter of others than the liar? All who have a part in it live,
+        and ever lived, elsewhere."""
+        parts = {person, letter.author, self.owners.get(letter.target, letter.author)}
+        return not self.liar or not any(map(self.exposed, parts))
+
+    def answerable(self, letter: Letter) -> bool:
+        """May its sender count on every outcome? No copy of it goes to the liar."""
+        return not self.liar or self.liar not in letter.regions | letter.later
+
     # --- what the relay answers ----------------------------------------------------------------------
     def answered(self, device: str, letter: Letter, code: int, cell: str) -> None:
         """An outcome reached the sender, as a receipt or as a notice."""
         name = Code(code).name.lower()
         self.trace(name, letter.number, device, cell)
-        if code == Code.UNKNOWN_USER and not letter.group:
+        if code == Code.BAD_ENVELOPE and self.answerable(letter):
+            raise Violation(f"letter {letter.number} of {letter.sender} was refused for {cell}, which never said so")
+        if cell.partition("/")[0] == self.liar and letter.group:
+            return  # what it says of its own members; the others' outcomes come from their own cells
+        if code == Code.UNKNOWN_USER and not letter.group and self.answerable(letter):
             raise Violation(f"letter {letter.number} of {letter.sender} was refused: nobody is at home in {cell}")
-        if code == Code.EXPIRED and letter.lasts:
+        if code == Code.EXPIRED and letter.lasts and self.answerable(letter):
             raise Violation(f"letter {letter.number} of {letter.sender} is said to have expired, and lives for a day")
         now = trio.current_time()
         if code in (Code.ACCEPTED, Code.STORED):
@@ -158,15 +178,18 @@ class Ledger:
             for letter in self.letters
             if letter.lasts and letter.accepted is not None and not letter.refused
             for device in sorted(letter.required - letter.delivered.keys())
+            if self.trusts(letter, device.partition("/")[0])
         ]
 
     def missing_at(self, device: str, before: float) -> Iterator[Letter]:
         """What was stored before that time and has not reached `device`, newest first."""
         for letter in reversed(self.letters):
             stored = letter.lasts and not letter.refused and letter.stored is not None and letter.stored < before
-            if stored and device in letter.required and device not in letter.delivered:
+            missing = device in letter.required and device not in letter.delivered
+            if stored and missing and self.trusts(letter, device.partition("/")[0]):
                 yield letter
 
     def open(self) -> list[Letter]:
         """Letters whose sender still waits for an outcome."""
-        return [letter for letter in self.letters if not letter.settled and letter.sender not in self._gone]
+        waits = [letter for letter in self.letters if not letter.settled and letter.sender not in self._gone]
+        return [letter for letter in waits if self.answerable(letter)]

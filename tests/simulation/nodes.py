@@ -24,6 +24,7 @@ from relay.errors import PosthouseError
 from tests.simulation.clock import SimClock
 from tests.simulation.env import SimEnv
 from tests.simulation.keys import key
+from tests.simulation.liar import Liar, LyingStream
 from tests.simulation.network import Host, Network
 from tests.simulation.people import ADMIN_PORT, CLIENTS_PORT, LINKS_PORT, host_of
 from tests.simulation.proofs import certify
@@ -37,8 +38,9 @@ class OpenSecurity:
 
     expires_ms = 2**53  # never
 
-    def __init__(self, peer: Peer, who: Callable[[Host], Peer]) -> None:
+    def __init__(self, peer: Peer, who: Callable[[Host], Peer], liar: Liar | None) -> None:
         self._peer, self._who = peer, who
+        self._liar = liar if liar is not None and liar.region == peer.region else None
 
     @property
     def peer(self) -> Peer:
@@ -59,7 +61,8 @@ class OpenSecurity:
     def _claim(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, Claim]:
         assert isinstance(transport, SimStream)
         other = self._who(transport.other)
-        return transport, Claim(other, other.region)
+        lies = self._liar is not None and other.region != self._peer.region
+        return LyingStream(transport, self._liar, other) if lies else transport, Claim(other, other.region)
 
 
 class SimNode:
@@ -67,8 +70,9 @@ class SimNode:
 
     def __init__(
         self, world: World, net: Network, root: Root, region: str, name: str, disk: Any,
-        saw: Callable[[str, bytes, bool], None],
+        saw: Callable[[str, bytes, bool], None], liar: Liar | None = None,
     ) -> None:
+        self.liar = liar
         self.world, self.net, self.root, self.region, self.name, self.disk = world, net, root, region, name, disk
         self.cell = f"{region}/1"
         self.host = net.add(host_of(region, name), region, is_node=True)
@@ -131,7 +135,7 @@ class SimNode:
         self.world.trace("process started", self.host.name, self.lives)
         env = self.env = SimEnv(self.net, self.host, self.clock, self.disk, self.random)
         self.stop, self.scope, self.ended = Stop(), trio.CancelScope(), None
-        kit = Kit(env, OpenSecurity(self.peer, self._who), self.ring, certify=certify)  # type: ignore[arg-type]
+        kit = Kit(env, OpenSecurity(self.peer, self._who, self.liar), self.ring, certify=certify)  # type: ignore[arg-type]
         try:
             with self.scope:
                 await serve_node(self._config(), kit, self.stop)

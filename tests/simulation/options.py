@@ -15,8 +15,9 @@ from typing import Any
 import cluster.journal.opening
 import cluster.node
 import relay.limits
-from relay.limits import KIB, MIB, MINUTE
+from relay.limits import KIB, MIB, MINUTE, SECOND
 from tests.simulation.network import Weather
+from tests.simulation.people import REGIONS
 
 FAULTS = (
     "kill", "power", "all_down", "drain", "cut", "silence", "block", "isolate", "skew", "drift", "offline", "slow",
@@ -45,6 +46,8 @@ class Options:
     short_lived: float = 0.05  # share of letters that live for seconds only
     lookups: float = 0.1
     receipts: float = 0.0  # share of outcomes that senders have proven
+    liar: str = ""  # the region that lies to the others (tests.simulation.liar); empty: none
+    lies: float = 0.1  # the share of its messages that it lies about, where it can
     disk: float = 0.001  # seconds of a disk access
     slow_disk: float = 0.0  # share of accesses that take a hundred times as long
     down: float = 10.0  # seconds that a crashed node stays away, at most
@@ -99,6 +102,15 @@ def derive(seed: int, **fixed: Any) -> Options:
     moving = Random(f"{seed}/moves")
     if fixed.get("regions", chosen.get("regions", 3)) > 1 and moving.random() < 0.5:
         every["move"] = round(moving.uniform(3.0, 20.0), 6)
+    lying = Random(f"{seed}/liar")
+    if fixed.get("regions", chosen.get("regions", 3)) > 1 and lying.random() < 0.5:
+        chosen["liar"] = lying.choice(REGIONS[: fixed.get("regions", chosen.get("regions", 3))])
+        chosen["lies"] = round(lying.uniform(0.1, 0.4), 6)
+        chosen["lookups"] = max(chosen["lookups"], 0.2)
+    if fixed.get("liar", chosen.get("liar")):  # what was seen is asked for again, and not all of it is in memory
+        chosen["limits"] |= {"DIRECTORY_CACHE": 4 * KIB, "DIRECTORY_FRESH": 5 * SECOND}
+        # Mail for a group whose list its owner's region withholds takes room, 1 MiB of a sender at most
+        chosen["limits"].pop("MAX_OUTBOX", None)
     return Options(**{**chosen, **fixed})
 
 

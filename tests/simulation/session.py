@@ -155,16 +155,20 @@ class Connection:
         if error.code == Fault.REVOKED and self.device.revoked_in:
             self.trace("told that it was revoked", self.device.name)
             self.device.leave()
-        elif error.code == Fault.REVOKED and self.device.id == self.id:
+        elif error.code == Fault.REVOKED and self.device.id == self.id and not self._colludes(self.device.person):
             raise Violation(f"{self.device.name} was told that it was revoked, and was not")
         raise Gone(f"{Fault(error.code).name}: {error.text}")
 
     def _moved(self, moved: wire.Moved) -> None:
         device = self.device
-        if list(moved.records) != device.person.chain[: len(moved.records)]:
+        if list(moved.records) != device.person.chain[: len(moved.records)] and not self._colludes(device.person):
             raise Violation(f"{device.name} was told to move by records that nobody signed")
         device.settle(read_home(moved.records[-1]).payload.region)
         raise Gone("moved")
+
+    def _colludes(self, person: Person) -> bool:
+        """With a region that lies: there may be another record than the one that is known here."""
+        return self.device.ledger.exposed(person.name)
 
     # --- reading -----------------------------------------------------------------------------------
     async def _read(self) -> None:
@@ -298,7 +302,8 @@ class Connection:
     def _looked_up(self, record: wire.Record) -> None:
         person, after = self.asked.pop(record.request)
         self.trace("looked up", self.device.name, person.name, Code(record.code).name.lower())
-        if record.code == Code.STORED and list(record.records) != person.chain[after : after + len(record.records)]:
+        true = list(record.records) == person.chain[after : after + len(record.records)]
+        if record.code == Code.STORED and not true and not self._colludes(person):
             raise Violation(f"{self.device.name}: a lookup of {person.name} was answered with other records")
 
     # --- writing -----------------------------------------------------------------------------------

@@ -17,10 +17,13 @@ import trio
 
 from relay.errors import DiskFailed
 from tests.simulation.authors import Authors
+from tests.simulation.devices import SimDevice
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Checks, newest_of, watching
 from tests.simulation.keys import signatures_once
 from tests.simulation.ledger import Ledger
+from tests.simulation.liar import Liar
+from tests.simulation.noticed import noticing
 from tests.simulation.network import Network
 from tests.simulation.nodes import SimNode
 from tests.simulation.options import Options, bounds, derive
@@ -65,9 +68,11 @@ class Federation:
         regions = REGIONS[: options.regions]
         root = make_root(options.nodes, regions)
         self.ledger.proofs = Proofs(world, self.ledger, root, options.receipts)
+        self.liar = Liar(world, self.ledger, options.liar, options.lies) if options.liar in regions else None
         self.nodes = [
             SimNode(
-                world, self.net, root, region, f"n{number + 1}", self._disk(f"{region} {number}"), self.checks.written
+                world, self.net, root, region, f"n{number + 1}", self._disk(f"{region} {number}"), self.checks.written,
+                self.liar,
             )
             for region in regions
             for number in range(options.nodes)
@@ -76,7 +81,17 @@ class Federation:
         for node in self.nodes:
             node.disk.flag = node.name == "n1"
         self.authors = Authors(world, self.net, self.ledger, options)
+        self._tell_of_the_liar()
         self.faults = Faults(world, self.net, self.nodes, self.authors, options)
+
+    def _tell_of_the_liar(self) -> None:
+        """Whoever ever was at home with it may collude with it, and has nothing promised."""
+        people, liar = self.authors.people, self.liar
+        self.checks.names = {person.id: person.name for person in people}
+        if liar is not None:
+            liar.people, self.ledger.liar = people, liar.region
+            homes = {person.name: person.homes for person in people}
+            self.ledger.exposed = lambda name: liar.region in homes.get(name, ())
 
     def _disk(self, name: str) -> Any:
         random, options = self.world.random(f"disk {name}"), self.options
@@ -124,7 +139,7 @@ class Federation:
         self.checks.lost()
         self.checks.at_home_once(self.nodes)
         if not self._served():
-            away = [device.name for device in self.authors.devices if not device.ready]
+            away = [device.name for device in self._honest() if not device.ready]
             if self._not_told():
                 raise Violation(f"revoked, and served all the same: {', '.join(self._not_told())}")
             raise Violation(f"{self.options.heal:.0f} s after healing not served: {', '.join(away)}")
@@ -141,7 +156,8 @@ class Federation:
     def _under_way(self) -> bool:
         """A cell is not whole yet, or has not handed over everything for who has left."""
         boxes = [box for node in newest_of(self.nodes) for box in node.delivery.room.state.outboxes.values()]
-        return bool(self._broken()) or any(item.user for box in boxes for item in box.items.values())
+        users = (item.user for box in boxes for item in box.items.values() if item.user)
+        return bool(self._broken()) or any(map(self.checks.honest, users))
 
     def _broken(self) -> list[str]:
         """Cells of several that are not whole."""
@@ -149,7 +165,11 @@ class Federation:
         return [cell for cell in cells if not self.faults.whole(cell)]
 
     def _served(self) -> bool:
-        return all(device.ready for device in self.authors.devices) and not self._not_told()
+        return all(device.ready for device in self._honest()) and not self._not_told()
+
+    def _honest(self) -> list[SimDevice]:
+        """The devices of those whom a liar has nothing to say about."""
+        return [one for one in self.authors.devices if not self.ledger.exposed(one.person.name)]
 
     def _not_told(self, before: float = math.inf) -> list[str]:
         """Devices that were revoked, by a version that their home had before that time, and are served all the same."""
@@ -157,6 +177,7 @@ class Federation:
             device.name
             for device in self.authors.revoked
             if device.ready and device.revoked_in <= device.person.known and device.person.known_at < before
+            and not self.ledger.exposed(device.person.name)
         ]
 
     async def _look(self) -> None:
@@ -166,8 +187,11 @@ class Federation:
             if self.options.nodes > 1:
                 self.checks.amnesia(self.nodes)
             for node in self.nodes:
-                if node.ended is not None and not isinstance(node.ended, DiskFailed):
+                if node.ended is not None and not isinstance(node.ended, DiskFailed) and not self._lies(node):
                     raise Violation(f"{node} ended by itself: {node.ended}")
+
+    def _lies(self, node: SimNode) -> bool:
+        return self.liar is not None and node.region == self.liar.region
 
     def _end(self) -> None:
         self.checks.scan(self.nodes)
@@ -187,7 +211,7 @@ def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any)
     async def main(world: World) -> None:
         worlds.append(world)
         federation = Federation(world, options)
-        with watching(federation.checks), counting(world.trace):
+        with watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar):
             await federation.run()
 
     most = max(HANGS_S, options.safety)

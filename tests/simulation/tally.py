@@ -31,6 +31,9 @@ MUST = (
     "connection cut", "half-open", "partition", "flap", "storm", "segment lost", "went away", "reads nothing",
     "forgot its cursor", "enrolled", "revoked", "told that it was revoked", "keys rotated", "roster", "looked up",
     "moves", "follows", "sent on", "told later",
+    # and what a region that lies does, and others notice
+    "lie", "noticed home record: BrokenChain", "noticed home record: BadSignature",
+    "noticed answer to a hand-over: PeerError",
 )  # fmt: skip
 SHARE = 10  # in a run of n seeds each of them happens n / SHARE times at least
 FEW = 100  # seeds: fewer say nothing about it

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import takewhile
 
+from msgspec import structs
+
 from relay.core import records
 from relay.core.block import position
 from relay.core.mailroom.effects import DeviceGone, SessionStarted
@@ -16,10 +18,13 @@ from relay.core.trust import HomeRecord, read_home
 
 def home(turn: Turn, record: records.Home) -> None:
     """Apply the next version of a user's home record. It was verified before it was appended; anything but the next
-    version is a repeat and ignored."""
+    version is a repeat and ignored, but that the newest one may come again with another staple, which is kept."""
     pos = turn.next_position()
     new = read_home(record.signed)
     user = turn.state.users.get(new.user)
+    if user is not None and user.record.digest == new.digest:
+        user.follow([*user.chain[:-1], record.signed], structs.replace(user.record, signed=record.signed))
+        return
     follows = new.version == user.record.version + 1 if user else new.version == 1
     if not follows or new.cell != turn.state.cell or new.user in turn.state.moved:
         return

@@ -39,17 +39,17 @@ class Resting(Generic[T]):
 
     def __getitem__(self, key: bytes) -> T:
         """The value, awake from now on: what is changed in it, stays."""
-        value = self._awake.get(key)
+        value = self.get(key)
         if value is None:
-            value = self._awake[key] = self._unpack(key, self._packed[key])
+            raise KeyError(key)
         return value
 
     def get(self, key: bytes) -> T | None:
         """The same; None where there is none."""
-        try:
-            return self[key]
-        except KeyError:
-            return None
+        value = self._awake.get(key)
+        if value is None and (packed := self._packed.get(key)) is not None:
+            value = self._awake[key] = self._unpack(key, packed)
+        return value
 
     def peek(self, key: bytes) -> T | None:
         """The value to look at, for who is not the fold: it wakes nobody."""
@@ -86,7 +86,7 @@ class Resting(Generic[T]):
     def rest(self) -> None:
         """Pack some of whom nothing is under way, the longest awake first. No value may be held meanwhile by who
         changes it."""
-        for _ in range(min(_TURNS, len(self._awake) - MAX_AWAKE)):
+        for _ in range(min(_TURNS, len(self._awake) - MAX_AWAKE)):  # none of them, mostly
             key, value = self._awake.popitem(last=False)
             if self._rests(value):
                 packed = self._pack(value)

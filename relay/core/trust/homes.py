@@ -22,6 +22,7 @@ from nacl.signing import SigningKey
 from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.shapes import CellName, Hash, Key, MaybeHash, MaybeKey, Millis, Name, Signature, UInt
 from relay.core.trust.devices import Device, Former, prove_device, verify_possession
+from relay.core.trust.logs import check_logged, split_home
 from relay.core.trust.root import Root
 from relay.core.trust.statement import RootRegion
 from relay.core.trust.signing import sign, verify
@@ -62,7 +63,8 @@ class _SignedHome(Struct, frozen=True):
 
 class HomeRecord(Struct, frozen=True):
     """A verified home record: `user` is filled in also for version 1, `digest` is what the next one chains to, and
-    `former` has every id that the versions before listed and this one does not."""
+    `former` has every id that the versions before listed and this one does not. `signed`: the bytes that travel, with
+    the staple where there is one."""
 
     user: Hash
     digest: Hash
@@ -97,6 +99,11 @@ class HomeRecord(Struct, frozen=True):
 _request: Decoder[tuple[bytes, bytes]] = Decoder(tuple[bytes, bytes], "enrolment request", 16 * KIB)
 _signed_home: Decoder[_SignedHome] = Decoder(_SignedHome, "signed home record", 16 * KIB)
 _home: Decoder[HomePayload] = Decoder(HomePayload, "home record", 16 * KIB)
+
+
+def _outer(data: bytes) -> _SignedHome:
+    """What was signed; a staple is another matter."""
+    return _signed_home(split_home(data)[0])
 
 
 def sign_home(
@@ -153,7 +160,7 @@ def join_home(payload: bytes, user_signature: bytes, registrar_signature: bytes,
 def read_home(signed: bytes, prev: HomeRecord | None = None) -> HomeRecord:
     """Parse without verifying: only for bytes that were verified before they were kept (a cell's own log). `former` is
     whole only where `prev` is the version before, and was read like this."""
-    outer = _signed_home(signed)
+    outer = _outer(signed)
     payload = _home(outer.payload)
     own = digest(outer.payload)
     former = prev.former if prev else ()
@@ -178,7 +185,7 @@ def verify_home(signed: bytes, root: Root, prev: HomeRecord | None) -> HomeRecor
 
     Raises BadSignature (ForeignDevice), BrokenChain (ReturnedDevice), Overreach, NotReleased or TrustError (unknown
     region). Expiry is `check_current`'s business, because a chain may contain versions that have run out."""
-    outer = _signed_home(signed)
+    outer = _outer(signed)
     record = read_home(signed, prev)
     region = root.region(record.payload.region)
     recovered = _signed_by_recovery(outer, record.payload, prev)
@@ -326,7 +333,8 @@ def _check_recovery(payload: HomePayload, before: HomePayload | None, *, recover
 def verify_chain(
     chain: Sequence[bytes], root: Root, now_ms: int, user: bytes, known: HomeRecord | None = None
 ) -> HomeRecord:
-    """Verify signed records, oldest first, that lead from `known` (or from version 1) to the newest one of `user`.
+    """Verify signed records, oldest first, that lead from `known` (or from version 1) to the newest one of `user`. One
+    that is newer than `known` is in its region's log, by its staple: `check_stapled`.
 
     Raises TrustError and its kinds; Rollback where the result is older than `known`."""
     record = known
@@ -343,12 +351,23 @@ def verify_chain(
     if known is not None and record.version < known.version:
         raise Rollback(f"home record version {record.version} after {known.version}")
     check_current(record, now_ms)
+    if record is not known:
+        check_stapled(record, root)
     return record
+
+
+def check_stapled(record: HomeRecord, root: Root) -> None:
+    """A verified record is in the log that the root names for its region, by the staple that it came with. That of the
+    newest says it for all before it, which it names by their hashes. A region without a log is exempt.
+
+    Raises NotLogged (no staple) and the other kinds of LogError: relay.core.trust.logs.check_logged."""
+    check_logged(record.signed, root, record.payload.region)
 
 
 def verify_move(chain: Sequence[bytes], root: Root, known: HomeRecord | None = None) -> list[HomeRecord]:
     """Verify all records of a user, from version 1 on: the records. What `known` says must be among them, if they go as
-    far. The newest may have run out: that it was signed is what counts for where mail goes.
+    far. The newest may have run out: that it was signed is what counts for where mail goes. Whether it is logged is the
+    caller's to ask (`check_stapled`).
 
     Raises TrustError and its kinds."""
     records: list[HomeRecord] = []

@@ -9,7 +9,7 @@ from click.testing import Result
 
 from cluster.cli.exits import Exit
 from cluster.cli.options import now_ms
-from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey
+from relay.core.tlog import COSIGNATURE, ED25519, SignerKey
 from relay.core.trust import Root, verify_root
 
 Posthouse = Callable[..., Result]

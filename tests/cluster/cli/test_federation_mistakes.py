@@ -11,7 +11,7 @@ from msgspec import structs
 
 from cluster.cli.exits import Exit
 from cluster.cli.options import now_ms
-from cluster.core.tlog import COSIGNATURE, ED25519, SignerKey
+from relay.core.tlog import COSIGNATURE, ED25519, SignerKey
 from cluster.federation.keys import load_signer, named, new_signer
 from cluster.federation.making import Holders, draft_root, draft_targets, region_part
 from cluster.federation.regionfile import load_region_file, sign_region

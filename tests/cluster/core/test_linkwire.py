@@ -14,10 +14,10 @@ from cluster.core.linkmachine import (
     TRANSITIONS, Answered, Asked, Ended, Greeted, Kind, LinkEvent, LinkMachine, Noted, Role, State,
 )
 from cluster.core.linkwire import (
-    CELL_REQUESTS, NO_REQUEST, VERSION, Attest, Attested, BlockBody, BlocksPart, CellAnswer, CellEphemeral, CellNote,
-    CellStatus, CheckpointPart, Done, EphemeralTo, Fact, Facts, FetchBlocks, FetchCheckpoint, FetchFacts, FrameReader,
-    HandItem, HandOver, HandOverAnswer, Join, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping, Propose,
-    Proposed, ProposalRefused, Records, SnapshotTaken, StateDigest, Status, TakeSnapshot, encode_frame,
+    CELL_REQUESTS, NO_REQUEST, VERSION, Attest, Attested, AuditHead, BlockBody, BlocksPart, CellAnswer, CellEphemeral,
+    CellNote, CellStatus, CheckpointPart, Done, EphemeralTo, Fact, Facts, FetchBlocks, FetchCheckpoint, FetchFacts,
+    FrameReader, HandItem, HandOver, HandOverAnswer, Join, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping,
+    ProposalRefused, Propose, Proposed, Records, SnapshotTaken, StateDigest, Status, TakeSnapshot, encode_frame,
     encode_message,
 )
 from relay.core.codec import pack
@@ -47,7 +47,7 @@ CELL_ASKS: list[LinkMessage] = [
     Propose(UUID, (b"one", b"two")),
     Join(UUID), TakeSnapshot(9, 3), FetchCheckpoint(UUID, 9, 0), FetchFacts(UUID, 9, b""),
     FetchBlocks(UUID, 3, 4), CellEphemeral(ID, ID, ID, b"typing"), CellStatus(), StateDigest(UUID, 2, 900, ID),
-    Attest(UUID, (3, 5)),
+    Attest(UUID, (3, 5)), AuditHead(b"checkpoint", b"certificate"),
 ]  # fmt: skip
 CELL_ANSWERS: list[LinkMessage] = [
     Proposed(5, ID, 2), ProposalRefused(1, "not at home"), NotLeading("n2"), SnapshotTaken(9),

@@ -12,7 +12,8 @@ import trio
 import trio.testing
 
 from cluster.core.linkwire import (
-    NO_REQUEST, VERSION, CellEphemeral, CellNote, CellStatus, Done, FetchBlocks, FetchCheckpoint, FetchFacts, Join,
+    NO_REQUEST, VERSION, AuditHead, CellEphemeral, CellNote, CellStatus, Done, FetchBlocks, FetchCheckpoint, FetchFacts,
+    Join,
     LinkHello, LinkMessage, LookUp, Peer, Propose, StateDigest, TakeSnapshot, encode_frame, encode_message,
     federation_id,
 )
@@ -68,6 +69,7 @@ async def say(fed: Any, context: ssl.SSLContext | None, *pieces: bytes) -> tuple
         NOTE,
         Propose(ID, (b"record",)), Join(ID), TakeSnapshot(1, 1), FetchCheckpoint(ID, 0, 0), FetchFacts(ID, 0, b""),
         FetchBlocks(ID, 1, 2), CellEphemeral(USER, USER, USER, b"hi"), CellStatus(), StateDigest(ID, 2, 900, USER),
+        AuditHead(b"checkpoint", b"certificate"),
     ],
 )  # fmt: skip
 async def test_what_is_the_cells_own_is_refused_to_other_cells(cell: Any, message: LinkMessage) -> None:

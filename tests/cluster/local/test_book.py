@@ -11,12 +11,17 @@ from msgspec import structs
 from nacl.public import PrivateKey
 from nacl.signing import SigningKey
 
+from cluster.audit.trails import check_key, read_log
+from cluster.core.auditlog import Entry
 from cluster.enrolment import read_records
 from cluster.local.book import Book
+from cluster.trail import files_in
 from relay.core.trust import (
     Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, request_home,
 )  # fmt: skip
-from relay.errors import BadSignature, BrokenChain, OperatorError, Overreach, ReturnedDevice, TrustError, VersionTaken
+from relay.errors import (
+    BadSignature, BrokenChain, DiskFailed, OperatorError, Overreach, ReturnedDevice, TrustError, VersionTaken,
+)  # fmt: skip
 from relay.limits import DAY
 from tests.proofs import proven
 from tests.roots import verified_root
@@ -127,3 +132,31 @@ def test_a_book_that_cannot_be_read_or_written_signs_nothing(root: Root, tmp_pat
     (tmp_path / "book" / one.user.hex()).write_bytes(b"\xc1")
     with pytest.raises(OperatorError, match="home records"):
         book.sign(after(one), (), root, REGISTRAR, NOW)
+
+
+def noted(directory: Path, root: Root) -> list[str]:
+    said: list[Entry] = []
+    log = read_log(files_in(directory / "audit"), said.append)
+    check_key(log, root)
+    assert not log.findings and log.whose == "norden/registrar"
+    return [str(one.about["actions"]) for one in said if one.what == "directory.sign"]
+
+
+def test_what_is_signed_is_noted_before(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what cannot be noted is not signed."""
+    book = Book(tmp_path)
+    one, _ = book.sign(request_home(first(), USER), (), root, REGISTRAR, NOW)
+    two, _ = book.sign(after(one, device(11, 2)), (), root, REGISTRAR, NOW)
+    three = after(two, devices=two.devices[:1])
+    user, was = one.user[:4].hex(), [f"['enrol {one.user[:4].hex()} v1']", f"['add {one.user[:4].hex()} v2']"]
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    assert noted(tmp_path, root) == was
+    with monkeypatch.context() as disk, pytest.raises(DiskFailed, match="audit log cannot be written"):
+        disk.setattr("cluster.trail.sync_handle", full)
+        book.sign(three, (), root, REGISTRAR, NOW)
+    assert len(book.records(one.user)) == 2
+    book.sign(three, (), root, REGISTRAR, NOW)
+    assert noted(tmp_path, root)[-1] == f"['revoke {user} v3']" and len(book.records(one.user)) == 3

@@ -13,7 +13,7 @@ from msgspec import structs
 from nacl.public import PrivateKey
 from nacl.signing import SigningKey
 
-from cluster.core.tlog import Note, SignerKey, Trust
+from relay.core.tlog import Note, SignerKey, Trust
 from cluster.registrar.choir import Choir
 from cluster.registrar.log import RegionLog
 from cluster.registrar.store import Registry, open_registry
@@ -23,8 +23,8 @@ from relay.core.trust import Device, HomePayload, HomeRecord, Root, RootCell, Ro
 from relay.errors import PeerError
 from relay.journal.portal import Portal, open_portal
 from relay.limits import DAY
-from tests.cluster.core.tlog.logbook import key
 from tests.proofs import proven
+from tests.relay.core.tlog.logbook import key
 from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
@@ -114,6 +114,12 @@ class MemoryDoor:
         if self.shut:
             raise PeerError("the door is shut")
         return self.witness().seen(origin)
+
+    async def forks(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if self.shut:
+            raise PeerError("the door is shut")
+        return self.witness().forks()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 import relay.errors
 from cluster.cli import app  # noqa: F401 - with it all errors are there that the command may meet
-from cluster.core.tlog import BadProof, TooFewWitnesses, UnsoundTrust
+from relay.core.tlog import BadProof, TooFewWitnesses, UnsoundTrust
 from cluster.pki import issue_node, make_authority
 from cluster.registrar.asking import Registrar, _refused
 from cluster.registrar.endpoints import check_registrar

@@ -16,9 +16,9 @@ from aics_witness.store import WitnessStore
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cluster.core.homelog import (
-    Freshness, check_fresh, home_entry, verify_newest, verify_stapled_home, verify_unknown,
+    Freshness, check_fresh, verify_newest, verify_stapled_home, verify_unknown,
 )  # fmt: skip
-from cluster.core.tlog import (
+from relay.core.tlog import (
     BadProof, Checkpoint, Fork, OldEpoch, Proven, StaleCheckpoint, TooFewWitnesses, Trust, UnknownKey,
     parse_add_checkpoint, parse_note, parse_staple, verify_staple,
 )  # fmt: skip
@@ -27,10 +27,10 @@ from cluster.registrar.endpoints import caller
 from cluster.registrar.gossip import Gossip, HttpDoor
 from cluster.registrar.http import Caller
 from cluster.registrar.witness import open_witness
-from relay.core.trust import read_home, sign_home
+from relay.core.trust import home_entry, read_home, sign_home
 from relay.errors import BadSignature, PeerError
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import Book, key
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import Book, key
 from tests.cluster.registrar.site import (
     NOW, ROOT, World, ask, first, following, log_key, registrar_key, request, user_key, witness_key,
 )  # fmt: skip
@@ -211,6 +211,17 @@ async def test_a_split_view_is_found_by_gossip_within_one_round(world: World) ->
         [fork] = told
         assert parse_note(fork.first) == ONE.note(30) and parse_note(fork.second) == OTHER.note(theirs)
         assert (await sauda.add_checkpoint(ONE.request(30, 40).encode())).status == HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+async def test_a_split_view_is_found_where_the_shorter_side_ends_at_a_power_of_two(world: World) -> None:
+    """A consistency proof says nothing of the old root there (found by the simulator)."""
+    sauda, vika = world.witnesses["sauda"], world.witnesses["vika"]
+    await sauda.add_checkpoint(ONE.request(0, 32).encode())
+    await vika.add_checkpoint(OTHER.request(0, 40).encode())
+    told: list[Fork] = []
+    sauda.on_fork = lambda origin, fork: told.append(fork)  # type: ignore[misc]
+    await Gossip(sauda, {"vika": world.door("vika")}, {LOG.name: tiles_of(OTHER)}).look()
+    assert [parse_note(fork.first) for fork in told] == [ONE.note(32)]
 
 
 async def test_gossip_about_an_honest_log_finds_nothing(world: World) -> None:

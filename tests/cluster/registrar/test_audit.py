@@ -11,13 +11,13 @@ from msgspec import structs
 from nacl.signing import SigningKey
 
 from cluster.core.epochmap import Crown, Value, bucket_of, change, place_of, summarise, value_of
-from cluster.core.homelog import EpochEntry, home_entry
-from cluster.core.tlog import Checkpoint, Frontier, Trust, encode_bundle, grow, leaf_hash, parse_path
-from cluster.core.tlog.tiles import Bundle, Tile
+from cluster.core.homelog import EpochEntry
+from relay.core.tlog import Checkpoint, Frontier, Trust, encode_bundle, grow, leaf_hash, parse_path
+from relay.core.tlog.tiles import Bundle, Tile
 from cluster.registrar.audit import Audit, from_directory
 from cluster.registrar.notebook import open_notebook
 from relay.core.codec import encode
-from relay.core.trust import HomeRecord, read_home, sign_home
+from relay.core.trust import HomeRecord, home_entry, read_home, sign_home
 from relay.errors import PeerError, StoreForeign, TrustError
 from relay.journal.portal import open_portal
 from tests.cluster.registrar.site import (
@@ -100,6 +100,19 @@ def honest(users: int = 5) -> Book:
             book.home(sign_home(following(record), user_key(number), registrar_key("norden")))
         book.epoch(NOW + number)
     return book
+
+
+async def test_who_comes_from_another_region_has_records_of_that_in_the_log(tmp_path: Path) -> None:
+    book = Book()
+    one = enrolled(1, book, registrar_key("sauda"), region="sauda", cell="sauda/1")
+    comes = following(one, region="norden", cell="norden/1", move_epoch=1)
+    book.home(sign_home(comes, user_key(1), registrar_key("norden"), registrar_key("sauda")))
+    book.epoch()
+    assert await audit(FakeLog(book.entries), tmp_path / "comes") == []
+    stays = enrolled(2, book, registrar_key("sauda"), region="sauda", cell="sauda/1")
+    book.home(sign_home(following(stays), user_key(2), registrar_key("sauda")))
+    book.epoch()
+    assert await audit(FakeLog(book.entries), tmp_path / "stays") == ["entry 5: a user who is at home in sauda"]
 
 
 async def test_an_honest_registrars_log_holds_and_so_does_what_follows(world: World, tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ import msgspec
 import pytest
 
 from cluster.config_keys import Address
-from cluster.core.homelog import trust_of
-from cluster.core.tlog import UnsoundTrust
+from relay.core.tlog import UnsoundTrust
 from cluster.provision import write_public, write_secret
 from cluster.registrar.config import Peer, RegistrarConfig, load_config
 from cluster.registrar.endpoints import Endpoint
 from cluster.registrar.make import make_registrar
-from relay.core.trust import Policy, RootCell, RootRegion, verify_root
+from relay.core.trust import Policy, RootCell, RootRegion, trust_of, verify_root
 from relay.errors import ConfigError, OperatorError
 from relay.limits import DAY
 from tests.cluster.registrar.site import NOW, REGIONS, registrar_key

@@ -7,19 +7,17 @@ from typing import Any, cast
 import pytest
 import trio
 
-from cluster.core.homelog import (
-    Enrolled, read_answers, read_enrolled, read_requests, read_standing, verify_stapled_home,
-)  # fmt: skip
-from cluster.core.tlog import BadProof, TooFewWitnesses, parse_checkpoint, parse_note
+from cluster.core.homelog import read_answers, read_enrolled, read_requests, read_standing, verify_stapled_home
+from relay.core.tlog import BadProof, TooFewWitnesses, parse_checkpoint, parse_note
 from cluster.registrar import asking
 from cluster.registrar.faces import Face, refusal
 from cluster.registrar.metrics import RegistrarMetrics
 from cluster.registrar.witness import SIZE_TYPE, origin_hash
 from relay.core.codec import pack
-from relay.core.trust import read_home
+from relay.core.trust import StapledHome, read_home, split_home
 from relay.errors import BadSignature, DiskFailed, OperatorError, Overloaded, PosthouseError, StoreDamaged
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import Book
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import Book
 from tests.cluster.registrar.site import NOW, ROOT, Region, World, ask, first, log_key, request, user_key
 
 
@@ -41,7 +39,7 @@ async def test_every_page(world: World) -> None:
         note = parse_note((await one.reply("GET", "/checkpoint", b"")).body)
         assert parse_checkpoint(note.text).size == 3 and len(note.signatures) == 3
         standing = read_standing((await one.reply("GET", f"/user/{record.user.hex()}", b"")).body)
-        assert standing.records == (answer.signed,)
+        assert [split_home(record)[0] for record in standing.records] == [answer.signed]
         later = read_standing((await one.reply("GET", f"/user/{record.user.hex()}?after=1", b"")).body)
         assert later.records == () and later.evidence == standing.evidence
         assert len((await one.reply("GET", "/tile/0/000.p/2", b"")).body) == 64
@@ -87,7 +85,7 @@ async def test_many_requests_by_portions_and_each_error_as_itself(
         registrar = asking.Registrar(cast(Any, None), cast(Any, Straight()))
         answers = await registrar.enrol_many([request(1), ask(first(2), user_key(9)), request(3)])
         assert sent == [2, 1] and isinstance(answers[1], BadSignature)
-        assert [one.signed for one in answers if isinstance(one, Enrolled)] == [
+        assert [one.signed for one in answers if isinstance(one, StapledHome)] == [
             (await region.log.enrol(request(number))).signed for number in (1, 3)
         ]
 

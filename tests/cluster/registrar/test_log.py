@@ -5,25 +5,32 @@ from __future__ import annotations
 import pytest
 import trio
 from msgspec import structs
+from msgspec.msgpack import decode
+from nacl.signing import SigningKey
 
 from cluster.core.homelog import (
-    EpochEntry, Freshness, HomeEntry, read_entry, verify_newest, verify_stapled_home, verify_unknown,
+    EpochEntry, Freshness, read_entry, verify_newest, verify_stapled_home, verify_unknown,
 )  # fmt: skip
-from cluster.core.tlog import TooFewWitnesses, decode_bundle, parse_checkpoint, parse_note
-from relay.core.trust import read_home
+from relay.core.codec import pack
+from relay.core.tlog import TooFewWitnesses, decode_bundle, parse_checkpoint, parse_note, verify_staple
+from relay.core.trust import (
+    HomeEntry, HomeRecord, home_entry, read_chain, read_home, release_home, same_home, split_home,
+)  # fmt: skip
 from relay.errors import (
     BadSignature, BrokenChain, OperatorError, Overloaded, ReturnedDevice, RolledBack, TrustError, VersionTaken,
 )  # fmt: skip
 from tests.cluster.registrar.site import (
-    NOW, ROOT, Region, World, ask, device, first, following, log_key, request, user_key,
+    NOW, ROOT, Region, World, ask, device, first, following, log_key, registrar_key, request,
+    user_key,
 )  # fmt: skip
 
 FRESH = Freshness(NOW // 1000, 60)
 
 
 async def test_a_user_from_the_first_record_to_another_key(world: World) -> None:
-    trust = world.trust("norden", 2)
+    trust, noted = world.trust("norden", 2), list[str]()
     async with world.region() as region:
+        region.log.on_logged = lambda head, actions: noted.extend(action.split()[0] for action in actions)
         answer = await region.log.enrol(request(1))
         record, proven = verify_stapled_home(answer.signed, answer.staple, ROOT, trust, None, NOW)
         assert proven.index == 1 and proven.checkpoint.size == 3 and len(proven.times) == 2
@@ -39,6 +46,7 @@ async def test_a_user_from_the_first_record_to_another_key(world: World) -> None
             answer = await region.log.enrol(ask(following(record, **more), signer))
             record, _ = verify_stapled_home(answer.signed, answer.staple, ROOT, trust, record, NOW)
         assert record.version == 5 and [one.id for one in record.devices] == [laptop.id]
+        assert noted == ["enrol", "add", "revoke", "rotate-user", "renew"]
         with pytest.raises(BadSignature):
             await region.log.enrol(ask(following(record), user_key(1)))
         standing = await region.log.standing(record.user)
@@ -257,6 +265,45 @@ async def test_the_end_of_the_registrar_ends_who_waits(world: World) -> None:
 
 def test_the_logs_name_is_its_keys() -> None:
     assert log_key("norden").name == "norden.example/log"
+
+
+def moving(record: HomeRecord, number: int, cell: str, release: SigningKey) -> bytes:
+    """A released request to move."""
+    payload = following(record, region=cell.partition("/")[0], cell=cell, move_epoch=record.payload.move_epoch + 1)
+    data, signature = decode(ask(payload, user_key(number)))
+    return pack([data, signature, release_home(data, release)])
+
+
+async def test_who_comes_from_another_region_brings_the_records_and_they_are_logged_too(world: World) -> None:
+    async with world.region("norden") as norden, world.region("sauda") as sauda:
+        one = read_home((await norden.log.enrol(request(1))).signed)
+        asked = moving(one, 1, "sauda/1", registrar_key("norden"))
+        with pytest.raises(OperatorError, match="first record"):  # it follows nothing that is known there
+            await sauda.log.enrol(asked)
+        with pytest.raises(OperatorError, match="no new users"):
+            await sauda.log.enrol(asked, founds=False, before=[one.signed])
+        other = read_home((await norden.log.enrol(request(2))).signed)
+        with pytest.raises(BadSignature):  # somebody else's records
+            await sauda.log.enrol(asked, before=[other.signed])
+        with pytest.raises(BadSignature):  # it was not released
+            await sauda.log.enrol(moving(one, 1, "sauda/1", registrar_key("vika")), before=[one.signed])
+        answer = await sauda.log.enrol(asked, before=[one.signed])
+        trust = world.trust("sauda", 2)
+        two, _ = verify_stapled_home(answer.signed, answer.staple, ROOT, trust, one, NOW)
+        assert await sauda.log.enrol(asked, before=[one.signed]) == answer and sauda.registry.head.users == 1
+        # and goes on there, away and back again
+        rotated = ask(following(two, user_key=bytes(user_key(3).verify_key)), user_key(1))
+        three = read_home((await sauda.log.enrol(rotated)).signed, two)
+        back = await norden.log.enrol(moving(three, 3, "norden/1", registrar_key("sauda")), before=[
+            one.signed, two.signed, three.signed,
+        ])  # fmt: skip
+        standing = await norden.log.standing(one.user)
+        assert [read_home(signed).cell for signed in standing.records] == ["norden/1", "sauda/1", "sauda/1", "norden/1"]
+        newest = read_chain(standing.records)[-1]
+        assert same_home(newest.signed, back.signed) and norden.registry.head.users == 2
+        assert verify_newest(newest, standing.evidence, world.trust("norden", 2), FRESH).users == 2
+        for signed in standing.records:
+            assert verify_staple(split_home(signed)[1], home_entry(split_home(signed)[0]), world.trust("norden", 2))
 
 
 async def test_new_users_are_signed_before_their_batch_and_a_forgery_never_gets_into_one(world: World) -> None:

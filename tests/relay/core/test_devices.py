@@ -281,6 +281,21 @@ def test_a_proof_is_for_one_record_only() -> None:
         verify_home(sign(wrong, "bob"), ROOT, None)
 
 
+def test_a_proof_is_for_the_entry_as_it_is() -> None:
+    """Who has stolen the user key changes nothing of what a new device has signed: not where mail to it is sealed for,
+    and not whose place it takes."""
+    record = start(devices=(device("phone"), device("laptop")))
+    for asked, change in (
+        ((*record.devices, device("tablet", 2)), {"encryption": b"m" * 32}),
+        ((device("phone 2", 1, "phone"), device("laptop")), {"first": b"", "since": 2}),
+    ):
+        payload = after(record, devices=asked)
+        assert verify_home(sign(payload), ROOT, record).version == 2
+        changed = tuple(one if one in record.devices else structs.replace(one, **change) for one in payload.devices)
+        with pytest.raises(ForeignDevice):
+            verify_home(sign(structs.replace(payload, devices=changed)), ROOT, record)
+
+
 def test_a_proof_is_made_once_and_never_changes() -> None:
     record = start()
     assert follow(record).devices == record.devices

@@ -15,8 +15,8 @@ from cluster.core.epochmap import (
     EMPTY, Crown, MapProof, Value, bucket_of, change, find, parse_map_proof, place_of, summarise, value_of,
     verify_absent, verify_latest,
 )  # fmt: skip
-from cluster.core.tlog import BadProof
-from tests.cluster.core.tlog.naive import flipped
+from relay.core.tlog import BadProof
+from tests.relay.core.tlog.naive import flipped
 
 USERS = [bytes([n]) * 32 for n in range(40)]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     EMPTY_ROOT,
     AddCheckpoint,
     BadProof,
@@ -31,8 +31,8 @@ from cluster.core.tlog import (
 )
 from relay.errors import BadSignature, Rollback, TrustError
 from relay.limits import MAX_PROOF
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book, damaged, key, trust
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book, damaged, key, trust
 
 BOOK = Book(naive.entries(40))
 FORKED = Book((*BOOK.entries[:20], *naive.entries(20, b"other ")))  # the same log up to 20

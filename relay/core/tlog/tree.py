@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cluster.core.tlog.errors import BadProof, NotInTree
+from relay.core.tlog.errors import BadProof, NotInTree
 from relay.core.merkle import EMPTY_ROOT, HASH, climb, leaf_hash, node_hash, way
 from relay.limits import MAX_TREE
 
@@ -105,11 +105,16 @@ def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, pro
 def contradicts(old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]) -> bool:
     """The tree (new, new_root) does not begin with (old, old_root), and this proof shows it: it leads to the new root,
     so that its hashes are those of the new tree, and they make another tree of `old` leaves. Says nothing (False) about
-    any other proof, nor where `old` is a power of two: then the old root itself is part of the way."""
-    if not 0 < old < new <= MAX_TREE or old & old - 1 == 0:
+    any other proof.
+
+    Where `old` is a power of two the old root is part of the way, and a consistency proof leaves it out: then the root
+    that the new tree has in its place has to stand before it (`proofs.contradiction_proof`)."""
+    if not 0 < old < new <= MAX_TREE or not proof:
         return False
+    left_out = old & old - 1 == 0
     try:
-        first, second = _roots_of_consistency(old, new, old_root, proof, "")
+        seed, way_up = (proof[0], proof[1:]) if left_out else (old_root, proof)
+        first, second = _roots_of_consistency(old, new, seed, way_up, "")
     except BadProof:
         return False
     return second == new_root and first != old_root

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cluster.core.tlog.checkpoint import Checkpoint, Trust, verify_checkpoint
-from cluster.core.tlog.errors import Malformed
-from cluster.core.tlog.note import Note, parse_note
-from cluster.core.tlog.text import base64, decimal, unbase64, utf8
-from cluster.core.tlog.tree import HASH, leaf_hash, verify_inclusion
+from relay.core.tlog.checkpoint import Checkpoint, Trust, verify_checkpoint
+from relay.core.tlog.errors import Malformed
+from relay.core.tlog.note import Note, parse_note
+from relay.core.tlog.text import base64, decimal, unbase64, utf8
+from relay.core.tlog.tree import HASH, leaf_hash, verify_inclusion
 from relay.limits import MAX_PROOF, MAX_STAPLE
 
 _FIRST: Final = "c2sp.org/tlog-proof@v1"

@@ -17,8 +17,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from cluster.core.tlog.errors import BadTile, Malformed, NotInTree
-from cluster.core.tlog.tree import HASH, Frontier, node_hash
+from relay.core.tlog.errors import BadTile, Malformed, NotInTree
+from relay.core.tlog.tree import HASH, Frontier, node_hash
 from relay.limits import MAX_LOG_ENTRY, MAX_TREE
 
 HEIGHT: Final = 8  # levels of the tree in one tile

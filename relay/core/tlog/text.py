@@ -6,7 +6,7 @@ import binascii
 import re
 from typing import Final
 
-from cluster.core.tlog.errors import Malformed
+from relay.core.tlog.errors import Malformed
 from relay.limits import MAX_TREE
 
 _DIGITS: Final = len(str(MAX_TREE))

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from cluster.core.tlog.errors import Malformed, UnknownKey
-from cluster.core.tlog.keys import ID_BYTES, SignerKey, VerifierKey, check_name
-from cluster.core.tlog.text import base64, unbase64, utf8
+from relay.core.tlog.errors import Malformed, UnknownKey
+from relay.core.tlog.keys import ID_BYTES, SignerKey, VerifierKey, check_name
+from relay.core.tlog.text import base64, unbase64, utf8
 from relay.limits import MAX_SIGNATURES, MAX_SIGNED_NOTE
 
 _DASH: Final = "— "

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     BadTile,
     Bundle,
     LogError,
@@ -36,7 +36,7 @@ from cluster.core.tlog import (
     verify_inclusion,
 )
 from relay.limits import MAX_LOG_ENTRY, MAX_TREE
-from tests.cluster.core.tlog import naive
+from tests.relay.core.tlog import naive
 
 MANY = 1_000_000
 ENTRIES = naive.entries(1200)

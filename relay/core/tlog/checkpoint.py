@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.core.tlog.errors import Fork, Malformed, TooFewWitnesses, UnknownKey, UnsoundTrust
-from cluster.core.tlog.keys import COSIGNATURE, ED25519, SignerKey, VerifierKey
-from cluster.core.tlog.note import Note, new_note, parse_note, signers
-from cluster.core.tlog.text import base64, decimal, is_line, unbase64, utf8
-from cluster.core.tlog.tree import HASH
+from relay.core.tlog.errors import Fork, Malformed, TooFewWitnesses, UnknownKey, UnsoundTrust
+from relay.core.tlog.keys import COSIGNATURE, ED25519, SignerKey, VerifierKey
+from relay.core.tlog.note import Note, new_note, parse_note, signers
+from relay.core.tlog.text import base64, decimal, is_line, unbase64, utf8
+from relay.core.tlog.tree import HASH
 from relay.limits import MAX_KEY_NAME, MAX_SIGNED_NOTE, MAX_TREE
 
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from cluster.core.tlog.errors import NotInTree
-from cluster.core.tlog.tiles import FULL, HEIGHT, Tile, read_tile, split, subtree_root, tile_at
-from cluster.core.tlog.tree import HASH, fold_right, node_hash
+from relay.core.tlog.errors import NotInTree
+from relay.core.tlog.tiles import FULL, HEIGHT, Tile, read_tile, split, subtree_root, tile_at
+from relay.core.tlog.tree import HASH, fold_right, node_hash
 from relay.limits import MAX_TREE
 
 
@@ -85,6 +85,17 @@ def consistency_proof(old: int, new: int, tiles: Mapping[Tile, bytes]) -> tuple[
     return _roots(_consistency(old, new), new, tiles)
 
 
+def contradiction_tiles(old: int, new: int) -> tuple[Tile, ...]:
+    """The tiles that `contradiction_proof` reads, of the tree of `new` leaves. Raises NotInTree."""
+    return _tiles(_contradiction(old, new), new)
+
+
+def contradiction_proof(old: int, new: int, tiles: Mapping[Tile, bytes]) -> tuple[bytes, ...]:
+    """What shows to `contradicts` which tree of `old` leaves the tree of `new` ones begins with: the consistency proof,
+    and before it that root where it is left out of it. Raises as `consistency_proof`."""
+    return _roots(_contradiction(old, new), new, tiles)
+
+
 # --- which ranges of leaves ----------------------------------------------------------------------
 def _inclusion(index: int, size: int) -> list[_Range]:
     """From the root down: which half has the leaf? The other one's root is a part of the proof."""
@@ -120,6 +131,11 @@ def _consistency(old: int, new: int) -> list[_Range]:
     if start:
         ranges.append(_Range(start, end))
     return ranges[::-1]
+
+
+def _contradiction(old: int, new: int) -> list[_Range]:
+    whole = 0 < old < new and old & old - 1 == 0
+    return [*([_Range(0, old)] if whole else []), *_consistency(old, new)]
 
 
 def _middle(start: int, end: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     COSIGNATURE,
     ED25519,
     EMPTY_ROOT,
@@ -28,8 +28,8 @@ from cluster.core.tlog import (
 )
 from relay.errors import BadSignature, TrustError
 from relay.limits import MAX_TREE
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book, damaged, key, trust
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book, damaged, key, trust
 
 BOOK = Book(naive.entries(20))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     BadProof,
     Checkpoint,
     LogError,
@@ -28,8 +28,8 @@ from cluster.core.tlog import (
 )
 from relay.errors import BadSignature, TrustError
 from relay.limits import KIB, MAX_STAPLE
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import NOW, ORIGIN, WITNESSES, Book, damaged, key, trust
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import NOW, ORIGIN, WITNESSES, Book, damaged, key, trust
 
 BOOK = Book(naive.entries(1000))
 STAPLE = BOOK.staple(700, 1000)

@@ -4,6 +4,7 @@ TrustError
 ├── LogError
 │   ├── Malformed          bytes or a text that are not of the format, or longer than allowed
 │   ├── UnknownKey         nothing here is signed by a key that we were told to trust
+│   ├── NotLogged          a home record of a region with a log comes without the proof that it is in there
 │   ├── TooFewWitnesses    signed by the log, but fewer than k witnesses stand by it
 │   ├── StaleCheckpoint    k witnesses stand by it, but last did so too long ago: newer ones may be held back
 │   ├── BadProof           an inclusion, consistency or map proof that does not lead to the root
@@ -32,6 +33,10 @@ class Malformed(LogError):
 
 class UnknownKey(LogError):
     """No signature by a trusted key; or one by a trusted key under the name of another log."""
+
+
+class NotLogged(LogError):
+    """The region has a log, by the signed root; the record comes without the proof that it is in there."""
 
 
 class TooFewWitnesses(LogError):

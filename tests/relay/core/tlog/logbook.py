@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from hypothesis import strategies as st
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     COSIGNATURE,
     ED25519,
     AddCheckpoint,
@@ -22,7 +22,7 @@ from cluster.core.tlog import (
     inclusion_proof,
     leaf_hash,
 )
-from tests.cluster.core.tlog import naive
+from tests.relay.core.tlog import naive
 
 ORIGIN = "norden.posthouse.example/log"
 NOW = 1_790_000_000  # seconds

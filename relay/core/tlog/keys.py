@@ -20,8 +20,8 @@ from typing import Final
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from cluster.core.tlog.errors import Malformed
-from cluster.core.tlog.text import base64, is_line, unbase64
+from relay.core.tlog.errors import Malformed
+from relay.core.tlog.text import base64, is_line, unbase64
 from relay.errors import BadSignature
 from relay.limits import MAX_KEY_NAME, MAX_TREE
 

@@ -15,7 +15,7 @@ is raised is of errors.py.
 
 from __future__ import annotations
 
-from cluster.core.tlog.checkpoint import (
+from relay.core.tlog.checkpoint import (
     Checkpoint,
     Opened,
     Trust,
@@ -24,13 +24,14 @@ from cluster.core.tlog.checkpoint import (
     parse_checkpoint,
     verify_checkpoint,
 )
-from cluster.core.tlog.errors import (
+from relay.core.tlog.errors import (
     BadProof,
     BadTile,
     Fork,
     LogError,
     Malformed,
     NotInTree,
+    NotLogged,
     OldEpoch,
     StaleCheckpoint,
     StaleProof,
@@ -38,17 +39,20 @@ from cluster.core.tlog.errors import (
     UnknownKey,
     UnsoundTrust,
 )
-from cluster.core.tlog.keys import COSIGNATURE, ED25519, SignerKey, VerifierKey
-from cluster.core.tlog.note import Note, Signature, new_note, open_note, parse_note, parse_signatures, signers
-from cluster.core.tlog.proofs import (
+from relay.core.tlog.forks import encode_fork, origin_of_fork, read_forks, verify_fork
+from relay.core.tlog.keys import COSIGNATURE, ED25519, SignerKey, VerifierKey
+from relay.core.tlog.note import Note, Signature, new_note, open_note, parse_note, parse_signatures, signers
+from relay.core.tlog.proofs import (
     consistency_proof,
     consistency_tiles,
+    contradiction_proof,
+    contradiction_tiles,
     inclusion_proof,
     inclusion_proofs,
     inclusion_tiles,
 )
-from cluster.core.tlog.staple import Proven, Staple, parse_staple, verify_staple
-from cluster.core.tlog.tiles import (
+from relay.core.tlog.staple import Proven, Staple, parse_staple, verify_staple
+from relay.core.tlog.tiles import (
     Bundle,
     Tile,
     bundles_written,
@@ -62,7 +66,7 @@ from cluster.core.tlog.tiles import (
     tile_at,
     tiles_written,
 )
-from cluster.core.tlog.tree import (
+from relay.core.tlog.tree import (
     EMPTY_ROOT,
     Frontier,
     contradicts,
@@ -72,7 +76,7 @@ from cluster.core.tlog.tree import (
     verify_consistency,
     verify_inclusion,
 )
-from cluster.core.tlog.witness import AddCheckpoint, Seen, consider, parse_add_checkpoint
+from relay.core.tlog.witness import AddCheckpoint, Seen, consider, parse_add_checkpoint
 
 __all__ = [
     "EMPTY_ROOT", "Frontier", "leaf_hash", "node_hash", "root_of_inclusion", "verify_inclusion", "verify_consistency",
@@ -80,11 +84,13 @@ __all__ = [
     "Tile", "Bundle", "parse_path", "tile_at", "edge", "tiles_written", "bundles_written", "grow", "grow_bundles",
     "frontier", "encode_bundle", "decode_bundle",
     "inclusion_tiles", "inclusion_proof", "inclusion_proofs", "consistency_tiles", "consistency_proof",
+    "contradiction_tiles", "contradiction_proof",
     "ED25519", "COSIGNATURE", "SignerKey", "VerifierKey",
     "Note", "Signature", "new_note", "parse_note", "parse_signatures", "open_note", "signers",
     "Checkpoint", "Opened", "Trust", "parse_checkpoint", "open_checkpoint", "verify_checkpoint", "check_same_log",
     "AddCheckpoint", "Seen", "consider", "parse_add_checkpoint",
+    "encode_fork", "verify_fork", "origin_of_fork", "read_forks",
     "Staple", "Proven", "parse_staple", "verify_staple",
     "LogError", "Malformed", "UnknownKey", "TooFewWitnesses", "BadProof", "Fork", "StaleProof", "NotInTree", "BadTile",
-    "UnsoundTrust", "StaleCheckpoint", "OldEpoch",
+    "UnsoundTrust", "StaleCheckpoint", "OldEpoch", "NotLogged",
 ]  # fmt: skip

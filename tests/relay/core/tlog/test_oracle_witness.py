@@ -15,10 +15,10 @@ from aics_witness.service import Witness, WitnessError
 from aics_witness.store import WitnessStore
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cluster.core.tlog import ED25519, AddCheckpoint, Seen, SignerKey, consider, parse_add_checkpoint
+from relay.core.tlog import ED25519, AddCheckpoint, Seen, SignerKey, consider, parse_add_checkpoint
 from relay.errors import TrustError
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book
 
 BOOK = Book(naive.entries(40))
 FORKED = Book((*BOOK.entries[:20], *naive.entries(20, b"other ")))

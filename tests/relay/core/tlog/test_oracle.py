@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     LogError,
     Malformed,
     Note,
@@ -39,8 +39,8 @@ from cluster.core.tlog import (
     verify_staple,
 )
 from relay.errors import TrustError
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book, damaged, trust
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book, damaged, trust
 
 ENTRIES = naive.entries(800)
 HASHES = [leaf_hash(entry) for entry in ENTRIES]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     COSIGNATURE,
     ED25519,
     Malformed,
@@ -26,8 +26,8 @@ from cluster.core.tlog import (
 )
 from relay.errors import BadSignature, TrustError
 from relay.limits import MAX_SIGNATURES, MAX_SIGNED_NOTE, MAX_TREE
-from tests.cluster.core.tlog import naive
-from tests.cluster.core.tlog.logbook import LOG, NOW, WITNESSES, damaged, key
+from tests.relay.core.tlog import naive
+from tests.relay.core.tlog.logbook import LOG, NOW, WITNESSES, damaged, key
 
 # The example of golang.org/x/mod/sumdb/note.
 GO_SIGNER = "PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz"

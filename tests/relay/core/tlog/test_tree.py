@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.core.tlog import (
+from relay.core.tlog import (
     EMPTY_ROOT,
     BadProof,
     Frontier,
@@ -19,7 +19,7 @@ from cluster.core.tlog import (
     verify_inclusion,
 )
 from relay.limits import MAX_TREE
-from tests.cluster.core.tlog import naive
+from tests.relay.core.tlog import naive
 
 # Leaves, roots and proofs of the Certificate Transparency project (merkle_tree_test.cc, now transparency-dev/merkle).
 CT_LEAVES = tuple(map(bytes.fromhex, (

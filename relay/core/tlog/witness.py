@@ -13,12 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cluster.core.tlog.checkpoint import Checkpoint, Trust, fork, verify_checkpoint
-from cluster.core.tlog.errors import BadProof, Malformed, StaleProof, UnknownKey, UnsoundTrust
-from cluster.core.tlog.keys import COSIGNATURE, SignerKey, VerifierKey
-from cluster.core.tlog.note import Note, Signature, parse_note
-from cluster.core.tlog.text import base64, decimal, unbase64, utf8
-from cluster.core.tlog.tree import EMPTY_ROOT, contradicts, verify_consistency
+from relay.core.tlog.checkpoint import Checkpoint, Trust, fork, verify_checkpoint
+from relay.core.tlog.errors import BadProof, Malformed, StaleProof, UnknownKey, UnsoundTrust
+from relay.core.tlog.keys import COSIGNATURE, SignerKey, VerifierKey
+from relay.core.tlog.note import Note, Signature, parse_note
+from relay.core.tlog.text import base64, decimal, unbase64, utf8
+from relay.core.tlog.tree import EMPTY_ROOT, contradicts, verify_consistency
 from relay.errors import Rollback
 from relay.limits import MAX_PROOF, MAX_SIGNED_NOTE
 

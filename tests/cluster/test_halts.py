@@ -1,0 +1,170 @@
+"""A region's log forks: whoever finds it out, all nodes have nothing to do with that region any more, aloud."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import structlog.testing
+import trio
+from msgspec import structs
+from nacl.signing import SigningKey
+
+from cluster.core import linkwire
+from cluster.halts import Halts, registrars_of
+from cluster.registrar.gossip import Gossip
+from cluster.switchboard import Switchboard
+from relay.core.codec import pack
+from relay.core.tlog import (
+    ED25519, BadProof, Fork, Malformed, SignerKey, UnknownKey, contradiction_proof, encode_fork, verify_fork,
+)  # fmt: skip
+from relay.core.trust import Root
+from relay.core.wire import Code
+from relay.errors import Overloaded, PeerError, RegionHalted, TrustError
+from relay.limits import GOSSIP_S
+from relay.observe.metrics import Metrics
+from tests.cluster.registrar.site import open_world
+from tests.cluster.registrar.test_attacks import tiles_of
+from tests.logged import log_key, logged_region
+from tests.relay.core.tlog.logbook import Book, key
+from tests.relay.core.mailroom.conftest import FAR
+from tests.roots import verified_root
+
+REGISTRAR = SigningKey(b"r" * 32)
+LOG = log_key("norden")
+ENTRIES = [bytes([number]) for number in range(40)]
+ONE, OTHER = Book(ENTRIES, LOG), Book([b"other", *ENTRIES[1:]], LOG)
+
+
+def make_root(log: str = "") -> Root:
+    regions = [logged_region(name, REGISTRAR) for name in ("norden", "sauda", "vika")]
+    return verified_root([structs.replace(regions[0], log_key=log or regions[0].log_key), *regions[1:]], FAR)
+
+
+def proof_of(old: int, new: int, first: Book = ONE, second: Book = OTHER) -> bytes:
+    way = contradiction_proof(old, new, second._at(new)) if old != new else ()
+    return encode_fork(Fork("", "", first.note(old).encode(), second.note(new).encode(), way), LOG.verifier)
+
+
+def halts_of(data: Path, root: Root | None = None, region: str = "sauda") -> tuple[Halts, Metrics]:
+    metrics = Metrics()
+    return Halts(root or make_root(), region, data, metrics), metrics
+
+
+def halted(metrics: Metrics, region: str = "norden") -> float | None:
+    return metrics.registry.get_sample_value("posthouse_region_halted", {"region": region})
+
+
+@pytest.mark.parametrize(("old", "new"), [(30, 30), (1, 1), (30, 40), (8, 40), (32, 33), (1, 2)])
+def test_two_histories_that_the_log_signed_prove_it_to_everybody(old: int, new: int) -> None:
+    """Also where the older size is a power of two, of which a consistency proof alone says nothing."""
+    found = verify_fork(proof_of(old, new), LOG.verifier)
+    assert (found.first, found.second) == (ONE.note(old).encode(), OTHER.note(new).encode())
+
+
+@pytest.mark.parametrize(
+    ("proof", "error"),
+    [
+        (proof_of(30, 30, ONE, ONE), BadProof), (proof_of(20, 30, ONE, ONE), BadProof),
+        (proof_of(16, 30, ONE, ONE), BadProof), (b"\x93", Malformed), (b"", Malformed),
+        (encode_fork(Fork("", "", ONE.note(20).encode(), OTHER.note(30).encode()), LOG.verifier), BadProof),
+    ],
+)  # fmt: skip
+def test_an_honest_log_is_not_halted(tmp_path: Path, proof: bytes, error: type[TrustError]) -> None:
+    halts, metrics = halts_of(tmp_path)
+    with pytest.raises(error):
+        halts.take(proof)
+    other = key("another/log")
+    forged = Fork("", "", Book([b"1"], other).note(1).encode(), Book([b"2"], other).note(1).encode())
+    with pytest.raises(TrustError, match="no region's log"):
+        halts.take(encode_fork(forged, other.verifier))
+    thief = SignerKey(LOG.name, ED25519, b"t" * 32)
+    forged = Fork("", "", Book([b"1"], thief).note(1).encode(), Book([b"2"], thief).note(1).encode())
+    with pytest.raises(UnknownKey):
+        halts.take(encode_fork(forged, thief.verifier))
+    with pytest.raises(UnknownKey):
+        verify_fork(proof_of(30, 30), log_key("vika").verifier)
+    assert halts.warning == "" and halts.why("norden/1") == "" and halted(metrics) == 0
+    assert not (tmp_path / "forks").exists()
+
+
+def test_it_is_kept_before_it_counts_and_over_when_the_region_has_a_new_log(tmp_path: Path) -> None:
+    halts, metrics = halts_of(tmp_path)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            halts.take(proof_of(30, 40))
+    assert [one["event"] for one in logs if one["log_level"] == "critical"] == ["region_halted"]
+    assert halted(metrics) == 1 and halted(metrics, "vika") == 0
+    assert len([*(tmp_path / "forks").glob("*.fork")]) == 1
+    with pytest.raises(RegionHalted, match="federation with norden is halted"):
+        halts.check("norden/1")
+    halts.check("vika/1")
+    again, metrics = halts_of(tmp_path)  # the next process
+    assert "norden" in again.why("norden/2") and halted(metrics) == 1
+    later, metrics = halts_of(tmp_path, make_root(str(key("norden.example/log2").verifier)))
+    assert later.why("norden/1") == "" and halted(metrics) == 0
+
+
+def test_of_the_own_log_it_is_only_told(tmp_path: Path) -> None:
+    halts, metrics = halts_of(tmp_path, region="norden")
+    halts.take(proof_of(30, 30))
+    halts.check("norden/1")
+    assert "this region" in halts.warning and halted(metrics) == 1
+
+
+async def test_every_registrar_is_asked_at_once_and_none_is_believed(tmp_path: Path, autojump_clock: object) -> None:
+    halts, _ = halts_of(tmp_path)
+
+    async def silent() -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def away() -> bytes:
+        raise PeerError("nobody")
+
+    async def lies() -> bytes:
+        return pack([b"nonsense", proof_of(20, 30, ONE, ONE)])
+
+    async def babbles() -> bytes:
+        return bytes(100)
+
+    async def tells() -> bytes:
+        return pack([b"nonsense", proof_of(30, 30)])
+
+    asks = {"a": silent, "b": away, "c": lies, "d": babbles}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(halts.watch, asks)
+        await trio.sleep(GOSSIP_S)
+        assert halts.warning == ""
+        asks["e"] = tells
+        await trio.sleep(2 * GOSSIP_S)
+        assert halts.why("norden/1")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_split_view_halts_federation_within_one_round(tmp_path: Path) -> None:
+    """The log shows sauda one history and vika another. Their registrars gossip; a node of a third region asks one."""
+    async with open_world(tmp_path) as world:
+        sauda, vika = world.witnesses["sauda"], world.witnesses["vika"]
+        await sauda.add_checkpoint(ONE.request(0, 32).encode())
+        await vika.add_checkpoint(OTHER.request(0, 40).encode())
+        await Gossip(sauda, {"vika": world.door("vika")}, {LOG.name: tiles_of(OTHER)}).look()
+        halts, _ = halts_of(tmp_path / "node")
+        await halts._ask("sauda", world.door("sauda").forks)
+        assert halts.why("norden/1")
+        await Gossip(vika, {"sauda": world.door("sauda")}, {}).look()  # it hears of it, without a look at the tiles
+        with pytest.raises(Fork):
+            vika.check_whole(LOG.name)
+        # and what such a node does with that region
+        board = Switchboard(halts.check)
+        with pytest.raises(RegionHalted) as refused:
+            await board.answer(linkwire.Peer("norden", "norden/1", "n1"), linkwire.LookUp(bytes(32), 0))
+        assert refused.value.code == Code.UNREACHABLE
+        with pytest.raises(Overloaded):  # starting, for everybody else
+            await board.answer(linkwire.Peer("vika", "vika/1", "n1"), linkwire.LookUp(bytes(32), 0))
+
+
+def test_who_has_no_registrar_or_a_wrong_url_is_not_asked() -> None:
+    assert registrars_of(make_root()) == {}
+    odd = structs.replace(logged_region("norden", REGISTRAR), registrar_url="ftp://x")
+    assert registrars_of(verified_root([odd], FAR)) == {}
