@@ -32,3 +32,17 @@ def test_metrics_that_are_named_exist() -> None:
     exposed = (Metrics().render() + RegistrarMetrics().render()).decode()
     for name in re.findall(r"`(posthouse_\w+)`", (ROOT / "docs/OPERATIONS.md").read_text("utf-8")):
         assert re.search(rf"^# TYPE {name.removesuffix('_total')} ", exposed, re.MULTILINE), name
+
+
+def test_tests_that_are_named_exist() -> None:
+    """`file::name` in any page, and `file` followed by names (without "test_") in the table of TESTING."""
+    defined = {
+        (path.name, name)
+        for path in ROOT.glob("tests/**/test_*.py")
+        for name in re.findall(r"def (test_\w+)\(", path.read_text("utf-8"))
+    }
+    for page in PAGES:
+        for name, test in re.findall(r"`[\w/…]*?(test_\w+\.py)::(\w+)`", page.read_text("utf-8")):
+            assert (name, test) in defined, f"{page.name}: {name}::{test}"
+    for name, test in re.findall(r"`[\w/…]*?(test_\w+\.py)` ([a-z]+_\w+)", (ROOT / "docs/TESTING.md").read_text("utf-8")):
+        assert (name, f"test_{test}") in defined, f"TESTING.md: {name} {test}"

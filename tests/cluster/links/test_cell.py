@@ -158,11 +158,13 @@ async def test_a_broken_socket_ends_the_link_and_nobody_who_has_something_to_say
     with trio.fail_after(20):
         async with cell.running("n1", "n2"):
             await cell.met("n1", "n2")
-            outgoing = links._nodes["n2"]._live
+            kept = links._nodes["n2"]
+            outgoing, changed = kept._live, kept._changed
+            assert outgoing is not None
             monkeypatch.setattr(outgoing._sink, "write", broken)
             assert links.note("n2", note(1))
-            while not outgoing.ended:
-                await trio.sleep(0.01)
+            await changed.wait()
+            assert outgoing.ended
 
 
 async def test_queued_frames_go_out_in_few_writes(cellnet: Any) -> None:
