@@ -44,5 +44,6 @@ def test_tests_that_are_named_exist() -> None:
     for page in PAGES:
         for name, test in re.findall(r"`[\w/…]*?(test_\w+\.py)::(\w+)`", page.read_text("utf-8")):
             assert (name, test) in defined, f"{page.name}: {name}::{test}"
-    for name, test in re.findall(r"`[\w/…]*?(test_\w+\.py)` ([a-z]+_\w+)", (ROOT / "docs/TESTING.md").read_text("utf-8")):
+    table = (ROOT / "docs/TESTING.md").read_text("utf-8")
+    for name, test in re.findall(r"`[\w/…]*?(test_\w+\.py)` ([a-z]+_\w+)", table):
         assert (name, f"test_{test}") in defined, f"TESTING.md: {name} {test}"
