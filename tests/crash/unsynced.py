@@ -23,5 +23,5 @@ if __name__ == "__main__":
     assert _OFF != database._PRAGMAS
     database._PRAGMAS = _OFF  # type: ignore[assignment]
     if how == "none":
-        mark._sync = _no_sync
+        mark.sync_handle = _no_sync
     main()

@@ -153,7 +153,7 @@ async def test_a_mark_that_hangs_has_failed(tmp_path: Path, monkeypatch: Any) ->
     async with open_portal(deadline_s=0.3) as portal:
         store = await open_store(portal, tmp_path / STORE_FILE, FRESH)
         with monkeypatch.context() as patch:
-            patch.setattr("relay.journal.mark._sync", lambda handle: goes_on.wait(20))
+            patch.setattr("relay.journal.mark.sync_handle", lambda handle: goes_on.wait(20))
             with pytest.raises(DiskFailed, match="did not end within"):
                 await store.write(Write([row(1)]))
             with pytest.raises(DiskFailed, match="did not end within"):
