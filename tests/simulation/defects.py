@@ -331,8 +331,7 @@ def empty_before_the_session(patch: Patch) -> None:
 # --- the list --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Defect:
-    """`rule`: of DESIGN.md section 4, or 5 where it says so. `options`: fixed, see tests.simulation.options. `seed`:
-    found it when it was recorded."""
+    """`rule`: of DESIGN.md section 4, or 5 where it says so. `options`: fixed. `seed`: found it when it was recorded."""
 
     plant: Plant
     rule: str
@@ -382,7 +381,8 @@ DEFECTS = [
     Defect(catch_up_skips, "18", 1, {**ALONE, "every": {"offline": 2.0}}),
     Defect(live_overtakes, "18", 1, {
         **ALONE, "rate": 10.0, "disk": 0.05, "every": {"offline": 1.0}, "limits": TIGHT}),
-    Defect(of_devices.lets_a_revoked_device_go_on, "17", 1, {**CELL, "every": {"revoke": 10.0}}),
+    Defect(of_devices.lets_a_revoked_device_go_on, "17", 1, {
+        **CELL, "safety": 20.0, "people": 4, "every": {"revoke": 4.0}}),
     Defect(of_devices.forgets_what_waits_at_a_rotation, "17", 1, {**ALONE, "every": {"rotate": 3.0, "offline": 2.0}}),
     Defect(of_devices.denies_what_it_has_not_applied, "16; ADR 29", 2, {
         **CELL, "people": 4, "rate": 6.0, "burst": 40, "disk": 0.02, "slow_disk": 0.02, "every": {"enrol": 1.0}}),
