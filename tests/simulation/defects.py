@@ -331,7 +331,7 @@ def empty_before_the_session(patch: Patch) -> None:
 # --- the list --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Defect:
-    """`rule`: of DESIGN.md section 4, or 5 where it says so. `options`: fixed. `seed`: found it when it was recorded."""
+    """`rule`: of DESIGN.md section 4, or 5 where it says so. `options`: fixed. `seed`: found it when recorded."""
 
     plant: Plant
     rule: str
