@@ -12,11 +12,12 @@ from cluster.audit.erased import check_erasures
 from cluster.audit.report import line, show, write_json
 from cluster.audit.residency import audit_residency
 from cluster.audit.shelf import Found, Shelf, Verdict
-from cluster.audit.sites import NothingHere, find_sites, unclaimed_stores
+from cluster.audit.sites import NothingHere, unclaimed_stores
 from cluster.cli.auditlog import checkpoint, verify, show as show_log
 from cluster.cli.canary import canary
 from cluster.cli.exits import Exit
 from cluster.cli.options import result_file
+from cluster.cli.sites import named_sites
 from cluster.erasure import read_receipts
 
 _PATH: Final = click.Path(path_type=Path)
@@ -51,14 +52,12 @@ def residency(directory: Path | None, config: Path | None, each: bool, json_path
     Exit status 0 says that all belongs there, and what was looked at; 1, that something does not, or cannot be read;
     2, that there is nothing to look at; 3, that a node runs.
     """
-    if directory is None and config is None:
-        raise click.UsageError("Name a DIR, or a node's config with --config.")
+    sites = named_sites(directory, config)
 
     def say(shelf: Shelf, found: Found, verdict: Verdict) -> None:
         click.echo(line(shelf, found, verdict))
 
     try:
-        sites = find_sites(directory, config)
         report = audit_residency(sites, say if each else None)
     except NothingHere as error:
         raise click.UsageError(f"{error}.") from None
@@ -83,12 +82,7 @@ def erasure(receipts: Path, directory: Path | None, config: Path | None) -> None
 
     Exit status 0 says that all of it holds; 1, that something does not.
     """
-    if directory is None and config is None:
-        raise click.UsageError("Name a DIR, or a node's config with --config.")
-    try:
-        sites = find_sites(directory, config)
-    except NothingHere as error:
-        raise click.UsageError(f"{error}.") from None
+    sites = named_sites(directory, config)
     good, bad = check_erasures(sites, read_receipts(receipts))
     for text in good:
         click.echo(text)

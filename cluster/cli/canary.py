@@ -12,9 +12,10 @@ from rich.console import Console
 from cluster.audit.canary_report import show, write_json
 from cluster.audit.release import find_people, release
 from cluster.audit.sighting import look_for
-from cluster.audit.sites import NothingHere, find_sites, unclaimed_stores
+from cluster.audit.sites import unclaimed_stores
 from cluster.cli.exits import Exit, NoAnswer
 from cluster.cli.options import deadline_option, dir_option, now_ms, result_file
+from cluster.cli.sites import named_sites
 from cluster.local.home import Home
 from cluster.local.layout import CAPTURED
 
@@ -103,12 +104,7 @@ def look(
     Exit status 0 says that everything was looked into and all canaries are where they may be; 1, that something is
     wrong; 2, that there is nothing to look at; 3, that nothing is wrong so far, but a node runs, or a key is missing.
     """
-    if directory is None and config is None:
-        raise click.UsageError("Name a DIR, or a node's config with --config.")
-    try:
-        sites = find_sites(directory, config)
-    except NothingHere as error:
-        raise click.UsageError(f"{error}.") from None
+    sites = named_sites(directory, config)
     if capture is None and directory is not None and (directory / CAPTURED).is_dir():
         capture = directory / CAPTURED
     report = look_for(kit, sites, capture, also, links)

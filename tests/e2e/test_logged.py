@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -33,21 +32,11 @@ from relay.core.tlog import ED25519, AddCheckpoint, Checkpoint, NotLogged, parse
 from relay.core.trust import Policy, read_home, reopen_root, split_home
 from relay.errors import PosthouseError
 from relay.limits import GOSSIP_S
+from tests.e2e.ports import free_ports
 
 REGIONS = ("amber", "birch")
 PATIENCE_S = 90
 now_ms = RealEnv().clock.wall_ms
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def make_logged(place: Path) -> Layout:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from relay.core.codec import encode, pack
 from relay.core.trust import StapledHome, read_home, same_home
 from relay.errors import Overloaded, PeerError, PosthouseError
 from tests.cluster.registrar.site import first, user_key
+from tests.e2e.ports import free_ports
 
 REGIONS = ("norden", "sauda", "vika")
 
@@ -52,17 +52,6 @@ def posthouse(*words: object, check: bool = True) -> subprocess.CompletedProcess
     )
     assert not check or done.returncode == 0, done.stderr
     return done
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 @pytest.fixture(scope="module")
