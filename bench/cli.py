@@ -47,8 +47,14 @@ def bench() -> None:
     "--json", "json_path", type=click.Path(path_type=Path, allow_dash=True), callback=result_file, metavar="FILE",
     help="Write the result to FILE (-: standard output).",
 )
+@click.option(
+    "--html", "html_path", type=click.Path(path_type=Path, allow_dash=True), callback=result_file, metavar="FILE",
+    help="Write a page for people, with plots, to FILE (-: standard output); it needs nothing but itself.",
+)
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep nodes, logs and keys in a new DIR.")
-def run(scenario: str, small: bool, json_path: Path | None, keep: Path | None, **overrides: Any) -> None:
+def run(
+    scenario: str, small: bool, json_path: Path | None, html_path: Path | None, keep: Path | None, **overrides: Any
+) -> None:
     """Run SCENARIO, a file or the name of one that comes with Posthouse (fanout, smoke, replication, backlog), on this
     machine.
 
@@ -58,25 +64,33 @@ def run(scenario: str, small: bool, json_path: Path | None, keep: Path | None, *
     chosen = load_scenario(scenario, {**(smoke() if small else {}), **given})
     try:
         from bench.local import bench_locally
+
+        if html_path is not None:
+            from bench.page import render  # which takes a second to load
         from bench.shown import describe, make_table, verdict
     except ModuleNotFoundError as error:
         remedy = f"Run `make bench` in a checkout, or: {sys.executable} -m pip install 'posthouse[bench]'"
         raise OperatorError(f"the bench needs the package {error.name}", remedy) from None
     with ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
         report = trio.run(bench_locally, chosen, keep or Path(scratch) / "run", Console(stderr=True))
-    console = Console(stderr=json_path == Path("-"))
+    console = Console(stderr=Path("-") in (json_path, html_path))
     console.print(make_table(report))
     for line in describe(report):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     if json_path is not None:
-        with click.open_file(str(json_path), "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+        _write(json_path, json.dumps(report, indent=2) + "\n")
+    if html_path is not None:
+        _write(html_path, render(report))
     wrong = verdict(report)
     for line in wrong:
         console.print(f"[bold red]not passed[/]: {line}", highlight=False, soft_wrap=True)
     if wrong:
         click.get_current_context().exit(FAILED)
+
+
+def _write(path: Path, text: str) -> None:
+    with click.open_file(str(path), "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 @bench.command()
@@ -107,6 +121,4 @@ def registrar(users: int, at_once: int, json_path: Path | None, keep: Path | Non
         for name, value in figures.items():
             click.echo(f"  {name:<18}{f'{value:,.1f}' if isinstance(value, float) else value:>12}", err=True)
     if json_path is not None:
-        with click.open_file(str(json_path), "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=2)
-            file.write("\n")
+        _write(json_path, json.dumps(found, indent=2) + "\n")

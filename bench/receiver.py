@@ -33,6 +33,9 @@ _KNOWN = 4096  # messages that are kept decoded; recipients are never further ap
 _SAMPLES = 100  # messages that `parse_us` measures with
 
 
+Known = tuple[int, int, int, dict[int, int] | None]  # position, sequence, scheduled_ns, where its latencies count
+
+
 class Tally:
     """What all recipients of this process saw."""
 
@@ -40,14 +43,15 @@ class Tally:
         schedule = Schedule(plan.rate, plan.warm_up, plan.seconds)
         self._plan = plan
         self.total, self.first_measured = schedule.total, schedule.first_measured
-        self.latencies = Latencies()
+        self.schedule = schedule
+        self.latencies = [Latencies() for _ in range(schedule.intervals)]  # by when a message was due
         self.last_ns = array("q", bytes(8 * schedule.total))
-        self.known: dict[bytes, tuple[int, int, int]] = {}
+        self.known: dict[bytes, Known] = {}
         self.deliveries = self.wire_duplicates = self.damaged = 0
         self._usage: tuple[float, float, int] | None = None
 
-    def decode(self, message: bytes) -> tuple[int, int, int]:
-        """(position, sequence, scheduled_ns), and remember it. Raises ProtocolError."""
+    def decode(self, message: bytes) -> Known:
+        """What is known of a message, and remember it. Raises ProtocolError."""
         deliver = wire.decode_server(message)
         assert isinstance(deliver, wire.Deliver)
         sequence, scheduled_ns = read_envelope(deliver.envelope, self._plan.group, self._plan.seed)
@@ -58,7 +62,9 @@ class Tally:
         if self._usage is None and sequence >= self.first_measured:
             usage = resource.getrusage(resource.RUSAGE_SELF)
             self._usage = usage.ru_utime, usage.ru_stime, self.deliveries
-        self.known[message] = known = deliver.position, sequence, scheduled_ns
+        timed = sequence >= self.first_measured
+        counts = self.latencies[self.schedule.interval(sequence)].counts if timed else None
+        self.known[message] = known = deliver.position, sequence, scheduled_ns, counts
         return known
 
     def cost(self) -> Cost:
@@ -87,8 +93,7 @@ class Recipient:
     def read(self, messages: list[bytes], now_ns: int) -> int:
         """The hot path: once for every delivery."""
         tally, device, ledger = self._tally, self.device, self.ledger
-        known_messages, counts = tally.known, tally.latencies.counts
-        last_ns, first_measured = tally.last_ns, tally.first_measured
+        known_messages, last_ns = tally.known, tally.last_ns
         cursor, taken, deliveries = device.cursor, 0, 0
         for message in messages:
             known = known_messages.get(message)
@@ -104,7 +109,7 @@ class Recipient:
                     continue
             else:
                 deliveries += 1
-            position, sequence, scheduled_ns = known
+            position, sequence, scheduled_ns, counts = known
             if position <= cursor:
                 tally.wire_duplicates += 1
                 continue
@@ -112,7 +117,7 @@ class Recipient:
             if not ledger.take(sequence):
                 continue
             taken += 1
-            if sequence >= first_measured:
+            if counts is not None:
                 us = (now_ns - scheduled_ns) // 1000
                 counts[us] = counts.get(us, 0) + 1
                 if now_ns > last_ns[sequence]:
@@ -189,7 +194,7 @@ class Receiver:
             tally.last_ns.byteswap()
         return Received(
             deliveries=tally.deliveries,
-            latencies=tally.latencies.encoded(),
+            latencies=tuple(one.encoded() for one in tally.latencies),
             last_ns=tally.last_ns.tobytes(),
             absent=dict(absent),
             duplicated=sum(ledger.duplicated for ledger in ledgers),

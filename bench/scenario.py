@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -18,6 +19,7 @@ from relay.limits import MAX_CONNECTIONS, MAX_MEMBERS
 
 NS = 1_000_000_000  # ns in a second
 _RECIPIENTS = min(MAX_CONNECTIONS, MAX_MEMBERS) - 8  # the sender and the canary's clients connect as well
+_INTERVALS = 120  # points of a curve over time; more than a page has room for says no more
 _MIN_BODY = 32  # bytes; sequence number and time need up to 23
 
 
@@ -62,6 +64,7 @@ class Schedule:
         self.rate = rate
         self.first_measured = round(rate * warm_up)
         self.total = self.first_measured + max(1, round(rate * seconds))
+        self.interval_s = max(1, math.ceil(seconds / _INTERVALS))
 
     @property
     def measured(self) -> int:
@@ -71,6 +74,15 @@ class Schedule:
     def offset_ns(self, sequence: int) -> int:
         """ns after the start at which message `sequence` is due; monotonic, never drifting."""
         return int(sequence * NS / self.rate)
+
+    @property
+    def intervals(self) -> int:
+        """How many stretches of `interval_s` seconds the measured part has."""
+        return self.interval(self.total - 1) + 1
+
+    def interval(self, sequence: int) -> int:
+        """In which of them a measured message is due, from 0."""
+        return (self.offset_ns(sequence) - self.offset_ns(self.first_measured)) // (self.interval_s * NS)
 
     def due(self, elapsed_ns: int) -> int:
         """How many messages are due `elapsed_ns` after the start."""

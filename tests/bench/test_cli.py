@@ -25,7 +25,7 @@ GOOD: dict[str, Any] = {
     }], "canary": None, "seed": 1,
     "generator": {"parse_us_per_delivery": 1.0, "receiver_us_per_delivery": {"user": 1.0, "system": 2.0},
                   "sender_us_per_message": {"user": 1.0, "system": 2.0}, "sender_late_ms_max": 0.1},
-    "elsewhere": 0.3, "machine": {"cores": 2, "cpu": "cpu", "kernel": "kernel", "disk": "ext4"},
+    "elsewhere": 0.3, "machine": {"cores": 2, "cpu": "cpu", "kernel": "kernel", "disk": "ext4"}, "versions": {},
 }  # fmt: skip
 
 
@@ -71,6 +71,15 @@ def test_a_bad_run_does_not_pass(monkeypatch: pytest.MonkeyPatch, wrong: dict[st
 def test_a_result_on_standard_output_is_only_json(monkeypatch: pytest.MonkeyPatch) -> None:
     result, _ = run(monkeypatch, GOOD, "smoke", "--json", "-")
     assert json.loads(result.stdout)["recipients"] == 3
+
+
+def test_a_page_is_written_and_standard_output_is_only_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.html"
+    run(monkeypatch, GOOD, "smoke", "--html", str(file))
+    result, _ = run(monkeypatch, GOOD, "smoke", "--html", "-")
+    assert result.stdout == file.read_text() and result.stdout.startswith("<!DOCTYPE html>")
 
 
 def test_mistakes_are_told_before_anything_starts() -> None:
