@@ -69,8 +69,7 @@ def run(
             from bench.page import render  # which takes a second to load
         from bench.shown import describe, make_table, verdict
     except ModuleNotFoundError as error:
-        remedy = f"Run `make bench` in a checkout, or: {sys.executable} -m pip install 'posthouse[bench]'"
-        raise OperatorError(f"the bench needs the package {error.name}", remedy) from None
+        raise _missing(error) from None
     with ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
         report = trio.run(bench_locally, chosen, keep or Path(scratch) / "run", Console(stderr=True))
     console = Console(stderr=Path("-") in (json_path, html_path))
@@ -91,6 +90,38 @@ def run(
 def _write(path: Path, text: str) -> None:
     with click.open_file(str(path), "w", encoding="utf-8") as file:
         file.write(text)
+
+
+@bench.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-above", type=click.FloatRange(min=1), metavar="RATIO",
+    help="Exit status 1 when a figure of B is worse than RATIO times that of A.",
+)
+def diff(a: Path, b: Path, fail_above: float | None) -> None:
+    """Compare two results that `bench run --json` wrote, A and B: every figure, and the ratio of B to A.
+
+    What makes the two hard to compare (another scenario, machine or version, a machine that was busy) is said below."""
+    try:
+        from bench.diff import compare_reports, differences, make_table, read_report, worsened
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    one, other = read_report(a), read_report(b)
+    rows, console = compare_reports(one, other), Console()
+    console.print(make_table(rows))
+    for line in differences(one, other):
+        console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+    wrong = worsened(rows, fail_above) if fail_above is not None else []
+    for line in wrong:
+        console.print(f"[bold red]worse[/]: {line}", highlight=False, soft_wrap=True)
+    if wrong:
+        click.get_current_context().exit(FAILED)
+
+
+def _missing(error: ModuleNotFoundError) -> OperatorError:
+    remedy = f"Run `make bench` in a checkout, or: {sys.executable} -m pip install 'posthouse[bench]'"
+    return OperatorError(f"the bench needs the package {error.name}", remedy)
 
 
 @bench.command()
