@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bench.backlog import measure_backlog
 from bench.canary import Canary, fly
+from bench.floors import measure_floors, ratios
 from bench.machine import raise_file_limit, sync_ms
 from bench.progress import Line, progress_line
 from bench.report import summarize
@@ -37,9 +38,14 @@ async def _bench_one(scenario: Scenario, directory: Path, line: Line) -> dict[st
     line.say("starting the cell")
     async with local_target(directory, scenario.tls, scenario.nodes) as target:
         raw = await _measure(scenario, target, directory, line, canary)
+        report = summarize(raw, canary.summary() if canary is not None else None, directory)
         line.say("timing the disk")
-        found = {"sync_ms": await trio.to_thread.run_sync(sync_ms, directory)}
-    return summarize(raw, canary.summary() if canary is not None else None, directory) | found
+        report["sync_ms"] = await trio.to_thread.run_sync(sync_ms, directory)
+        if scenario.floors:
+            line.say("measuring the floors")
+            floors = await measure_floors(raw)
+            report["floors"] = floors | ratios(floors, report["cpu_us_per_delivery"])
+    return report
 
 
 async def _measure(scenario: Scenario, target: LocalTarget, logs: Path, line: Line, canary: Canary | None) -> Raw:

@@ -47,7 +47,7 @@ class Tally:
         self.latencies = [Latencies() for _ in range(schedule.intervals)]  # by when a message was due
         self.last_ns = array("q", bytes(8 * schedule.total))
         self.known: dict[bytes, Known] = {}
-        self.deliveries = self.wire_duplicates = self.damaged = 0
+        self.deliveries = self.reads = self.wire_duplicates = self.damaged = 0
         self._usage: tuple[float, float, int] | None = None
 
     def decode(self, message: bytes) -> Known:
@@ -124,6 +124,7 @@ class Recipient:
                     last_ns[sequence] = now_ns
         device.cursor = cursor
         tally.deliveries += taken
+        tally.reads += deliveries > 0
         return deliveries
 
     def _other(self, message: bytes) -> None:
@@ -194,6 +195,7 @@ class Receiver:
             tally.last_ns.byteswap()
         return Received(
             deliveries=tally.deliveries,
+            reads=tally.reads,
             latencies=tuple(one.encoded() for one in tally.latencies),
             last_ns=tally.last_ns.tobytes(),
             absent=dict(absent),

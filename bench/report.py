@@ -180,6 +180,14 @@ def _describe_kill(kill: dict[str, Any]) -> str:
     return f"{who}{back}: receipts {calm} (none for {kill['silence_ms']} ms; p99 ms: {p99})"
 
 
+def _describe_floors(floors: dict[str, Any]) -> str:
+    bare, joined = floors.get("to_bare", "–"), floors.get("to_joined", "–")
+    return (
+        f"floors: a bare send costs {floors['bare_us']} µs, one frame of {floors['frames_a_send']} in a send "
+        f"{floors['joined_us']} µs; CPU of all nodes a delivery is {bare} and {joined} times that"
+    )
+
+
 def describe(report: dict[str, Any]) -> list[str]:
     """What does not fit the table, a line each."""
     generator = report["generator"]
@@ -194,6 +202,8 @@ def describe(report: dict[str, Any]) -> list[str]:
         f"generator: {receiver['user']} µs user + {receiver['system']} µs system a delivery, of it {parse} µs parsing",
         f"sender: {sender['user']} + {sender['system']} µs a message, at most {late} ms late",
     ]
+    if floors := report.get("floors"):
+        lines.append(_describe_floors(floors))
     if kills:
         lines += [_describe_kill(kill) for kill in kills]
         lines.append(f"{report['resubmitted']} submitted again after {len(kills)} kill(s)")

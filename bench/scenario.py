@@ -47,6 +47,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     restart: Annotated[bool, Meta(description="true or false")] = True
     versus: Annotated[bool, Meta(description="true or false")] = False
     rounds: Annotated[int, Meta(ge=1, le=100, description="rounds of a comparison, 1 to 100")] = 4
+    floors: Annotated[bool, Meta(description="true or false")] = True
     backlog: Annotated[int, Meta(ge=0, le=10_000_000, description="envelopes to queue, 0 to 10000000")] = 0
     kill_at: Annotated[
         Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, below `seconds`")
