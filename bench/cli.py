@@ -21,6 +21,14 @@ from relay.errors import OperatorError
 FAILED = 1  # exit status when the run says no
 
 
+def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Callback of an option that takes values with commas between them; a whole number stays one."""
+    try:
+        return None if value is None else tuple(json.loads(f"[{value}]", parse_constant=float))
+    except ValueError:
+        raise click.BadParameter("numbers with commas between them") from None
+
+
 @click.group()
 def bench() -> None:
     """Measure a cell: latency, CPU and correctness under an open load."""
@@ -38,6 +46,9 @@ def bench() -> None:
 @click.option("--kill", metavar="NODE", help="Which one: leader, follower, or by its name (n1 …).")
 @click.option("--restart/--no-restart", default=None, help="Start it again, or not.")
 @click.option("--rounds", type=int, help="Rounds of a comparison (replication).")
+@click.option("--sweep-recipients", callback=_numbers, metavar="N,N…", help="Run for each number of recipients.")
+@click.option("--sweep-rate", callback=_numbers, metavar="RATE,…", help="Run at each rate, until one does not hold.")
+@click.option("--bound-ms", type=float, help="What p99 has to stay below for a step of a sweep to hold.")
 @click.option("--backlog", type=int, help="Envelopes to queue before nodes are started again (backlog).")
 @click.option("--canary-rate", type=float, help="Messages a second between full SDK clients; 0: none.")
 @click.option("--seed", type=int, help="Keys, padding and jitter.")
@@ -55,8 +66,8 @@ def bench() -> None:
 def run(
     scenario: str, small: bool, json_path: Path | None, html_path: Path | None, keep: Path | None, **overrides: Any
 ) -> None:
-    """Run SCENARIO, a file or the name of one that comes with Posthouse (fanout, smoke, replication, backlog), on this
-    machine.
+    """Run SCENARIO, a file or the name of one that comes with Posthouse (backlog, failover, fanout, replication,
+    saturation, smoke, sweep), on this machine.
 
     Exit status 1 when anything was lost, duplicated or reordered, or when less than 95 % of the offered rate was
     achieved."""

@@ -16,6 +16,7 @@ from bench.progress import Line, progress_line
 from bench.report import summarize
 from bench.run import Raw, run_bench, unwrapped
 from bench.scenario import Scenario
+from bench.sweep import run_sweep, swept
 from bench.target import LocalTarget, local_target
 from bench.versus import compare
 
@@ -30,6 +31,8 @@ async def bench_locally(scenario: Scenario, directory: Path, console: Console) -
             return await compare(scenario, directory, line)
         if scenario.backlog:
             return await measure_backlog(scenario, directory, line)
+        if swept(scenario):
+            return await run_sweep(scenario, directory, line, _bench_one)
         return await _bench_one(scenario, directory, line)
 
 

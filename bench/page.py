@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import plots
+from bench import plots, sweep
 from bench.shown import describe, make_table, verdict
 
 _STYLE = """
@@ -48,6 +48,9 @@ def render(report: dict[str, Any]) -> str:
 
 
 def _pictures(report: dict[str, Any]) -> list[plots.Picture]:
+    if what := report.get("sweep"):
+        lines, knee = sweep.lines(report), report["knee"] if report["saturated"] else None
+        return [plots.curve(f"Latency to every recipient over {what}", what, lines, report["bound_ms"], knee)]
     if not report.get("timeline"):
         return []
     return [plots.over_time(report), plots.percentiles(report)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -56,6 +57,24 @@ def percentiles(report: dict[str, Any]) -> Picture:
     axes.set_xticks([100 / (100 - percent) for percent in ticks], [f"{percent:g} %" for percent in ticks])
     axes.minorticks_off()
     return _picture("Percentiles: to every recipient, and to the receipt", figure, axes)
+
+
+def curve(
+    caption: str, x_label: str, lines: Mapping[str, Sequence[tuple[float, float]]], bound_ms: float, knee: float | None
+) -> Picture:
+    """Latencies of several runs over what was changed between them, with the bound and the knee."""
+    figure, axes = _axes(x_label, "ms")
+    for label, points in lines.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.axhline(bound_ms, color="black", linestyle="--", linewidth=1, label=f"bound, {bound_ms:g} ms")
+    if knee is not None:
+        axes.axvline(knee, color="tab:red", linestyle=":", label=f"knee, {knee:g}")
+    axes.set_xscale("log")
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.minorticks_off()
+    return _picture(caption, figure, axes)
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:

@@ -19,7 +19,7 @@ from bench.samples import commit_ms
 from bench.scenario import NS, Schedule
 from relay.core.wire import Code
 
-_NEVER = ("lost", "duplicated", "reordered", "damaged", "unanswered")
+NEVER = ("lost", "duplicated", "reordered", "damaged", "unanswered")
 QUIET = 0.1  # of the machine's CPU may go elsewhere before the table says so
 ENOUGH = 0.95  # of the offered rate must be achieved, or the latencies are those of a queue that grows
 
@@ -145,7 +145,7 @@ def _per_item(costs: list[Cost]) -> dict[str, float]:
 
 def verdict(report: dict[str, Any]) -> list[str]:
     """Why the run does not pass; empty when it does."""
-    wrong = [f"{report[key]} {key}" for key in _NEVER if report[key]]
+    wrong = [f"{report[key]} {key}" for key in NEVER if report[key]]
     if report["achieved_per_s"] < ENOUGH * report["offered_per_s"]:
         wrong.append(
             f"only {report['achieved_per_s']:.1f} of {report['offered_per_s']:.1f} messages a second were achieved "

@@ -7,11 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import backlog, report, versus
+from bench import backlog, report, sweep, versus
 
 
 def _kind(result: dict[str, Any]) -> ModuleType:
     scenario = result["scenario"]
+    if result.get("sweep"):
+        return sweep
     return versus if scenario.get("versus") else backlog if scenario.get("backlog") else report
 
 

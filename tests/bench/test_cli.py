@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -80,6 +81,16 @@ def test_a_page_is_written_and_standard_output_is_only_the_page(
     run(monkeypatch, GOOD, "smoke", "--html", str(file))
     result, _ = run(monkeypatch, GOOD, "smoke", "--html", "-")
     assert result.stdout == file.read_text() and result.stdout.startswith("<!DOCTYPE html>")
+
+
+def test_a_sweep_is_asked_for_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, scenario = run(monkeypatch, GOOD, "smoke", "--sweep-recipients", "5,10", "--bound-ms", "20")
+    assert (scenario.sweep_recipients, scenario.sweep_rate, scenario.bound_ms) == ((5, 10), (), 20.0)
+    _, scenario = run(monkeypatch, GOOD, "smoke", "--sweep-rate", "5,7.5")
+    assert scenario.sweep_rate == (5.0, 7.5)
+    for wrong in ("5;10", "5,x", "[1]"):
+        with pytest.raises((ConfigError, click.BadParameter)):
+            command.main(["run", "smoke", "--sweep-rate", wrong], standalone_mode=False)
 
 
 def test_mistakes_are_told_before_anything_starts() -> None:
