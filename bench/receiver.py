@@ -1,7 +1,7 @@
 """A receiving process: its share of the recipients, each a raw socket, everything counted exactly.
 
 All recipients get the same bytes, so a message is decoded and checked once, and the others are compared with it (one
-dict look-up over all their bytes): what is measured is the node, not msgpack in the generator.
+dict look-up over all their bytes): what is measured is the system, not decoding in the generator.
 
 `python -m bench.receiver`, with the orders on stdin (bench.pipes).
 """
@@ -16,19 +16,14 @@ from array import array
 from collections import Counter
 
 from bench.accounts import Latencies, Ledger
-from bench.device import Device, Net
-from bench.envelopes import make_envelope, read_envelope
-from bench.frames import FrameReader
+from bench.client import Net
+from bench.dialect import Hearing, Known
 from bench.pipes import Cost, Go, Plan, Progress, Receive, Received, Stop, ToWorker
+from bench.posthouse import Members
 from bench.process import Process
 from bench.scenario import Schedule
-from bench.session import Enrolled
-from relay.core import wire
-from relay.core.frames import server_frame
 from relay.errors import ProtocolError
 
-_DELIVER = b"\x93\x43"  # msgpack: an array of three that begins with Deliver's tag, 67
-_EMPTY = b"\x92\x44"  # an array of two that begins with Empty's tag, 68
 _KNOWN = 4096  # messages that are kept decoded; recipients are never further apart unless they catch up
 _SAMPLES = 100  # messages that `parse_us` measures with
 
@@ -36,21 +31,20 @@ _SAMPLES = 100  # messages that `parse_us` measures with
 class Tally:
     """What all recipients of this process saw."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, hearing: Hearing) -> None:
         schedule = Schedule(plan.rate, plan.warm_up, plan.seconds)
-        self._plan = plan
+        self.hearing = hearing
         self.total, self.first_measured = schedule.total, schedule.first_measured
         self.latencies = Latencies()
         self.last_ns = array("q", bytes(8 * schedule.total))
-        self.known: dict[bytes, tuple[int, int, int]] = {}
+        self.known: dict[bytes, Known] = {}
         self.deliveries = self.wire_duplicates = self.damaged = 0
         self._usage: tuple[float, float, int] | None = None
 
-    def decode(self, message: bytes) -> tuple[int, int, int]:
-        """(position, sequence, scheduled_ns), and remember it. Raises ProtocolError."""
-        deliver = wire.decode_server(message)
-        assert isinstance(deliver, wire.Deliver)
-        sequence, scheduled_ns = read_envelope(deliver.envelope, self._plan.group, self._plan.seed)
+    def decode(self, message: bytes) -> Known:
+        """Read a delivery, and remember it. Raises ProtocolError."""
+        known = self.hearing.decode(message)
+        sequence = known[1]
         if not 0 <= sequence < self.total:
             raise ProtocolError("an envelope that the bench did not send")
         if len(self.known) >= _KNOWN:
@@ -58,7 +52,7 @@ class Tally:
         if self._usage is None and sequence >= self.first_measured:
             usage = resource.getrusage(resource.RUSAGE_SELF)
             self._usage = usage.ru_utime, usage.ru_stime, self.deliveries
-        self.known[message] = known = deliver.position, sequence, scheduled_ns
+        self.known[message] = known
         return known
 
     def cost(self) -> Cost:
@@ -71,30 +65,33 @@ class Tally:
 
 
 class Recipient:
-    """One recipient: a device and its ledger."""
+    """One recipient: a client and its ledger."""
 
-    __slots__ = ("_tally", "caught_up", "device", "ledger")
+    __slots__ = ("_tally", "caught_up", "client", "ledger")
 
-    def __init__(self, net: Net, enrolled: Enrolled, tally: Tally, place: int = 0) -> None:
+    def __init__(self, net: Net, tally: Tally, place: int = 0) -> None:
         self._tally = tally
         self.ledger = Ledger()
         self.caught_up = False
-        self.device = Device(net, enrolled, self, place)
+        self.client = tally.hearing.client(net, self, place)
 
     def live(self) -> None:
-        """Nothing to say again: HELLO had the cursor."""
+        """Nothing to say again: the greeting said what this client has."""
+
+    def ready(self) -> None:
+        """Whatever is sent from now on comes here."""
+        self.caught_up = True
 
     def read(self, messages: list[bytes], now_ns: int) -> int:
         """The hot path: once for every delivery."""
-        tally, device, ledger = self._tally, self.device, self.ledger
+        tally, client, ledger = self._tally, self.client, self.ledger
         known_messages, counts = tally.known, tally.latencies.counts
         last_ns, first_measured = tally.last_ns, tally.first_measured
-        cursor, taken, deliveries = device.cursor, 0, 0
+        cursor, taken, deliveries = client.cursor, 0, 0
         for message in messages:
             known = known_messages.get(message)
             if known is None:
-                if message[:2] != _DELIVER:
-                    self._other(message)
+                if not tally.hearing.delivers(client, self, message):
                     continue
                 deliveries += 1
                 try:
@@ -105,7 +102,7 @@ class Recipient:
             else:
                 deliveries += 1
             position, sequence, scheduled_ns = known
-            if position <= cursor:
+            if 0 < position <= cursor:
                 tally.wire_duplicates += 1
                 continue
             cursor = position
@@ -117,30 +114,21 @@ class Recipient:
                 counts[us] = counts.get(us, 0) + 1
                 if now_ns > last_ns[sequence]:
                     last_ns[sequence] = now_ns
-        device.cursor = cursor
+        client.cursor = cursor
         tally.deliveries += taken
         return deliveries
 
-    def _other(self, message: bytes) -> None:
-        if message[:2] == _EMPTY:
-            self.caught_up = True
-        else:
-            self.device.other(message)
 
-
-def parse_us(net: Net, enrolled: Enrolled, plan: Plan) -> float:
+def parse_us(net: Net, hearing: Hearing, plan: Plan) -> float:
     """What one delivery costs here between `recv` and the next one, µs of CPU, over the very code of the run: every
-    message to a hundred recipients, one frame a read."""
-    tally = Tally(plan)
-    recipients = [(FrameReader(), Recipient(net, enrolled, tally)) for _ in range(100)]
-    frames = [
-        server_frame(wire.encode_deliver(number + 1, make_envelope(plan.group, plan.seed, number, 0, plan.size, 0)))
-        for number in range(min(_SAMPLES, tally.total))
-    ]
+    message to a hundred recipients, one a read."""
+    tally = Tally(plan, hearing)
+    recipients = [(hearing.cutter(), Recipient(net, tally)) for _ in range(100)]
+    frames = [hearing.sample(number) for number in range(min(_SAMPLES, tally.total))]
     start_ns = time.process_time_ns()
     for frame in frames:
-        for reader, recipient in recipients:
-            recipient.read(reader.feed(frame), time.monotonic_ns())
+        for cut, recipient in recipients:
+            recipient.read(cut(frame), time.monotonic_ns())
     return (time.process_time_ns() - start_ns) / 1000 / (len(frames) * len(recipients))
 
 
@@ -151,19 +139,18 @@ class Receiver:
         self.process = Process(1 << 16, self._obey)
         self._net: Net | None = None
         self._tally: Tally | None = None
-        self._order: Receive | None = None
+        self._plan: Plan | None = None
         self._recipients: list[Recipient] = []
 
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Receive):
-            self._order = order
+            hearing = Members(order)
+            self._plan = order.plan
             self._net = Net(self.process.hub, order.plan.endpoints, order.plan.seed)
-            self._tally = Tally(order.plan)
-            self._recipients = [
-                Recipient(self._net, enrolled, self._tally, place) for place, enrolled in enumerate(order.devices)
-            ]
+            self._tally = Tally(order.plan, hearing)
+            self._recipients = [Recipient(self._net, self._tally, place) for place in range(hearing.recipients)]
             for recipient in self._recipients:
-                self._net.add(recipient.device)
+                self._net.add(recipient.client)
             self.process.report(self._caught_up, self._progress)
         elif isinstance(order, Go):
             gc.collect()
@@ -179,7 +166,7 @@ class Receiver:
         return Progress(self._tally.deliveries, self._net.live)
 
     def _result(self) -> Received:
-        assert self._net is not None and self._tally is not None and self._order is not None
+        assert self._net is not None and self._tally is not None and self._plan is not None
         tally, ledgers = self._tally, [recipient.ledger for recipient in self._recipients]
         cost = tally.cost()  # before the summing up, which is no part of it
         absent: Counter[int] = Counter()
@@ -199,7 +186,7 @@ class Receiver:
             connects=self._net.connects,
             faults=dict(self._net.faults),
             cost=cost,
-            parse_us=parse_us(self._net, self._order.devices[0], self._order.plan),
+            parse_us=parse_us(self._net, tally.hearing, self._plan),
         )
 
 

@@ -23,12 +23,8 @@ LEADER, FOLLOWER = "leader", "follower"  # which node to kill, beside a node's o
 _ELECTED_S = 20.0  # seconds for a cell to have a leader
 
 
-class Target(Protocol):
-    """A running cell, for the bench."""
-
-    @property
-    def home(self) -> Home:
-        """Where the bench's users live, and who signs for it."""
+class Stage(Protocol):
+    """What runs and is measured."""
 
     @property
     def endpoints(self) -> Sequence[Endpoint]:
@@ -38,6 +34,17 @@ class Target(Protocol):
     def pids(self) -> dict[str, int]:
         """The processes that run and are measured, by their nodes' names; another one after a restart."""
 
+    async def died(self) -> None:
+        """Wait; raises OperatorError when a process ends and nobody killed it."""
+
+
+class Target(Stage, Protocol):
+    """A running cell, for the bench."""
+
+    @property
+    def home(self) -> Home:
+        """Where the bench's users live, and who signs for it."""
+
     async def choose(self, which: str) -> tuple[str, bool]:
         """The node that `which` means (a name, "leader", "follower") now, and whether it leads."""
 
@@ -46,9 +53,6 @@ class Target(Protocol):
 
     async def restart(self, node: str) -> None:
         """Start a node again on its data, and wait until it serves."""
-
-    async def died(self) -> None:
-        """Wait; raises OperatorError when a process ends and nobody killed it."""
 
 
 class LocalTarget:
