@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +12,11 @@ import click
 import trio
 from rich.console import Console
 
+from bench.comparing import make_compare
+from bench.extra import needing_extra
 from bench.machine import describe_machine
 from bench.scenario import load_scenario, smoke
 from cluster.cli.options import ending_like_ctrl_c, result_file
-from relay.errors import OperatorError
 
 FAILED = 1  # exit status when the run says no
 
@@ -56,12 +56,9 @@ def run(scenario: str, small: bool, json_path: Path | None, keep: Path | None, *
     achieved."""
     given = {key: value for key, value in overrides.items() if value is not None}
     chosen = load_scenario(scenario, {**(smoke() if small else {}), **given})
-    try:
+    with needing_extra():
         from bench.local import bench_locally
         from bench.shown import describe, make_table, verdict
-    except ModuleNotFoundError as error:
-        remedy = f"Run `make bench` in a checkout, or: {sys.executable} -m pip install 'posthouse[bench]'"
-        raise OperatorError(f"the bench needs the package {error.name}", remedy) from None
     with ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
         report = trio.run(bench_locally, chosen, keep or Path(scratch) / "run", Console(stderr=True))
     console = Console(stderr=json_path == Path("-"))
@@ -110,3 +107,6 @@ def registrar(users: int, at_once: int, json_path: Path | None, keep: Path | Non
         with click.open_file(str(json_path), "w", encoding="utf-8") as file:
             json.dump(found, file, indent=2)
             file.write("\n")
+
+
+bench.add_command(make_compare(run.params))

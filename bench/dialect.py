@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from bench.client import Client, Net
 
+Message = tuple[Hashable, bytes]  # the key that its answer will have, and the message
 Known = tuple[int, int, int]  # position (0: the system has none), sequence, scheduled_ns
 
 
@@ -53,7 +54,7 @@ class Hearing(Protocol):
 class Desk(Protocol):
     """The sender, as its outlet sees it."""
 
-    def unanswered(self) -> list[bytes]:
+    def unanswered(self) -> list[Message]:
         """All that has no answer, oldest first: for a connection that came about again."""
 
     def answered(self, key: Hashable, code: int, now_ns: int | None) -> None:
@@ -72,8 +73,8 @@ class Outlet(Protocol):
     def ready(self) -> bool:
         """Messages may be sent."""
 
-    def make(self, sequence: int, due_ns: int, now_ms: int) -> tuple[Hashable, bytes]:
-        """Message `sequence`, and the key that its answer will have."""
+    def make(self, sequence: int, due_ns: int, now_ms: int) -> Message:
+        """Message `sequence`."""
 
-    def submit(self, messages: list[bytes]) -> None:
+    def submit(self, messages: list[Message]) -> None:
         """Send them. Without a connection they stay unanswered."""

@@ -1,6 +1,6 @@
 """What the bench and its worker processes say to each other: msgpack structs with a length, over stdin and stdout.
 
-    bench  ─▶ worker   Receive | Send | Subscribe | Publish (what to do), Go (when to start), Stop (hand in what you have)
+    bench  ─▶ worker   Receive | Send | Subscribe | Publish (what to do), Go (when to start), Stop (hand in the result)
     worker ─▶ bench    Ready, Progress (four times a second), Received | Sent (the result), Failed (why not)
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.client import Client, Net
 from bench.device import Device
-from bench.dialect import Desk, Known, Recipient
+from bench.dialect import Desk, Known, Message, Recipient
 from bench.envelopes import make_envelope, read_envelope
 from bench.frames import FrameReader
 from bench.pipes import Receive, Send
@@ -71,16 +71,16 @@ class Owner:
         else:
             self.client.send(wire.Roster(self._order.head, self._order.parts))
 
-    def make(self, sequence: int, due_ns: int, now_ms: int) -> tuple[bytes, bytes]:
+    def make(self, sequence: int, due_ns: int, now_ms: int) -> Message:
         plan = self._order.plan
         envelope = make_envelope(plan.group, plan.seed, sequence, due_ns, plan.size, now_ms)
         return envelope_id(envelope), envelope
 
-    def submit(self, messages: list[bytes]) -> None:
+    def submit(self, messages: list[Message]) -> None:
         """In batches."""
         batch: list[wire.SubmitItem] = []
         size = 0
-        for envelope in messages:
+        for _, envelope in messages:
             if len(batch) == MAX_BATCH or size + len(envelope) > _SUBMIT_BYTES:
                 self.client.send(wire.Submit(tuple(batch)))
                 batch, size = [], 0

@@ -18,7 +18,8 @@ from collections import Counter
 from bench.accounts import Latencies, Ledger
 from bench.client import Net
 from bench.dialect import Hearing, Known
-from bench.pipes import Cost, Go, Plan, Progress, Receive, Received, Stop, ToWorker
+from bench.peers.clients import Subscribers
+from bench.pipes import Cost, Go, Plan, Progress, Receive, Received, Stop, Subscribe, ToWorker
 from bench.posthouse import Members
 from bench.process import Process
 from bench.scenario import Schedule
@@ -143,8 +144,8 @@ class Receiver:
         self._recipients: list[Recipient] = []
 
     def _obey(self, order: ToWorker) -> None:
-        if isinstance(order, Receive):
-            hearing = Members(order)
+        if isinstance(order, Receive | Subscribe):
+            hearing: Hearing = Members(order) if isinstance(order, Receive) else Subscribers(order)
             self._plan = order.plan
             self._net = Net(self.process.hub, order.plan.endpoints, order.plan.seed)
             self._tally = Tally(order.plan, hearing)

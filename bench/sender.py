@@ -16,8 +16,9 @@ from functools import partial
 
 from bench.accounts import Latencies
 from bench.client import Net
-from bench.dialect import Desk, Outlet
-from bench.pipes import Cost, Go, Plan, Progress, Send, Sent, Stop, ToWorker
+from bench.dialect import Desk, Message, Outlet
+from bench.peers.clients import Publisher
+from bench.pipes import Cost, Go, Plan, Progress, Publish, Send, Sent, Stop, ToWorker
 from bench.posthouse import Owner
 from bench.process import Process
 from bench.scenario import Schedule
@@ -58,7 +59,7 @@ class Sender:
     def _tick(self) -> None:
         """Everything that is due now goes out at once."""
         now_ns, now_ms = time.monotonic_ns(), time.time_ns() // 1_000_000
-        fresh: list[bytes] = []
+        fresh: list[Message] = []
         for sequence in range(self._next, self.schedule.due(now_ns - self.start_ns)):
             if sequence == self.schedule.first_measured:
                 usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -68,16 +69,16 @@ class Sender:
             key, message = self.outlet.make(sequence, due_ns, now_ms)
             self._unanswered[key] = sequence, message
             self._next = sequence + 1
-            fresh.append(message)
+            fresh.append((key, message))
         self.outlet.submit(fresh)
         if self._next < self.schedule.total:
             self._net.hub.at(self.start_ns + self.schedule.offset_ns(self._next), self._tick)
 
     # --- what comes back -------------------------------------------------------------------------
-    def unanswered(self) -> list[bytes]:
+    def unanswered(self) -> list[Message]:
         """All that has no answer, oldest first: it is about to be sent again."""
         self.resubmitted += len(self._unanswered)
-        return [message for _, message in self._unanswered.values()]
+        return [(key, message) for key, (_, message) in self._unanswered.items()]
 
     def answered(self, key: Hashable, code: int, now_ns: int | None) -> None:
         """The final outcome of one message, and when it came; None: it was handed over, and nobody answers."""
@@ -122,9 +123,10 @@ class Worker:
         self._sender: Sender | None = None
 
     def _obey(self, order: ToWorker) -> None:
-        if isinstance(order, Send):
+        if isinstance(order, Send | Publish):
             net = Net(self.process.hub, order.plan.endpoints, order.plan.seed)
-            self._sender = sender = Sender(order.plan, net, partial(Owner, order, net))
+            outlet = partial(Owner, order, net) if isinstance(order, Send) else partial(Publisher, order, net)
+            self._sender = sender = Sender(order.plan, net, outlet)
             self.process.report(lambda: sender.outlet.ready, sender.progress)
         elif isinstance(order, Go) and self._sender is not None:
             self._sender.go(order.start_ns)
