@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +12,11 @@ import click
 import trio
 from rich.console import Console
 
+from bench.comparing import make_compare
+from bench.extra import needing_extra
 from bench.machine import describe_machine
 from bench.scenario import load_scenario, smoke
 from cluster.cli.options import ending_like_ctrl_c, result_file
-from relay.errors import OperatorError
 
 FAILED = 1  # exit status when the run says no
 
@@ -73,14 +73,12 @@ def run(
     achieved."""
     given = {key: value for key, value in overrides.items() if value is not None}
     chosen = load_scenario(scenario, {**(smoke() if small else {}), **given})
-    try:
+    with needing_extra():
         from bench.local import bench_locally
 
         if html_path is not None:
             from bench.page import render  # which takes a second to load
         from bench.shown import describe, make_table, verdict
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
     with ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
         report = trio.run(bench_locally, chosen, keep or Path(scratch) / "run", Console(stderr=True))
     console = Console(stderr=Path("-") in (json_path, html_path))
@@ -114,10 +112,8 @@ def diff(a: Path, b: Path, fail_above: float | None) -> None:
     """Compare two results that `bench run --json` wrote, A and B: every figure, and the ratio of B to A.
 
     What makes the two hard to compare (another scenario, machine or version, a machine that was busy) is said below."""
-    try:
+    with needing_extra():
         from bench.diff import compare_reports, differences, make_table, read_report, worsened
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
     one, other = read_report(a), read_report(b)
     rows, console = compare_reports(one, other), Console()
     console.print(make_table(rows))
@@ -128,11 +124,6 @@ def diff(a: Path, b: Path, fail_above: float | None) -> None:
         console.print(f"[bold red]worse[/]: {line}", highlight=False, soft_wrap=True)
     if wrong:
         click.get_current_context().exit(FAILED)
-
-
-def _missing(error: ModuleNotFoundError) -> OperatorError:
-    remedy = f"Run `make bench` in a checkout, or: {sys.executable} -m pip install 'posthouse[bench]'"
-    return OperatorError(f"the bench needs the package {error.name}", remedy)
 
 
 @bench.command()
@@ -164,3 +155,6 @@ def registrar(users: int, at_once: int, json_path: Path | None, keep: Path | Non
             click.echo(f"  {name:<18}{f'{value:,.1f}' if isinstance(value, float) else value:>12}", err=True)
     if json_path is not None:
         _write(json_path, json.dumps(found, indent=2) + "\n")
+
+
+bench.add_command(make_compare(run.params))

@@ -36,15 +36,21 @@ def make_envelope(group: bytes, seed: int, sequence: int, scheduled_ns: int, siz
     return join(encode(header), body(seed, sequence, scheduled_ns, size))
 
 
-def read_envelope(envelope: bytes, group: bytes, seed: int) -> tuple[int, int]:
+def read_body(data: bytes, seed: int) -> tuple[int, int]:
     """(sequence, scheduled_ns). Raises ProtocolError where a byte is not what was sent."""
-    _, data = split(envelope)
-    header = read_header(envelope)
     try:
         sequence, scheduled_ns, _ = msgpack.unpackb(data)
-        right = header.to == group and data == body(seed, sequence, scheduled_ns, len(data))
+        right = data == body(seed, sequence, scheduled_ns, len(data))
     except (ValueError, TypeError, msgpack.UnpackException):
         right = False
     if not right:
-        raise ProtocolError("an envelope that the bench did not send")
+        raise ProtocolError("a message that the bench did not send")
     return sequence, scheduled_ns
+
+
+def read_envelope(envelope: bytes, group: bytes, seed: int) -> tuple[int, int]:
+    """(sequence, scheduled_ns). Raises ProtocolError where a byte is not what was sent."""
+    _, data = split(envelope)
+    if read_header(envelope).to != group:
+        raise ProtocolError("an envelope that the bench did not send")
+    return read_body(data, seed)

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from bench import plots, sweep
 from bench.shown import describe, make_table, verdict
@@ -62,7 +63,7 @@ def _figure(picture: plots.Picture) -> str:
 
 
 def _rows(table: Table) -> Iterable[Sequence[str]]:
-    return zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)
+    return zip(*([Text.from_markup(str(cell)).plain for cell in column.cells] for column in table.columns), strict=True)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,6 +1,6 @@
 """What the bench and its worker processes say to each other: msgpack structs with a length, over stdin and stdout.
 
-    bench  ─▶ worker   Receive | Send (what to do), Go (when to start), Stop (hand in what you have)
+    bench  ─▶ worker   Receive | Send | Subscribe | Publish (what to do), Go (when to start), Stop (hand in the result)
     worker ─▶ bench    Ready, Progress (four times a second), Received | Sent (the result), Failed (why not)
 """
 
@@ -56,6 +56,21 @@ class Send(Message, frozen=True):
     device: Enrolled
     head: bytes
     parts: tuple[tuple[str, bytes], ...]
+
+
+class Subscribe(Message, frozen=True):
+    """Connect to the peer of this name as these subscribers, and count what comes."""
+
+    plan: Plan
+    peer: str
+    subscribers: tuple[int, ...]
+
+
+class Publish(Message, frozen=True):
+    """Publish to the peer of this name on schedule."""
+
+    plan: Plan
+    peer: str
 
 
 class Go(Message, frozen=True):
@@ -132,7 +147,7 @@ class Failed(Message, frozen=True):
     remedy: str = ""
 
 
-ToWorker = Receive | Send | Go | Stop
+ToWorker = Receive | Send | Subscribe | Publish | Go | Stop
 FromWorker = Ready | Progress | Received | Sent | Failed
 
 

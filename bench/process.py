@@ -6,10 +6,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from bench.device import make_hub
 from bench.pipes import Failed, FromWorker, Progress, Ready, ToWorker
 from bench.scenario import NS
-from bench.sockets import Control
+from bench.sockets import Control, make_hub
 from relay.errors import PosthouseError
 
 _PROGRESS_NS = NS // 4

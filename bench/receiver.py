@@ -1,7 +1,7 @@
 """A receiving process: its share of the recipients, each a raw socket, everything counted exactly.
 
 All recipients get the same bytes, so a message is decoded and checked once, and the others are compared with it (one
-dict look-up over all their bytes): what is measured is the node, not msgpack in the generator.
+dict look-up over all their bytes): what is measured is the system, not decoding in the generator.
 
 `python -m bench.receiver`, with the orders on stdin (bench.pipes).
 """
@@ -16,45 +16,38 @@ from array import array
 from collections import Counter
 
 from bench.accounts import Latencies, Ledger
-from bench.device import Device, Net
-from bench.envelopes import make_envelope, read_envelope
-from bench.frames import FrameReader
-from bench.pipes import Cost, Go, Plan, Progress, Receive, Received, Stop, ToWorker
+from bench.client import Net
+from bench.dialect import Hearing
+from bench.peers.clients import Subscribers
+from bench.pipes import Cost, Go, Plan, Progress, Receive, Received, Stop, Subscribe, ToWorker
+from bench.posthouse import Members
 from bench.process import Process
 from bench.scenario import Schedule
-from bench.session import Enrolled
-from relay.core import wire
-from relay.core.frames import server_frame
 from relay.errors import ProtocolError
 
-_DELIVER = b"\x93\x43"  # msgpack: an array of three that begins with Deliver's tag, 67
-_EMPTY = b"\x92\x44"  # an array of two that begins with Empty's tag, 68
 _KNOWN = 4096  # messages that are kept decoded; recipients are never further apart unless they catch up
 _SAMPLES = 100  # messages that `parse_us` measures with
 
-
-Known = tuple[int, int, int, dict[int, int] | None]  # position, sequence, scheduled_ns, where its latencies count
+Noted = tuple[int, int, int, dict[int, int] | None]  # position, sequence, scheduled_ns, where its latencies count
 
 
 class Tally:
     """What all recipients of this process saw."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, hearing: Hearing) -> None:
         schedule = Schedule(plan.rate, plan.warm_up, plan.seconds)
-        self._plan = plan
+        self.hearing = hearing
         self.total, self.first_measured = schedule.total, schedule.first_measured
         self.schedule = schedule
         self.latencies = [Latencies() for _ in range(schedule.intervals)]  # by when a message was due
         self.last_ns = array("q", bytes(8 * schedule.total))
-        self.known: dict[bytes, Known] = {}
+        self.known: dict[bytes, Noted] = {}
         self.deliveries = self.reads = self.wire_duplicates = self.damaged = 0
         self._usage: tuple[float, float, int] | None = None
 
-    def decode(self, message: bytes) -> Known:
+    def decode(self, message: bytes) -> Noted:
         """What is known of a message, and remember it. Raises ProtocolError."""
-        deliver = wire.decode_server(message)
-        assert isinstance(deliver, wire.Deliver)
-        sequence, scheduled_ns = read_envelope(deliver.envelope, self._plan.group, self._plan.seed)
+        position, sequence, scheduled_ns = self.hearing.decode(message)
         if not 0 <= sequence < self.total:
             raise ProtocolError("an envelope that the bench did not send")
         if len(self.known) >= _KNOWN:
@@ -64,7 +57,7 @@ class Tally:
             self._usage = usage.ru_utime, usage.ru_stime, self.deliveries
         timed = sequence >= self.first_measured
         counts = self.latencies[self.schedule.interval(sequence)].counts if timed else None
-        self.known[message] = known = deliver.position, sequence, scheduled_ns, counts
+        self.known[message] = known = position, sequence, scheduled_ns, counts
         return known
 
     def cost(self) -> Cost:
@@ -77,29 +70,32 @@ class Tally:
 
 
 class Recipient:
-    """One recipient: a device and its ledger."""
+    """One recipient: a client and its ledger."""
 
-    __slots__ = ("_tally", "caught_up", "device", "ledger")
+    __slots__ = ("_tally", "caught_up", "client", "ledger")
 
-    def __init__(self, net: Net, enrolled: Enrolled, tally: Tally, place: int = 0) -> None:
+    def __init__(self, net: Net, tally: Tally, place: int = 0) -> None:
         self._tally = tally
         self.ledger = Ledger()
         self.caught_up = False
-        self.device = Device(net, enrolled, self, place)
+        self.client = tally.hearing.client(net, self, place)
 
     def live(self) -> None:
-        """Nothing to say again: HELLO had the cursor."""
+        """Nothing to say again: the greeting said what this client has."""
+
+    def ready(self) -> None:
+        """Whatever is sent from now on comes here."""
+        self.caught_up = True
 
     def read(self, messages: list[bytes], now_ns: int) -> int:
         """The hot path: once for every delivery."""
-        tally, device, ledger = self._tally, self.device, self.ledger
+        tally, client, ledger = self._tally, self.client, self.ledger
         known_messages, last_ns = tally.known, tally.last_ns
-        cursor, taken, deliveries = device.cursor, 0, 0
+        cursor, taken, deliveries = client.cursor, 0, 0
         for message in messages:
             known = known_messages.get(message)
             if known is None:
-                if message[:2] != _DELIVER:
-                    self._other(message)
+                if not tally.hearing.delivers(client, self, message):
                     continue
                 deliveries += 1
                 try:
@@ -110,7 +106,7 @@ class Recipient:
             else:
                 deliveries += 1
             position, sequence, scheduled_ns, counts = known
-            if position <= cursor:
+            if 0 < position <= cursor:
                 tally.wire_duplicates += 1
                 continue
             cursor = position
@@ -122,31 +118,22 @@ class Recipient:
                 counts[us] = counts.get(us, 0) + 1
                 if now_ns > last_ns[sequence]:
                     last_ns[sequence] = now_ns
-        device.cursor = cursor
+        client.cursor = cursor
         tally.deliveries += taken
         tally.reads += deliveries > 0
         return deliveries
 
-    def _other(self, message: bytes) -> None:
-        if message[:2] == _EMPTY:
-            self.caught_up = True
-        else:
-            self.device.other(message)
 
-
-def parse_us(net: Net, enrolled: Enrolled, plan: Plan) -> float:
+def parse_us(net: Net, hearing: Hearing, plan: Plan) -> float:
     """What one delivery costs here between `recv` and the next one, µs of CPU, over the very code of the run: every
-    message to a hundred recipients, one frame a read."""
-    tally = Tally(plan)
-    recipients = [(FrameReader(), Recipient(net, enrolled, tally)) for _ in range(100)]
-    frames = [
-        server_frame(wire.encode_deliver(number + 1, make_envelope(plan.group, plan.seed, number, 0, plan.size, 0)))
-        for number in range(min(_SAMPLES, tally.total))
-    ]
+    message to a hundred recipients, one a read."""
+    tally = Tally(plan, hearing)
+    recipients = [(hearing.cutter(), Recipient(net, tally)) for _ in range(100)]
+    frames = [hearing.sample(number) for number in range(min(_SAMPLES, tally.total))]
     start_ns = time.process_time_ns()
     for frame in frames:
-        for reader, recipient in recipients:
-            recipient.read(reader.feed(frame), time.monotonic_ns())
+        for cut, recipient in recipients:
+            recipient.read(cut(frame), time.monotonic_ns())
     return (time.process_time_ns() - start_ns) / 1000 / (len(frames) * len(recipients))
 
 
@@ -157,19 +144,18 @@ class Receiver:
         self.process = Process(1 << 16, self._obey)
         self._net: Net | None = None
         self._tally: Tally | None = None
-        self._order: Receive | None = None
+        self._plan: Plan | None = None
         self._recipients: list[Recipient] = []
 
     def _obey(self, order: ToWorker) -> None:
-        if isinstance(order, Receive):
-            self._order = order
+        if isinstance(order, Receive | Subscribe):
+            hearing: Hearing = Members(order) if isinstance(order, Receive) else Subscribers(order)
+            self._plan = order.plan
             self._net = Net(self.process.hub, order.plan.endpoints, order.plan.seed)
-            self._tally = Tally(order.plan)
-            self._recipients = [
-                Recipient(self._net, enrolled, self._tally, place) for place, enrolled in enumerate(order.devices)
-            ]
+            self._tally = Tally(order.plan, hearing)
+            self._recipients = [Recipient(self._net, self._tally, place) for place in range(hearing.recipients)]
             for recipient in self._recipients:
-                self._net.add(recipient.device)
+                self._net.add(recipient.client)
             self.process.report(self._caught_up, self._progress)
         elif isinstance(order, Go):
             gc.collect()
@@ -185,7 +171,7 @@ class Receiver:
         return Progress(self._tally.deliveries, self._net.live)
 
     def _result(self) -> Received:
-        assert self._net is not None and self._tally is not None and self._order is not None
+        assert self._net is not None and self._tally is not None and self._plan is not None
         tally, ledgers = self._tally, [recipient.ledger for recipient in self._recipients]
         cost = tally.cost()  # before the summing up, which is no part of it
         absent: Counter[int] = Counter()
@@ -206,7 +192,7 @@ class Receiver:
             connects=self._net.connects,
             faults=dict(self._net.faults),
             cost=cost,
-            parse_us=parse_us(self._net, self._order.devices[0], self._order.plan),
+            parse_us=parse_us(self._net, tally.hearing, self._plan),
         )
 
 

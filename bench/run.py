@@ -1,4 +1,4 @@
-"""One run: recipients connect, the roster is published, messages go out on schedule, and everything is counted."""
+"""One run: recipients connect, the sender gets ready, messages go out on schedule, and everything is counted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from pathlib import Path
 import msgspec
 import trio
 
-from bench.enrol import Group, enrol, make_group
+from bench.cast import Cast, cast_members, cast_subscribers
 from bench.machine import Meter
 from bench.phases import Acks
-from bench.pipes import Go, Plan, Progress, Receive, Received, Send, Sent, ToWorker
+from bench.pipes import Go, Progress, Received, Sent, ToWorker
 from bench.samples import Samples, since
 from bench.scenario import NS, Scenario
-from bench.session import Enrolled
-from bench.target import Target
+from bench.target import Stage, Target
 from bench.workers import Worker, work
 from relay.core.wire import Code
 from relay.errors import PosthouseError
@@ -91,10 +90,24 @@ Show = Callable[[Status], None]
 async def run_bench(scenario: Scenario, target: Target, logs: Path, show: Show, quiet_s: float = QUIET_S) -> Raw:
     """Run `scenario` against `target`; worker logs go into `logs`. When nothing has moved for `quiet_s` after the last
     message was due, what is missing is lost. Raises PosthouseError when the run is void."""
+    cast = await trio.to_thread.run_sync(cast_members, scenario, target)
+    return await _carry_out(scenario, target, cast, logs, show, quiet_s, target)
+
+
+async def run_peer(
+    scenario: Scenario, peer: str, stage: Stage, logs: Path, show: Show, quiet_s: float = QUIET_S
+) -> Raw:
+    """The same with the peer of that name (bench.peers) on the stage."""
+    return await _carry_out(scenario, stage, cast_subscribers(scenario, peer, stage.endpoints), logs, show, quiet_s)
+
+
+async def _carry_out(
+    scenario: Scenario, stage: Stage, cast: Cast, logs: Path, show: Show, quiet_s: float, victims: Target | None = None
+) -> Raw:
     with unwrapped():
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(target.died)
-            raw = await _Run(scenario, target, logs, show, quiet_s, nursery).carry_out()
+            nursery.start_soon(stage.died)
+            raw = await _Run(scenario, stage, logs, show, quiet_s, nursery, victims).carry_out(cast)
             nursery.cancel_scope.cancel()
     return raw
 
@@ -103,11 +116,12 @@ async def fill(scenario: Scenario, target: Target, logs: Path, show: Show) -> in
     """Queue `scenario.backlog` envelopes for recipients that connect once and go away; returns how many were accepted.
     Raises PosthouseError."""
     seconds = max(1.0, scenario.backlog / scenario.rate)
-    filling = msgspec.structs.replace(scenario, warm_up=0.0, seconds=seconds)
+    filling = msgspec.structs.replace(scenario, warm_up=0.0, seconds=seconds, generators=1)
+    cast = await trio.to_thread.run_sync(cast_members, filling, target)
     with unwrapped():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(target.died)
-            accepted = await _Run(filling, target, logs, show, QUIET_S, nursery).fill()
+            accepted = await _Run(filling, target, logs, show, QUIET_S, nursery).fill(cast)
             nursery.cancel_scope.cancel()
     return accepted
 
@@ -126,26 +140,23 @@ def unwrapped() -> Iterator[None]:
 
 class _Run:
     def __init__(
-        self, scenario: Scenario, target: Target, logs: Path, show: Show, quiet_s: float, nursery: trio.Nursery
-    ) -> None:
-        self._scenario, self._target, self._logs, self._show, self._nursery = scenario, target, logs, show, nursery
+        self, scenario: Scenario, stage: Stage, logs: Path, show: Show, quiet_s: float, nursery: trio.Nursery,
+        victims: Target | None = None,
+    ) -> None:  # fmt: skip
+        self._scenario, self._stage, self._logs, self._show, self._nursery = scenario, stage, logs, show, nursery
+        self._victims = victims
         self._quiet_ns = int(quiet_s * NS)
         self._meter = Meter()
         self._kills: list[Kill] = []
         self._counted: dict[str, Samples] = {}
         self._receivers: list[Worker] = []
 
-    async def carry_out(self) -> Raw:
-        scenario = self._scenario
-        owner, *recipients = await trio.to_thread.run_sync(self._enrol)
-        group = make_group(self._target.home, owner, [owner, *recipients])
-        plan = self._plan(group)
-        for number in range(scenario.generators):
-            share = tuple(recipients[number :: scenario.generators])
-            self._receivers.append(await self._start("bench.receiver", f"receiver-{number}", Receive(plan, share)))
+    async def carry_out(self, cast: Cast) -> Raw:
+        for number, order in enumerate(cast.receivers):
+            self._receivers.append(await self._start("bench.receiver", f"receiver-{number}", order))
         await self._ready(self._receivers, "connecting")
-        sender = await self._start("bench.sender", "sender", Send(plan, owner, group.head, group.parts))
-        await self._ready([sender], "publishing the roster")
+        sender = await self._start("bench.sender", "sender", cast.sender)
+        await self._ready([sender], "getting ready to send")
         start_ns = time.monotonic_ns() + _LEAD_NS
         for worker in [sender, *self._receivers]:
             await worker.tell(Go(start_ns))
@@ -154,19 +165,16 @@ class _Run:
             await worker.finish()
         received = [worker.result for worker in self._receivers if isinstance(worker.result, Received)]
         assert isinstance(sender.result, Sent)
-        return Raw(scenario, start_ns, sender.result, received, self._meter, self._kills, self._counted)
+        return Raw(self._scenario, start_ns, sender.result, received, self._meter, self._kills, self._counted)
 
-    async def fill(self) -> int:
+    async def fill(self, cast: Cast) -> int:
         """Let the recipients show themselves and go, then send to them; until everything is answered, or nothing is any
         more."""
-        owner, *recipients = await trio.to_thread.run_sync(self._enrol)
-        group = make_group(self._target.home, owner, [owner, *recipients])
-        plan = self._plan(group)
-        receiver = await self._start("bench.receiver", "receiver-0", Receive(plan, tuple(recipients)))
+        receiver = await self._start("bench.receiver", "receiver-0", cast.receivers[0])
         await self._ready([receiver], "letting the recipients show themselves")
         await receiver.finish()
-        sender = await self._start("bench.sender", "sender", Send(plan, owner, group.head, group.parts))
-        await self._ready([sender], "publishing the roster")
+        sender = await self._start("bench.sender", "sender", cast.sender)
+        await self._ready([sender], "getting ready to send")
         start_ns = time.monotonic_ns() + _LEAD_NS
         await sender.tell(Go(start_ns))
         seen, moved_ns = sender.progress, start_ns
@@ -178,23 +186,6 @@ class _Run:
         await sender.finish()
         assert isinstance(sender.result, Sent)
         return sum(0 < code < Code.STALE for code in sender.result.codes)
-
-    def _enrol(self) -> list[Enrolled]:
-        now_ms = time.time_ns() // 1_000_000
-        count = self._scenario.recipients + 1
-        return [enrol(self._target.home, self._scenario.seed, number, now_ms) for number in range(count)]
-
-    def _plan(self, group: Group) -> Plan:
-        scenario = self._scenario
-        return Plan(
-            endpoints=tuple(self._target.endpoints),
-            group=group.id,
-            rate=scenario.rate,
-            warm_up=scenario.warm_up,
-            seconds=scenario.seconds,
-            size=scenario.size,
-            seed=scenario.seed,
-        )
 
     async def _start(self, module: str, name: str, order: ToWorker) -> Worker:
         worker: Worker = await self._nursery.start(work, module, name, order, self._logs)
@@ -216,12 +207,13 @@ class _Run:
         """Until everything came, or nothing moves any more."""
         scenario, schedule = self._scenario, self._scenario.schedule
         measured_ns = start_ns + schedule.offset_ns(schedule.first_measured)
-        counted = await self._target.samples()
+        counted = await self._stage.samples()
         await _until(measured_ns)
-        self._meter.begin(self._target.pids)
+        self._meter.begin(self._stage.pids)
         async with trio.open_nursery() as nursery:
             if scenario.kill_at is not None:
-                nursery.start_soon(self._kill, measured_ns + int(scenario.kill_at * NS))
+                assert self._victims is not None, "nobody to kill"
+                nursery.start_soon(self._kill, self._victims, measured_ns + int(scenario.kill_at * NS))
             end_ns = start_ns + schedule.offset_ns(schedule.total)
             seen: list[Progress] = []
             moved_ns = 0
@@ -233,8 +225,8 @@ class _Run:
                 if now > min(max(moved_ns, end_ns) + self._quiet_ns, end_ns + _LONGEST_S * NS):
                     break
                 await trio.sleep(_LOOK_S)
-        self._meter.end(self._target.pids)
-        after = await self._target.samples()
+        self._meter.end(self._stage.pids)
+        after = await self._stage.samples()
         self._counted = {node: since(counted.get(node, {}), now) for node, now in after.items()}
         await trio.sleep(_LINGER_S)
 
@@ -242,10 +234,9 @@ class _Run:
         had = sum(worker.progress.count for worker in self._receivers)
         return sender.progress.finished and had >= sender.progress.accepted * self._scenario.recipients
 
-    async def _kill(self, when_ns: int) -> None:
+    async def _kill(self, target: Target, when_ns: int) -> None:
         """SIGKILL, and perhaps a start on the same data, while the sender keeps to its schedule."""
         await _until(when_ns)
-        target = self._target
         node, leads = await target.choose(self._scenario.kill)
         self._meter.leave(node, target.pids[node])
         kill = Kill(node, leads, time.monotonic_ns())

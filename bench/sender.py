@@ -11,56 +11,44 @@ import resource
 import sys
 import time
 from array import array
+from collections.abc import Callable, Hashable
+from functools import partial
 
 from bench.accounts import Latencies
-from bench.device import Device, Net
-from bench.envelopes import make_envelope
-from bench.pipes import Cost, Go, Progress, Send, Sent, Stop, ToWorker
+from bench.client import Net
+from bench.dialect import Desk, Message, Outlet
+from bench.peers.clients import Publisher
+from bench.pipes import Cost, Go, Plan, Progress, Publish, Send, Sent, Stop, ToWorker
+from bench.posthouse import Owner
 from bench.process import Process
 from bench.scenario import Schedule
-from relay.core import wire
-from relay.core.codec import digest
-from relay.core.envelope import envelope_id
-from relay.errors import PeerError
-from relay.limits import KIB, MAX_BATCH
-
-_SUBMIT_BYTES = 512 * KIB  # bytes of envelopes in one SUBMIT, below MAX_FRAME
+from relay.core.wire import Code
 
 
 class Sender:
-    """The group's owner, and the process around it. `roster → waiting for Go → sending → all answered`."""
+    """What is sent when, and what became of it. `outlet ready → waiting for Go → sending → all answered`."""
 
-    def __init__(self, order: Send, net: Net) -> None:
-        plan = order.plan
-        self._order, self._net = order, net
+    def __init__(self, plan: Plan, net: Net, open_outlet: Callable[[Desk], Outlet]) -> None:
+        self._net = net
         self.schedule = Schedule(plan.rate, plan.warm_up, plan.seconds)
-        self.device = Device(net, order.device, self)
-        self.published = False
         self.start_ns = 0
         self.codes = bytearray(self.schedule.total)
         self.acked_ns = array("q", bytes(8 * self.schedule.total))
         self.latencies = Latencies()
         self.resubmitted = self.late_us_max = 0
         self._answered = self._accepted = 0
-        self._unanswered: dict[bytes, tuple[int, bytes]] = {}  # id: (sequence, envelope), in sending order
+        self._unanswered: dict[Hashable, tuple[int, bytes]] = {}  # key: (sequence, message), in sending order
         self._next = 0
         self._usage: tuple[float, float] = (0.0, 0.0)
-        net.add(self.device)
+        self.outlet = open_outlet(self)
+        net.add(self.outlet.client)
 
     @property
     def finished(self) -> bool:
         """Everything was sent, and has its final receipt."""
         return self._next == self.schedule.total and not self._unanswered
 
-    # --- the roster, then the schedule -----------------------------------------------------------
-    def live(self) -> None:
-        """Connected, or again: the roster first; then all that has no answer, oldest first."""
-        if not self.published:
-            self.device.send(wire.Roster(self._order.head, self._order.parts))
-            return
-        self.resubmitted += len(self._unanswered)
-        self._submit([envelope for _, envelope in self._unanswered.values()])
-
+    # --- the schedule ----------------------------------------------------------------------------
     def go(self, start_ns: int) -> None:
         """Message 0 is due at `start_ns`."""
         self.start_ns = start_ns
@@ -69,65 +57,40 @@ class Sender:
         self._net.hub.at(start_ns, self._tick)
 
     def _tick(self) -> None:
-        """Everything that is due now goes out in one SUBMIT."""
-        now_ns, now_ms, plan = time.monotonic_ns(), time.time_ns() // 1_000_000, self._order.plan
-        fresh: list[bytes] = []
+        """Everything that is due now goes out at once."""
+        now_ns, now_ms = time.monotonic_ns(), time.time_ns() // 1_000_000
+        fresh: list[Message] = []
         for sequence in range(self._next, self.schedule.due(now_ns - self.start_ns)):
             if sequence == self.schedule.first_measured:
                 usage = resource.getrusage(resource.RUSAGE_SELF)
                 self._usage = usage.ru_utime, usage.ru_stime
             due_ns = self.start_ns + self.schedule.offset_ns(sequence)
             self.late_us_max = max(self.late_us_max, (now_ns - due_ns) // 1000)
-            envelope = make_envelope(plan.group, plan.seed, sequence, due_ns, plan.size, now_ms)
-            self._unanswered[envelope_id(envelope)] = sequence, envelope
+            key, message = self.outlet.make(sequence, due_ns, now_ms)
+            self._unanswered[key] = sequence, message
             self._next = sequence + 1
-            fresh.append(envelope)
-        self._submit(fresh)
+            fresh.append((key, message))
+        self.outlet.submit(fresh)
         if self._next < self.schedule.total:
             self._net.hub.at(self.start_ns + self.schedule.offset_ns(self._next), self._tick)
 
-    def _submit(self, envelopes: list[bytes]) -> None:
-        """In batches; without a connection they wait among the unanswered."""
-        batch: list[wire.SubmitItem] = []
-        size = 0
-        for envelope in envelopes:
-            if len(batch) == MAX_BATCH or size + len(envelope) > _SUBMIT_BYTES:
-                self.device.send(wire.Submit(tuple(batch)))
-                batch, size = [], 0
-            batch.append(wire.SubmitItem("", envelope))
-            size += len(envelope)
-        if batch:
-            self.device.send(wire.Submit(tuple(batch)))
-
     # --- what comes back -------------------------------------------------------------------------
-    def read(self, messages: list[bytes], now_ns: int) -> int:
-        """Receipts; what else is delivered to the sender is acked like anybody's."""
-        deliveries = 0
-        for message in messages:
-            decoded = self.device.other(message)
-            if isinstance(decoded, wire.Receipt):
-                for item in decoded.items:
-                    self._receipt(item, now_ns)
-            elif isinstance(decoded, wire.Deliver | wire.Notice):
-                self.device.cursor = max(self.device.cursor, decoded.position)
-                deliveries += 1
-        return deliveries
+    def unanswered(self) -> list[Message]:
+        """All that has no answer, oldest first: it is about to be sent again."""
+        self.resubmitted += len(self._unanswered)
+        return [(key, message) for key, (_, message) in self._unanswered.items()]
 
-    def _receipt(self, item: wire.ReceiptItem, now_ns: int) -> None:
-        if item.id == digest(self._order.head):
-            if item.code >= wire.Code.STALE:
-                raise PeerError(f"the node refused the bench's roster: {_code_name(item.code)}")
-            self.published = True
+    def answered(self, key: Hashable, code: int, now_ns: int | None) -> None:
+        """The final outcome of one message, and when it came; None: it was handed over, and nobody answers."""
+        if key not in self._unanswered:
             return
-        if item.id not in self._unanswered:
-            return
-        sequence, _ = self._unanswered.pop(item.id)
-        self.codes[sequence] = item.code
-        self.acked_ns[sequence] = now_ns
+        sequence, _ = self._unanswered.pop(key)
+        self.codes[sequence] = code
         self._answered += 1
-        if item.code < wire.Code.STALE:
-            self._accepted += 1
-            if sequence >= self.schedule.first_measured:
+        self._accepted += code < Code.STALE
+        if now_ns is not None:
+            self.acked_ns[sequence] = now_ns
+            if code < Code.STALE and sequence >= self.schedule.first_measured:
                 due_ns = self.start_ns + self.schedule.offset_ns(sequence)
                 self.latencies.add((now_ns - due_ns) // 1000)
 
@@ -152,10 +115,6 @@ class Sender:
         )
 
 
-def _code_name(code: int) -> str:
-    return wire.Code(code).name if code in set(wire.Code) else str(code)
-
-
 class Worker:
     """What the process does: obeys the bench."""
 
@@ -164,9 +123,11 @@ class Worker:
         self._sender: Sender | None = None
 
     def _obey(self, order: ToWorker) -> None:
-        if isinstance(order, Send):
-            self._sender = sender = Sender(order, Net(self.process.hub, order.plan.endpoints, order.plan.seed))
-            self.process.report(lambda: sender.published, sender.progress)
+        if isinstance(order, Send | Publish):
+            net = Net(self.process.hub, order.plan.endpoints, order.plan.seed)
+            outlet = partial(Owner, order, net) if isinstance(order, Send) else partial(Publisher, order, net)
+            self._sender = sender = Sender(order.plan, net, outlet)
+            self.process.report(lambda: sender.outlet.ready, sender.progress)
         elif isinstance(order, Go) and self._sender is not None:
             self._sender.go(order.start_ns)
         elif isinstance(order, Stop) and self._sender is not None:

@@ -44,7 +44,9 @@ class Session:
 
     `output` is what is to be written; the owner appends frames through `send`. `error` is the node's ERROR, if any."""
 
-    __slots__ = ("_cursor", "_device", "_log_id", "_nonce", "_reader", "_rest", "error", "output", "state", "welcome")
+    __slots__ = (
+        "_cursor", "_device", "_log_id", "_nonce", "_reader", "_rest", "error", "live", "output", "state", "welcome",
+    )  # fmt: skip
 
     def __init__(self, device: Enrolled, host: str, nonce: bytes, log_id: bytes = b"", cursor: int = 0) -> None:
         """`host` is name:port; `nonce` 16 bytes for the upgrade; log id and cursor are what the device has."""
@@ -55,8 +57,13 @@ class Session:
         self._rest = b""
         self.output = bytearray(upgrade_request(host, nonce))
         self.state = State.UPGRADE
+        self.live = False
         self.welcome: wire.Welcome | None = None
         self.error: wire.Error | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state is State.ENDED
 
     def send(self, message: wire.ClientMessage) -> None:
         """Queue one message."""
@@ -104,6 +111,6 @@ class Session:
             self.send(wire.Auth(self._device.user, device, bytes(signed.signature), (self._device.record,)))
             self.state = State.WELCOME
         elif isinstance(message, wire.Welcome) and self.state is State.WELCOME:
-            self.welcome, self.state = message, State.LIVE
+            self.welcome, self.state, self.live = message, State.LIVE, True
         elif self.state is not State.ENDED:
             raise ProtocolError(f"the node said {type(message).__name__} while {self.state.value} was due")

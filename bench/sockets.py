@@ -13,11 +13,10 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from bench.pipes import Endpoint, FromWorker, Reader, ToWorker, frame, to_worker
 from bench.scenario import NS
-from bench.session import Session, State
 from relay.errors import ProtocolError
 from relay.limits import KIB
 
@@ -85,11 +84,33 @@ def client_context(authority: str) -> ssl.SSLContext | None:
     return context
 
 
+class Line(Protocol):
+    """One connection's protocol, sans I/O: bytes in, messages and bytes out.
+
+    `output` is what is to be written. `live` once the greeting is over, and the client is served."""
+
+    output: bytearray
+    live: bool
+
+    @property
+    def ended(self) -> bool:
+        """The other side said that this was all."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that `data` completed. Raises ProtocolError where the other side breaks the protocol."""
+
+    def ping(self) -> None:
+        """Queue what shows that the client is there."""
+
+
+LineT = TypeVar("LineT", bound=Line)
+
+
 class Owner(Protocol):
     """Whose connection it is."""
 
     def live(self) -> None:
-        """WELCOME came."""
+        """It is served."""
 
     def messages(self, messages: list[bytes], now_ns: int) -> None:
         """What one read brought once it is live, and when."""
@@ -98,11 +119,11 @@ class Owner(Protocol):
         """The connection ended, or never came about. Called once, unless `close` was called before."""
 
 
-class Connection:
-    """A session over one socket."""
+class Connection(Generic[LineT]):
+    """A line over one socket."""
 
     __slots__ = (
-        "_connecting", "_context", "_endpoint", "_events", "_handshaking", "_hub", "_owner", "_sock", "session",
+        "_connecting", "_context", "_endpoint", "_events", "_handshaking", "_hub", "_owner", "_sock", "line",
     )  # fmt: skip
 
     def __init__(
@@ -110,10 +131,10 @@ class Connection:
         hub: Hub,
         endpoint: Endpoint,
         context: ssl.SSLContext | None,
-        session: Session,
+        line: LineT,
         owner: Owner,
     ) -> None:
-        self._hub, self._endpoint, self._context, self.session, self._owner = hub, endpoint, context, session, owner
+        self._hub, self._endpoint, self._context, self.line, self._owner = hub, endpoint, context, line, owner
         family, kind, proto, _, address = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)[0]
         self._sock = socket.socket(family, kind, proto)
         self._sock.setblocking(False)
@@ -124,10 +145,10 @@ class Connection:
         hub.selector.register(self._sock, WRITE, self._ready)
 
     def flush(self) -> None:
-        """Write what the session has; what does not fit waits for the socket."""
+        """Write what the line has; what does not fit waits for the socket."""
         if self._connecting or self._handshaking or not self._events:
             return
-        output = self.session.output
+        output = self.line.output
         try:
             while output:
                 del output[: self._sock.send(output)]
@@ -207,17 +228,22 @@ class Connection:
                 return  # nothing more was there: spare the recv that would say so
 
     def _take(self, data: bytes, now: int) -> None:
-        session, fresh = self.session, self.session.welcome is None
+        line, fresh = self.line, not self.line.live
         try:
-            messages = session.feed(data)
-            if fresh and session.welcome is not None:
+            messages = line.feed(data)
+            if fresh and line.live:
                 self._owner.live()
             if messages:
                 self._owner.messages(messages, now)
         except ProtocolError as error:
             self._lose(str(error))
             return
-        if session.output:
+        if line.output:
             self.flush()
-        if session.state is State.ENDED:
+        if line.ended:
             self._lose("the node closed the connection")
+
+
+def make_hub(sockets: int) -> Hub:
+    """A loop for about so many sockets (see above)."""
+    return Hub(selectors.SelectSelector() if sockets < 16 else selectors.DefaultSelector())

@@ -24,12 +24,8 @@ LEADER, FOLLOWER = "leader", "follower"  # which node to kill, beside a node's o
 _ELECTED_S = 20.0  # seconds for a cell to have a leader
 
 
-class Target(Protocol):
-    """A running cell, for the bench."""
-
-    @property
-    def home(self) -> Home:
-        """Where the bench's users live, and who signs for it."""
+class Stage(Protocol):
+    """What runs and is measured."""
 
     @property
     def endpoints(self) -> Sequence[Endpoint]:
@@ -42,6 +38,17 @@ class Target(Protocol):
     async def samples(self) -> Mapping[str, Samples]:
         """What each node counted so far, by name; empty where nobody does."""
 
+    async def died(self) -> None:
+        """Wait; raises OperatorError when a process ends and nobody killed it."""
+
+
+class Target(Stage, Protocol):
+    """A running cell, for the bench."""
+
+    @property
+    def home(self) -> Home:
+        """Where the bench's users live, and who signs for it."""
+
     async def choose(self, which: str) -> tuple[str, bool]:
         """The node that `which` means (a name, "leader", "follower") now, and whether it leads."""
 
@@ -50,9 +57,6 @@ class Target(Protocol):
 
     async def restart(self, node: str) -> None:
         """Start a node again on its data, and wait until it serves."""
-
-    async def died(self) -> None:
-        """Wait; raises OperatorError when a process ends and nobody killed it."""
 
 
 class LocalTarget:

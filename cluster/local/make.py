@@ -114,7 +114,7 @@ def _place(node: NodeLayout, tls: bool) -> Place:
 
 
 def _choose_ports(regions: Sequence[str], nodes: int, env: Env, borders: bool) -> FederationFile:
-    ports, names = _free_ports(env), node_names(nodes)
+    ports, names = free_ports(env), node_names(nodes)
     chosen = {
         region: {name: Ports(clients=next(ports), links=next(ports), admin=next(ports)) for name in names}
         for region in regions
@@ -124,7 +124,7 @@ def _choose_ports(regions: Sequence[str], nodes: int, env: Env, borders: bool) -
     return FederationFile(2, chosen, tuple(crossings))
 
 
-def _free_ports(env: Env) -> Iterator[int]:
+def free_ports(env: Env) -> Iterator[int]:
     """Different loopback ports on which nobody listens now, from a random place on."""
     first = int(env.random_float() * len(_PORTS))
     for offset in range(len(_PORTS)):
