@@ -46,6 +46,8 @@ def bench() -> None:
 @click.option("--kill", metavar="NODE", help="Which one: leader, follower, or by its name (n1 …).")
 @click.option("--restart/--no-restart", default=None, help="Start it again, or not.")
 @click.option("--rounds", type=int, help="Rounds of a comparison (replication).")
+@click.option("--groups", type=int, help="Groups that get the messages in turn; recipients are shared out among them.")
+@click.option("--pairs/--no-pairs", default=None, help="A sender for each recipient, who writes to nobody else.")
 @click.option("--sweep-recipients", callback=_numbers, metavar="N,N…", help="Run for each number of recipients.")
 @click.option("--sweep-rate", callback=_numbers, metavar="RATE,…", help="Run at each rate, until one does not hold.")
 @click.option("--bound-ms", type=float, help="What p99 has to stay below for a step of a sweep to hold.")
@@ -66,8 +68,8 @@ def bench() -> None:
 def run(
     scenario: str, small: bool, json_path: Path | None, html_path: Path | None, keep: Path | None, **overrides: Any
 ) -> None:
-    """Run SCENARIO, a file or the name of one that comes with Posthouse (backlog, failover, fanout, replication,
-    saturation, smoke, sweep), on this machine.
+    """Run SCENARIO, a file or the name of one that comes with Posthouse (backlog, failover, fanout, groups,
+    one-to-one, replication, saturation, smoke, sweep), on this machine.
 
     Exit status 1 when anything was lost, duplicated or reordered, or when less than 95 % of the offered rate was
     achieved."""

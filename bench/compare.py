@@ -56,7 +56,8 @@ def check(scenario: Scenario) -> None:
     """Raises ConfigError for what a comparison cannot do."""
     cannot = {
         "kill_at": scenario.kill_at is not None, "versus": scenario.versus, "backlog": bool(scenario.backlog),
-        "tls": scenario.tls, "sweep_rate": bool(scenario.sweep_rate),
+        "tls": scenario.tls, "pairs": scenario.pairs, "groups": scenario.groups > 1,
+        "sweep_rate": bool(scenario.sweep_rate),
         "sweep_recipients": bool(scenario.sweep_recipients),
     }  # fmt: skip
     findings = [(key, "has no meaning beside a peer", "Leave it out") for key, given in cannot.items() if given]

@@ -6,7 +6,7 @@ clocks are the generator's own, and the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from bench.client import Client, Net
@@ -35,6 +35,9 @@ class Hearing(Protocol):
     def recipients(self) -> int:
         """How many there are here."""
 
+    def stream(self, place: int) -> int:
+        """Which stream the recipient at `place` among those here gets."""
+
     def client(self, net: Net, recipient: Recipient, place: int) -> Client[Any]:
         """The client of the recipient at `place` among those here; not connected yet."""
 
@@ -54,8 +57,8 @@ class Hearing(Protocol):
 class Desk(Protocol):
     """The sender, as its outlet sees it."""
 
-    def unanswered(self) -> list[Message]:
-        """All that has no answer, oldest first: for a connection that came about again."""
+    def unanswered(self, stream: int | None = None) -> list[Message]:
+        """All (of a stream) that has no answer, oldest first: for a connection that came about again."""
 
     def answered(self, key: Hashable, code: int, now_ns: int | None) -> None:
         """The final outcome of one message (relay.core.wire.Code), and when it came; None: the system gives no answers,
@@ -66,8 +69,8 @@ class Outlet(Protocol):
     """The sending half."""
 
     @property
-    def client(self) -> Client[Any]:
-        """Its one client."""
+    def clients(self) -> Sequence[Client[Any]]:
+        """Those that send."""
 
     @property
     def ready(self) -> bool:

@@ -8,6 +8,7 @@ that a receiver knows every byte that it should get.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import shake_128
 
 import msgpack
@@ -30,9 +31,11 @@ def body(seed: int, sequence: int, scheduled_ns: int, size: int) -> bytes:
     return head + length.to_bytes(4, "big") + shake_128(f"{seed}/{sequence}".encode()).digest(length)
 
 
-def make_envelope(group: bytes, seed: int, sequence: int, scheduled_ns: int, size: int, now_ms: int) -> bytes:
-    """The envelope of message `sequence` to version 1 of `group`; `now_ms` is Unix time."""
-    header = Header(1, To.ROSTER, group, 1, now_ms, now_ms + _LIFETIME, SUITE)
+def make_envelope(
+    to: bytes, seed: int, sequence: int, scheduled_ns: int, size: int, now_ms: int, kind: To = To.ROSTER
+) -> bytes:
+    """The envelope of message `sequence` to version 1 of a group, or of a user; `now_ms` is Unix time."""
+    header = Header(1, kind, to, 1, now_ms, now_ms + _LIFETIME, SUITE)
     return join(encode(header), body(seed, sequence, scheduled_ns, size))
 
 
@@ -48,9 +51,11 @@ def read_body(data: bytes, seed: int) -> tuple[int, int]:
     return sequence, scheduled_ns
 
 
-def read_envelope(envelope: bytes, group: bytes, seed: int) -> tuple[int, int]:
-    """(sequence, scheduled_ns). Raises ProtocolError where a byte is not what was sent."""
+def read_envelope(envelope: bytes, addresses: Sequence[bytes], seed: int) -> tuple[int, int]:
+    """(sequence, scheduled_ns) of a message to the address whose turn it is. Raises ProtocolError where a byte is not
+    what was sent."""
     _, data = split(envelope)
-    if read_header(envelope).to != group:
+    sequence, scheduled_ns = read_body(data, seed)
+    if read_header(envelope).to != addresses[sequence % len(addresses)]:
         raise ProtocolError("an envelope that the bench did not send")
-    return read_body(data, seed)
+    return sequence, scheduled_ns

@@ -51,7 +51,7 @@ async def measure_floors(raw: Raw) -> dict[str, Any]:
     joined = frames_a_read(raw)
     found: dict[str, Any] = {"frame_bytes": size, "frames_a_send": round(joined, 2)}
     for name, frames in (("bare_us", 1.0), ("joined_us", joined)):
-        order = Order(scenario.recipients, size, scenario.rate, frames)
+        order = Order(scenario.recipients, size, scenario.rate / scenario.streams, frames)
         with trio.move_on_after(_LIMIT_S) as scope:
             done = await trio.run_process(
                 [sys.executable, "-m", "bench.floors"], stdin=msgspec.json.encode(order), capture_stdout=True

@@ -26,11 +26,13 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What all workers know of the run: where the nodes of the cell are, the group, how long, and from which message on
-    it is timed."""
+    """What all workers know of the run: where the nodes of the cell are, how long, from which message on it is timed,
+    and where messages go. Each address is a **stream**: they get messages in turn, so that message `sequence` is number
+    `sequence // len(addresses)` of the stream `sequence % len(addresses)`."""
 
     endpoints: tuple[Endpoint, ...]
-    group: bytes
+    addresses: tuple[bytes, ...]
+    mailboxes: bool  # the addresses are users, not groups
     rate: float
     warm_up: float
     seconds: float
@@ -47,15 +49,22 @@ class Receive(Message, frozen=True):
 
     plan: Plan
     devices: tuple[Enrolled, ...]
+    streams: tuple[int, ...]  # which one each device gets
+
+
+class Author(msgspec.Struct, frozen=True):
+    """Who sends a stream; the roster to publish first, where it goes to a group."""
+
+    device: Enrolled
+    head: bytes = b""
+    parts: tuple[tuple[str, bytes], ...] = ()
 
 
 class Send(Message, frozen=True):
-    """Publish the roster, then send on schedule."""
+    """Publish the rosters, then send on schedule; an author for each stream."""
 
     plan: Plan
-    device: Enrolled
-    head: bytes
-    parts: tuple[tuple[str, bytes], ...]
+    authors: tuple[Author, ...]
 
 
 class Subscribe(Message, frozen=True):

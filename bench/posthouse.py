@@ -1,8 +1,8 @@
-"""Posthouse, as the generator speaks to it (bench.dialect): devices of one group, and the owner who sends to it."""
+"""Posthouse, as the generator speaks to it (bench.dialect): devices of groups or single ones, and who sends to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from bench.client import Client, Net
@@ -10,10 +10,10 @@ from bench.device import Device
 from bench.dialect import Desk, Known, Message, Recipient
 from bench.envelopes import make_envelope, read_envelope
 from bench.frames import FrameReader
-from bench.pipes import Receive, Send
+from bench.pipes import Author, Receive, Send
 from relay.core import wire
 from relay.core.codec import digest
-from relay.core.envelope import envelope_id
+from relay.core.envelope import To, envelope_id
 from relay.core.frames import server_frame
 from relay.errors import PeerError
 from relay.limits import KIB, MAX_BATCH
@@ -24,11 +24,14 @@ _SUBMIT_BYTES = 512 * KIB  # bytes of envelopes in one SUBMIT, below MAX_FRAME
 
 
 class Members:
-    """The receiving half: members of the group, one device each."""
+    """The receiving half: members of groups, or users, one device each."""
 
     def __init__(self, order: Receive) -> None:
-        self._plan, self._devices = order.plan, order.devices
+        self._plan, self._devices, self._streams = order.plan, order.devices, order.streams
         self.recipients = len(order.devices)
+
+    def stream(self, place: int) -> int:
+        return self._streams[place]
 
     def client(self, net: Net, recipient: Recipient, place: int) -> Device:
         return Device(net, self._devices[place], recipient, place)
@@ -45,70 +48,101 @@ class Members:
     def decode(self, message: bytes) -> Known:
         deliver = wire.decode_server(message)
         assert isinstance(deliver, wire.Deliver)
-        return deliver.position, *read_envelope(deliver.envelope, self._plan.group, self._plan.seed)
+        return deliver.position, *read_envelope(deliver.envelope, self._plan.addresses, self._plan.seed)
 
     def cutter(self) -> Callable[[bytes], list[bytes]]:
         return FrameReader().feed
 
     def sample(self, sequence: int) -> bytes:
         plan = self._plan
-        envelope = make_envelope(plan.group, plan.seed, sequence, 0, plan.size, 0)
+        to = plan.addresses[sequence % len(plan.addresses)]
+        envelope = make_envelope(to, plan.seed, sequence, 0, plan.size, 0)
         return server_frame(wire.encode_deliver(sequence + 1, envelope))
 
 
-class Owner:
-    """The sending half: the group's owner, who publishes its roster first."""
+class Pen:
+    """One author's device: it publishes the stream's roster first, where there is one."""
 
-    def __init__(self, order: Send, net: Net, desk: Desk) -> None:
-        self._order, self._desk = order, desk
-        self.client = Device(net, order.device, self)
+    def __init__(self, author: Author, stream: int, net: Net, desk: Desk) -> None:
+        self._author, self._stream, self._desk = author, stream, desk
+        self.device = Device(net, author.device, self, stream)
         self.ready = False
+        self.due: list[bytes] = []  # what goes with the next submit
 
     def live(self) -> None:
         """Connected, or again: the roster first; then all that has no answer, oldest first."""
-        if self.ready:
-            self.submit(self._desk.unanswered())
-        else:
-            self.client.send(wire.Roster(self._order.head, self._order.parts))
+        if self._author.head and not self.ready:
+            self.device.send(wire.Roster(self._author.head, self._author.parts))
+            return
+        self.ready = True
+        self.due = [envelope for _, envelope in self._desk.unanswered(self._stream)]
+        self.submit()
 
-    def make(self, sequence: int, due_ns: int, now_ms: int) -> Message:
-        plan = self._order.plan
-        envelope = make_envelope(plan.group, plan.seed, sequence, due_ns, plan.size, now_ms)
-        return envelope_id(envelope), envelope
-
-    def submit(self, messages: list[Message]) -> None:
-        """In batches."""
+    def submit(self) -> None:
+        """What is due, in batches."""
         batch: list[wire.SubmitItem] = []
         size = 0
-        for _, envelope in messages:
+        for envelope in self.due:
             if len(batch) == MAX_BATCH or size + len(envelope) > _SUBMIT_BYTES:
-                self.client.send(wire.Submit(tuple(batch)))
+                self.device.send(wire.Submit(tuple(batch)))
                 batch, size = [], 0
             batch.append(wire.SubmitItem("", envelope))
             size += len(envelope)
         if batch:
-            self.client.send(wire.Submit(tuple(batch)))
+            self.device.send(wire.Submit(tuple(batch)))
+        self.due = []
 
     def read(self, messages: list[bytes], now_ns: int) -> int:
-        """Receipts; what else is delivered to the owner is acked like anybody's."""
+        """Receipts; what else is delivered to the author is acked like anybody's."""
         deliveries = 0
         for message in messages:
-            decoded = self.client.other(message)
+            decoded = self.device.other(message)
             if isinstance(decoded, wire.Receipt):
                 for item in decoded.items:
                     self._receipt(item, now_ns)
             elif isinstance(decoded, wire.Deliver | wire.Notice):
-                self.client.cursor = max(self.client.cursor, decoded.position)
+                self.device.cursor = max(self.device.cursor, decoded.position)
                 deliveries += 1
         return deliveries
 
     def _receipt(self, item: wire.ReceiptItem, now_ns: int) -> None:
-        if item.id != digest(self._order.head):
+        if self.ready or item.id != digest(self._author.head):
             self._desk.answered(item.id, item.code, now_ns)
         elif item.code >= wire.Code.STALE:
             raise PeerError(f"the node refused the bench's roster: {_code_name(item.code)}")
         else:
             self.ready = True
+
+
+class Authors:
+    """The sending half: one author for each stream."""
+
+    def __init__(self, order: Send, net: Net, desk: Desk) -> None:
+        self._plan = order.plan
+        self._pens = [Pen(author, stream, net, desk) for stream, author in enumerate(order.authors)]
+        self._of: dict[Hashable, Pen] = {}  # of messages that are about to be submitted
+        self.clients = tuple(pen.device for pen in self._pens)
+
+    @property
+    def ready(self) -> bool:
+        return all(pen.ready for pen in self._pens)
+
+    def make(self, sequence: int, due_ns: int, now_ms: int) -> Message:
+        plan, stream = self._plan, sequence % len(self._pens)
+        kind = To.MAILBOX if plan.mailboxes else To.ROSTER
+        envelope = make_envelope(plan.addresses[stream], plan.seed, sequence, due_ns, plan.size, now_ms, kind)
+        key = envelope_id(envelope)
+        self._of[key] = self._pens[stream]
+        return key, envelope
+
+    def submit(self, messages: list[Message]) -> None:
+        pens: dict[Pen, None] = {}
+        for key, envelope in messages:
+            pen = self._of.pop(key)
+            pen.due.append(envelope)
+            pens[pen] = None
+        for pen in pens:
+            pen.submit()
 
 
 def _code_name(code: int) -> str:

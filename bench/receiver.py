@@ -28,7 +28,8 @@ from relay.errors import ProtocolError
 _KNOWN = 4096  # messages that are kept decoded; recipients are never further apart unless they catch up
 _SAMPLES = 100  # messages that `parse_us` measures with
 
-Noted = tuple[int, int, int, dict[int, int] | None]  # position, sequence, scheduled_ns, where its latencies count
+# stream, position, number in the stream, sequence, scheduled_ns, where its latencies count
+Noted = tuple[int, int, int, int, int, dict[int, int] | None]
 
 
 class Tally:
@@ -38,7 +39,7 @@ class Tally:
         schedule = Schedule(plan.rate, plan.warm_up, plan.seconds)
         self.hearing = hearing
         self.total, self.first_measured = schedule.total, schedule.first_measured
-        self.schedule = schedule
+        self.schedule, self.streams = schedule, len(plan.addresses)
         self.latencies = [Latencies() for _ in range(schedule.intervals)]  # by when a message was due
         self.last_ns = array("q", bytes(8 * schedule.total))
         self.known: dict[bytes, Noted] = {}
@@ -55,9 +56,10 @@ class Tally:
         if self._usage is None and sequence >= self.first_measured:
             usage = resource.getrusage(resource.RUSAGE_SELF)
             self._usage = usage.ru_utime, usage.ru_stime, self.deliveries
+        number, stream = divmod(sequence, self.streams)
         timed = sequence >= self.first_measured
         counts = self.latencies[self.schedule.interval(sequence)].counts if timed else None
-        self.known[message] = known = position, sequence, scheduled_ns, counts
+        self.known[message] = known = stream, position, number, sequence, scheduled_ns, counts
         return known
 
     def cost(self) -> Cost:
@@ -72,12 +74,13 @@ class Tally:
 class Recipient:
     """One recipient: a client and its ledger."""
 
-    __slots__ = ("_tally", "caught_up", "client", "ledger")
+    __slots__ = ("_tally", "caught_up", "client", "ledger", "stream")
 
     def __init__(self, net: Net, tally: Tally, place: int = 0) -> None:
         self._tally = tally
         self.ledger = Ledger()
         self.caught_up = False
+        self.stream = tally.hearing.stream(place)
         self.client = tally.hearing.client(net, self, place)
 
     def live(self) -> None:
@@ -105,12 +108,15 @@ class Recipient:
                     continue
             else:
                 deliveries += 1
-            position, sequence, scheduled_ns, counts = known
+            stream, position, number, sequence, scheduled_ns, counts = known
+            if stream != self.stream:
+                tally.damaged += 1
+                continue
             if 0 < position <= cursor:
                 tally.wire_duplicates += 1
                 continue
             cursor = position
-            if not ledger.take(sequence):
+            if not ledger.take(number):
                 continue
             taken += 1
             if counts is not None:
@@ -129,7 +135,8 @@ def parse_us(net: Net, hearing: Hearing, plan: Plan) -> float:
     message to a hundred recipients, one a read."""
     tally = Tally(plan, hearing)
     recipients = [(hearing.cutter(), Recipient(net, tally)) for _ in range(100)]
-    frames = [hearing.sample(number) for number in range(min(_SAMPLES, tally.total))]
+    samples = range(hearing.stream(0), tally.total, tally.streams)[:_SAMPLES]
+    frames = [hearing.sample(number) for number in samples]
     start_ns = time.process_time_ns()
     for frame in frames:
         for cut, recipient in recipients:
@@ -175,8 +182,9 @@ class Receiver:
         tally, ledgers = self._tally, [recipient.ledger for recipient in self._recipients]
         cost = tally.cost()  # before the summing up, which is no part of it
         absent: Counter[int] = Counter()
-        for ledger in ledgers:
-            absent.update(ledger.absent(tally.total))
+        for recipient in self._recipients:
+            of_stream = range(recipient.stream, tally.total, tally.streams)
+            absent.update(of_stream[number] for number in recipient.ledger.absent(len(of_stream)))
         if sys.byteorder == "big":
             tally.last_ns.byteswap()
         return Received(

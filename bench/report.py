@@ -154,11 +154,19 @@ def verdict(report: dict[str, Any]) -> list[str]:
     return wrong
 
 
+def _shape(report: dict[str, Any]) -> str:
+    """Who sends to whom."""
+    recipients, groups = report["recipients"], report["scenario"].get("groups", 1)
+    if report["scenario"].get("pairs"):
+        return f"{recipients} pairs, 1 → 1"
+    return f"1 → {recipients}" if groups == 1 else f"{groups} groups, 1 → {recipients // groups} each"
+
+
 def make_table(report: dict[str, Any]) -> Table:
     """The report for a terminal."""
     scenario = report["scenario"]
     nodes = f"{report['nodes']} node{'s' if report['nodes'] > 1 else ''}"
-    title = f"{scenario['name']}: 1 → {report['recipients']} at {report['offered_per_s']:g}/s, {nodes}"
+    title = f"{scenario['name']}: {_shape(report)} at {report['offered_per_s']:g}/s, {nodes}"
     table = Table(title=title)
     for column in ("", "p50", "p90", "p99", "p99.9", "max"):
         table.add_column(column, justify="right" if column else "left")

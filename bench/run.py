@@ -232,7 +232,7 @@ class _Run:
 
     def _complete(self, sender: Worker) -> bool:
         had = sum(worker.progress.count for worker in self._receivers)
-        return sender.progress.finished and had >= sender.progress.accepted * self._scenario.recipients
+        return sender.progress.finished and had >= sender.progress.accepted * self._scenario.each
 
     async def _kill(self, target: Target, when_ns: int) -> None:
         """SIGKILL, and perhaps a start on the same data, while the sender keeps to its schedule."""

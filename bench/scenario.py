@@ -20,6 +20,7 @@ from relay.limits import MAX_CONNECTIONS, MAX_MEMBERS
 NS = 1_000_000_000  # ns in a second
 _RECIPIENTS = min(MAX_CONNECTIONS, MAX_MEMBERS) - 8  # the sender and the canary's clients connect as well
 _STEPS = 32  # of a sweep; each takes as long as a run
+_STREAMS = 900  # each has a sender of its own, and one process waits for all of them with select: 1,024 at most
 _INTERVALS = 120  # points of a curve over time; more than a page has room for says no more
 _MIN_BODY = 32  # bytes; sequence number and time need up to 23
 
@@ -50,6 +51,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     rounds: Annotated[int, Meta(ge=1, le=100, description="rounds of a comparison, 1 to 100")] = 4
     floors: Annotated[bool, Meta(description="true or false")] = True
     backlog: Annotated[int, Meta(ge=0, le=10_000_000, description="envelopes to queue, 0 to 10000000")] = 0
+    groups: Annotated[
+        int, Meta(ge=1, le=_STREAMS, description=f"groups that get messages in turn, 1 to {_STREAMS}")
+    ] = 1
+    pairs: Annotated[bool, Meta(description="true or false")] = False
     sweep_recipients: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=_RECIPIENTS)], ...],
         Meta(max_length=_STEPS, description=f"a list of up to {_STEPS} numbers of recipients, each 1 to {_RECIPIENTS}"),
@@ -63,6 +68,16 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     kill_at: Annotated[
         Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, below `seconds`")
     ] = None
+
+    @property
+    def streams(self) -> int:
+        """How many addresses get messages in turn: groups, or users."""
+        return self.recipients if self.pairs else self.groups
+
+    @property
+    def each(self) -> int:
+        """How many recipients a message has."""
+        return self.recipients // self.streams
 
     @property
     def schedule(self) -> Schedule:
@@ -149,9 +164,25 @@ def _together(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     fewest = min(scenario.sweep_recipients or (scenario.recipients,))
     if scenario.generators > fewest:
         yield "generators", "more than recipients", f"Choose at most {fewest}"
+    yield from _streams_together(scenario)
     yield from _sweep_together(scenario)
     if scenario.rate * (scenario.seconds + scenario.warm_up) < 1:
         yield "rate", "no message would be sent", "Raise rate or seconds"
+
+
+def _streams_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:
+    groups, sizes = scenario.groups, scenario.sweep_recipients or (scenario.recipients,)
+    if scenario.pairs and groups > 1:
+        yield "groups", "stand beside pairs", "Choose one of them"
+    elif scenario.pairs and max(sizes) > _STREAMS:
+        yield "recipients", f"{max(sizes)} pairs", f"Choose at most {_STREAMS}"
+    elif any(size % groups for size in sizes):
+        yield "groups", "recipients cannot be shared out evenly", f"Choose a multiple of {groups} recipients"
+    rate, seconds = min(scenario.sweep_rate or (scenario.rate,)), scenario.seconds + scenario.warm_up
+    if 1 <= rate * seconds < (max(sizes) if scenario.pairs else groups):
+        yield "rate", "not everybody would get a message", "Raise rate or seconds, or have fewer pairs or groups"
+    if (scenario.pairs or groups > 1) and scenario.backlog:
+        yield "pairs" if scenario.pairs else "groups", "has no meaning for this scenario", "Leave it out"
 
 
 def _sweep_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:

@@ -19,7 +19,7 @@ from bench.client import Net
 from bench.dialect import Desk, Message, Outlet
 from bench.peers.clients import Publisher
 from bench.pipes import Cost, Go, Plan, Progress, Publish, Send, Sent, Stop, ToWorker
-from bench.posthouse import Owner
+from bench.posthouse import Authors
 from bench.process import Process
 from bench.scenario import Schedule
 from relay.core.wire import Code
@@ -30,6 +30,7 @@ class Sender:
 
     def __init__(self, plan: Plan, net: Net, open_outlet: Callable[[Desk], Outlet]) -> None:
         self._net = net
+        self._streams = len(plan.addresses)
         self.schedule = Schedule(plan.rate, plan.warm_up, plan.seconds)
         self.start_ns = 0
         self.codes = bytearray(self.schedule.total)
@@ -41,7 +42,8 @@ class Sender:
         self._next = 0
         self._usage: tuple[float, float] = (0.0, 0.0)
         self.outlet = open_outlet(self)
-        net.add(self.outlet.client)
+        for client in self.outlet.clients:
+            net.add(client)
 
     @property
     def finished(self) -> bool:
@@ -75,10 +77,15 @@ class Sender:
             self._net.hub.at(self.start_ns + self.schedule.offset_ns(self._next), self._tick)
 
     # --- what comes back -------------------------------------------------------------------------
-    def unanswered(self) -> list[Message]:
-        """All that has no answer, oldest first: it is about to be sent again."""
-        self.resubmitted += len(self._unanswered)
-        return [(key, message) for key, (_, message) in self._unanswered.items()]
+    def unanswered(self, stream: int | None = None) -> list[Message]:
+        """All (of a stream) that has no answer, oldest first: it is about to be sent again."""
+        found = [
+            (key, message)
+            for key, (sequence, message) in self._unanswered.items()
+            if stream is None or sequence % self._streams == stream
+        ]
+        self.resubmitted += len(found)
+        return found
 
     def answered(self, key: Hashable, code: int, now_ns: int | None) -> None:
         """The final outcome of one message, and when it came; None: it was handed over, and nobody answers."""
@@ -125,7 +132,7 @@ class Worker:
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Send | Publish):
             net = Net(self.process.hub, order.plan.endpoints, order.plan.seed)
-            outlet = partial(Owner, order, net) if isinstance(order, Send) else partial(Publisher, order, net)
+            outlet = partial(Authors, order, net) if isinstance(order, Send) else partial(Publisher, order, net)
             self._sender = sender = Sender(order.plan, net, outlet)
             self.process.report(lambda: sender.outlet.ready, sender.progress)
         elif isinstance(order, Go) and self._sender is not None:

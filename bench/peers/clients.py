@@ -44,6 +44,9 @@ class Subscribers:
         self._peer, self._plan, self._numbers = PEERS[order.peer], order.plan, order.subscribers
         self.recipients = len(order.subscribers)
 
+    def stream(self, place: int) -> int:
+        return 0  # all have the one subject
+
     def client(self, net: Net, recipient: Recipient, place: int) -> Subscriber:
         number = self._numbers[place]
         return Subscriber(net, partial(self._peer.subscriber, number), recipient, number)
@@ -74,9 +77,9 @@ class Publisher(Client[PublishingLine]):
         self.ready = False
 
     @property
-    def client(self) -> Publisher:
+    def clients(self) -> tuple[Publisher]:
         """Itself."""
-        return self
+        return (self,)
 
     def dial(self, endpoint: Endpoint) -> PublishingLine:
         return self._peer.publisher()

@@ -19,8 +19,9 @@ from bench.enrol import Home
 from bench.pipes import Endpoint
 from relay.core import wire
 from relay.core.codec import digest
-from relay.core.envelope import envelope_id
+from relay.core.envelope import envelope_id, read_header
 from relay.core.frames import server_frame
+from relay.core.trust import verify_part, verify_roster
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -31,6 +32,7 @@ class Line:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self.sent = 0
+        self.user = b""
         self.wake = trio.Event()
         self._lock = trio.Lock()
 
@@ -57,6 +59,7 @@ class StandIn:
         self.log_id = b"l" * 16
         self.log: list[bytes] = []
         self.known: dict[bytes, int] = {}
+        self.members: dict[bytes, set[bytes]] = {}
         self.acks = 0
         self.logins = 0
         self._frames, self._turn_away = frames, turn_away
@@ -148,9 +151,13 @@ class StandIn:
                     return
                 await self._send(line, wire.Welcome(self.log_id, 2 * line.sent, _now(), 1, 8, 20, 1 << 17, 256))
                 await self._send(line, wire.Empty(2 * len(self.log)))
+                line.user = message.user
                 self._lines.add(line)
                 nursery.start_soon(self._deliver, line)
             case wire.Roster():
+                head = verify_roster(message.head)
+                part = verify_part(message.parts[0][1], head, self.home.cell)
+                self.members[head.group] = {member.user for member in part.members}
                 await self._receipt(line, digest(message.head), 1)
             case wire.Submit():
                 for item in message.items:
@@ -176,7 +183,13 @@ class StandIn:
                 continue
             first, line.sent = line.sent + 1, len(self.log)
             entries = [entry for number in range(first, line.sent + 1) for entry in self._frames(number, self.log)]
-            await line.write(b"".join(server_frame(wire.encode_deliver(*entry)) for entry in entries))
+            await line.write(
+                b"".join(server_frame(wire.encode_deliver(*one)) for one in entries if self._is_for(line.user, one[1]))
+            )
+
+    def _is_for(self, user: bytes, envelope: bytes) -> bool:
+        to = read_header(envelope).to
+        return user == to or user in self.members.get(to, ())
 
     async def _receipt(self, line: Line, own: bytes, position: int) -> None:
         item = wire.ReceiptItem(own, wire.Code.STORED, position, 1, "norden/1")

@@ -86,6 +86,17 @@ async def test_every_lie_is_seen_at_every_recipient(tmp_path: Path) -> None:
     assert verdict(report)[:4] == ["16 lost", "8 duplicated", "8 reordered", "8 damaged"]
 
 
+@pytest.mark.parametrize("streams", [{"groups": 4}, {"pairs": True}])
+async def test_streams_are_counted_each_by_itself(tmp_path: Path, streams: dict[str, Any]) -> None:
+    report = summarize(await run(StandIn(liar), tmp_path, quiet_s=1.0, **streams), None, tmp_path)
+    each = 1 if "pairs" in streams else 2
+    assert report["accepted"] == 120 and report["deliveries"] == 99 * each
+    seen = {key: report[key] for key in ("lost", "duplicated", "reordered", "damaged")}
+    # 50 comes behind 51, which is another stream's
+    assert seen == {"lost": 2 * each, "duplicated": each, "reordered": 0, "damaged": each}
+    assert ("8 pairs" if "pairs" in streams else "4 groups, 1 → 2 each") in str(make_table(report).title)
+
+
 async def test_a_node_that_turns_devices_away_voids_the_run(tmp_path: Path) -> None:
     target = StandIn(turn_away=True)
     with pytest.raises(ExceptionGroup) as caught:

@@ -93,7 +93,7 @@ def test_the_group_is_one_that_the_relay_takes() -> None:
 def test_a_body_has_exactly_its_size_and_comes_back(sequence: int, scheduled_ns: int, size: int) -> None:
     assert len(body(3, sequence, scheduled_ns, size)) == size
     envelope = make_envelope(b"g" * 32, 3, sequence, scheduled_ns, size, NOW)
-    assert read_envelope(envelope, b"g" * 32, 3) == (sequence, scheduled_ns)
+    assert read_envelope(envelope, [b"g" * 32], 3) == (sequence, scheduled_ns)
     assert read_header(envelope).to == b"g" * 32
 
 
@@ -103,7 +103,7 @@ def test_one_changed_byte_is_seen(place: int, flip: int) -> None:
     place = len(envelope) - 1 - place % 230  # within the padding
     envelope[place] ^= flip
     with pytest.raises(ProtocolError):
-        read_envelope(bytes(envelope), b"g" * 32, 3)
+        read_envelope(bytes(envelope), [b"g" * 32], 3)
 
 
 def test_a_body_that_does_not_fit_is_refused() -> None:
