@@ -37,7 +37,7 @@ def bench() -> None:
 @click.option("--kill-at", type=float, help="SIGKILL a node so many seconds into the measured part.")
 @click.option("--kill", metavar="NODE", help="Which one: leader, follower, or by its name (n1 …).")
 @click.option("--restart/--no-restart", default=None, help="Start it again, or not.")
-@click.option("--rounds", type=int, help="Rounds of a comparison (replication).")
+@click.option("--rounds", type=int, help="Rounds of a comparison.")
 @click.option("--backlog", type=int, help="Envelopes to queue before nodes are started again (backlog).")
 @click.option("--canary-rate", type=float, help="Messages a second between full SDK clients; 0: none.")
 @click.option("--seed", type=int, help="Keys, padding and jitter.")
