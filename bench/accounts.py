@@ -12,6 +12,7 @@ from hdrh.histogram import HdrHistogram
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
 _MAX_US = 3_600_000_000  # one hour; what takes longer is recorded as that
+_PER_NINE = 8  # points of a percentile curve from 90 to 99, and so on
 _DIGITS = 3  # significant digits of a recorded latency
 
 
@@ -88,6 +89,17 @@ def histogram_ms(histogram: HdrHistogram) -> dict[str, float]:
     found = {name: histogram.get_value_at_percentile(percent) for name, percent in PERCENTILES.items()}
     found["max"] = histogram.get_max_value()
     return {name: round(us / 1000, 3) for name, us in found.items()}
+
+
+def percentile_curve(histogram: HdrHistogram) -> list[tuple[float, float]]:
+    """(percentile, ms), from the least to the greatest, denser where it matters: eight for each nine, as far as there
+    are values to tell them apart."""
+    count = histogram.get_total_count()
+    if not count:
+        return []
+    steps = range(math.ceil(_PER_NINE * math.log10(count)) + 1)
+    percents = [*(100 * (1 - 10 ** (-step / _PER_NINE)) for step in steps), 100.0]
+    return [(round(one, 5), round(histogram.get_value_at_percentile(one) / 1000, 3)) for one in percents]
 
 
 def exact_ms(values_ns: Sequence[int]) -> dict[str, float]:

@@ -56,7 +56,8 @@ def check(scenario: Scenario) -> None:
     """Raises ConfigError for what a comparison cannot do."""
     cannot = {
         "kill_at": scenario.kill_at is not None, "versus": scenario.versus, "backlog": bool(scenario.backlog),
-        "tls": scenario.tls,
+        "tls": scenario.tls, "sweep_rate": bool(scenario.sweep_rate),
+        "sweep_recipients": bool(scenario.sweep_recipients),
     }  # fmt: skip
     findings = [(key, "has no meaning beside a peer", "Leave it out") for key, given in cannot.items() if given]
     if findings:
@@ -161,8 +162,9 @@ def _figures(turns: Sequence[Turn]) -> dict[str, Any]:
     """All turns of one system, together."""
     deliveries = sum(turn.report["deliveries"] for turn in turns)
     cpu_s = sum(turn.report["node_cpu_s"] for turn in turns)
+    parts = [part for turn in turns for one in turn.raw.received for part in one.latencies]
     return {
-        "latency_ms": histogram_ms(merge(one.latencies for turn in turns for one in turn.raw.received)),
+        "latency_ms": histogram_ms(merge(parts)),
         "achieved_per_s": round(sum(turn.report["achieved_per_s"] for turn in turns) / len(turns), 2),
         "cpu_us_per_delivery": round(cpu_s * 1e6 / deliveries, 2) if deliveries else 0.0,
     }

@@ -20,7 +20,7 @@ from cluster.cli.options import ending_like_ctrl_c
 
 # of the options of `bench run`, those that mean something here
 SAME: Final = ("scenario", "recipients", "rate", "seconds", "size", "generators", "nodes", "rounds", "seed", "small",
-               "json_path", "keep")  # fmt: skip
+               "json_path", "html_path", "keep")  # fmt: skip
 HELP: Final = """Play SCENARIO with Posthouse and with other message brokers, in turn, in one run, on this machine.
 
 Each round is Posthouse, the first peer, Posthouse, the second, and so on; the same generator drives all of them in
@@ -44,22 +44,29 @@ def make_compare(options: Sequence[click.Parameter]) -> click.Command:
 
 
 def _compare(
-    scenario: str, peers: tuple[str, ...], small: bool, json_path: Path | None, keep: Path | None, **overrides: Any
-) -> None:
+    scenario: str, peers: tuple[str, ...], small: bool, json_path: Path | None, html_path: Path | None,
+    keep: Path | None, **overrides: Any,
+) -> None:  # fmt: skip
     given = {key: value for key, value in overrides.items() if value is not None}
     chosen = load_scenario(scenario, {**(smoke() if small else {}), **given})
     with needing_extra():
         from bench.compare import compare_locally
         from bench.compared import describe, make_table
+
+        if html_path is not None:
+            from bench.page import render
     with ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="posthouse-bench-") as scratch:
         report = trio.run(compare_locally, chosen, peers, keep or Path(scratch) / "run", Console(stderr=True))
-    console = Console(stderr=json_path == Path("-"))
+    console = Console(stderr=Path("-") in (json_path, html_path))
     console.print(make_table(report))
     for line in describe(report):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     if json_path is not None:
         with click.open_file(str(json_path), "w", encoding="utf-8") as file:
             file.write(json.dumps(report, indent=2) + "\n")
+    if html_path is not None:
+        with click.open_file(str(html_path), "w", encoding="utf-8") as file:
+            file.write(render(report))
     for line in report["wrong"]:
         console.print(f"[bold red]not passed[/]: posthouse: {line}", highlight=False, soft_wrap=True)
     if report["wrong"]:

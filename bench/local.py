@@ -10,11 +10,13 @@ from rich.console import Console
 
 from bench.backlog import measure_backlog
 from bench.canary import Canary, fly
-from bench.machine import raise_file_limit
+from bench.floors import measure_floors, ratios
+from bench.machine import raise_file_limit, sync_ms
 from bench.progress import Line, progress_line
 from bench.report import summarize
 from bench.run import Raw, run_bench, unwrapped
 from bench.scenario import Scenario
+from bench.sweep import run_sweep, swept
 from bench.target import LocalTarget, local_target
 from bench.versus import compare
 
@@ -29,6 +31,8 @@ async def bench_locally(scenario: Scenario, directory: Path, console: Console) -
             return await compare(scenario, directory, line)
         if scenario.backlog:
             return await measure_backlog(scenario, directory, line)
+        if swept(scenario):
+            return await run_sweep(scenario, directory, line, _bench_one)
         return await _bench_one(scenario, directory, line)
 
 
@@ -37,7 +41,14 @@ async def _bench_one(scenario: Scenario, directory: Path, line: Line) -> dict[st
     line.say("starting the cell")
     async with local_target(directory, scenario.tls, scenario.nodes) as target:
         raw = await _measure(scenario, target, directory, line, canary)
-    return summarize(raw, canary.summary() if canary is not None else None, directory)
+        report = summarize(raw, canary.summary() if canary is not None else None, directory)
+        line.say("timing the disk")
+        report["sync_ms"] = await trio.to_thread.run_sync(sync_ms, directory)
+        if scenario.floors:
+            line.say("measuring the floors")
+            floors = await measure_floors(raw)
+            report["floors"] = floors | ratios(floors, report["cpu_us_per_delivery"])
+    return report
 
 
 async def _measure(scenario: Scenario, target: LocalTarget, logs: Path, line: Line, canary: Canary | None) -> Raw:

@@ -6,14 +6,19 @@ import os
 import platform
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from bench.accounts import exact_ms
 
 _LIBRARIES = ("posthouse", "trio", "trio-websocket", "wsproto", "msgpack", "msgspec", "aiosqlite", "pynacl")
 _PROC = Path("/proc")
+_SYNCS: Final = 200  # of a mark file's slot, to see what one costs on this disk
+_SLOT: Final = 512  # bytes (relay.journal.mark)
 
 
 def cpu_s(pid: int) -> float:
@@ -46,29 +51,40 @@ def busy_s() -> float:
 
 class Meter:
     """CPU and memory of a cell's nodes over the measured part, across their incarnations; and what the machine did
-    beside. `rss_mib_max`: of the node that had most."""
+    beside. `node_cpu_s` and `node_rss_mib` (the most that was resident) are by the nodes' names."""
 
     def __init__(self) -> None:
-        self.cpu_s = 0.0
-        self.rss_mib_max = 0.0
+        self.node_cpu_s: dict[str, float] = {}
+        self.node_rss_mib: dict[str, float] = {}
         self.window_s = self._busy_s = self._own_s = 0.0
         self._since_s: dict[int, float] = {}
         self._started_s = 0.0
 
-    def begin(self, pids: Iterable[int]) -> None:
+    @property
+    def cpu_s(self) -> float:
+        """Of all nodes."""
+        return sum(self.node_cpu_s.values())
+
+    @property
+    def rss_mib_max(self) -> float:
+        """Of the node that had most."""
+        return max(self.node_rss_mib.values(), default=0.0)
+
+    def begin(self, pids: Mapping[str, int]) -> None:
         """The measured part begins."""
-        self._since_s = {pid: cpu_s(pid) for pid in pids}
+        self._since_s = {pid: cpu_s(pid) for pid in pids.values()}
         self._started_s, self._busy_s, self._own_s = time.monotonic(), busy_s(), time.process_time()
 
-    def leave(self, pid: int) -> None:
+    def leave(self, node: str, pid: int) -> None:
         """This process is about to be killed, or the run is over; one that was not there counts from its own start."""
-        self.cpu_s += max(0.0, cpu_s(pid) - self._since_s.pop(pid, 0.0))
-        self.rss_mib_max = max(self.rss_mib_max, peak_rss_mib(pid))
+        spent_s = max(0.0, cpu_s(pid) - self._since_s.pop(pid, 0.0))
+        self.node_cpu_s[node] = self.node_cpu_s.get(node, 0.0) + spent_s
+        self.node_rss_mib[node] = max(self.node_rss_mib.get(node, 0.0), peak_rss_mib(pid))
 
-    def end(self, pids: Iterable[int]) -> None:
+    def end(self, pids: Mapping[str, int]) -> None:
         """The measured part ends."""
-        for pid in pids:
-            self.leave(pid)
+        for node, pid in pids.items():
+            self.leave(node, pid)
         self.window_s = time.monotonic() - self._started_s
         self._busy_s, self._own_s = busy_s() - self._busy_s, time.process_time() - self._own_s
 
@@ -76,6 +92,21 @@ class Meter:
         """The share of the machine's CPU, 0 … 1, that went neither to the node nor to the bench."""
         spent_s = self._busy_s - self._own_s - self.cpu_s - generator_s
         return max(0.0, spent_s / (self.window_s * (os.cpu_count() or 1))) if self.window_s else 0.0
+
+
+def sync_ms(directory: Path) -> dict[str, float]:
+    """What a slot of a mark file, written and fdatasynced, costs on this disk while nothing else goes on."""
+    times: list[int] = []
+    with tempfile.NamedTemporaryFile(dir=directory) as file:
+        handle = file.fileno()
+        os.pwrite(handle, bytes(2 * _SLOT), 0)
+        os.fsync(handle)
+        for number in range(_SYNCS):
+            began = time.perf_counter_ns()
+            os.pwrite(handle, bytes([number % 256]) * _SLOT, number % 2 * _SLOT)
+            os.fdatasync(handle)
+            times.append(time.perf_counter_ns() - began)
+    return exact_ms(times)
 
 
 def _status_mib(pid: int, key: str) -> float:

@@ -106,12 +106,14 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 class Received(Message, frozen=True):
-    """A receiver's result. `absent`: how many of its recipients miss each sequence. `last_ns`: little-endian int64, for
-    each message the time at which the last of its recipients had it (0: none). `parse_us`: what the generator's own
-    work on a delivery costs, without system calls."""
+    """A receiver's result. `reads`: how many brought deliveries. `latencies`: a histogram for each interval of the
+    schedule. `absent`: how many of its recipients miss each sequence. `last_ns`: little-endian int64, for each message
+    the time at which the last of its recipients had it (0: none). `parse_us`: what the generator's own work on a
+    delivery costs, without system calls."""
 
     deliveries: int
-    latencies: bytes
+    reads: int
+    latencies: tuple[bytes, ...]
     last_ns: bytes
     absent: dict[int, int]
     duplicated: int

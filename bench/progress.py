@@ -17,6 +17,7 @@ class Line:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
         self._phase = ""
+        self.stage = ""  # said before each phase
 
     def show(self, status: Status) -> None:
         """What the run says of itself."""
@@ -27,6 +28,7 @@ class Line:
 
     def say(self, phase: str) -> None:
         """A new phase."""
+        phase = self.stage + phase
         if phase != self._phase:
             self._phase = phase
             self._progress.update(self._task, description=phase, what="")

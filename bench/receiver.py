@@ -17,7 +17,7 @@ from collections import Counter
 
 from bench.accounts import Latencies, Ledger
 from bench.client import Net
-from bench.dialect import Hearing, Known
+from bench.dialect import Hearing
 from bench.peers.clients import Subscribers
 from bench.pipes import Cost, Go, Plan, Progress, Receive, Received, Stop, Subscribe, ToWorker
 from bench.posthouse import Members
@@ -28,6 +28,8 @@ from relay.errors import ProtocolError
 _KNOWN = 4096  # messages that are kept decoded; recipients are never further apart unless they catch up
 _SAMPLES = 100  # messages that `parse_us` measures with
 
+Noted = tuple[int, int, int, dict[int, int] | None]  # position, sequence, scheduled_ns, where its latencies count
+
 
 class Tally:
     """What all recipients of this process saw."""
@@ -36,16 +38,16 @@ class Tally:
         schedule = Schedule(plan.rate, plan.warm_up, plan.seconds)
         self.hearing = hearing
         self.total, self.first_measured = schedule.total, schedule.first_measured
-        self.latencies = Latencies()
+        self.schedule = schedule
+        self.latencies = [Latencies() for _ in range(schedule.intervals)]  # by when a message was due
         self.last_ns = array("q", bytes(8 * schedule.total))
-        self.known: dict[bytes, Known] = {}
-        self.deliveries = self.wire_duplicates = self.damaged = 0
+        self.known: dict[bytes, Noted] = {}
+        self.deliveries = self.reads = self.wire_duplicates = self.damaged = 0
         self._usage: tuple[float, float, int] | None = None
 
-    def decode(self, message: bytes) -> Known:
-        """Read a delivery, and remember it. Raises ProtocolError."""
-        known = self.hearing.decode(message)
-        sequence = known[1]
+    def decode(self, message: bytes) -> Noted:
+        """What is known of a message, and remember it. Raises ProtocolError."""
+        position, sequence, scheduled_ns = self.hearing.decode(message)
         if not 0 <= sequence < self.total:
             raise ProtocolError("an envelope that the bench did not send")
         if len(self.known) >= _KNOWN:
@@ -53,7 +55,9 @@ class Tally:
         if self._usage is None and sequence >= self.first_measured:
             usage = resource.getrusage(resource.RUSAGE_SELF)
             self._usage = usage.ru_utime, usage.ru_stime, self.deliveries
-        self.known[message] = known
+        timed = sequence >= self.first_measured
+        counts = self.latencies[self.schedule.interval(sequence)].counts if timed else None
+        self.known[message] = known = position, sequence, scheduled_ns, counts
         return known
 
     def cost(self) -> Cost:
@@ -86,8 +90,7 @@ class Recipient:
     def read(self, messages: list[bytes], now_ns: int) -> int:
         """The hot path: once for every delivery."""
         tally, client, ledger = self._tally, self.client, self.ledger
-        known_messages, counts = tally.known, tally.latencies.counts
-        last_ns, first_measured = tally.last_ns, tally.first_measured
+        known_messages, last_ns = tally.known, tally.last_ns
         cursor, taken, deliveries = client.cursor, 0, 0
         for message in messages:
             known = known_messages.get(message)
@@ -102,7 +105,7 @@ class Recipient:
                     continue
             else:
                 deliveries += 1
-            position, sequence, scheduled_ns = known
+            position, sequence, scheduled_ns, counts = known
             if 0 < position <= cursor:
                 tally.wire_duplicates += 1
                 continue
@@ -110,13 +113,14 @@ class Recipient:
             if not ledger.take(sequence):
                 continue
             taken += 1
-            if sequence >= first_measured:
+            if counts is not None:
                 us = (now_ns - scheduled_ns) // 1000
                 counts[us] = counts.get(us, 0) + 1
                 if now_ns > last_ns[sequence]:
                     last_ns[sequence] = now_ns
         client.cursor = cursor
         tally.deliveries += taken
+        tally.reads += deliveries > 0
         return deliveries
 
 
@@ -177,7 +181,8 @@ class Receiver:
             tally.last_ns.byteswap()
         return Received(
             deliveries=tally.deliveries,
-            latencies=tally.latencies.encoded(),
+            reads=tally.reads,
+            latencies=tuple(one.encoded() for one in tally.latencies),
             last_ns=tally.last_ns.tobytes(),
             absent=dict(absent),
             duplicated=sum(ledger.duplicated for ledger in ledgers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,16 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from bench.accounts import exact_ms, histogram_ms, lost_deliveries, merge
+from bench.accounts import exact_ms, histogram_ms, lost_deliveries, merge, percentile_curve
 from bench.machine import describe_machine, describe_versions
 from bench.pipes import Cost
 from bench.phases import Acks, describe_kill
 from bench.run import Kill, Raw
-from bench.scenario import NS
+from bench.samples import commit_ms
+from bench.scenario import NS, Schedule
 from relay.core.wire import Code
 
-_NEVER = ("lost", "duplicated", "reordered", "damaged", "unanswered")
+NEVER = ("lost", "duplicated", "reordered", "damaged", "unanswered")
 QUIET = 0.1  # of the machine's CPU may go elsewhere before the table says so
 ENOUGH = 0.95  # of the offered rate must be achieved, or the latencies are those of a queue that grows
 
@@ -34,11 +36,11 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
     whole = [sequence for sequence in range(first, schedule.total) if last_ns[sequence]]
     window_ns = schedule.offset_ns(schedule.total) - schedule.offset_ns(first)
     took_ns = max([window_ns] + [last_ns[sequence] - start_ns - schedule.offset_ns(first) for sequence in whole])
-    latencies = merge(one.latencies for one in raw.received)
+    latencies = merge(part for one in raw.received for part in one.latencies)
     deliveries = latencies.get_total_count()
     also = canary or {}
     acks = raw.acks()
-    kills = [_kill(kill, acks, start_ns) for kill in raw.kills]
+    kills = [_kill(kill, acks, start_ns, schedule) for kill in raw.kills]
     costs = [sent.cost, *(one.cost for one in raw.received)]
     return {
         "offered_per_s": round(schedule.measured * NS / window_ns, 3),
@@ -65,6 +67,7 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
         "failover_ms": next((kill["failover_ms"] for kill in kills), None),
         "kills": kills,
         "node_cpu_s": round(raw.meter.cpu_s, 2),
+        "each_node": _each_node(raw),
         "generator": {
             "parse_us_per_delivery": round(max(one.parse_us for one in raw.received), 2),
             "receiver_us_per_delivery": _per_item([one.cost for one in raw.received]),
@@ -72,18 +75,53 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
             "sender_late_ms_max": round(sent.late_us_max / 1000, 3),
         },
         "canary": canary,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seed": scenario.seed,
         "scenario": msgspec.to_builtins(scenario),
         "machine": describe_machine(data),
         "elsewhere": round(raw.meter.elsewhere(sum(cost.user_s + cost.system_s for cost in costs)), 3),
         "versions": describe_versions(),
+        "interval_s": schedule.interval_s,
+        "timeline": _timeline(raw, acks),
+        "curves": {"delivery": percentile_curve(latencies), "receipt": percentile_curve(merge([sent.latencies]))},
     }
 
 
-def _kill(kill: Kill, acks: Acks, start_ns: int) -> dict[str, Any]:
+def _timeline(raw: Raw, acks: Acks) -> list[dict[str, Any]]:
+    """For each interval of the measured part what became of the messages that were due in it."""
+    schedule = raw.scenario.schedule
+    receipts: list[list[int]] = [[] for _ in range(schedule.intervals)]
+    pairs = zip(acks.due_ns, acks.acked_ns, strict=True)
+    for sequence, (due, acked) in enumerate(pairs, schedule.first_measured):
+        if acked is not None:
+            receipts[schedule.interval(sequence)].append(acked - due)
+    points = []
+    for number, answered in enumerate(receipts):
+        latencies = merge(one.latencies[number] for one in raw.received)
+        points.append({
+            "at_s": number * schedule.interval_s, "deliveries": latencies.get_total_count(),
+            "latency_ms": histogram_ms(latencies), "receipts": len(answered), "ack_ms": exact_ms(answered),
+        })  # fmt: skip
+    return points
+
+
+def _each_node(raw: Raw) -> dict[str, Any]:
+    """CPU and memory of each, and how long the commits took that it saw."""
+    meter = raw.meter
+    return {
+        node: {
+            "cpu_s": round(spent_s, 2), "rss_mib_max": round(meter.node_rss_mib[node], 1),
+            "commit_ms": commit_ms(raw.counted.get(node, {})),
+        }
+        for node, spent_s in sorted(meter.node_cpu_s.items())
+    }  # fmt: skip
+
+
+def _kill(kill: Kill, acks: Acks, start_ns: int, schedule: Schedule) -> dict[str, Any]:
     down_s = round((kill.back_ns - kill.at_ns) / NS, 2) if kill.back_ns else None
     at_ns = kill.at_ns - start_ns
-    return {"node": kill.node, "led": kill.led, "down_s": down_s, **describe_kill(acks, at_ns)}
+    at_s = round((at_ns - schedule.offset_ns(schedule.first_measured)) / NS, 2)  # into the measured part
+    return {"node": kill.node, "at_s": at_s, "led": kill.led, "down_s": down_s, **describe_kill(acks, at_ns)}
 
 
 def _refused(codes: bytes) -> dict[str, int]:
@@ -107,7 +145,7 @@ def _per_item(costs: list[Cost]) -> dict[str, float]:
 
 def verdict(report: dict[str, Any]) -> list[str]:
     """Why the run does not pass; empty when it does."""
-    wrong = [f"{report[key]} {key}" for key in _NEVER if report[key]]
+    wrong = [f"{report[key]} {key}" for key in NEVER if report[key]]
     if report["achieved_per_s"] < ENOUGH * report["offered_per_s"]:
         wrong.append(
             f"only {report['achieved_per_s']:.1f} of {report['offered_per_s']:.1f} messages a second were achieved "
@@ -142,6 +180,14 @@ def _describe_kill(kill: dict[str, Any]) -> str:
     return f"{who}{back}: receipts {calm} (none for {kill['silence_ms']} ms; p99 ms: {p99})"
 
 
+def _describe_floors(floors: dict[str, Any]) -> str:
+    bare, joined = floors.get("to_bare", "–"), floors.get("to_joined", "–")
+    return (
+        f"floors: a bare send costs {floors['bare_us']} µs, one frame of {floors['frames_a_send']} in a send "
+        f"{floors['joined_us']} µs; CPU of all nodes a delivery is {bare} and {joined} times that"
+    )
+
+
 def describe(report: dict[str, Any]) -> list[str]:
     """What does not fit the table, a line each."""
     generator = report["generator"]
@@ -156,6 +202,8 @@ def describe(report: dict[str, Any]) -> list[str]:
         f"generator: {receiver['user']} µs user + {receiver['system']} µs system a delivery, of it {parse} µs parsing",
         f"sender: {sender['user']} + {sender['system']} µs a message, at most {late} ms late",
     ]
+    if floors := report.get("floors"):
+        lines.append(_describe_floors(floors))
     if kills:
         lines += [_describe_kill(kill) for kill in kills]
         lines.append(f"{report['resubmitted']} submitted again after {len(kills)} kill(s)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from bench.cast import Cast, cast_members, cast_subscribers
 from bench.machine import Meter
 from bench.phases import Acks
 from bench.pipes import Go, Progress, Received, Sent, ToWorker
+from bench.samples import Samples, since
 from bench.scenario import NS, Scenario
 from bench.target import Stage, Target
 from bench.workers import Worker, work
@@ -62,6 +63,7 @@ class Raw:
     received: Sequence[Received]
     meter: Meter
     kills: list[Kill] = field(default_factory=list)
+    counted: Mapping[str, Samples] = field(default_factory=dict)  # by the nodes, from the first message to the last
 
     def last_ns(self) -> list[int]:
         """For each message the time at which the last recipient had it; 0 where some recipient never did."""
@@ -73,7 +75,6 @@ class Raw:
             for sequence in one.absent:
                 latest[sequence] = 0
         return latest
-
 
     def acks(self) -> Acks:
         """When each measured message was due and answered, from the start on."""
@@ -147,6 +148,7 @@ class _Run:
         self._quiet_ns = int(quiet_s * NS)
         self._meter = Meter()
         self._kills: list[Kill] = []
+        self._counted: dict[str, Samples] = {}
         self._receivers: list[Worker] = []
 
     async def carry_out(self, cast: Cast) -> Raw:
@@ -163,7 +165,7 @@ class _Run:
             await worker.finish()
         received = [worker.result for worker in self._receivers if isinstance(worker.result, Received)]
         assert isinstance(sender.result, Sent)
-        return Raw(self._scenario, start_ns, sender.result, received, self._meter, self._kills)
+        return Raw(self._scenario, start_ns, sender.result, received, self._meter, self._kills, self._counted)
 
     async def fill(self, cast: Cast) -> int:
         """Let the recipients show themselves and go, then send to them; until everything is answered, or nothing is any
@@ -205,8 +207,9 @@ class _Run:
         """Until everything came, or nothing moves any more."""
         scenario, schedule = self._scenario, self._scenario.schedule
         measured_ns = start_ns + schedule.offset_ns(schedule.first_measured)
+        counted = await self._stage.samples()
         await _until(measured_ns)
-        self._meter.begin(self._stage.pids.values())
+        self._meter.begin(self._stage.pids)
         async with trio.open_nursery() as nursery:
             if scenario.kill_at is not None:
                 assert self._victims is not None, "nobody to kill"
@@ -222,7 +225,9 @@ class _Run:
                 if now > min(max(moved_ns, end_ns) + self._quiet_ns, end_ns + _LONGEST_S * NS):
                     break
                 await trio.sleep(_LOOK_S)
-        self._meter.end(self._stage.pids.values())
+        self._meter.end(self._stage.pids)
+        after = await self._stage.samples()
+        self._counted = {node: since(counted.get(node, {}), now) for node, now in after.items()}
         await trio.sleep(_LINGER_S)
 
     def _complete(self, sender: Worker) -> bool:
@@ -233,7 +238,7 @@ class _Run:
         """SIGKILL, and perhaps a start on the same data, while the sender keeps to its schedule."""
         await _until(when_ns)
         node, leads = await target.choose(self._scenario.kill)
-        self._meter.leave(target.pids[node])
+        self._meter.leave(node, target.pids[node])
         kill = Kill(node, leads, time.monotonic_ns())
         self._kills.append(kill)
         target.kill(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -18,6 +19,8 @@ from relay.limits import MAX_CONNECTIONS, MAX_MEMBERS
 
 NS = 1_000_000_000  # ns in a second
 _RECIPIENTS = min(MAX_CONNECTIONS, MAX_MEMBERS) - 8  # the sender and the canary's clients connect as well
+_STEPS = 32  # of a sweep; each takes as long as a run
+_INTERVALS = 120  # points of a curve over time; more than a page has room for says no more
 _MIN_BODY = 32  # bytes; sequence number and time need up to 23
 
 
@@ -45,7 +48,18 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     restart: Annotated[bool, Meta(description="true or false")] = True
     versus: Annotated[bool, Meta(description="true or false")] = False
     rounds: Annotated[int, Meta(ge=1, le=100, description="rounds of a comparison, 1 to 100")] = 4
+    floors: Annotated[bool, Meta(description="true or false")] = True
     backlog: Annotated[int, Meta(ge=0, le=10_000_000, description="envelopes to queue, 0 to 10000000")] = 0
+    sweep_recipients: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=_RECIPIENTS)], ...],
+        Meta(max_length=_STEPS, description=f"a list of up to {_STEPS} numbers of recipients, each 1 to {_RECIPIENTS}"),
+    ] = ()
+    sweep_rate: Annotated[
+        tuple[Annotated[float, Meta(gt=0, le=20_000)], ...],
+        Meta(max_length=_STEPS, description=f"a list of up to {_STEPS} rates, each above 0, at most 20000"),
+    ] = ()
+    sweep_refine: Annotated[int, Meta(ge=0, le=10, description="further rates near the knee, 0 to 10")] = 0
+    bound_ms: Annotated[float, Meta(gt=0, le=60_000, description="ms that p99 has to stay below, up to 60000")] = 500.0
     kill_at: Annotated[
         Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, below `seconds`")
     ] = None
@@ -62,6 +76,7 @@ class Schedule:
         self.rate = rate
         self.first_measured = round(rate * warm_up)
         self.total = self.first_measured + max(1, round(rate * seconds))
+        self.interval_s = max(1, math.ceil(seconds / _INTERVALS))
 
     @property
     def measured(self) -> int:
@@ -71,6 +86,15 @@ class Schedule:
     def offset_ns(self, sequence: int) -> int:
         """ns after the start at which message `sequence` is due; monotonic, never drifting."""
         return int(sequence * NS / self.rate)
+
+    @property
+    def intervals(self) -> int:
+        """How many stretches of `interval_s` seconds the measured part has."""
+        return self.interval(self.total - 1) + 1
+
+    def interval(self, sequence: int) -> int:
+        """In which of them a measured message is due, from 0."""
+        return (self.offset_ns(sequence) - self.offset_ns(self.first_measured)) // (self.interval_s * NS)
 
     def due(self, elapsed_ns: int) -> int:
         """How many messages are due `elapsed_ns` after the start."""
@@ -122,10 +146,25 @@ def _together(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
         yield "nodes", "a cell of one against a cell of one", "Choose 3 or 5"
     if scenario.kill_at is not None and (scenario.versus or scenario.backlog):
         yield "kill_at", "has no meaning for this scenario", "Leave it out"
-    if scenario.generators > scenario.recipients:
-        yield "generators", "more than recipients", f"Choose at most {scenario.recipients}"
+    fewest = min(scenario.sweep_recipients or (scenario.recipients,))
+    if scenario.generators > fewest:
+        yield "generators", "more than recipients", f"Choose at most {fewest}"
+    yield from _sweep_together(scenario)
     if scenario.rate * (scenario.seconds + scenario.warm_up) < 1:
         yield "rate", "no message would be sent", "Raise rate or seconds"
+
+
+def _sweep_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:
+    sweeps = {"sweep_recipients": scenario.sweep_recipients, "sweep_rate": scenario.sweep_rate}
+    for key, values in sweeps.items():
+        if list(values) != sorted(set(values)):
+            yield key, "does not rise from each value to the next", "Sort them, and name each once"
+        if values and (scenario.versus or scenario.backlog):
+            yield key, "has no meaning for this scenario", "Leave it out"
+    if all(sweeps.values()):
+        yield "sweep_recipients", "stands beside sweep_rate", "Sweep one thing at a time"
+    if scenario.sweep_refine and not scenario.sweep_rate:
+        yield "sweep_refine", "only rates are refined", "Give sweep_rate, or leave it out"
 
 
 def known_scenarios() -> list[str]:

@@ -7,11 +7,15 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import backlog, report, versus
+from bench import backlog, compared, report, sweep, versus
 
 
 def _kind(result: dict[str, Any]) -> ModuleType:
     scenario = result["scenario"]
+    if result.get("sweep"):
+        return sweep
+    if result.get("comparison"):
+        return compared
     return versus if scenario.get("versus") else backlog if scenario.get("backlog") else report
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol
@@ -12,6 +12,7 @@ import trio
 
 from bench.enrol import Home
 from bench.pipes import Endpoint
+from bench.samples import Samples, ask_samples
 from cluster.control import CellView
 from cluster.control.pages import Unanswered, ask_view
 from cluster.env import RealEnv
@@ -33,6 +34,9 @@ class Stage(Protocol):
     @property
     def pids(self) -> dict[str, int]:
         """The processes that run and are measured, by their nodes' names; another one after a restart."""
+
+    async def samples(self) -> Mapping[str, Samples]:
+        """What each node counted so far, by name; empty where nobody does."""
 
     async def died(self) -> None:
         """Wait; raises OperatorError when a process ends and nobody killed it."""
@@ -73,6 +77,9 @@ class LocalTarget:
     @property
     def pids(self) -> dict[str, int]:
         return {node.name: self._federation.pid(REGION, node.name) for node in self._federation.running(REGION)}
+
+    async def samples(self) -> Mapping[str, Samples]:
+        return {node.name: await ask_samples(node.admin_addr) for node in self._federation.running(REGION)}
 
     async def choose(self, which: str) -> tuple[str, bool]:
         view = await self._view()

@@ -6,26 +6,20 @@ else the machine does meets both. Ratios are of the latency from when a message 
 
 from __future__ import annotations
 
-import os
-import tempfile
-import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from hdrh.histogram import HdrHistogram
 from rich.table import Table
 
-from bench.accounts import exact_ms, histogram_ms, merge
-from bench.machine import describe_machine, describe_versions
+from bench.accounts import histogram_ms, merge
+from bench.machine import describe_machine, describe_versions, sync_ms
 from bench.progress import Line
 from bench.report import summarize, verdict
 from bench.run import run_bench
 from bench.scenario import Scenario
 from bench.target import LocalTarget, local_target
-
-_SYNCS: Final = 200  # of a mark file's slot, to see what one costs on this disk
-_SLOT: Final = 512  # bytes (relay.journal.mark)
 
 
 async def compare(scenario: Scenario, directory: Path, line: Line) -> dict[str, Any]:
@@ -62,7 +56,7 @@ def _report(
         "solo": sides["solo"],
         "cell": sides["cell"],
         "ratio": {name: round(cell[name] / solo[name], 2) for name in ("p50", "p90", "p99") if solo.get(name)},
-        "mark_sync_ms": mark_sync_ms(directory),
+        "mark_sync_ms": sync_ms(directory),
         **{key: sum(report[key] for report in every) for key in ("lost", "duplicated", "reordered", "unanswered")},
         "wrong": sorted({line for report in every for line in verdict(report)}),
         "machine": describe_machine(directory),
@@ -78,21 +72,6 @@ def _side(reports: list[dict[str, Any]], acks: HdrHistogram) -> dict[str, Any]:
         "achieved_per_s": round(sum(report["achieved_per_s"] for report in reports) / len(reports), 2),
         "node_cpu_s": round(sum(report["node_cpu_s"] for report in reports), 2),
     }
-
-
-def mark_sync_ms(directory: Path) -> dict[str, float]:
-    """What the mark file adds to each commit of each store: a slot written and fdatasynced, alone, on this disk."""
-    times: list[int] = []
-    with tempfile.NamedTemporaryFile(dir=directory) as file:
-        handle = file.fileno()
-        os.pwrite(handle, bytes(2 * _SLOT), 0)
-        os.fsync(handle)
-        for number in range(_SYNCS):
-            began = time.perf_counter_ns()
-            os.pwrite(handle, bytes([number % 256]) * _SLOT, number % 2 * _SLOT)
-            os.fdatasync(handle)
-            times.append(time.perf_counter_ns() - began)
-    return exact_ms(times)
 
 
 def make_table(report: dict[str, Any]) -> Table:

@@ -81,6 +81,10 @@ class StandIn:
         with scope:
             await trio.serve_listeners(self._connection, listeners)
 
+    async def samples(self) -> dict[str, dict[str, float]]:
+        await trio.lowlevel.checkpoint()
+        return {}
+
     async def choose(self, which: str) -> tuple[str, bool]:
         await trio.lowlevel.checkpoint()
         return "n1", which == "leader"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -25,7 +26,7 @@ GOOD: dict[str, Any] = {
     }], "canary": None, "seed": 1,
     "generator": {"parse_us_per_delivery": 1.0, "receiver_us_per_delivery": {"user": 1.0, "system": 2.0},
                   "sender_us_per_message": {"user": 1.0, "system": 2.0}, "sender_late_ms_max": 0.1},
-    "elsewhere": 0.3, "machine": {"cores": 2, "cpu": "cpu", "kernel": "kernel", "disk": "ext4"},
+    "elsewhere": 0.3, "machine": {"cores": 2, "cpu": "cpu", "kernel": "kernel", "disk": "ext4"}, "versions": {},
 }  # fmt: skip
 
 
@@ -71,6 +72,25 @@ def test_a_bad_run_does_not_pass(monkeypatch: pytest.MonkeyPatch, wrong: dict[st
 def test_a_result_on_standard_output_is_only_json(monkeypatch: pytest.MonkeyPatch) -> None:
     result, _ = run(monkeypatch, GOOD, "smoke", "--json", "-")
     assert json.loads(result.stdout)["recipients"] == 3
+
+
+def test_a_page_is_written_and_standard_output_is_only_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.html"
+    run(monkeypatch, GOOD, "smoke", "--html", str(file))
+    result, _ = run(monkeypatch, GOOD, "smoke", "--html", "-")
+    assert result.stdout == file.read_text() and result.stdout.startswith("<!DOCTYPE html>")
+
+
+def test_a_sweep_is_asked_for_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, scenario = run(monkeypatch, GOOD, "smoke", "--sweep-recipients", "5,10", "--bound-ms", "20")
+    assert (scenario.sweep_recipients, scenario.sweep_rate, scenario.bound_ms) == ((5, 10), (), 20.0)
+    _, scenario = run(monkeypatch, GOOD, "smoke", "--sweep-rate", "5,7.5")
+    assert scenario.sweep_rate == (5.0, 7.5)
+    for wrong in ("5;10", "5,x", "[1]"):
+        with pytest.raises((ConfigError, click.BadParameter)):
+            command.main(["run", "smoke", "--sweep-rate", wrong], standalone_mode=False)
 
 
 def test_mistakes_are_told_before_anything_starts() -> None:

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from bench.accounts import Latencies, merge
+from bench.machine import sync_ms
 from bench.scenario import load_scenario
 from bench.shown import describe, make_table, verdict
-from bench.versus import _report, mark_sync_ms
+from bench.versus import _report
 
 
 def part(**changes: Any) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def test_a_comparison_passes_only_if_every_round_did(tmp_path: Path) -> None:
 
 
 def test_what_a_mark_costs_is_measured(tmp_path: Path) -> None:
-    found = mark_sync_ms(tmp_path)
+    found = sync_ms(tmp_path)
     assert 0 < found["p50"] <= found["p99"] and not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,9 @@ from relay.errors import ConfigError
 
 
 def test_the_shipped_scenario_is_what_the_issue_asks_for() -> None:
-    assert known_scenarios() == ["backlog", "failover", "fanout", "replication", "smoke"]
+    assert known_scenarios() == [
+        "backlog", "failover", "fanout", "replication", "saturation", "smoke", "sweep",
+    ]  # fmt: skip
     scenario = load_scenario("fanout")
     assert (scenario.recipients, scenario.rate, scenario.seconds, scenario.size) == (300, 50.0, 20.0, 256)
     assert scenario.kill_at is None and scenario.nodes == 3
@@ -53,6 +55,10 @@ def test_every_mistake_is_reported_at_once_with_a_remedy(tmp_path: Path) -> None
      ({"nodes": 1, "kill_at": 1.0, "restart": False}, "restart"), ({"versus": True, "nodes": 1}, "nodes"),
      ({"versus": True, "kill_at": 1.0}, "kill_at"), ({"backlog": 5, "kill_at": 1.0}, "kill_at"),
      ({"nodes": 1, "kill_at": 1.0, "kill": "follower"}, "kill"), ({"generators": 4, "recipients": 3}, "generators"),
+     ({"sweep_rate": [5.0, 3.0]}, "sweep_rate"), ({"sweep_recipients": [5, 5]}, "sweep_recipients"),
+     ({"sweep_rate": [5.0], "sweep_recipients": [5]}, "sweep_recipients"), ({"sweep_refine": 1}, "sweep_refine"),
+     ({"sweep_recipients": [1, 2], "generators": 2}, "generators"), ({"sweep_rate": [5.0], "backlog": 9}, "sweep_rate"),
+     ({"sweep_recipients": [0]}, "sweep_recipients"), ({"sweep_rate": [1.0, "x"]}, "sweep_rate"),
      ({"rate": 0.01, "seconds": 1.0, "warm_up": 0.0}, "rate")],
 )  # fmt: skip
 def test_values_must_fit_together(overrides: dict[str, object], where: str) -> None:
