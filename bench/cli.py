@@ -45,7 +45,7 @@ def bench() -> None:
 @click.option("--kill-at", type=float, help="SIGKILL a node so many seconds into the measured part.")
 @click.option("--kill", metavar="NODE", help="Which one: leader, follower, or by its name (n1 …).")
 @click.option("--restart/--no-restart", default=None, help="Start it again, or not.")
-@click.option("--rounds", type=int, help="Rounds of a comparison (replication).")
+@click.option("--rounds", type=int, help="Rounds of a comparison.")
 @click.option("--groups", type=int, help="Groups that get the messages in turn; recipients are shared out among them.")
 @click.option("--pairs/--no-pairs", default=None, help="A sender for each recipient, who writes to nobody else.")
 @click.option("--sweep-recipients", callback=_numbers, metavar="N,N…", help="Run for each number of recipients.")

@@ -116,9 +116,10 @@ async def _pair(
     outcome.turns.append(Turn(number, POSTHOUSE, peer.name, raw, summarize(raw, None, directory)))
     line.say(f"round {number} of {scenario.rounds}: {peer.name}")
     try:
-        async with open_peer(peer, path, place / peer.name) as stage:
-            alone = msgspec.structs.replace(played, nodes=len(stage.endpoints))
-            raw = await run_peer(alone, peer.name, stage, place / peer.name, line.show)
+        with unwrapped():
+            async with open_peer(peer, path, place / peer.name) as stage:
+                alone = msgspec.structs.replace(played, nodes=len(stage.endpoints))
+                raw = await run_peer(alone, peer.name, stage, place / peer.name, line.show)
     except PosthouseError as error:
         outcome.failed[peer.name] = str(error)
     else:

@@ -12,7 +12,7 @@ from bench.report import QUIET
 
 _COLUMNS: Final = ("p50", "p90", "p99", "max", "msg/s", "CPU", "l/d/r")
 _CELLS: Final = ("p50", "p90", "p99", "max")
-_CAPTION: Final = "ms to every recipient; messages a second; CPU µs a delivery; lost/duplicated/reordered.\nRatio: posthouse by peer"
+_CAPTION: Final = "ms to every recipient, CPU µs a delivery, lost/duplicated/reordered\nratio: Posthouse by the peer"
 
 
 def make_table(report: Mapping[str, Any]) -> Table:

@@ -26,6 +26,7 @@ def command(*words: bytes) -> bytes:
 
 _MESSAGE: Final = command(b"message", TOPIC, b"").removesuffix(b"0\r\n\r\n")  # up to the payload's size
 _SUBSCRIBED: Final = b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(TOPIC), TOPIC)
+_CLIENTS: Final = "65000"  # connections; the default is 10000
 _PONG: Final = command(b"pong", b"")
 _PING: Final = command(b"PING")
 
@@ -118,8 +119,8 @@ class Redis:
 
     def servers(self, directory: Path, ports: Iterator[int]) -> list[Server]:
         port = next(ports)
-        options = ("--bind", HOST, "--port", str(port), "--dir", str(directory), "--save", "", "--appendonly", "no")
-        return [Server("redis", options, port)]
+        where = ("--bind", HOST, "--port", str(port), "--dir", str(directory))
+        return [Server("redis", (*where, "--save", "", "--appendonly", "no", "--maxclients", _CLIENTS), port)]
 
     async def prepare(self, endpoints: Sequence[Endpoint]) -> None:
         await trio.lowlevel.checkpoint()

@@ -25,6 +25,7 @@ from relay.errors import OperatorError
 _LISTEN_S: Final = 20.0  # seconds from a server's start until it takes a connection
 _VERSION_S: Final = 10.0  # seconds for a program to say its version
 _POLL_S: Final = 0.05
+_GUARD: Final = ("sh", "-c", 'read _; kill -9 "$1"', "sh")  # its input ends when this process does, however that was
 _SYSTEM: Final = ("/usr/local/sbin", "/usr/sbin")  # where servers live that not every PATH names
 
 
@@ -88,16 +89,21 @@ class PeerStage:
                 start_new_session=True,  # Ctrl-C reaches only the bench, which then ends it
             )
         self.pids[server.name] = process.pid
+        guard: trio.Process | None = None
         try:
+            guard = await trio.lowlevel.open_process(
+                [*_GUARD, str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
+            )
             task_status.started(process)
             status = await process.wait()
             lines = log.read_text(errors="replace").strip().splitlines()
             self._dead = f"{server.name} ended with status {status}: {lines[-1] if lines else 'it said nothing'}"
             self._end.set()
         finally:
-            process.kill()
             with trio.CancelScope(shield=True):
-                await process.wait()
+                for one in filter(None, (guard, process)):  # the guard first: its order is for a process that runs
+                    one.kill()
+                    await one.wait()
 
 
 async def _listening(stage: PeerStage) -> None:
