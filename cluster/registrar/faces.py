@@ -7,7 +7,10 @@
     GET  /SHA256-OF-ORIGIN/checkpoint      what we stand by                                       tlog-witness
     GET  /forks                            proofs of the forks of other regions' logs that we know of
     POST /enrol                            check, sign and log a request: [record, staple]
-    POST /arrive                           the same of a user who comes from elsewhere: [request, records so far]
+    POST /arrive                           the same of a user who comes from elsewhere: [request, records so far, staple
+                                           of the release]
+    POST /release                          let a user go who moves: [released request, staple]
+    GET  /user/USER/release                the newest such release of a user's
     POST /enrol-many                       the same for many requests: [[record, staple, refusal] …]; inner face only
     GET  /user/USER[?after=VERSION]        a user's records, and the proof that they are all: a Standing
     GET  /metrics, /readyz                 on the inner face only
@@ -34,6 +37,7 @@ from relay.limits import KIB, MAX_CHAIN, MAX_REQUEST, MAX_REQUESTS, MAX_SIGNED_N
 from relay.observe.metrics import CONTENT_TYPE
 
 _HOME: Final = re.compile(r"/user/([0-9a-f]{64})(?:\?after=([0-9]{1,4}))?")
+_RELEASE: Final = re.compile(r"/user/([0-9a-f]{64})/release")
 _SEEN: Final = re.compile(r"/([0-9a-f]{64})/checkpoint")
 _RETRY_S: Final = 5
 _NO_PAGE: Final = Reply(HTTPStatus.NOT_FOUND, b"No such page\n")
@@ -52,7 +56,10 @@ class Face:
 
     def takes(self, method: str, path: str) -> int | None:
         if method == "POST":
-            most = {"/enrol": MAX_REQUEST, "/arrive": MAX_ARRIVAL, "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB}
+            most = {
+                "/enrol": MAX_REQUEST, "/release": MAX_REQUEST, "/arrive": MAX_ARRIVAL,
+                "/add-checkpoint": MAX_SIGNED_NOTE + 8 * KIB,
+            }  # fmt: skip
             return (most | {"/enrol-many": MAX_REQUESTS} if self.inner else most).get(path)
         return 0 if method == "GET" else None
 
@@ -62,8 +69,10 @@ class Face:
                 return Reply(HTTPStatus.OK, encode(await self.log.enrol(body, self.founds)), BYTES)
             if method == "POST" and path == "/arrive":
                 asked = read_arrival(body)
-                answer = await self.log.enrol(asked.request, self.founds, asked.before)
+                answer = await self.log.enrol(asked.request, self.founds, asked.before, asked.release)
                 return Reply(HTTPStatus.OK, encode(answer), BYTES)
+            if method == "POST" and path == "/release":
+                return Reply(HTTPStatus.OK, encode(await self.log.release(body, self.founds)), BYTES)
             if method == "POST" and path == "/enrol-many":
                 answers = await self.log.enrol_many(read_requests(body), self.founds)
                 return Reply(HTTPStatus.OK, pack([_answer(answer) for answer in answers]), BYTES)
@@ -85,6 +94,9 @@ class Face:
         if match := _HOME.fullmatch(path):
             after = min(int(match[2] or 0), MAX_CHAIN)
             return Reply(HTTPStatus.OK, encode(await self.log.standing(bytes.fromhex(match[1]), after)), BYTES)
+        if match := _RELEASE.fullmatch(path):
+            released = await self.log.released(bytes.fromhex(match[1]))
+            return _NO_PAGE if released is None else Reply(HTTPStatus.OK, encode(released), BYTES)
         if match := _SEEN.fullmatch(path):
             note_seen = next((self.witness.seen(o) for o in self.witness.logs if origin_hash(o) == match[1]), b"")
             return Reply(HTTPStatus.OK, note_seen) if note_seen else _NO_PAGE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,12 @@ PATIENCE_S = 90
 now_ms = RealEnv().clock.wall_ms
 
 
-def make_logged(place: Path) -> Layout:
-    """A federation on one machine, whose root names the logs of both regions, each witnessed by the other."""
-    layout = make_federation(place, REGIONS, RealEnv())
+def make_logged(place: Path, regions: Sequence[str] = REGIONS) -> Layout:
+    """A federation on one machine, whose root names the logs of all regions, each witnessed by one of the others."""
+    layout = make_federation(place, regions, RealEnv())
     secrets, root = layout.home.secrets, reopen_root(layout.home.root_path.read_bytes(), now_ms())
     entries = []
-    for region, port in zip(REGIONS, free_ports(2), strict=True):
+    for region, port in zip(regions, free_ports(len(regions)), strict=True):
         entry = root.region(region)
         authority = entry.authority, (secrets / f"{region}.authority.pem").read_bytes()
         directory = place / f"registrar-{region}"
@@ -60,17 +60,17 @@ def make_logged(place: Path) -> Layout:
     keys = Keyring(
         (load_signer(secrets / "root-1.pem"),), (load_signer(secrets / "keeper-1.pem"),),
         load_signer(secrets / "online.pem"),
-        {region: load_signer(secrets / f"{region}.region.pem") for region in REGIONS},
+        {region: load_signer(secrets / f"{region}.region.pem") for region in regions},
     )  # fmt: skip
     layout.home.root_path.write_bytes(make_federation_root("local", entries, keys, now_ms(), before=root.signed))
     return layout
 
 
 @contextmanager
-def registrars(layout: Layout) -> Iterator[None]:
+def registrars(layout: Layout, regions: Sequence[str] = REGIONS) -> Iterator[None]:
     processes = []
     try:
-        for region in REGIONS:
+        for region in regions:
             with (layout.home.directory / f"{region}.registrar.log").open("ab") as log:
                 directory = layout.home.directory / f"registrar-{region}"
                 words = [sys.executable, "-m", "cluster.cli", "registrar", "run", str(directory)]
