@@ -158,6 +158,7 @@ AUDIT_FILE: Final = 1 * MIB  # bytes of one file of an audit log: at every start
 AUDIT_FILES: Final = 64  # files that are kept, of about 3,000 entries each; then the oldest goes
 AUDIT_HEAD: Final = 2 * KIB  # bytes of an audit log's signed checkpoint on a link: text, name and one signature
 AUDIT_TELL_S: Final = 5.0  # seconds between two checkpoints of an audit log to one node: each is an entry there
+AUDIT_ASK_S: Final = 60.0  # seconds between two that a registrar asks another one for: 0.9 MB of entries a day at most
 
 # --- registrars ----------------------------------------------------------------------------------
 MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3

@@ -5,6 +5,7 @@
     GET  /tile/entries/N[.p/W]             the entries: users' records, so on the inner face only tlog-tiles
     POST /add-checkpoint                   stand by another region's log                          tlog-witness
     GET  /SHA256-OF-ORIGIN/checkpoint      what we stand by                                       tlog-witness
+    GET  /audit                            the newest checkpoint of the registrar's own audit log
     GET  /forks                            proofs of the forks of other regions' logs that we know of
     POST /enrol                            check, sign and log a request: [record, staple]
     POST /arrive                           the same of a user who comes from elsewhere: [request, records so far, staple
@@ -53,6 +54,7 @@ class Face:
     inner: bool
     founds: bool
     ready: Callable[[], str | None]
+    audit: Callable[[], bytes] = bytes
 
     def takes(self, method: str, path: str) -> int | None:
         if method == "POST":
@@ -87,6 +89,8 @@ class Face:
         if path == "/checkpoint":
             note = self.log.choir.note
             return Reply(HTTPStatus.OK, note.encode() if note else self.log.registry.head.note)
+        if path == "/audit":
+            return Reply(HTTPStatus.OK, self.audit())
         if path == "/forks":
             return Reply(HTTPStatus.OK, self.witness.forks(), BYTES)
         if path.startswith("/tile/"):

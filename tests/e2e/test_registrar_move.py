@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from cluster.audit.trails import read_log
 from cluster.cli.exits import Exit
+from cluster.core.auditlog import SEEN, Entry
 from cluster.env import RealEnv
 from cluster.local import Layout
 from cluster.registrar.config import load_config
+from cluster.trail import files_in
 from relay.client import Card
 from relay.client.identity import own_records
 from relay.core.trust import read_home, split_home
+from relay.limits import AUDIT_ASK_S
 from tests.e2e.test_logged import make_logged, registrars
 from tests.e2e.test_registrar import actions, posthouse
 
@@ -50,6 +54,13 @@ def patiently(*words: object) -> subprocess.CompletedProcess[str]:
 
 def cells(layout: Layout, name: str) -> list[str]:
     return [read_home(signed).cell for signed in own_records(layout.home.store(name))]
+
+
+def kept(layout: Layout, region: str) -> str:
+    """Whose checkpoints the audit log of a registrar has."""
+    said: list[Entry] = []
+    read_log(files_in(at(layout, region) / "data/audit"), said.append)
+    return ", ".join(one.who for one in said if one.what == SEEN)
 
 
 def audited(layout: Layout, region: str) -> None:
@@ -98,6 +109,10 @@ def test_a_move_that_is_cut_short_goes_on_and_nothing_else_is_signed_in_its_plac
         assert cells(layout, "bob")[-1] == "birch/1"
         for region in REGIONS:
             audited(layout, region)
+        until = time.monotonic() + AUDIT_ASK_S + PATIENCE_S
+        while any("registrar" not in kept(layout, region) for region in REGIONS):
+            assert time.monotonic() < until, "the registrars keep each other's audit checkpoints"
+            time.sleep(1)
     user = Card.parse(card.strip()).user[:4].hex()
     noted = {region: actions(at(layout, region) / "data/audit", layout.home.root_path) for region in REGIONS}
     assert noted["birch"] == [f"enrol {user} v1", f"release {user} v2", f"move {user} v4", f"add {user} v5"]
