@@ -5,7 +5,6 @@
     GET  /tile/entries/N[.p/W]             the entries: users' records, so on the inner face only tlog-tiles
     POST /add-checkpoint                   stand by another region's log                          tlog-witness
     GET  /SHA256-OF-ORIGIN/checkpoint      what we stand by                                       tlog-witness
-    GET  /audit                            the newest checkpoint of the registrar's own audit log
     GET  /forks                            proofs of the forks of other regions' logs that we know of
     POST /enrol                            check, sign and log a request: [record, staple]
     POST /arrive                           the same of a user who comes from elsewhere: [request, records so far, staple
@@ -14,6 +13,7 @@
     GET  /user/USER/release                the newest such release of a user's
     POST /enrol-many                       the same for many requests: [[record, staple, refusal] …]; inner face only
     GET  /user/USER[?after=VERSION]        a user's records, and the proof that they are all: a Standing
+    GET  /audit                            the newest checkpoint of the registrar's own audit log
     GET  /metrics, /readyz                 on the inner face only
 """
 
@@ -37,8 +37,8 @@ from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError, 
 from relay.limits import KIB, MAX_CHAIN, MAX_REQUEST, MAX_REQUESTS, MAX_SIGNED_NOTE
 from relay.observe.metrics import CONTENT_TYPE
 
-_HOME: Final = re.compile(r"/user/([0-9a-f]{64})(?:\?after=([0-9]{1,4}))?")
 _RELEASE: Final = re.compile(r"/user/([0-9a-f]{64})/release")
+_HOME: Final = re.compile(r"/user/([0-9a-f]{64})(?:\?after=([0-9]{1,4}))?")
 _SEEN: Final = re.compile(r"/([0-9a-f]{64})/checkpoint")
 _RETRY_S: Final = 5
 _NO_PAGE: Final = Reply(HTTPStatus.NOT_FOUND, b"No such page\n")
@@ -89,8 +89,6 @@ class Face:
         if path == "/checkpoint":
             note = self.log.choir.note
             return Reply(HTTPStatus.OK, note.encode() if note else self.log.registry.head.note)
-        if path == "/audit":
-            return Reply(HTTPStatus.OK, self.audit())
         if path == "/forks":
             return Reply(HTTPStatus.OK, self.witness.forks(), BYTES)
         if path.startswith("/tile/"):
@@ -104,6 +102,8 @@ class Face:
         if match := _SEEN.fullmatch(path):
             note_seen = next((self.witness.seen(o) for o in self.witness.logs if origin_hash(o) == match[1]), b"")
             return Reply(HTTPStatus.OK, note_seen) if note_seen else _NO_PAGE
+        if path == "/audit":
+            return Reply(HTTPStatus.OK, self.audit())
         if path == "/metrics" and self.inner:
             return Reply(HTTPStatus.OK, self.metrics.render(), CONTENT_TYPE)
         if path == "/readyz" and self.inner:

@@ -54,6 +54,7 @@ async def run_registrar(
 async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: trio.TaskStatus[RegionLog]) -> None:
     for text in config.unusable:
         _log.error("peer_unusable", text=text, remedy="Its operator corrects it: posthouse init statement")
+    onlookers = Onlookers(trail, config.root, {peer.region: _caller(config, peer) for peer in config.peers})
     metrics = RegistrarMetrics()
     doors, gossips = _doors(config), _doors(config)  # connections of their own: a witness that hangs delays one of them
     logs = {peer.log.name: peer.log for peer in config.peers}
@@ -75,7 +76,6 @@ async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: t
         log = RegionLog(config.region, registry, choir, config.root, config.registrar, _now_ms)
         log.on_batch, log.on_refused = partial(_on_batch, metrics), metrics.refused.inc
         log.on_logged = partial(_on_logged, trail, config.log.name)
-        onlookers = Onlookers(trail, config.root, {peer.region: _caller(config, peer) for peer in config.peers})
         gossip = Gossip(witness, gossips, {peer.log.name: gossips[peer.region] for peer in config.peers})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
