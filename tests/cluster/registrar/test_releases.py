@@ -183,18 +183,16 @@ async def test_a_registry_from_before_the_release_is_not_opened(world: World) ->
 
 
 async def test_a_release_that_too_few_witnesses_saw_is_given_later(world: World) -> None:
-    async with world.region(wait_s=0.1) as norden:
+    async with world.region() as norden:
         one = await enrolled(norden, 1)
-        norden.doors["sauda"].shut = True
+        norden.doors["sauda"].shut, norden.choir.wait_s = True, 0.1
         asked = moving(one, 1, "sauda/1")
         with pytest.raises(TooFewWitnesses, match="logged, and not cosigned"):
             await norden.log.release(asked)
         with pytest.raises(TooFewWitnesses):
             await norden.log.released(one.user)
-        norden.doors["sauda"].shut = False
+        norden.doors["sauda"].shut, norden.choir.wait_s = False, 5.0
         with trio.fail_after(60):
-            while not norden.choir.confirmed:  # noqa: ASYNC110
-                await trio.sleep(0.05)
             while True:
                 try:
                     answer = await norden.log.release(asked)
