@@ -143,7 +143,7 @@ class Node:
         self._office = Office(
             identity, config.root, delivery, self._intake, directory, abroad, metrics, self._notary
         )
-        self._office.halted = switchboard.check
+        self._office.halted = directory.halted = switchboard.check
         self._reception = Reception(config.root, delivery, intake, barrier, self._office, directory)
         self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         self._forwarders.taken_over = lambda header: directory.stale(header.to)

@@ -8,7 +8,7 @@ hold back what is newest, for as long as nobody has seen it, and can change noth
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -80,6 +80,7 @@ class FederationDirectory:
 
     def __init__(self, root: Root, cell: str, own: OwnUsers, links: AsksCells, env: Env, seen: Seen) -> None:
         self._root, self._cell, self._own, self._links, self._env, self._seen = root, cell, own, links, env, seen
+        self.halted: Callable[[str], None] = lambda cell: None  # raises Refused where nobody there is spoken of now
         self._known: OrderedDict[bytes, _Known] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._failures: OrderedDict[tuple[bytes, str], tuple[PosthouseError, int]] = OrderedDict()
@@ -162,7 +163,12 @@ class FederationDirectory:
     # --- foreign users -----------------------------------------------------------------------------
     async def _foreign(self, user: bytes, hint: str, anew: bool = False) -> _Known:
         """From the cache, or by one lookup for all who ask at the same time. `anew`: asks the cell in any case; where
-        there is no link to it now, the asking makes one."""
+        there is no link to it now, the asking makes one. What was kept of a region that is halted is not used."""
+        known = await self._kept_or_asked(user, hint, anew)
+        self.halted(known.record.cell)
+        return known
+
+    async def _kept_or_asked(self, user: bytes, hint: str, anew: bool) -> _Known:
         await trio.lowlevel.checkpoint()
         key = (user, hint)
         while True:
