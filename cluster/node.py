@@ -93,9 +93,9 @@ class OwnUsers:
         moved = self.delivery.room.state.moved.get(user)
         return (moved.chain, moved.confirmed) if moved else ([], False)
 
-    async def settled(self) -> None:
+    async def settled(self, asker: str = "") -> None:
         """Wait until nothing is missing here that the cell had committed. Raises Overloaded."""
-        await self.barrier.reach()
+        await self.barrier.reach(asker)
 
 
 @dataclass(frozen=True)

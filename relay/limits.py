@@ -124,7 +124,9 @@ MAX_EPHEMERAL: Final = 4_096  # bytes of an ephemeral payload
 
 # --- the directory -------------------------------------------------------------------------------
 BARRIER_S: Final = 3.0  # seconds a node may take to learn what its cell has committed, before it denies something
-LOOKUP_S: Final = 10.0  # seconds a lookup in another cell may take
+BARRIER_EVERY_S: Final = 1.0  # seconds between two blocks that one other cell causes by asking for nobody: 86,400 a day
+LOOKUP_S: Final = 10.0  # seconds a lookup in other cells may take, with all the homes that it is sent on to
+MAX_HOPS: Final = 16  # homes that one lookup is sent on to; the next one goes on from there
 DIRECTORY_FRESH: Final = 60 * SECOND  # ms a foreign home record is used before its cell is asked for a newer one
 DIRECTORY_RETRY: Final = 2 * SECOND  # ms a failed lookup is the answer to everybody who asks the same
 DIRECTORY_CACHE: Final = 8 * MIB  # bytes of foreign home records in memory
