@@ -362,7 +362,13 @@ async def _open_faces(
     control: Callable[[], CellControl | None], erasing: Erasing,
 ) -> None:
     """The admin port, which shows; and the control socket, which also takes orders."""
-    ready, warning = lambda: readiness.reason, lambda: halts.warning
+
+    def ready() -> str | None:
+        return readiness.reason
+
+    def warning() -> str:
+        return "; ".join(filter(None, (halts.warning, kit.root.waits if kit.root is not None else "")))
+
     faces = await listen_at(kit.env, "admin", config.listen.admin)
     pages = cell_pages(control, orders=False, erasing=erasing)
     if (trail := kit.trail) is not None:
