@@ -6,6 +6,7 @@
     POST /add-checkpoint                   stand by another region's log                          tlog-witness
     GET  /SHA256-OF-ORIGIN/checkpoint      what we stand by                                       tlog-witness
     GET  /forks                            proofs of the forks of other regions' logs that we know of
+    GET  /forks?but=TAG                    the same, once they are others than those of that tag; or 304 after a while
     POST /enrol                            check, sign and log a request: [record, staple]
     POST /arrive                           the same of a user who comes from elsewhere: [request, records so far, staple
                                            of the release]
@@ -30,7 +31,7 @@ from relay.core.tlog import Bundle, Malformed, Tile, TooFewWitnesses, parse_path
 from cluster.registrar.http import BYTES, TEXT, Reply
 from cluster.registrar.log import RegionLog
 from cluster.registrar.metrics import RegistrarMetrics
-from cluster.registrar.witness import SIZE_TYPE, Witness, origin_hash
+from cluster.registrar.witness import SIZE_TYPE, Witness, origin_hash, tag_of
 from relay.core.codec import encode, pack
 from relay.core.trust import StapledHome
 from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError, StoreError, TrustError
@@ -39,8 +40,10 @@ from relay.observe.metrics import CONTENT_TYPE
 
 _RELEASE: Final = re.compile(r"/user/([0-9a-f]{64})/release")
 _HOME: Final = re.compile(r"/user/([0-9a-f]{64})(?:\?after=([0-9]{1,4}))?")
+_NEWS: Final = re.compile(r"/forks\?but=([0-9a-f]{32})")
 _SEEN: Final = re.compile(r"/([0-9a-f]{64})/checkpoint")
 _RETRY_S: Final = 5
+_NO_NEWS: Final = Reply(HTTPStatus.NOT_MODIFIED, b"")
 _NO_PAGE: Final = Reply(HTTPStatus.NOT_FOUND, b"No such page\n")
 
 
@@ -91,6 +94,9 @@ class Face:
             return Reply(HTTPStatus.OK, note.encode() if note else self.log.registry.head.note)
         if path == "/forks":
             return Reply(HTTPStatus.OK, self.witness.forks(), BYTES)
+        if match := _NEWS.fullmatch(path):
+            forks = await self.witness.forks_but(match[1])
+            return Reply(HTTPStatus.OK, forks, BYTES) if tag_of(forks) != match[1] else _NO_NEWS
         if path.startswith("/tile/"):
             return await self._tile(path)
         if match := _HOME.fullmatch(path):

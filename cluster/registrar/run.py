@@ -56,7 +56,8 @@ async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: t
         _log.error("peer_unusable", text=text, remedy="Its operator corrects it: posthouse init statement")
     onlookers = Onlookers(trail, config.root, {peer.region: _caller(config, peer) for peer in config.peers})
     metrics = RegistrarMetrics()
-    doors, gossips = _doors(config), _doors(config)  # connections of their own: a witness that hangs delays one of them
+    # connections of their own: a witness that hangs, or waits for news, delays one of them
+    doors, gossips, ears = _doors(config), _doors(config), _doors(config)
     logs = {peer.log.name: peer.log for peer in config.peers}
     async with (
         open_portal() as portal,
@@ -76,7 +77,8 @@ async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: t
         log = RegionLog(config.region, registry, choir, config.root, config.registrar, _now_ms)
         log.on_batch, log.on_refused = partial(_on_batch, metrics), metrics.refused.inc
         log.on_logged = partial(_on_logged, trail, config.log.name)
-        gossip = Gossip(witness, gossips, {peer.log.name: gossips[peer.region] for peer in config.peers})
+        tiles = {peer.log.name: gossips[peer.region] for peer in config.peers}
+        gossip = Gossip(witness, gossips, tiles, {region: ear.news for region, ear in ears.items()})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
             nursery.start_soon(choir.run)
