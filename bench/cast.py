@@ -33,6 +33,7 @@ def make_plan(
         seconds=scenario.seconds,
         size=scenario.size,
         seed=scenario.seed,
+        away_ns=scenario.away_ns,
     )
 
 

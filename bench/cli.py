@@ -69,8 +69,8 @@ def bench() -> None:
 def run(
     scenario: str, small: bool, json_path: Path | None, html_path: Path | None, keep: Path | None, **overrides: Any
 ) -> None:
-    """Run SCENARIO, a file or the name of one that comes with Posthouse (backlog, failover, fanout, groups,
-    one-to-one, replication, saturation, smoke, sweep), on this machine.
+    """Run SCENARIO, a file or the name of one that comes with Posthouse (backlog, drain, failover, fanout,
+    groups, one-to-one, replication, saturation, smoke, storm, sweep), on this machine.
 
     Exit status 1 when anything was lost, duplicated or reordered, or when less than 95 % of the offered rate was
     achieved."""

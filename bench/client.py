@@ -30,6 +30,7 @@ class Net:
         self.live = 0
         self.connects = 0
         self._handshaking = 0
+        self._away = False
         self._waiting: deque[Client[Any]] = deque()
         self._clients: list[Client[Any]] = []
 
@@ -55,8 +56,19 @@ class Net:
         self._handshaking -= 1
         self._next()
 
+    def leave(self) -> None:
+        """All clients are gone at once, without a word."""
+        self._away = True
+        for client in self._clients:
+            client.hang_up()
+
+    def come_back(self) -> None:
+        """All connect again, as fast as that goes."""
+        self._away = False
+        self._next()
+
     def _next(self) -> None:
-        while self._waiting and self._handshaking < _HANDSHAKING:
+        while self._waiting and not self._away and self._handshaking < _HANDSHAKING:
             self._handshaking += 1
             self._waiting.popleft().open()
 
@@ -121,6 +133,18 @@ class Client(Generic[LineT]):
         self._net.live += 1
         self._net.connects += 1
         self._net.settled()
+
+    def hang_up(self) -> None:
+        """Gone; it waits for its turn to connect again."""
+        if self._connection is None:
+            return
+        self._connection.close()
+        if self._is_live:
+            self._net.live -= 1
+        else:
+            self._net.settled()
+        self._connection, self._is_live = None, False
+        self._net.admit(self)
 
     def lost(self, why: str, retry_after_ns: int = 0) -> None:
         """The connection ended; another one follows, not before `retry_after_ns`."""

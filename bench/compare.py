@@ -57,7 +57,7 @@ def check(scenario: Scenario) -> None:
     cannot = {
         "kill_at": scenario.kill_at is not None, "versus": scenario.versus, "backlog": bool(scenario.backlog),
         "tls": scenario.tls, "pairs": scenario.pairs, "groups": scenario.groups > 1,
-        "sweep_rate": bool(scenario.sweep_rate),
+        "away_at": scenario.away_at is not None, "sweep_rate": bool(scenario.sweep_rate),
         "sweep_recipients": bool(scenario.sweep_recipients),
     }  # fmt: skip
     findings = [(key, "has no meaning beside a peer", "Leave it out") for key, given in cannot.items() if given]

@@ -38,6 +38,7 @@ class Plan(msgspec.Struct, frozen=True):
     seconds: float
     size: int
     seed: int
+    away_ns: tuple[int, int] | None = None  # after the start all recipients leave, and how long they stay away
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -118,7 +119,8 @@ class Received(Message, frozen=True):
     """A receiver's result. `reads`: how many brought deliveries. `latencies`: a histogram for each interval of the
     schedule. `absent`: how many of its recipients miss each sequence. `last_ns`: little-endian int64, for each message
     the time at which the last of its recipients had it (0: none). `parse_us`: what the generator's own work on a
-    delivery costs, without system calls."""
+    delivery costs, without system calls. `back_ns`: of recipients that were away, when they began to come back, when
+    the last of them was served, and when the last had everything (0: never)."""
 
     deliveries: int
     reads: int
@@ -133,6 +135,7 @@ class Received(Message, frozen=True):
     faults: dict[str, int]
     cost: Cost
     parse_us: float
+    back_ns: tuple[int, int, int] = (0, 0, 0)
 
 
 class Sent(Message, frozen=True):

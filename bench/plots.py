@@ -36,6 +36,8 @@ def over_time(report: dict[str, Any]) -> Picture:
         found = [(point["at_s"], point[key].get(name)) for point in points]
         axes.plot(*zip(*found, strict=True), marker="o", markersize=3, label=label)
     axes.set_xlim(-report["interval_s"] / 2, report["scenario"]["seconds"])
+    if away := report.get("away"):
+        axes.axvspan(away["at_s"], away["at_s"] + away["for_s"], color="tab:blue", alpha=0.1, label="recipients away")
     for kill in report["kills"]:
         axes.axvline(kill["at_s"], color="black", linestyle="--", linewidth=1, label=f"{kill['node']} killed")
         if kill["down_s"] is not None:

@@ -44,6 +44,7 @@ class Tally:
         self.last_ns = array("q", bytes(8 * schedule.total))
         self.known: dict[bytes, Noted] = {}
         self.deliveries = self.reads = self.wire_duplicates = self.damaged = 0
+        self.returned_ns = self.live_ns = self.caught_ns = 0
         self._usage: tuple[float, float, int] | None = None
 
     def decode(self, message: bytes) -> Noted:
@@ -85,10 +86,12 @@ class Recipient:
 
     def live(self) -> None:
         """Nothing to say again: the greeting said what this client has."""
+        self._tally.live_ns = time.monotonic_ns()
 
     def ready(self) -> None:
         """Whatever is sent from now on comes here."""
         self.caught_up = True
+        self._tally.caught_ns = time.monotonic_ns()
 
     def read(self, messages: list[bytes], now_ns: int) -> int:
         """The hot path: once for every delivery."""
@@ -167,8 +170,23 @@ class Receiver:
         elif isinstance(order, Go):
             gc.collect()
             gc.freeze()  # what the collector need not look at again while the clock runs
+            if self._plan is not None and self._plan.away_ns is not None:
+                at_ns, for_ns = self._plan.away_ns
+                self.process.hub.at(order.start_ns + at_ns, self._leave)
+                self.process.hub.at(order.start_ns + at_ns + for_ns, self._come_back)
         elif isinstance(order, Stop):
             self.process.end(self._result())
+
+    def _leave(self) -> None:
+        assert self._net is not None
+        for recipient in self._recipients:
+            recipient.caught_up = False
+        self._net.leave()
+
+    def _come_back(self) -> None:
+        assert self._net is not None and self._tally is not None
+        self._tally.returned_ns = time.monotonic_ns()
+        self._net.come_back()
 
     def _caught_up(self) -> bool:
         return all(recipient.caught_up for recipient in self._recipients)
@@ -200,6 +218,7 @@ class Receiver:
             connects=self._net.connects,
             faults=dict(self._net.faults),
             cost=cost,
+            back_ns=(tally.returned_ns, tally.live_ns, tally.caught_ns if self._caught_up() else 0),
             parse_us=parse_us(self._net, tally.hearing, self._plan),
         )
 

@@ -66,6 +66,7 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
         "nodes": scenario.nodes,
         "failover_ms": next((kill["failover_ms"] for kill in kills), None),
         "kills": kills,
+        "away": _away(raw),
         "node_cpu_s": round(raw.meter.cpu_s, 2),
         "each_node": _each_node(raw),
         "generator": {
@@ -124,6 +125,36 @@ def _kill(kill: Kill, acks: Acks, start_ns: int, schedule: Schedule) -> dict[str
     return {"node": kill.node, "at_s": at_s, "led": kill.led, "down_s": down_s, **describe_kill(acks, at_ns)}
 
 
+def _away(raw: Raw) -> dict[str, Any] | None:
+    """How long it took all who were away to be served again, and to have what had waited for them."""
+    scenario, schedule = raw.scenario, raw.scenario.schedule
+    if scenario.away_ns is None:
+        return None
+    at_ns, for_ns = scenario.away_ns
+    returned_ns, live_ns, caught_ns = zip(*(one.back_ns for one in raw.received), strict=True)
+    caught_ms = round((max(caught_ns) - min(returned_ns)) / 1e6, 1) if all(caught_ns) else None
+    waiting = (schedule.due(at_ns + for_ns - 1) - schedule.due(at_ns - 1)) * scenario.each
+    return {
+        "at_s": scenario.away_at,
+        "for_s": scenario.away_for,
+        "waiting": waiting,
+        "live_ms": round((max(live_ns) - min(returned_ns)) / 1e6, 1) if caught_ms is not None else None,
+        "caught_up_ms": caught_ms,
+        "drained_per_s": round(waiting * 1000 / caught_ms, 1) if caught_ms and waiting else None,
+    }
+
+
+def _describe_away(away: dict[str, Any], recipients: int) -> str:
+    left = f"{recipients} devices left at {away['at_s']:g} s and came back {away['for_s']:g} s later"
+    if away["caught_up_ms"] is None:
+        return f"{left}: not all of them were served again"
+    drained = f", {away['drained_per_s']:g} a second" if away["drained_per_s"] else ""
+    return (
+        f"{left}: all served after {away['live_ms']:g} ms, all with everything after {away['caught_up_ms']:g} ms "
+        f"({away['waiting']} deliveries had waited{drained})"
+    )
+
+
 def _refused(codes: bytes) -> dict[str, int]:
     names = {int(code): code.name for code in Code}
     return {names.get(code, str(code)): codes.count(code) for code in sorted(set(codes)) if code >= Code.STALE}
@@ -146,6 +177,8 @@ def _per_item(costs: list[Cost]) -> dict[str, float]:
 def verdict(report: dict[str, Any]) -> list[str]:
     """Why the run does not pass; empty when it does."""
     wrong = [f"{report[key]} {key}" for key in NEVER if report[key]]
+    if away := report.get("away"):  # then the end of the run says nothing about the rate
+        return [*wrong, *(["not all devices came back"] if away["caught_up_ms"] is None else [])]
     if report["achieved_per_s"] < ENOUGH * report["offered_per_s"]:
         wrong.append(
             f"only {report['achieved_per_s']:.1f} of {report['offered_per_s']:.1f} messages a second were achieved "
@@ -210,6 +243,8 @@ def describe(report: dict[str, Any]) -> list[str]:
         f"generator: {receiver['user']} µs user + {receiver['system']} µs system a delivery, of it {parse} µs parsing",
         f"sender: {sender['user']} + {sender['system']} µs a message, at most {late} ms late",
     ]
+    if away := report.get("away"):
+        lines.append(_describe_away(away, report["recipients"]))
     if floors := report.get("floors"):
         lines.append(_describe_floors(floors))
     if kills:

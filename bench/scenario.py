@@ -55,6 +55,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=_STREAMS, description=f"groups that get messages in turn, 1 to {_STREAMS}")
     ] = 1
     pairs: Annotated[bool, Meta(description="true or false")] = False
+    away_at: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, or nothing")
+    ] = None
+    away_for: Annotated[float, Meta(ge=0, le=3600, description="seconds that all recipients are away, 0 to 3600")] = 0.0
     sweep_recipients: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=_RECIPIENTS)], ...],
         Meta(max_length=_STEPS, description=f"a list of up to {_STEPS} numbers of recipients, each 1 to {_RECIPIENTS}"),
@@ -78,6 +82,14 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     def each(self) -> int:
         """How many recipients a message has."""
         return self.recipients // self.streams
+
+    @property
+    def away_ns(self) -> tuple[int, int] | None:
+        """When after the start all recipients leave, and how long they stay away; None where they stay."""
+        if self.away_at is None:
+            return None
+        schedule = self.schedule
+        return schedule.offset_ns(schedule.first_measured) + int(self.away_at * NS), int(self.away_for * NS)
 
     @property
     def schedule(self) -> Schedule:
@@ -164,6 +176,12 @@ def _together(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     fewest = min(scenario.sweep_recipients or (scenario.recipients,))
     if scenario.generators > fewest:
         yield "generators", "more than recipients", f"Choose at most {fewest}"
+    if scenario.away_at is not None and scenario.away_at + scenario.away_for > scenario.seconds:
+        yield "away_at", "they would come back after the end", f"Be back after {scenario.seconds} seconds at most"
+    if scenario.away_at is None and scenario.away_for:
+        yield "away_for", "nobody leaves", "Give away_at, or leave it out"
+    if scenario.away_at is not None and (scenario.versus or scenario.backlog):
+        yield "away_at", "has no meaning for this scenario", "Leave it out"
     yield from _streams_together(scenario)
     yield from _sweep_together(scenario)
     if scenario.rate * (scenario.seconds + scenario.warm_up) < 1:

@@ -97,6 +97,18 @@ async def test_streams_are_counted_each_by_itself(tmp_path: Path, streams: dict[
     assert ("8 pairs" if "pairs" in streams else "4 groups, 1 → 2 each") in str(make_table(report).title)
 
 
+@pytest.mark.parametrize(("at", "stay"), [(0.3, 0.0), (0.0, 1.0)])
+async def test_all_leave_at_once_and_come_back_for_everything(tmp_path: Path, at: float, stay: float) -> None:
+    target = StandIn()
+    report = summarize(await run(target, tmp_path, away_at=at, away_for=stay), None, tmp_path)
+    assert verdict(report) == [] and report["deliveries"] == 800
+    assert (report["reconnects"], report["faults"], target.logins) == (8, {}, 17)
+    away = report["away"]
+    assert away["waiting"] == 8 * 100 * stay and away["live_ms"] > 0 and away["caught_up_ms"] > 0
+    assert (report["latency_ms"]["max"] >= 900) == (stay == 1.0), "what waited counts from when it was due"
+    assert any("8 devices left at" in line and "all served after" in line for line in describe(report))
+
+
 async def test_a_node_that_turns_devices_away_voids_the_run(tmp_path: Path) -> None:
     target = StandIn(turn_away=True)
     with pytest.raises(ExceptionGroup) as caught:

@@ -14,7 +14,8 @@ from relay.errors import ConfigError
 
 def test_the_shipped_scenario_is_what_the_issue_asks_for() -> None:
     assert known_scenarios() == [
-        "backlog", "failover", "fanout", "groups", "one-to-one", "replication", "saturation", "smoke", "sweep",
+        "backlog", "drain", "failover", "fanout", "groups", "one-to-one", "replication", "saturation", "smoke", "storm",
+        "sweep",
     ]  # fmt: skip
     scenario = load_scenario("fanout")
     assert (scenario.recipients, scenario.rate, scenario.seconds, scenario.size) == (300, 50.0, 20.0, 256)
@@ -61,6 +62,8 @@ def test_every_mistake_is_reported_at_once_with_a_remedy(tmp_path: Path) -> None
      ({"sweep_recipients": [0]}, "sweep_recipients"), ({"sweep_rate": [1.0, "x"]}, "sweep_rate"),
      ({"groups": 7}, "groups"), ({"pairs": True, "groups": 3}, "groups"), ({"groups": 2, "backlog": 5}, "groups"),
      ({"pairs": True, "recipients": 901}, "recipients"), ({"pairs": True, "rate": 1.0}, "rate"),
+     ({"away_at": 19.0, "away_for": 2.0}, "away_at"), ({"away_for": 2.0}, "away_for"),
+     ({"away_at": 1.0, "backlog": 5}, "away_at"), ({"away_at": -1.0}, "away_at"),
      ({"rate": 0.01, "seconds": 1.0, "warm_up": 0.0}, "rate")],
 )  # fmt: skip
 def test_values_must_fit_together(overrides: dict[str, object], where: str) -> None:
@@ -70,7 +73,7 @@ def test_values_must_fit_together(overrides: dict[str, object], where: str) -> N
 
 
 def test_a_missing_file_and_a_broken_one_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one of: backlog, failover, fanout"):
+    with pytest.raises(ConfigError, match="one of: backlog, drain, failover, fanout"):
         load_scenario(str(tmp_path / "nowhere.toml"))
     (tmp_path / "broken.toml").write_text("rate = = 3")
     with pytest.raises(ConfigError, match="not TOML"):
