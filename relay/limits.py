@@ -54,6 +54,7 @@ SCRUB_BATCH: Final = 16  # blocks that it reads at a time; a reader that comes t
 SCRUB_BLOCK: Final = 4 * KIB  # bytes that each block counts for at least: opening many small ones takes time, too
 SCRUB_FIRST_S: Final = 60.0  # seconds after a start, and between two passes at least
 SCRUB_EVERY_S: Final = 3_600.0  # seconds from pass to pass: what rots is found while the other copies are still good
+SHELF_BYTES: Final = 16 * MIB  # bytes of packed users and devices in memory that lie in a scratch file: 30,000 users
 DISK_DEADLINE_S: Final = 30.0  # seconds one database call may take; a disk that hangs longer has failed (rule 7)
 
 # --- per user ------------------------------------------------------------------------------------

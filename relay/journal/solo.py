@@ -70,6 +70,7 @@ class SoloJournal:
         disk = self._disk
         async with held(disk.writing):
             disk.store.check()
+            self._tail.check()  # it has ended with something else than the store
             block = self._tail.next_block(records)
             facts = disk.residency.check(records)
             sealed = [(key, block.index, disk.sealer.fact(key, value)) for key, value in facts]

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
-from relay.core.packing import PackedMap
+from relay.core.packing import PackedMap, Shelf
 from relay.limits import MAX_AWAKE
 
 T = TypeVar("T")
@@ -21,10 +21,11 @@ class Resting(Generic[T]):
     """A map by ids of 32 bytes. `pack` gives all of a value that `rests`, which is what `unpack` makes again."""
 
     def __init__(
-        self, pack: Callable[[T], bytes], unpack: Callable[[bytes, bytes], T], rests: Callable[[T], bool]
+        self, pack: Callable[[T], bytes], unpack: Callable[[bytes, bytes], T], rests: Callable[[T], bool],
+        shelf: Shelf | None = None,
     ) -> None:
         self._pack, self._unpack, self._rests = pack, unpack, rests
-        self._packed = PackedMap()  # all, as they last rested
+        self._packed = PackedMap(shelf)  # all, as they last rested
         self._awake: OrderedDict[bytes, T] = OrderedDict()
 
     def __len__(self) -> int:
@@ -34,7 +35,7 @@ class Resting(Generic[T]):
         return key in self._awake or key in self._packed
 
     def __iter__(self) -> Iterator[bytes]:
-        """The ids, in no order."""
+        """The ids, rising. Nobody may be added, taken out or packed meanwhile."""
         return iter(self._packed)
 
     def __getitem__(self, key: bytes) -> T:
@@ -62,6 +63,12 @@ class Resting(Generic[T]):
         self._packed[key] = self._pack(value)
         self._awake[key] = value
 
+    def lay(self, key: bytes, value: T) -> None:
+        """Put in one who rests, and is not awake: it wakes nobody."""
+        if key in self._awake or not self._rests(value):
+            raise ValueError("who is awake stays so")
+        self._packed[key] = self._pack(value)
+
     def pop(self, key: bytes) -> T:
         """Take one out. Raises KeyError."""
         value = self[key]
@@ -72,11 +79,11 @@ class Resting(Generic[T]):
         self.pop(key)
 
     def items(self) -> Iterator[tuple[bytes, T]]:
-        """All, in no order, to look at."""
+        """All, by rising ids, to look at."""
         return ((key, value) for key in self if (value := self.peek(key)) is not None)
 
     def values(self) -> Iterator[T]:
-        """All, in no order, to look at."""
+        """All, by rising ids, to look at."""
         return (value for _, value in self.items())
 
     def awake(self) -> list[tuple[bytes, T]]:
