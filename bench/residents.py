@@ -10,14 +10,18 @@ from __future__ import annotations
 import gc
 import json
 import os
+import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import click
+import trio
 from nacl.signing import SigningKey
 
+from bench import lodgers
 from bench.machine import describe_machine, rss_mib
 from bench.registrar import make_root
 from relay.core import records
@@ -109,14 +113,28 @@ def measure(users: int, shelf: SealedShelf) -> dict[str, float]:
     return report.figures
 
 
+def measure_node(users: int, directory: Path) -> dict[str, float]:
+    """Memory of the process of a node with so many users."""
+    now_ms, report = time.time_ns() // 1_000_000, Report(users)
+    signed = partial(signed_home, now_ms=now_ms)
+    trio.run(lodgers.measure, directory / "run", REGION, users, signed, _fact, report.tell)
+    return report.figures
+
+
 @click.command()
 @click.option("--users", default=100_000, show_default=True)
+@click.option("--node", "as_node", is_flag=True, help="Of a real node process, above that of one without users.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to a file.")
-def main(users: int, json_path: Path | None) -> None:
+def main(users: int, as_node: bool, json_path: Path | None) -> None:
     """Memory of a relay for users at home in its cell."""
-    with open_shelf(Path.cwd(), os.urandom(32)) as shelf:
-        figures = measure(users, shelf)
-    found = {"users": users, "figures": figures, "machine": describe_machine(Path.cwd())}
+    with tempfile.TemporaryDirectory(prefix="posthouse-residents-") as scratch:
+        directory = Path(scratch)
+        if as_node:
+            figures = measure_node(users, directory)
+        else:
+            with open_shelf(directory, os.urandom(32)) as shelf:
+                figures = measure(users, shelf)
+        found = {"users": users, "figures": figures, "machine": describe_machine(directory)}
     if json_path is not None:
         json_path.write_text(json.dumps(found, indent=2) + "\n")
 

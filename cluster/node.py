@@ -41,6 +41,7 @@ from relay.barrier import Barrier
 from relay.certificates import certify
 from relay.core import records
 from relay.core.mailroom import Mailroom
+from relay.core.mailroom.checkpoint import Loading
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.packing import Shelf
 from relay.core.receipts import Certify
@@ -241,8 +242,10 @@ async def listen_at(env: Env, key: str, where: Address | Path) -> list[trio.abc.
 
 async def load_mailroom(journal: Journal, cell: str, shelf: Shelf | None = None) -> Mailroom:
     """The mailroom as of the last checkpoint; what follows in the log is applied by Delivery (rule 11)."""
-    saved = await journal.load_checkpoint()
-    return Mailroom.from_checkpoint(saved[1], shelf) if saved else Mailroom(cell, journal.log_id, shelf)
+    loading = Loading(shelf)
+    if await journal.load_checkpoint(loading.take) is None:
+        return Mailroom(cell, journal.log_id, shelf)
+    return Mailroom.of(loading.done())
 
 
 def check_data(directory: Path) -> None:
@@ -329,6 +332,7 @@ async def _live(
                 node = Node(
                     config, kit, journal, room, directory, links, metrics, delivery, intake, barrier, switchboard
                 )
+                node.steward.shelf = shelf
                 erasures = Erasures(
                     lambda: room.state, journal, own.name, paths.certificate, paths.private_key, env.clock.wall_ms
                 )

@@ -45,8 +45,8 @@ class Scratch(Protocol):
 class SealedShelf:
     """relay.core.packing.Shelf on a scratch file. `key`: 32 random bytes, used for nothing else.
 
-    A leaf takes a power of two of pages. Extents that become free are used again for leaves of the same size; the file
-    is as long as for each size as many as there ever were at one time.
+    A leaf takes whole pages, an eighth more than it needs at most. Extents that become free are used again for leaves
+    that take as many; the file is as long as, of each such size, as many as there ever were at one time.
 
     Methods raise DiskFailed from the first error on; `on_failure` is told of it, once."""
 
@@ -175,5 +175,7 @@ def _nonce(number: int) -> bytes:
 
 
 def _pages(size: int) -> int:
-    """Pages of the extent that a leaf of so many bytes takes."""
-    return 1 << ((size + _TAG - 1) // PAGE).bit_length()
+    """Pages of the extent that a leaf of so many bytes takes: at most an eighth more than it needs."""
+    pages = -(-(size + _TAG) // PAGE)
+    step = 1 << max(0, pages.bit_length() - 4)
+    return -(-pages // step) * step

@@ -92,8 +92,8 @@ class SoloJournal:
     async def save_checkpoint(self, index: int, rows: Rows) -> None:
         await self._disk.save_checkpoint(index, rows)
 
-    async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
-        return await self._disk.load_checkpoint()
+    async def load_checkpoint(self, take: Callable[[bytes], None]) -> int | None:
+        return await self._disk.load_checkpoint(take)
 
     # --- opening ---------------------------------------------------------------------------------
     async def _take_up(self) -> None:

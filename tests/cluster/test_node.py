@@ -39,6 +39,7 @@ from relay.journal.seal import StorageRing
 from relay.journal.shelf import SealedShelf
 from relay.journal.solo import open_solo
 from relay.ports import Journal
+from tests.relay.journal.checkpoints import load_checkpoint
 from tests.e2e.raw import Person, open_raw
 from tests.scratch import MemoryScratch
 
@@ -67,7 +68,7 @@ async def test_a_second_signal_ends_the_draining_and_the_checkpoint_is_saved(tmp
                 with pytest.raises(Exception, match="closed"):
                     await raw.hear_a(wire.Error)
     async with _journal(config) as journal:
-        saved = await journal.load_checkpoint()
+        saved = await load_checkpoint(journal)
     assert saved is not None and saved[0] > 0
     assert any(entry["event"] == "stopped" for entry in logs)
 
@@ -338,9 +339,9 @@ async def test_a_node_scrubs_what_it_keeps_and_renews_a_checkpoint_that_rotted(
     file, damage = config.paths.data / "log.sqlite", "UPDATE checkpoint_row SET sealed = zeroblob(60)"
     checks = node.SoloJournal.load_checkpoint
 
-    async def load_and_damage(journal: Any) -> Any:
+    async def load_and_damage(journal: Any, take: Any) -> Any:
         """After the start has read it, before the scrubber does."""
-        saved = await checks(journal)
+        saved = await checks(journal, take)
         await journal.disk.store._db.run(lambda connection: connection.execute(damage))
         return saved
 
@@ -355,4 +356,4 @@ async def test_a_node_scrubs_what_it_keeps_and_renews_a_checkpoint_that_rotted(
     assert any(str(file) in entry["text"] for entry in logs if entry["event"] == "checkpoint_damaged")
     monkeypatch.setattr(node.SoloJournal, "load_checkpoint", checks)
     async with _journal(config) as journal:
-        assert await journal.load_checkpoint() is not None
+        assert await load_checkpoint(journal) is not None

@@ -7,6 +7,7 @@ may be a million of is packed in the state, and goes into the rows as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import groupby
 from struct import Struct, error as StructError
@@ -168,18 +169,33 @@ def _outcomes(state: State) -> Iterator[list[Any]]:
                 yield [minute, cell, b"".join(_OUTCOME.pack(r.id, r.code, r.position, r.newest) for r in some)]
 
 
-def load(rows: Iterable[bytes], shelf: Shelf | None = None) -> State:
-    """The state that `dump` made rows of. Raises StoreDamaged where they are not such rows."""
-    loader = _Loader(shelf)
-    try:
-        for row in rows:
+class Loading:
+    """The state that `dump` made rows of, from one row after the other. Methods raise StoreDamaged where they are not
+    such rows."""
+
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        self._loader = _Loader(shelf)
+
+    def take(self, row: bytes) -> None:
+        """The next row."""
+        with _errors():
             section, chunk = msgpack.unpackb(row)
             take = _TAKE[section]
             for packed in chunk:
                 item = msgpack.unpackb(packed)
-                take(loader, *(item if isinstance(item, list) else (item,)))
-        rebuild(loader.state)
-        return loader.state
+                take(self._loader, *(item if isinstance(item, list) else (item,)))
+
+    def done(self) -> State:
+        """That was all."""
+        with _errors():
+            rebuild(self._loader.state)
+            return self._loader.state
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError, StructError, msgpack.UnpackException) as error:
         raise StoreDamaged(f"the checkpoint cannot be read: {type(error).__name__}: {error}") from None
 

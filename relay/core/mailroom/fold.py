@@ -33,13 +33,21 @@ class Mailroom:
         self.taken: list[Taken] = []  # by the last block: for receipts, not part of the state either
 
     @classmethod
-    def from_checkpoint(cls, rows: Iterable[bytes], shelf: Shelf | None = None) -> Mailroom:
-        """Raises StoreDamaged where the rows are not a checkpoint."""
+    def of(cls, state: State) -> Mailroom:
+        """That goes on from a state: one of `checkpoint.Loading`."""
         room = cls.__new__(cls)
-        room.state = checkpoint.load(rows, shelf)
+        room.state = state
         room.admitted = 0
         room.taken = []
         return room
+
+    @classmethod
+    def from_checkpoint(cls, rows: Iterable[bytes], shelf: Shelf | None = None) -> Mailroom:
+        """Raises StoreDamaged where the rows are not a checkpoint."""
+        loading = checkpoint.Loading(shelf)
+        for row in rows:
+            loading.take(row)
+        return cls.of(loading.done())
 
     def checkpoint(self) -> Iterator[bytes]:
         """The state as rows, to be saved with `state.index`. It must not change before the last one is made."""

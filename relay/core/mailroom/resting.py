@@ -26,7 +26,7 @@ class Resting(Generic[T]):
     ) -> None:
         self._pack, self._unpack, self._rests = pack, unpack, rests
         self._packed = PackedMap(shelf)  # all, as they last rested
-        self._awake: OrderedDict[bytes, T] = OrderedDict()
+        self._awake: OrderedDict[bytes, tuple[T, bytes]] = OrderedDict()  # the value, and how it lies there
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -47,21 +47,25 @@ class Resting(Generic[T]):
 
     def get(self, key: bytes) -> T | None:
         """The same; None where there is none."""
-        value = self._awake.get(key)
-        if value is None and (packed := self._packed.get(key)) is not None:
-            value = self._awake[key] = self._unpack(key, packed)
+        if (known := self._awake.get(key)) is not None:
+            return known[0]
+        packed: bytes | None = self._packed.get(key)
+        if packed is None:
+            return None
+        value = self._unpack(key, packed)
+        self._awake[key] = value, packed
         return value
 
     def peek(self, key: bytes) -> T | None:
         """The value to look at, for who is not the fold: it wakes nobody."""
-        value = self._awake.get(key)
-        if value is None and (packed := self._packed.get(key)) is not None:
-            value = self._unpack(key, packed)
-        return value
+        if (known := self._awake.get(key)) is not None:
+            return known[0]
+        packed: bytes | None = self._packed.get(key)
+        return None if packed is None else self._unpack(key, packed)
 
     def __setitem__(self, key: bytes, value: T) -> None:
-        self._packed[key] = self._pack(value)
-        self._awake[key] = value
+        self._packed[key] = packed = self._pack(value)
+        self._awake[key] = value, packed
 
     def lay(self, key: bytes, value: T) -> None:
         """Put in one who rests, and is not awake: it wakes nobody."""
@@ -88,16 +92,14 @@ class Resting(Generic[T]):
 
     def awake(self) -> list[tuple[bytes, T]]:
         """Those who are awake, in order: whoever has something waiting is one of them."""
-        return sorted(self._awake.items(), key=lambda item: item[0])
+        return sorted(((key, known[0]) for key, known in self._awake.items()), key=lambda item: item[0])
 
     def rest(self) -> None:
         """Pack some of whom nothing is under way, the longest awake first. No value may be held meanwhile by who
         changes it."""
         for _ in range(min(_TURNS, len(self._awake) - MAX_AWAKE)):  # none of them, mostly
-            key, value = self._awake.popitem(last=False)
-            if self._rests(value):
-                packed = self._pack(value)
-                if self._packed[key] != packed:
-                    self._packed[key] = packed
-            else:
-                self._awake[key] = value
+            key, (value, lies) = self._awake.popitem(last=False)
+            if not self._rests(value):
+                self._awake[key] = value, lies
+            elif (packed := self._pack(value)) != lies:
+                self._packed[key] = packed

@@ -187,7 +187,7 @@ def test_a_disk_that_fails_stops_the_node(error: int) -> None:
 # --- the file ------------------------------------------------------------------------------------
 def test_the_file_has_no_name_and_goes_with_its_owner(tmp_path: Path) -> None:
     with open_shelf(tmp_path, KEY) as shelf:
-        numbers = [shelf.add(bytes([number % 256]) * 4_000) for number in range(5_000)]
+        numbers = [shelf.add(bytes([number % 256]) * 4_000) for number in range(10_000)]
         assert shelf.file_bytes > 0 and not list(tmp_path.iterdir())
         assert all(shelf.get(number) == bytes([number % 256]) * 4_000 for number in numbers)
     with pytest.raises(DiskFailed, match="Bad file descriptor"):
