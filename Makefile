@@ -3,7 +3,7 @@
 #   make demo    three regions, a crash and a cut, and a look at every byte at rest      (ARGS="--dir D --json FILE")
 #   make test    every test                                                              (ARGS="-k words tests/relay")
 #   make lint    ruff and mypy
-#   make bench   a load scenario against a cell of its own                               (SCENARIO=…, ARGS="--json FILE")
+#   make bench   the short suite of load scenarios, below 5 minutes; or one of them       (SCENARIO=…, ARGS="--html FILE")
 #   make simulate  federations in virtual time, with faults                              (SEEDS=n, or SEED=k to replay one)
 #   make defects   the simulator against defects planted on purpose
 #   make crash     real nodes under load, killed, cut off from power, wiped, …           (ROUNDS=n SEED=k KIND=… SYNC=off)
@@ -18,7 +18,7 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
-SCENARIO ?= bench/scenarios/fanout.toml
+SCENARIO ?=
 ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint configs/constraints.txt
@@ -42,7 +42,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/posthouse bench run $(SCENARIO) $(ARGS)
+	$(BIN)/posthouse bench $(if $(SCENARIO),run $(SCENARIO),suite) $(ARGS)
 
 simulate: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.simulation $(if $(SEEDS),SEEDS=$(SEEDS)) $(if $(SEED),SEED=$(SEED)) $(ARGS)

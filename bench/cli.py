@@ -16,6 +16,7 @@ from bench.comparing import make_compare
 from bench.extra import needing_extra
 from bench.machine import describe_machine
 from bench.scenario import load_scenario, smoke
+from bench.suite import suite
 from cluster.cli.options import ending_like_ctrl_c, result_file
 
 FAILED = 1  # exit status when the run says no
@@ -160,3 +161,4 @@ def registrar(users: int, at_once: int, json_path: Path | None, keep: Path | Non
 
 
 bench.add_command(make_compare(run.params))
+bench.add_command(suite)

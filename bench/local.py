@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import trio
@@ -34,6 +35,12 @@ async def bench_locally(scenario: Scenario, directory: Path, console: Console) -
         if swept(scenario):
             return await run_sweep(scenario, directory, line, _bench_one)
         return await _bench_one(scenario, directory, line)
+
+
+async def bench_in_scratch(scenario: Scenario, console: Console) -> dict[str, Any]:
+    """The same, with files that are gone afterwards."""
+    with TemporaryDirectory(prefix="posthouse-bench-") as scratch:
+        return await bench_locally(scenario, Path(scratch) / "run", console)
 
 
 async def _bench_one(scenario: Scenario, directory: Path, line: Line) -> dict[str, Any]:
