@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 from bench.peers.api import HOST, TOPIC, Promises, Server
-from bench.peers.lines import CRLF, NOTHING
+from bench.peers.lines import CRLF, NOTHING, line_end, payload_size
 from bench.peers.nats import PROGRAM, NatsLine, pub
 from bench.pipes import Endpoint
 from relay.errors import OperatorError, ProtocolError
@@ -27,6 +27,7 @@ _PAUSE_S: Final = 0.2  # seconds before each try
 _ASK_S: Final = 3.0  # seconds for one answer
 _STREAM: Final = {"name": "bench", "subjects": ["bench"], "storage": "file", "num_replicas": SERVERS}
 _API: Final = b"$JS.API."
+_DELIVERY: Final = b"MSG %b 1 " % TOPIC  # a push consumer's deliveries have the subject that was published to
 _CONFIG: Final = """\
 server_name: {name}
 listen: "{host}:{port}"
@@ -38,11 +39,10 @@ cluster {{ name: bench, listen: "{host}:{route}", routes: [{routes}] }}
 class SubscriberLine(NatsLine):
     """Makes its durable consumer, or finds it again, and is live when there is one."""
 
-    __slots__ = ("_number",)
+    __slots__ = ()
 
     def __init__(self, number: int) -> None:
         super().__init__(b"d.%d" % number, b"i.%d" % number)
-        self._number = number
         config = {
             "durable_name": f"r{number}", "deliver_subject": f"d.{number}", "deliver_policy": "new",
             "ack_policy": "all", "replay_policy": "instant",
@@ -51,8 +51,11 @@ class SubscriberLine(NatsLine):
         self.output += pub(_API + b"CONSUMER.DURABLE.CREATE.bench.r%d" % number, wanted, b"i.%d" % number)
 
     def parse(self, data: bytes, at: int) -> tuple[int, int] | None:
+        if data.startswith(_DELIVERY, at):  # the hot path: every head has another subject to answer to
+            stop = line_end(data, at)
+            return None if stop < 0 else (stop + 2, payload_size(data[data.rfind(b" ", at, stop) + 1 : stop]))
         found = super().parse(data, at)
-        if found is None or found[1] == NOTHING or not data.startswith(b"MSG i.", at):
+        if found is None or found[1] == NOTHING:
             return found
         start, size = found
         if start + size + 2 > len(data):
@@ -71,8 +74,8 @@ class SubscriberLine(NatsLine):
         """The payloads; the last one's acknowledgement, which is for all before as well, goes to the output."""
         payloads = super().feed(data)
         if payloads:
-            _, _, _, reply, _ = self._head.split(b" ")
-            self.output += pub(reply, b"")
+            head = self._head
+            self.output += b"PUB %b 0\r\n\r\n" % head[len(_DELIVERY) : head.rfind(b" ")]
         return payloads
 
 
@@ -159,7 +162,7 @@ class JetStream:
 
     def delivery(self, sequence: int, payload: bytes) -> bytes:
         reply = b"$JS.ACK.bench.r0.1.%d.%d.1700000000000000000.0" % (sequence + 1, sequence + 1)
-        return b"MSG d.0 1 %b %d\r\n%b\r\n" % (reply, len(payload), payload)
+        return _DELIVERY + b"%b %d\r\n%b\r\n" % (reply, len(payload), payload)
 
 
 async def _ask(endpoint: Endpoint, request: bytes, payload: bytes) -> dict[str, Any]:
