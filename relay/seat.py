@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 import trio
 
 from relay.gateway.api import Line
 from relay.limits import UNACKED_BYTES
 
-Address = tuple[bool, bytes]  # (is it a roster, user id or group id)
+if TYPE_CHECKING:
+    from relay.fanout import Lane
 
 
 class Seat:
-    """A device that is served. `sent`: everything up to this position was sent on its line."""
+    """A device that is served. `sent`: everything up to this position was sent on its line. `lanes`: where it listens
+    (relay.fanout owns that)."""
+
+    __slots__ = ("lanes", "line", "live", "nonce", "sent", "started", "unacked", "unacked_bytes", "wake")
 
     def __init__(self, line: Line, nonce: bytes, started: int, cursor: int) -> None:
         self.line = line
@@ -22,9 +27,9 @@ class Seat:
         self.sent = cursor
         self.live = False
         self.wake = trio.Event()
-        self.unacked: deque[tuple[int, int]] = deque()
+        self.unacked: deque[tuple[int, int]] = deque()  # last position and bytes of what was sent at a time
         self.unacked_bytes = 0
-        self.addresses: list[Address] = []
+        self.lanes: dict[Lane, None] = {}
 
     def count(self, pos: int, size: int) -> None:
         self.sent = pos

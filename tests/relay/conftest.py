@@ -91,6 +91,18 @@ class FakeNotary:
         return [], [Missing(one.id, Code.UNPROVEN) for one in wanted]
 
 
+def split(joined: bytes) -> list[bytes]:
+    """WebSocket frames of a server, as they are joined for one write."""
+    frames = []
+    while joined:
+        short = joined[1] & 0x7F
+        head, wide = {126: (4, 2), 127: (10, 8)}.get(short, (2, 0))
+        size = head + (int.from_bytes(joined[2 : 2 + wide], "big") if wide else short)
+        frames.append(joined[:size])
+        joined = joined[size:]
+    return frames
+
+
 class FakeLine:
     """A line that keeps what it is sent, decoded. `room`: frames it takes before push says no."""
 
@@ -110,10 +122,11 @@ class FakeLine:
         self.came = trio.Event()
 
     def push(self, frames) -> bool:
-        if len(frames) > self.left:
+        whole = [one for frame in frames for one in split(frame)]
+        if len(whole) > self.left:
             return False
-        self.left -= len(frames)
-        for frame in frames:
+        self.left -= len(whole)
+        for frame in whole:
             self._take(frame)
         return True
 
