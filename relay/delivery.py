@@ -27,7 +27,7 @@ from relay.core.wire import Code, Fault
 from relay.errors import DeviceRevoked
 from relay.fanout import Fanout, Item
 from relay.gateway.api import Line
-from relay.limits import UNACKED_BYTES
+from relay.limits import ACK_EACH_MS, ACK_MOST_MS, ACK_MS, UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Clock, Journal
 from relay.recent import RecentFrames, notice_frame
@@ -63,6 +63,10 @@ class Delivery:
     def time_ms(self) -> int:
         """The log's time, Unix ms: what admission goes by, and what clients are told."""
         return self._journal.time_ms()
+
+    def ack_ms(self) -> int:
+        """The pace of acks for one session more, ms: so that all of them together are not what the log is made of."""
+        return min(max(ACK_MS, ACK_EACH_MS * len(self._seats)), ACK_MOST_MS)
 
     # --- following -------------------------------------------------------------------------------
     async def run(self) -> None:

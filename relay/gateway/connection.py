@@ -251,7 +251,7 @@ class Connection:
         self._attached = True
         started = await office.start(self, session.hello, session.nonce)
         begun = Begun(
-            started.log_id, started.cursor, started.home_version, started.time_ms, started.max_lifetime
+            started.log_id, started.cursor, started.home_version, started.time_ms, started.max_lifetime, started.ack_ms
         )
         await self._carry_out(session, session.begun(begun))
         self._live = True
