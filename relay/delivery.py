@@ -25,13 +25,13 @@ from relay.core.mailroom.effects import (
 from relay.core.mailroom.people import Entry, Notice
 from relay.core.wire import Code, Fault
 from relay.errors import DeviceRevoked
-from relay.fanout import Fanout, Item
+from relay.fanout import Fanout
 from relay.gateway.api import Line
 from relay.limits import ACK_EACH_MS, ACK_MOST_MS, ACK_MS, UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Clock, Journal
 from relay.recent import RecentFrames, notice_frame
-from relay.seat import Seat
+from relay.seat import Item, Seat
 
 _log = structlog.get_logger("relay.delivery")
 _CATCH_UP = 64  # entries read at a time while catching up: bounds what one slow reader holds

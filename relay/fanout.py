@@ -1,7 +1,6 @@
 """Fan-out: what was filed goes to every live seat that it is for, in order, in as few writes as the load allows.
 
-A lane is an address, the seats that listen there, and what not all of them were given yet, as frames that were encoded
-once. A round gives every seat what it lacks, joined; seats that lack the same share the same bytes. Then it rests for a
+A round gives every seat what it lacks, joined; seats that lack the same share the same bytes. Then it rests for a
 multiple of the time it took. So a quiet node writes at once, and a busy one lets several messages go with each write:
 natural batching, as of commits, without a timer to be tuned. Lanes of few seats do not wait for a round: a message to
 one device is not behind a burst to ten thousand.
@@ -11,96 +10,21 @@ Seats that are not live read from the journal (relay.delivery); so do those whos
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
 from relay.core.mailroom import reading
 from relay.core.mailroom.people import Entry
 from relay.core.mailroom.state import State
-from relay.limits import FANOUT_BYTES, FANOUT_PIECE, FANOUT_REST, FANOUT_REST_S, UNACKED_BYTES
+from relay.limits import FANOUT_BYTES, FANOUT_REST, FANOUT_REST_S, UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Clock
-from relay.seat import Seat
+from relay.seat import Address, Item, Lane, Seat
 
 _FEW: Final = 8  # seats of a lane that is emptied at once, when its block is applied
 _SLICE: Final = 32  # seats that are written to before others have their turn: below a millisecond
-Address = tuple[bool, bytes]  # (is it a roster, user id or group id)
-
-
-class Item(NamedTuple):
-    """What was filed: an entry, or a notice for one `device` of the user."""
-
-    position: int
-    frame: bytes
-    entry: Entry | None
-    device: bytes = b""
-
-
-class Piece(NamedTuple):
-    """Frames of one lane, joined: how many, and the position of the last."""
-
-    data: bytes
-    frames: int
-    last: int
-
-
-class Lane:
-    """See above."""
-
-    __slots__ = ("_pieces", "_positions", "address", "expires", "items", "lowest", "seats", "size", "time")
-
-    def __init__(self, address: Address) -> None:
-        self.address = address
-        self.seats: dict[Seat, int] = {}  # what is sealed for this version or a later one is for the seat
-        self.empty()
-
-    def empty(self) -> None:
-        """Everybody has been given everything."""
-        self.items: list[Item] = []
-        self._positions: list[int] = []
-        self._pieces: dict[int, Piece] = {}  # by the number of the first item
-        self.lowest = self.expires = self.time = 0  # the lowest version, the first expiry, the oldest block: of all
-        self.size = 0
-
-    def add(self, item: Item, time: int) -> None:
-        """`time`: of its block, Unix ms."""
-        if not self.items:
-            self.lowest, self.expires, self.time = 1 << 62, 1 << 62, time
-        version, expires = (item.entry.version, item.entry.expires) if item.entry else (0, self.expires)
-        self.lowest, self.expires = min(self.lowest, version), min(self.expires, expires)
-        self.items.append(item)
-        self._positions.append(item.position)
-        self._pieces.clear()
-        self.size += len(item.frame)
-
-    def after(self, pos: int) -> list[Item]:
-        """Items past a position."""
-        return self.items[bisect_right(self._positions, pos) :]
-
-    def piece(self, pos: int) -> Piece | None:
-        """Items past a position, joined, up to FANOUT_PIECE; the same object for everybody who asks for the same."""
-        first = bisect_right(self._positions, pos)
-        if first == len(self.items):
-            return None
-        piece = self._pieces.get(first)
-        if piece is None:
-            end, size = first, 0
-            while end < len(self.items) and (end == first or size + len(self.items[end].frame) <= FANOUT_PIECE):
-                size += len(self.items[end].frame)
-                end += 1
-            data = b"".join(item.frame for item in self.items[first:end])
-            self._pieces[first] = piece = Piece(data, end - first, self._positions[end - 1])
-        return piece
-
-    def forget(self, pos: int) -> None:
-        """Everybody has been given everything up to `pos`."""
-        left, time = self.after(pos), self.time
-        self.empty()
-        for item in left:
-            self.add(item, time)
 
 
 class Fanout:

@@ -13,7 +13,7 @@ from relay.core import wire
 from relay.core.mailroom import reading
 from relay.core.mailroom.people import Entry
 from relay.core.trust import group_id
-from relay.fanout import Item, Lane
+from relay.seat import Item, Lane
 from relay.limits import FANOUT_PIECE, FANOUT_REST, FANOUT_REST_S
 from tests.relay.conftest import CELL, Cell, FakeLine
 from tests.relay.core.mailroom.conftest import Group, User, device_id
