@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import deque
+from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 import trio
@@ -28,7 +27,7 @@ class Seat:
         self.sent = cursor
         self.live = False
         self.wake = trio.Event()
-        self.unacked: deque[tuple[int, int]] = deque()  # last position and bytes of what was sent at a time
+        self.unacked: list[tuple[int, int]] = []  # last position and bytes of what was sent at a time
         self.unacked_bytes = 0
         self.lanes: dict[Lane, None] = {}
 
@@ -38,8 +37,9 @@ class Seat:
         self.unacked_bytes += size
 
     def acked(self, pos: int) -> None:
-        while self.unacked and self.unacked[0][0] <= pos:
-            self.unacked_bytes -= self.unacked.popleft()[1]
+        count = bisect_left(self.unacked, (pos + 1,))
+        self.unacked_bytes -= sum(size for _, size in self.unacked[:count])
+        del self.unacked[:count]
         if self.unacked_bytes <= UNACKED_BYTES:
             self.wake.set()
 
