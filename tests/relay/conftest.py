@@ -24,6 +24,7 @@ from relay.journal.memory import MemoryJournal
 from relay.observe.metrics import Metrics
 from relay.office import Office
 from relay.steward import Steward
+from tests.frames import payload, split
 from tests.relay.core.mailroom.conftest import FAR, START, User, device_id
 from tests.roots import verified_root
 
@@ -91,18 +92,6 @@ class FakeNotary:
         return [], [Missing(one.id, Code.UNPROVEN) for one in wanted]
 
 
-def split(joined: bytes) -> list[bytes]:
-    """WebSocket frames of a server, as they are joined for one write."""
-    frames = []
-    while joined:
-        short = joined[1] & 0x7F
-        head, wide = {126: (4, 2), 127: (10, 8)}.get(short, (2, 0))
-        size = head + (int.from_bytes(joined[2 : 2 + wide], "big") if wide else short)
-        frames.append(joined[:size])
-        joined = joined[size:]
-    return frames
-
-
 class FakeLine:
     """A line that keeps what it is sent, decoded. `room`: frames it takes before push says no."""
 
@@ -116,8 +105,7 @@ class FakeLine:
         self.came = trio.Event()
 
     def _take(self, frame: bytes) -> None:
-        skip = 2 if frame[1] < 126 else 4 if frame[1] == 126 else 10
-        self.messages.append(wire.decode_server(frame[skip:]))
+        self.messages.append(wire.decode_server(payload(frame)))
         self.came.set()
         self.came = trio.Event()
 

@@ -19,6 +19,7 @@ from relay.delivery import Delivery
 from relay.errors import ProtocolError
 from relay.gateway.connection import Connection
 from relay.limits import MAX_MAILBOX, MAX_OUTBOX
+from tests.frames import payload, split
 from tests.simulation.ledger import Ledger
 from tests.simulation.network import Host
 from tests.simulation.nodes import SimNode
@@ -142,11 +143,10 @@ class Checks:
     def pushed(self, line: Connection, frames: Iterable[bytes]) -> None:
         """A node queues frames for a client: nothing that has expired by the time of its log (rule 14)."""
         delivery = line._around.office._delivery  # type: ignore[attr-defined]
-        for frame in frames:
-            payload = frame[2 if frame[1] < 126 else 4 if frame[1] == 126 else 10 :]
-            if payload[1] != _DELIVER_TAG:
+        for encoded in map(payload, split(b"".join(frames))):
+            if encoded[1] != _DELIVER_TAG:
                 continue
-            message = wire.decode_server(payload)
+            message = wire.decode_server(encoded)
             assert isinstance(message, wire.Deliver)
             if read_header(message.envelope).expires <= delivery.room.state.time:
                 raise Violation(f"an expired envelope is delivered at {message.position}")
