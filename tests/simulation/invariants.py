@@ -3,7 +3,7 @@ the device itself (tests.simulation.session)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -44,6 +44,7 @@ class Checks:
         self._versions: dict[tuple[str, bytes], int] = {}  # region, group → newest version that a disk there ever got
         self.nodes: Sequence[SimNode] = ()
         self.names: Mapping[bytes, str] = {}  # user → name
+        self.crossed: Callable[[Host, Host], None] = lambda source, target: None  # a letter leaves a host for another
 
     # --- one content per index, one state per content ------------------------------------------------
     def applied(self, delivery: Delivery, block: Block) -> None:
@@ -122,6 +123,7 @@ class Checks:
         """These bytes leave a host."""
         if source.is_node and source.region != self.ledger.liar:
             for letter in self.ledger.found_in(data):
+                self.crossed(source, target)
                 if target.region not in letter.regions | letter.later:
                     raise Violation(f"letter {letter.number} of {letter.sender} is sent to {target.name}")
 

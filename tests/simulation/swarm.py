@@ -29,6 +29,7 @@ from tests.simulation.nodes import SimNode
 from tests.simulation.options import Options, bounds, derive
 from tests.simulation.people import REGIONS, make_root
 from tests.simulation.proofs import Proofs
+from tests.simulation.registrars import Registrars
 from tests.simulation.store import SimDisk
 from tests.simulation.tally import counting
 from tests.simulation.watchdog import standing_still
@@ -82,6 +83,8 @@ class Federation:
             node.disk.flag = node.name == "n1"
         self.authors = Authors(world, self.net, self.ledger, options)
         self._tell_of_the_liar()
+        self.registrars = Registrars(world, self.net, self.nodes, regions, options)
+        self.checks.crossed = self.registrars.halts.sent
         self.faults = Faults(world, self.net, self.nodes, self.authors, options)
 
     def _tell_of_the_liar(self) -> None:
@@ -112,9 +115,12 @@ class Federation:
             for device in list(self.authors.devices):
                 nursery.start_soon(device.run)
             nursery.start_soon(self._look)
+            self.registrars.start(nursery)
             await self._safety()
             self.faults.heal()
+            self.registrars.heal(nursery)
             await self._liveness()
+            await self.registrars.settled()
             self._end()
             nursery.cancel_scope.cancel()
 
@@ -211,7 +217,10 @@ def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any)
     async def main(world: World) -> None:
         worlds.append(world)
         federation = Federation(world, options)
-        with watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar):
+        with (
+            watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar),
+            federation.registrars.halts.told(),
+        ):
             await federation.run()
 
     most = max(HANGS_S, options.safety)
