@@ -93,9 +93,9 @@ class OwnUsers:
         moved = self.delivery.room.state.moved.get(user)
         return (moved.chain, moved.confirmed) if moved else ([], False)
 
-    async def settled(self) -> None:
+    async def settled(self, asker: str = "") -> None:
         """Wait until nothing is missing here that the cell had committed. Raises Overloaded."""
-        await self.barrier.reach()
+        await self.barrier.reach(asker)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Node:
         self._office = Office(
             identity, config.root, delivery, self._intake, directory, abroad, metrics, self._notary
         )
-        self._office.halted = switchboard.check
+        self._office.halted = directory.halted = switchboard.check
         self._reception = Reception(config.root, delivery, intake, barrier, self._office, directory)
         self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         self._forwarders.taken_over = lambda header: directory.stale(header.to)
@@ -362,7 +362,13 @@ async def _open_faces(
     control: Callable[[], CellControl | None], erasing: Erasing,
 ) -> None:
     """The admin port, which shows; and the control socket, which also takes orders."""
-    ready, warning = lambda: readiness.reason, lambda: halts.warning
+
+    def ready() -> str | None:
+        return readiness.reason
+
+    def warning() -> str:
+        return "; ".join(filter(None, (halts.warning, kit.root.waits if kit.root is not None else "")))
+
     faces = await listen_at(kit.env, "admin", config.listen.admin)
     pages = cell_pages(control, orders=False, erasing=erasing)
     if (trail := kit.trail) is not None:

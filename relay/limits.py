@@ -131,7 +131,9 @@ MAX_EPHEMERAL: Final = 4_096  # bytes of an ephemeral payload
 
 # --- the directory -------------------------------------------------------------------------------
 BARRIER_S: Final = 3.0  # seconds a node may take to learn what its cell has committed, before it denies something
-LOOKUP_S: Final = 10.0  # seconds a lookup in another cell may take
+BARRIER_EVERY_S: Final = 1.0  # seconds between two blocks that one other cell causes by asking for nobody: 86,400 a day
+LOOKUP_S: Final = 10.0  # seconds a lookup in other cells may take, with all the homes that it is sent on to
+MAX_HOPS: Final = 16  # homes that one lookup is sent on to; the next one goes on from there
 DIRECTORY_FRESH: Final = 60 * SECOND  # ms a foreign home record is used before its cell is asked for a newer one
 DIRECTORY_RETRY: Final = 2 * SECOND  # ms a failed lookup is the answer to everybody who asks the same
 DIRECTORY_CACHE: Final = 8 * MIB  # bytes of foreign home records in memory
@@ -165,6 +167,7 @@ AUDIT_FILE: Final = 1 * MIB  # bytes of one file of an audit log: at every start
 AUDIT_FILES: Final = 64  # files that are kept, of about 3,000 entries each; then the oldest goes
 AUDIT_HEAD: Final = 2 * KIB  # bytes of an audit log's signed checkpoint on a link: text, name and one signature
 AUDIT_TELL_S: Final = 5.0  # seconds between two checkpoints of an audit log to one node: each is an entry there
+AUDIT_ASK_S: Final = 60.0  # seconds between two that a registrar asks another one for: 0.9 MB of entries a day at most
 
 # --- registrars ----------------------------------------------------------------------------------
 MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3
@@ -175,7 +178,11 @@ WITNESS_S: Final = 5.0  # seconds a witness has for an answer, and a request wai
 WITNESS_AGAIN_S: Final = 60.0  # seconds until an idle log asks for new cosignatures: their times say how fresh it is
 WITNESS_BACKOFF_S: Final = 0.5  # seconds until a witness that failed is asked again; doubled up to the next
 WITNESS_BACKOFF_MAX_S: Final = 30.0
-GOSSIP_S: Final = 30.0  # seconds between two looks at what other witnesses saw: a split view lives no longer
+GOSSIP_S: Final = 30.0  # seconds that a split view lives at most: found within two looks, and told within a pause
+GOSSIP_LOOK_S: Final = 10.0  # seconds between two looks at what other witnesses saw, and what one takes at most
+FORKS_WAIT_S: Final = 10.0  # seconds that a registrar waits for news of forks before it says that there are none
+FORKS_PAUSE_S: Final = 5.0  # seconds between two questions for them at least, however soon they are answered
+MAX_FORKS_WAITING: Final = 64  # who may wait for such news: a quarter of HTTP_CONNECTIONS; others ask again
 CHECKPOINT_FRESH_S: Final = 600  # seconds: how old the newest checkpoint may be for "latest" and "absent" to count
 HTTP_REQUEST_S: Final = 10.0  # seconds from a request's first byte to its last, and for its answer to be taken
 HTTP_ANSWER_S: Final = 30.0  # seconds until a request that waits (for a batch, for witnesses) is given up
