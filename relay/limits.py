@@ -36,7 +36,7 @@ OFFER_BYTES: Final = 512  # bytes counted for each offer to the intake beside it
 INTAKE_AHEAD: Final = 8  # batches of a node that have a place in the log and are not committed; more would only wait
 CHECKPOINT_BYTES: Final = 8 * MIB  # log bytes between two checkpoints at least; bounds replay at start
 CHECKPOINT_SHARE: Final = 4  # the log grows by a 4th of what a checkpoint takes: bounds replay, and what dumps cost
-CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows made and not written yet: the fold goes on once all are made
+CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows on the shelf, made and not written: the fold goes on once all are
 CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this share of it is still live
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
 ERASE_S: Final = 300.0  # seconds from when all of a user who left is handed over to when the log lets go of it
@@ -54,6 +54,7 @@ SCRUB_BATCH: Final = 16  # blocks that it reads at a time; a reader that comes t
 SCRUB_BLOCK: Final = 4 * KIB  # bytes that each block counts for at least: opening many small ones takes time, too
 SCRUB_FIRST_S: Final = 60.0  # seconds after a start, and between two passes at least
 SCRUB_EVERY_S: Final = 3_600.0  # seconds from pass to pass: what rots is found while the other copies are still good
+SHELF_BYTES: Final = 32 * MIB  # bytes in memory of what lies in the scratch file: that of 25,000 users
 DISK_DEADLINE_S: Final = 30.0  # seconds one database call may take; a disk that hangs longer has failed (rule 7)
 
 # --- per user ------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ MAX_DEVICES: Final = 32  # devices in one home record; a wrap is about 100 bytes
 MAX_FORMER: Final = 256  # device ids of a user that were revoked or rotated: who verifies keeps them, 72 bytes each
 MAX_CHAIN: Final = 256  # home records in one chain
 MAX_MEMBERS: Final = 10_000  # members of a roster in this first form
-MAX_AWAKE: Final = 3 * MAX_MEMBERS // 2  # users, and devices, kept as objects for nothing (33 MB): a whole group
+MAX_AWAKE: Final = 3 * MAX_MEMBERS // 2  # users, and devices, kept as objects for nothing (39 MB): a whole group
 MAX_MAILBOX: Final = 64 * MIB  # bytes waiting in one mailbox; past it MAILBOX_FULL, a final outcome
 MAX_OUTBOX: Final = 1_024 * MIB  # bytes waiting for one other cell; past it OUTBOX_FULL, retryable
 MAX_WAITING: Final = 16 * MIB  # bytes waiting for a roster version that has not arrived (rule 17)
