@@ -320,7 +320,8 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
                     config, kit, journal, room, directory, links, metrics, delivery, intake, barrier, switchboard
                 )
                 erasures = Erasures(
-                    lambda: room.state, journal, own.name, paths.certificate, paths.private_key, env.clock.wall_ms
+                    lambda: room.state, journal, lambda: node.steward.erased, own.name, paths.certificate,
+                    paths.private_key, env.clock.wall_ms,
                 )
                 erasing.receipts, erasing.now = erasures.receipts, node.steward.erase
                 await _serve_to_the_end(node, journal, stop, readiness)

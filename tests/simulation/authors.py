@@ -30,6 +30,7 @@ class Authors:
         self.groups: list[Group] = []
         self.revoked: list[SimDevice] = []
         self.start: Callable[[SimDevice], None] = lambda device: None
+        self.leaving: Callable[[bytes, str], None] = lambda user, region: None
         self._counters: dict[tuple[str, bytes], int] = {}
         for region in REGIONS[: options.regions]:
             for number in range(options.people):
@@ -201,6 +202,7 @@ class Authors:
         person = random.choice(ready)
         region = random.choice([one for one in others if one != person.region])
         self.world.trace("moves", person.name, person.region, region)
+        self.leaving(person.id, person.region)
         person.move(region)
         groups = {group.id for group in self.groups if any(person in some for some in group.members.values())}
         for group in self.groups:

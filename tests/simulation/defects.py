@@ -396,5 +396,5 @@ DEFECTS = [
         **MOVING, "every": {"move": 1.0, "offline": 2.0}}),
     Defect(of_moves.forwards_to_another_cell, "section 5, 3", 1, MOVING),
     Defect(of_moves.says_stored_when_it_is_sent_on, "19; ADR 21", 1, MOVING),
-    *(Defect(plant, rule, seed, {**ALONE, **options}) for plant, rule, seed, options in of_liars.PLANTS),
+    *(Defect(*three, {**ALONE, **options}) for *three, options in (*of_liars.PLANTS, *of_moves.PLANTS)),
 ]  # fmt: skip

@@ -55,7 +55,7 @@ class Options:
     skew_ms: float = 30_000.0
     weather: Weather = field(default_factory=Weather)
     every: Mapping[str, float] = field(default_factory=dict)
-    limits: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
         """Every option, for a reader."""
@@ -102,6 +102,7 @@ def derive(seed: int, **fixed: Any) -> Options:
     moving = Random(f"{seed}/moves")
     if fixed.get("regions", chosen.get("regions", 3)) > 1 and moving.random() < 0.5:
         every["move"] = round(moving.uniform(3.0, 20.0), 6)
+        chosen["limits"]["ERASE_S"] = moving.choice([2.0, 10.0, 40.0])
     lying = Random(f"{seed}/liar")
     if fixed.get("regions", chosen.get("regions", 3)) > 1 and lying.random() < 0.5:
         chosen["liar"] = lying.choice(REGIONS[: fixed.get("regions", chosen.get("regions", 3))])
@@ -138,7 +139,7 @@ def _tight(random: Random) -> dict[str, int]:
 
 
 @contextmanager
-def bounds(limits: Mapping[str, int]) -> Iterator[None]:
+def bounds(limits: Mapping[str, float]) -> Iterator[None]:
     """The code's own bounds, as tight as `limits` says, wherever they were imported to."""
     changed: list[tuple[Any, str, Any]] = []
 

@@ -18,6 +18,7 @@ import trio
 from relay.errors import DiskFailed
 from tests.simulation.authors import Authors
 from tests.simulation.devices import SimDevice
+from tests.simulation.erasing import Asking, giving
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Checks, newest_of, watching
 from tests.simulation.keys import signatures_once
@@ -82,6 +83,8 @@ class Federation:
             node.disk.flag = node.name == "n1"
         self.authors = Authors(world, self.net, self.ledger, options)
         self._tell_of_the_liar()
+        self.erasing = Asking(world.trace, self.ledger, root, self.nodes, self.checks.names)
+        self.authors.leaving = self.erasing.moves
         self.faults = Faults(world, self.net, self.nodes, self.authors, options)
 
     def _tell_of_the_liar(self) -> None:
@@ -152,12 +155,18 @@ class Federation:
 
         if self._broken():
             raise Violation(f"{self.options.heal:.0f} s after healing not whole: {', '.join(self._broken())}")
+        if self._not_erased():
+            raise Violation(f"{self.options.heal:.0f} s after healing not erased: {', '.join(self._not_erased())}")
 
     def _under_way(self) -> bool:
         """A cell is not whole yet, or has not handed over everything for who has left."""
         boxes = [box for node in newest_of(self.nodes) for box in node.delivery.room.state.outboxes.values()]
         users = (item.user for box in boxes for item in box.items.values() if item.user)
-        return bool(self._broken()) or any(map(self.checks.honest, users))
+        return bool(self._broken()) or any(map(self.checks.honest, users)) or bool(self._not_erased())
+
+    def _not_erased(self) -> list[str]:
+        """Receipts that are not there yet, where they are not to take minutes."""
+        return self.erasing.missing() if "ERASE_S" in self.options.limits else []
 
     def _broken(self) -> list[str]:
         """Cells of several that are not whole."""
@@ -184,6 +193,7 @@ class Federation:
         while True:
             await trio.sleep(LOOK_S)
             self.checks.bounded(self.nodes)
+            self.erasing.look()
             if self.options.nodes > 1:
                 self.checks.amnesia(self.nodes)
             for node in self.nodes:
@@ -196,6 +206,7 @@ class Federation:
     def _end(self) -> None:
         self.checks.scan(self.nodes)
         self.checks.at_rest(self.nodes)
+        self.erasing.look()
         for node in self.nodes:
             assert node.env is not None
             node.env.dead = True
@@ -211,7 +222,7 @@ def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any)
     async def main(world: World) -> None:
         worlds.append(world)
         federation = Federation(world, options)
-        with watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar):
+        with watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar), giving():
             await federation.run()
 
     most = max(HANGS_S, options.safety)

@@ -30,7 +30,7 @@ MUST = (
     # and to the network, to devices and groups
     "connection cut", "half-open", "partition", "flap", "storm", "segment lost", "went away", "reads nothing",
     "forgot its cursor", "enrolled", "revoked", "told that it was revoked", "keys rotated", "roster", "looked up",
-    "moves", "follows", "sent on", "told later",
+    "moves", "follows", "sent on", "told later", "erasure receipt", "erasure receipt of a node that was away",
     # and what a region that lies does, and others notice
     "lie", "noticed home record: BrokenChain", "noticed home record: BadSignature",
     "noticed answer to a hand-over: PeerError",
