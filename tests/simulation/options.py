@@ -15,9 +15,11 @@ from typing import Any
 import cluster.journal.opening
 import cluster.node
 import relay.limits
+from relay.core.trust import Policy
 from relay.limits import KIB, MIB, MINUTE, SECOND
 from tests.simulation.network import Weather
 from tests.simulation.people import REGIONS
+from tests.simulation.rules import draw
 
 FAULTS = (
     "kill", "power", "all_down", "drain", "cut", "silence", "block", "isolate", "skew", "drift", "offline", "slow",
@@ -48,6 +50,7 @@ class Options:
     receipts: float = 0.0  # share of outcomes that senders have proven
     liar: str = ""  # the region that lies to the others (tests.simulation.liar); empty: none
     lies: float = 0.1  # the share of its messages that it lies about, where it can
+    policies: Mapping[str, Policy] = field(default_factory=dict)  # by region, where there are any
     disk: float = 0.001  # seconds of a disk access
     slow_disk: float = 0.0  # share of accesses that take a hundred times as long
     down: float = 10.0  # seconds that a crashed node stays away, at most
@@ -103,6 +106,9 @@ def derive(seed: int, **fixed: Any) -> Options:
     if fixed.get("regions", chosen.get("regions", 3)) > 1 and moving.random() < 0.5:
         every["move"] = round(moving.uniform(3.0, 20.0), 6)
         chosen["limits"]["ERASE_S"] = moving.choice([2.0, 10.0, 40.0])
+    ruling = Random(f"{seed}/policies")
+    if fixed.get("regions", chosen.get("regions", 3)) > 1 and ruling.random() < 0.4:
+        chosen["policies"] = draw(ruling, REGIONS[: fixed.get("regions", chosen.get("regions", 3))])
     lying = Random(f"{seed}/liar")
     if fixed.get("regions", chosen.get("regions", 3)) > 1 and lying.random() < 0.5:
         chosen["liar"] = lying.choice(REGIONS[: fixed.get("regions", chosen.get("regions", 3))])

@@ -67,7 +67,7 @@ class Federation:
         self.checks = Checks(self.ledger, world.trace)
         self.net.watch = self.checks.sent
         regions = REGIONS[: options.regions]
-        root = make_root(options.nodes, regions)
+        root = make_root(options.nodes, regions, tuple(options.policies.items()))
         self.ledger.proofs = Proofs(world, self.ledger, root, options.receipts)
         self.liar = Liar(world, self.ledger, options.liar, options.lies) if options.liar in regions else None
         self.nodes = [
@@ -82,6 +82,7 @@ class Federation:
         for node in self.nodes:
             node.disk.flag = node.name == "n1"
         self.authors = Authors(world, self.net, self.ledger, options)
+        self.checks.rules = self.authors.rules
         self._tell_of_the_liar()
         self.erasing = Asking(world.trace, self.ledger, root, self.nodes, self.checks.names)
         self.authors.leaving = self.erasing.moves
