@@ -85,6 +85,8 @@ class Authors:
         leave = [person for person in before if person not in members or listed[person.id] != person.listed]
         gone = {device.name for person in leave for device in self.of(person)}
         roster = group.publish(members)
+        if len(owner.person.homes) > 1:
+            self.world.trace("roster of an owner who moved", group.name, group.version)
         self.world.trace("roster", group.name, group.version, len(members), len(gone))
         for letter in self.ledger.letters:
             if letter.target == group.id and letter.stored is None:
@@ -216,17 +218,20 @@ class Authors:
 
     def move(self, random: Random) -> None:
         """Somebody moves to another region. One device knows it at once, the others hear of it where they are."""
-        owners = {group.owner.partition("/")[0] for group in self.groups}
-        ready = [one for one in self.people if one.known and one.name not in owners and len(one.homes) < 4]
+        ready = [one for one in self.people if one.known and len(one.homes) < 4]
         if not ready or self.options.regions < 2:
             return
         person = random.choice(ready)
         others = [one for one in REGIONS[: self.options.regions] if one != person.region]
-        others = [one for one in others if self.rules.may_move(person, one)]
+        owned = [group for group in self.groups if group.owner.partition("/")[0] == person.name]
+        listed = {region_of(cell) for group in owned for cells in group.cells.values() for cell in cells.values()}
+        others = [one for one in others if self.rules.may_move(person, one) and self.rules.shares(one, listed)]
         if not others:
             return
         region = random.choice(others)
         self.world.trace("moves", person.name, person.region, region)
+        for group in owned:
+            self.world.trace("owner moves", group.name, person.name, group.version)
         self.leaving(person.id, person.region)
         person.move(region)
         groups = {group.id for group in self.groups if any(person in some for some in group.members.values())}

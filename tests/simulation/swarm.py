@@ -158,12 +158,19 @@ class Federation:
             raise Violation(f"{self.options.heal:.0f} s after healing not whole: {', '.join(self._broken())}")
         if self._not_erased():
             raise Violation(f"{self.options.heal:.0f} s after healing not erased: {', '.join(self._not_erased())}")
+        if self._unanswered():
+            raise Violation(f"{self.options.heal:.0f} s after healing no answer to {', '.join(self._unanswered())}")
 
     def _under_way(self) -> bool:
         """A cell is not whole yet, or has not handed over everything for who has left."""
         boxes = [box for node in newest_of(self.nodes) for box in node.delivery.room.state.outboxes.values()]
         users = (item.user for box in boxes for item in box.items.values() if item.user)
-        return bool(self._broken()) or any(map(self.checks.honest, users)) or bool(self._not_erased())
+        waits = [self._broken(), self._not_erased(), self._unanswered()]
+        return any(waits) or any(map(self.checks.honest, users))
+
+    def _unanswered(self) -> list[str]:
+        """Owners of groups whose newest version no home has taken or refused."""
+        return [one.name for one in self._honest() if any(out.roster is not None for out in one.out.values())]
 
     def _not_erased(self) -> list[str]:
         """Receipts that are not there yet, where they are not to take minutes."""
