@@ -100,8 +100,9 @@ class Links:
         """One request to another cell and its answer. Raises Refused: UNKNOWN_REGION (no such cell), UNREACHABLE (no
         link or no answer in time), or the code of the peer's LinkFault; RegionHalted; PeerError where somebody else
         answers."""
-        self._check(cell)
-        return await self._request(cell, self._link(cell), message, deadline_s)
+        check = partial(self._check_cell, cell)
+        check()
+        return await self._request(cell, self._link(cell), message, deadline_s, check)
 
     def connected(self, cell: str) -> bool:
         """Whether there is a working link to `cell` now."""
@@ -133,13 +134,15 @@ class Links:
         if link is None:
             raise Refused(Code.UNREACHABLE, f"the cell has no other node {node!r}", "Check the root document")
         self._check_running()
-        return await self._request(f"node {node}", link, message, deadline_s)
+        return await self._request(f"node {node}", link, message, deadline_s, lambda: None)
 
     # --- both ------------------------------------------------------------------------------------
-    async def _request(self, who: str, link: KeptLink, message: Request, deadline_s: float) -> Answer:
+    async def _request(
+        self, who: str, link: KeptLink, message: Request, deadline_s: float, check: Callable[[], None]
+    ) -> Answer:
         answer: Answer | None = None
         with trio.move_on_after(deadline_s):
-            answer = await link.request(message)
+            answer = await link.request(message, check)
         if answer is None:
             raise Refused(Code.UNREACHABLE, f"{who} gave no answer in {deadline_s:g} s", "Try again", 1000)
         if isinstance(answer, LinkFault):
@@ -150,7 +153,6 @@ class Links:
         cell = self._root.cell(name)
         if cell is None or not cell.nodes or self._party.is_near(name):
             raise Refused(Code.UNKNOWN_REGION, f"the federation has no other cell {name!r}", "Check the root document")
-        self._check_believed(name.partition("/")[0])
         nursery = self._check_running()
         link = self._cells.get(name)
         if link is None:
@@ -158,6 +160,11 @@ class Links:
             link = self._cells[name] = KeptLink(self._env, self._party, name, cell.nodes, FAR, changed)
             nursery.start_soon(link.run)
         return link
+
+    def _check_cell(self, cell: str) -> None:
+        """Raises Refused where nothing is asked of that cell at this moment."""
+        self._check(cell)
+        self._check_believed(cell.partition("/")[0])
 
     def _check_believed(self, region: str) -> None:
         """Raises Refused for another region whose statement has run out since this node began. The own cell goes on, as

@@ -58,14 +58,16 @@ class Outgoing:
     def ended(self) -> bool:
         return self._reason is not None
 
-    async def ask(self, message: Request) -> Answer:
-        """The answer to one request. Raises Refused(UNREACHABLE) where the link ends first. Callers set a deadline."""
+    async def ask(self, message: Request, check: Callable[[], None]) -> Answer:
+        """The answer to one request. Raises Refused(UNREACHABLE) where the link ends first, and what `check` raises
+        when it is about to go out. Callers set a deadline."""
         packed = encode_message(message)
         async with self._turn:
             while self._reason is None and not self._machine.room(len(packed)):
                 await self._freed.wait()
             if self._reason is not None:
                 raise self._broken()
+            check()
             request, waiter = self._post(packed, patience(message)), _Waiter()
             self._waiters[request] = waiter
         try:
@@ -217,13 +219,14 @@ class KeptLink:
     def connected(self) -> bool:
         return self._live is not None and not self._live.ended
 
-    async def request(self, message: Request) -> Answer:
-        """Waits for a link, then for the answer. Raises PeerError, Refused(UNREACHABLE). The caller sets a deadline."""
+    async def request(self, message: Request, check: Callable[[], None]) -> Answer:
+        """Waits for a link, then for the answer. Raises PeerError, Refused(UNREACHABLE); and what `check` raises, once
+        there is a link with room: it may have been long. The caller sets a deadline."""
         while self._live is None or self._live.ended:
             if self._bad is not None:
                 raise PeerError(f"{self._cell}: {self._bad.text}", self._bad.remedy)
             await self._changed.wait()
-        return await self._live.ask(message)
+        return await self._live.ask(message, check)
 
     def note(self, message: CellNote) -> bool:
         """See Outgoing.note. False where there is no link, too: what is said now is stale when there is one again."""

@@ -344,8 +344,8 @@ class Defect:
 
 
 SMALL = {
-    "safety": 40.0, "heal": 90.0, "people": 2, "devices": 2, "rate": 3.0, "burst": 4, "size": 200, "policies": {},
-    "lookups": 0.0, "weather": Weather(), "limits": {}, "short_lived": 0.0, "slow_disk": 0, "down": 10.0, "away": 20.0,
+    "safety": 40.0, "heal": 90.0, "people": 2, "devices": 2, "rate": 3.0, "burst": 4, "size": 200, **of_liars.TRUE,
+    "weather": Weather(), "limits": {}, "policies": {}, "short_lived": 0, "slow_disk": 0, "down": 10.0, "away": 20.0,
 }  # fmt: skip
 ALONE = {**SMALL, "nodes": 1, "regions": 1, "groups": 0}
 ABROAD = {**SMALL, "nodes": 1, "regions": 3, "people": 1, "groups": 3, "group_share": 0.5}

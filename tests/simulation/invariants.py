@@ -3,7 +3,7 @@ the device itself (tests.simulation.session)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -45,6 +45,7 @@ class Checks:
         self.nodes: Sequence[SimNode] = ()
         self.names: Mapping[bytes, str] = {}  # user → name
         self.rules = Rules({})
+        self.crossed: Callable[[Host, Host], None] = lambda source, target: None  # a letter leaves a host for another
 
     # --- one content per index, one state per content ------------------------------------------------
     def applied(self, delivery: Delivery, block: Block) -> None:
@@ -132,6 +133,7 @@ class Checks:
             for letter in self.ledger.found_in(data):
                 if target.is_node and not self.rules.open(source.region, target.region):
                     raise Violation(f"letter {letter.number} goes to {target.name}, where {source.region} may not send")
+                self.crossed(source, target)
                 if target.region not in letter.regions | letter.later:
                     raise Violation(f"letter {letter.number} of {letter.sender} is sent to {target.name}")
 

@@ -10,6 +10,7 @@ from typing import Any
 from nacl.signing import SigningKey, VerifyKey
 
 from relay.core.codec import digest
+from relay.core.tlog import COSIGNATURE, ED25519, SignerKey
 
 _sign, _verify = SigningKey.sign, VerifyKey.verify
 
@@ -23,6 +24,18 @@ def key(name: str) -> SigningKey:
 @lru_cache(maxsize=4096)
 def public(name: str) -> bytes:
     return bytes(key(name).verify_key)
+
+
+@lru_cache(maxsize=16)
+def log_key(region: str) -> SignerKey:
+    """What that region's log signs with."""
+    return SignerKey(f"{region}.simulated/log", ED25519, digest(f"{region}/log".encode()))
+
+
+@lru_cache(maxsize=16)
+def witness_key(region: str) -> SignerKey:
+    """What that region's witness cosigns with."""
+    return SignerKey(f"{region}.simulated/witness", COSIGNATURE, digest(f"{region}/witness".encode()))
 
 
 @lru_cache(maxsize=16_384)

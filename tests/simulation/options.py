@@ -51,6 +51,8 @@ class Options:
     liar: str = ""  # the region that lies to the others (tests.simulation.liar); empty: none
     lies: float = 0.1  # the share of its messages that it lies about, where it can
     policies: Mapping[str, Policy] = field(default_factory=dict)  # by region, where there are any
+    forks: bool = False  # the log of home records of the region that lies shows two histories
+    false_witness: str = ""  # the region whose witness lies (tests.simulation.registrars)
     disk: float = 0.001  # seconds of a disk access
     slow_disk: float = 0.0  # share of accesses that take a hundred times as long
     down: float = 10.0  # seconds that a crashed node stays away, at most
@@ -114,6 +116,13 @@ def derive(seed: int, **fixed: Any) -> Options:
         chosen["liar"] = lying.choice(REGIONS[: fixed.get("regions", chosen.get("regions", 3))])
         chosen["lies"] = round(lying.uniform(0.1, 0.4), 6)
         chosen["lookups"] = max(chosen["lookups"], 0.2)
+    standing = Random(f"{seed}/registrars")
+    if fixed.get("regions", chosen.get("regions", 3)) > 1 and standing.random() < 0.4:
+        regions = REGIONS[: fixed.get("regions", chosen.get("regions", 3))]
+        chosen["forks"] = standing.random() < 0.7
+        chosen["false_witness"] = standing.choice(regions) if not chosen["forks"] or standing.random() < 0.7 else ""
+        if chosen["forks"] and "liar" not in chosen:  # it tells no other lies
+            chosen["liar"], chosen["lies"] = standing.choice(regions), 0.0
     if fixed.get("liar", chosen.get("liar")):  # what was seen is asked for again, and not all of it is in memory
         chosen["limits"] |= {"DIRECTORY_CACHE": 4 * KIB, "DIRECTORY_FRESH": 5 * SECOND}
         # Mail for a group whose list its owner's region withholds takes room, 1 MiB of a sender at most

@@ -30,6 +30,7 @@ from tests.simulation.nodes import SimNode
 from tests.simulation.options import Options, bounds, derive
 from tests.simulation.people import REGIONS, make_root
 from tests.simulation.proofs import Proofs
+from tests.simulation.registrars import Registrars
 from tests.simulation.store import SimDisk
 from tests.simulation.tally import counting
 from tests.simulation.watchdog import standing_still
@@ -86,6 +87,8 @@ class Federation:
         self._tell_of_the_liar()
         self.erasing = Asking(world.trace, self.ledger, root, self.nodes, self.checks.names)
         self.authors.leaving = self.erasing.moves
+        self.registrars = Registrars(world, self.net, self.nodes, regions, options)
+        self.checks.crossed = self.registrars.halts.sent
         self.faults = Faults(world, self.net, self.nodes, self.authors, options)
 
     def _tell_of_the_liar(self) -> None:
@@ -116,9 +119,12 @@ class Federation:
             for device in list(self.authors.devices):
                 nursery.start_soon(device.run)
             nursery.start_soon(self._look)
+            self.registrars.start(nursery)
             await self._safety()
             self.faults.heal()
+            self.registrars.heal(nursery)
             await self._liveness()
+            await self.registrars.settled()
             self._end()
             nursery.cancel_scope.cancel()
 
@@ -230,7 +236,10 @@ def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any)
     async def main(world: World) -> None:
         worlds.append(world)
         federation = Federation(world, options)
-        with watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar), giving():
+        with (
+            watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar), giving(),
+            federation.registrars.halts.told(),
+        ):
             await federation.run()
 
     most = max(HANGS_S, options.safety)

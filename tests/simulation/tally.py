@@ -36,6 +36,8 @@ MUST = (
     # and what a region that lies does, and others notice
     "lie", "noticed home record: BrokenChain", "noticed home record: BadSignature",
     "noticed answer to a hand-over: PeerError",
+    # and logs that fork, witnesses that lie, and who hears of it
+    "checkpoint cosigned", "registrar killed", "fork found", "federation halted", "lie: witness cosigns anything",
 )  # fmt: skip
 SHARE = 10  # in a run of n seeds each of them happens n / SHARE times at least
 FEW = 100  # seeds: fewer say nothing about it

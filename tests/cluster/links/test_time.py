@@ -10,8 +10,9 @@ import structlog.testing
 import trio
 
 from cluster.core.linkwire import LookUp
+from cluster.links.links import Links
 from relay.core.wire import Code
-from relay.errors import Refused
+from relay.errors import Refused, RegionHalted
 from relay.limits import LINK_BACKOFF_MAX_S, LINK_BACKOFF_S, LINK_DEADLINE_S, LINK_HANDSHAKE_S, LINK_SILENCE_S
 
 LOOKUP = LookUp(bytes(32), 0)
@@ -90,6 +91,37 @@ async def test_failed_dials_back_off_with_jitter_and_end_soon_after_the_peer_is_
         began = trio.current_time()
         await links.request("sueden/1", LOOKUP)
         assert trio.current_time() - began <= LINK_BACKOFF_MAX_S
+
+
+@pytest.mark.parametrize("why", ["halted", "lapsed"])
+async def test_what_waits_for_a_link_does_not_go_to_a_region_that_is_halted_meanwhile(
+    net: Any, autojump_clock: Any, why: str
+) -> None:
+    """Found by the simulator: a request that was right when it was made, and a region that was out of reach."""
+    refused = list[str]()
+    norden, env = net.node("norden"), net.env
+
+    def check(cell: str) -> None:
+        if cell in refused:
+            raise RegionHalted(Code.UNREACHABLE, "halted", cell)
+
+    links = norden.links = Links(env, net.root, norden.peer, norden.credentials, norden.metrics, check)
+    net.nodes["norden"] = norden
+    gone = env.listeners.pop(net.ports["sueden"])
+    async with net.running("norden", "sueden"), trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(Refused, match=r"halted|statement of region sueden has expired"):
+                await links.request("sueden/1", LOOKUP)
+
+        nursery.start_soon(ask)
+        await trio.sleep(1)
+        if why == "halted":
+            refused.append("sueden/1")
+        else:
+            links.lapsed = lambda: ("sueden",)
+        env.listeners[net.ports["sueden"]] = gone
+    assert not net.nodes["sueden"].asked
 
 
 async def test_who_says_nothing_holds_a_place_only_for_the_handshake(net: Any, autojump_clock: Any) -> None:
