@@ -154,7 +154,7 @@ ERASING = {**_WORLD, "rate": 6.0, "every": {"move": 3.0, "block": 6.0, "kill": 8
 PLANTS = (  # with the rule that each breaks, the seed that found it, and the options that bring it to light
     (signs_before_the_log_lets_go, "ADR 22", 1, ERASING),
     (forgets_what_came_late, "ADR 22", 4, ERASING),
-    (forgets_what_it_refused, "ADR 22", 10, {
+    (forgets_what_it_refused, "ADR 22", 18, {
         **ERASING, "rate": 10.0, "people": 2, "limits": {"ERASE_S": 2.0, "MAX_MAILBOX": 2048}}),
     (leaves_what_is_deleted_in_the_files, "ADR 22", 1, ERASING),
 )

@@ -31,7 +31,7 @@ MUST = (
     "connection cut", "half-open", "partition", "flap", "storm", "segment lost", "went away", "reads nothing",
     "forgot its cursor", "enrolled", "revoked", "told that it was revoked", "keys rotated", "roster", "looked up",
     "moves", "follows", "sent on", "told later", "erasure receipt", "erasure receipt of a node that was away",
-    "owner moves", "roster of an owner who moved",
+    "owner moves",
     "not_permitted", "lifetime", "passed on",
     # and what a region that lies does, and others notice
     "lie", "noticed home record: BrokenChain", "noticed home record: BadSignature",
