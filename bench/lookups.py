@@ -33,7 +33,7 @@ class _Nobody:
     def moved(self, user: bytes) -> tuple[list[bytes], bool]:
         return [], False
 
-    async def settled(self) -> None:
+    async def settled(self, asker: str = "") -> None:
         await trio.lowlevel.checkpoint()
 
 

@@ -130,7 +130,7 @@ async def _play(directory: Path, registrar: Registrar, pids: dict[str, int], req
     bodies = requests if each == 1 else [pack(list(requests[at : at + each])) for at in range(0, len(requests), each)]
     file = directory / "bodies"
     file.write_bytes(pack(list(bodies)))
-    where = registrar.config.inner.removeprefix("unix:")
+    where = load_config(_of(directory, REGIONS[0]), time.time_ns() // 1_000_000).inner.removeprefix("unix:")
     words = [sys.executable, "-m", "bench.poster", where, path, str(file), str(lines)]
     size, before = await _size(registrar), {region: cpu_s(pid) for region, pid in pids.items()}
     run = partial(subprocess.run, words, capture_output=True, text=True, check=False, timeout=_LOAD_S)
@@ -162,4 +162,4 @@ def _check(registrar: Registrar, said: dict[str, Any], each: int) -> None:
     now_ms = time.time_ns() // 1_000_000
     for answer in map(bytes.fromhex, said["last"]):
         for one in read_answers(answer) if each > 1 else [read_enrolled(answer)]:
-            verify_stapled_home(one.signed, one.staple, registrar.config.root, registrar.trust, None, now_ms)
+            verify_stapled_home(one.signed, one.staple, registrar.root, registrar.trust, None, now_ms)

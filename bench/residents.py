@@ -10,14 +10,18 @@ from __future__ import annotations
 import gc
 import json
 import os
+import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import click
+import trio
 from nacl.signing import SigningKey
 
+from bench import lodgers
 from bench.machine import describe_machine, rss_mib
 from bench.registrar import make_root
 from relay.core import records
@@ -26,6 +30,8 @@ from relay.core.codec import digest, encode, pack
 from relay.core.mailroom import Mailroom
 from relay.core.trust import Device, HomePayload, join_home, read_home
 from relay.journal.guard import ResidencyGuard
+from relay.journal.scratch import open_shelf
+from relay.journal.shelf import SealedShelf
 from relay.limits import DAY, MIB
 
 REGION: Final = "norden"
@@ -74,11 +80,11 @@ def _fact(signed: bytes) -> tuple[bytes, bytes]:
     return digest(home.user, b"posthouse.user"), pack([1, signed, [device.id for device in home.devices]])
 
 
-def measure(users: int) -> dict[str, float]:
+def measure(users: int, shelf: SealedShelf) -> dict[str, float]:
     """Memory and CPU of the fold and of the residency check for so many users, and of the fold's checkpoint."""
     now_ms = time.time_ns() // 1_000_000
-    guard = ResidencyGuard(REGION, CELL, make_root(SigningKey(bytes(32)), now_ms))
-    report, room = Report(users), Mailroom(CELL, _LOG_ID)
+    guard = ResidencyGuard(REGION, CELL, make_root(SigningKey(bytes(32)), now_ms), shelf)
+    report, room = Report(users), Mailroom(CELL, _LOG_ID, shelf)
     report.tell("a signed home record, bytes", len(signed_home(0, now_ms)))
     lots = [range(start, min(start + _BLOCK, users)) for start in range(0, users, _BLOCK)]
     report.begin()
@@ -95,21 +101,40 @@ def measure(users: int) -> dict[str, float]:
     rows = list(room.checkpoint())
     report.tell("checkpoint made: CPU, µs a user", (time.process_time() - begun) / users * 1e6)
     report.tell("checkpoint: bytes a user", sum(map(len, rows)) / users)
+    begun = time.process_time()
     digest_before = room.digest()
+    report.tell("digest: CPU, µs a user", (time.process_time() - begun) / users * 1e6)
+    report.tell("scratch file, bytes a user", shelf.file_bytes / users)
     del room
     begun = time.process_time()
-    room = Mailroom.from_checkpoint(rows)
+    room = Mailroom.from_checkpoint(rows, shelf)
     report.tell("checkpoint loaded: CPU, µs a user", (time.process_time() - begun) / users * 1e6)
     assert room.digest() == digest_before, "the state is another one after a restart"
     return report.figures
 
 
+def measure_node(users: int, directory: Path) -> dict[str, float]:
+    """Memory of the process of a node with so many users."""
+    now_ms, report = time.time_ns() // 1_000_000, Report(users)
+    signed = partial(signed_home, now_ms=now_ms)
+    trio.run(lodgers.measure, directory / "run", REGION, users, signed, _fact, report.tell)
+    return report.figures
+
+
 @click.command()
 @click.option("--users", default=100_000, show_default=True)
+@click.option("--node", "as_node", is_flag=True, help="Of a real node process, above that of one without users.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to a file.")
-def main(users: int, json_path: Path | None) -> None:
+def main(users: int, as_node: bool, json_path: Path | None) -> None:
     """Memory of a relay for users at home in its cell."""
-    found = {"users": users, "figures": measure(users), "machine": describe_machine(Path.cwd())}
+    with tempfile.TemporaryDirectory(prefix="posthouse-residents-") as scratch:
+        directory = Path(scratch)
+        if as_node:
+            figures = measure_node(users, directory)
+        else:
+            with open_shelf(directory, os.urandom(32)) as shelf:
+                figures = measure(users, shelf)
+        found = {"users": users, "figures": figures, "machine": describe_machine(directory)}
     if json_path is not None:
         json_path.write_text(json.dumps(found, indent=2) + "\n")
 

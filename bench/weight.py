@@ -30,13 +30,13 @@ from cluster.journal import open_raft
 from cluster.links import Links
 from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.layout import NodeLayout
+from cluster.node import load_mailroom
 from cluster.pki import NodeCredentials
 from cluster.switchboard import Switchboard
 from relay.core import records
 from relay.core.block import position
 from relay.core.codec import encode
 from relay.core.envelope import Header, To, join
-from relay.core.mailroom import Mailroom
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.delivery import Delivery
 from relay.intake import Intake
@@ -149,11 +149,8 @@ async def open_parts(node: NodeLayout, speed: int, report: Report) -> AsyncItera
                 switchboard.cell = await opening.__aenter__()
                 nursery.start_soon(switchboard.cell.run)
                 journal = switchboard.cell.journal
-        async with report.timed("  checkpoint read, s"):
-            saved = await journal.load_checkpoint()
-        async with report.timed("  checkpoint loaded, s"):
-            room = Mailroom.from_checkpoint(saved[1]) if saved else Mailroom(node.cell, journal.log_id)
-        del saved
+        async with report.timed("  checkpoint read and loaded, s"):
+            room = await load_mailroom(journal, node.cell)
         delivery = Delivery(journal, room, metrics, env.clock)
         intake = Intake(journal, metrics)
         steward = Steward(journal, delivery, intake, metrics)

@@ -1,7 +1,8 @@
 """Home records for keys that were made elsewhere: what a client asks for is checked whole, and signed by the registrar.
 
     request  = [payload, signature by the user key, or the recovery key]       docs/PROTOCOL.md, section 5
-    released = [payload, signature by the user key, release]    a request to move, with the consent of the region left
+    released = [payload, signature by the user key, release]    a request to move, with the consent of the region left;
+               or [released, staple], where that has a log
     records  = [signed home record, …]                          oldest first: what AUTH takes
 
 The registrar's signature is given only to what every verifier of the federation will take, and no longer than for a
@@ -22,10 +23,10 @@ from relay.client.identity import LIFETIME
 from relay.core.codec import Decoder, Struct, pack
 from relay.core.shapes import Signature
 from relay.core.trust import (
-    HomePayload, HomeRecord, Root, check_current, endorse_home, join_home, moves, read_home, release_home, verify_asked,
-    verify_home,
+    HomePayload, HomeRecord, Root, check_current, endorse_home, join_home, moves, read_home, release_home, split_home,
+    verify_asked, verify_home,
 )
-from relay.errors import OperatorError, ProtocolError, VersionTaken
+from relay.errors import AlreadyReleased, NotReleased, OperatorError, ProtocolError, VersionTaken
 from relay.limits import DAY, KIB, MAX_CHAIN
 
 _AGAIN: Final = "Make the request again: docs/PROTOCOL.md, section 5, says what is in it"
@@ -116,7 +117,7 @@ def sign_next(
     if last is not None and moves(wanted, last) and not outer.release:
         raise OperatorError(
             f"the user is at home in {last.cell}, and {last.payload.region} has not released it",
-            "Have its registrar run `posthouse user release` on the request first",
+            "Have its registrar release the request first (`posthouse registrar release`, or `posthouse user release`)",
         )
     _check_term(wanted, now_ms)
     signed = join_home(outer.payload, outer.user_signature, endorse_home(outer.payload, registrar), outer.release)
@@ -161,20 +162,59 @@ def release_enrolment(
     request with the release, for the registrar of the region that is entered.
 
     Raises like `sign_enrolment`."""
-    asked = read_request(request)
-    last = _last(before, root)
+    asked, last = read_request(request), _last(before, root)
     if last is None:
         raise OperatorError("a user is released from the home that it has", _BEFORE)
     _check_new(asked, last)
     check_registrar(root, last.payload.region, registrar)
+    return release_next(asked, last, root, registrar, now_ms)
+
+
+def release_next(
+    asked: Asked, last: HomeRecord, root: Root, registrar: SigningKey, now_ms: int
+) -> tuple[HomeRecord, bytes]:
+    """The same for a request after a verified record, by the registrar of its region, which has released nobody with it
+    before. `registrar` is the key that the root names: `check_registrar` is the caller's, once."""
+    _check_new(asked, last)
     _check_keys(asked.payload)
     _check_moves(asked.payload, last)
-    outer = _read_request(request)
+    outer = _read_request(asked.request)
     record = verify_asked(outer.payload, outer.user_signature, root, last)
     if not moves(record, last):
         raise OperatorError(f"the request keeps the user in {last.cell}", "Only a move is released; sign it instead")
     _check_term(record, now_ms)
     return record, pack([outer.payload, outer.user_signature, release_home(outer.payload, registrar)])
+
+
+def verify_release(released: bytes, root: Root, last: HomeRecord) -> HomeRecord:
+    """What a released request asks for after the verified record `last`, whose region let the user go. Offline.
+
+    Raises OperatorError for what is no request; NotReleased, BadSignature and what else `verify_asked` raises."""
+    asked, outer = read_request(released), _read_request(released)
+    if not outer.release:
+        raise NotReleased(f"version {asked.payload.version} of this user carries no release")
+    return verify_asked(outer.payload, outer.user_signature, root, last, outer.release)
+
+
+def split_release(data: bytes) -> tuple[bytes, bytes]:
+    """A request, and, of one that a region with a log released, the staple of the release (else empty): such a one
+    travels as `[released request, staple]`. (A request that nobody released is a pair, too: its signature is 64 bytes,
+    a staple is longer.)"""
+    try:
+        request, staple = split_home(data)
+    except ProtocolError:
+        return data, b""  # no request: who reads it says so
+    return (request, staple) if len(staple) > 64 else (data, b"")
+
+
+def check_released(gone: Asked | None, version: int, digest: bytes) -> None:
+    """The record of the version with which a region let a user go (`gone`, the newest such) is that one and no other.
+    Raises AlreadyReleased."""
+    if gone is not None and version == gone.payload.version and digest != gone.digest:
+        raise AlreadyReleased(
+            f"version {version} of this user was released, for the move to {gone.payload.cell}",
+            f"Have the registrar of {gone.payload.region} sign that request; what is asked for now comes after it",
+        )
 
 
 def left_region(before: Sequence[bytes], root: Root) -> str:

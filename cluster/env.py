@@ -12,7 +12,7 @@ import secrets
 import stat
 import time
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from pathlib import Path
 from random import SystemRandom
 from typing import Protocol
@@ -24,6 +24,8 @@ from relay.errors import OperatorError
 from relay.journal import files
 from relay.journal.api import LogStore, Meta, StoreEnv
 from relay.journal.portal import Portal
+from relay.journal.scratch import open_shelf
+from relay.journal.shelf import SealedShelf
 from relay.journal.store import open_store
 
 _REASONS = {
@@ -43,6 +45,10 @@ class NodeEnv(StoreEnv, Protocol):
     def open_seen(self, file: Path) -> AbstractAsyncContextManager[Seen]:
         """The directory's memory in `file`, made if missing. Raises StoreLocked, StoreForeign, StoreDamaged,
         DiskFailed."""
+
+    def open_shelf(self, directory: Path) -> AbstractContextManager[SealedShelf]:
+        """Where what a node computes lies beside its memory, in a file of the directory's disk that ends with the
+        process. Raises OperatorError."""
 
 
 class RealClock:
@@ -119,6 +125,10 @@ class RealEnv:
         """As NodeEnv says."""
         assert self._portal is not None, "stores are opened in a portal"
         return open_seen(file, self._portal, self.random_bytes(32))
+
+    def open_shelf(self, directory: Path) -> AbstractContextManager[SealedShelf]:
+        """As NodeEnv says."""
+        return open_shelf(self.data_dir(directory), self.random_bytes(32))
 
     def store_exists(self, directory: Path) -> bool:
         """Was a store ever made here?"""

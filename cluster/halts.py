@@ -1,7 +1,8 @@
 """Regions whose log forked: this node has nothing to do with them any more, and says so aloud (ADR 27).
 
-What registrars found by gossip every node asks them for, each for itself, all of them at once: a proof of a fork is
-verified offline by the key that the root names, so it does not matter who shows it. It is on the disk before it counts.
+What registrars found by gossip every node hears from them within moments, each node for itself, from all of them at
+once: a proof of a fork is verified offline by the key that the root names, so it does not matter who shows it. It is on
+the disk before it counts.
 It counts as long as the root names that key: a region that has begun a new log, under another key, is back.
 
 Mail for such a region waits where it is, its mail and its questions are refused, and nobody there is looked up. The own
@@ -10,7 +11,7 @@ region's log is only told of: the others halt.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -22,17 +23,16 @@ import trio
 from cluster.kept import write_kept
 from cluster.registrar.endpoints import caller
 from cluster.registrar.gossip import HttpDoor
+from cluster.registrar.hearing import Ask, listen
 from relay.core.policy import region_of
-from relay.core.tlog import Fork, VerifierKey, origin_of_fork, read_forks, verify_fork
+from relay.core.tlog import Fork, VerifierKey, origin_of_fork, verify_fork
 from relay.core.trust import Root
 from relay.core.wire import Code
-from relay.errors import OperatorError, PeerError, RegionHalted, TrustError
-from relay.limits import GOSSIP_S, LOOKUP_S
+from relay.errors import OperatorError, RegionHalted, TrustError
 
 _log = structlog.get_logger("cluster.halts")
 _FOLDER: Final = "forks"  # in the data directory
 _REMEDY: Final = "Show both checkpoints to the other regions; it is over when the root names a new log of that region"
-Ask = Callable[[], Awaitable[bytes]]
 
 
 class HaltMetrics(Protocol):
@@ -54,15 +54,16 @@ class Halts:
                 if key is not None:
                     self._logs.setdefault(key.name, (one.name, key))
         self._halted: dict[str, str] = {}  # region → why
-        for region_ in root.payload.regions:
-            metrics.region_halted.labels(region_.name).set(0)
+        for one in root.payload.regions:
+            metrics.region_halted.labels(one.name).set(0)
         try:
             proofs = [path.read_bytes() for path in sorted(self._folder.glob("*.fork"))]
         except OSError as error:
             raise OperatorError(f"{self._folder}: {error.strerror}", "Let this user read it") from None
         for proof in proofs:
             with suppress(TrustError):  # of a log that the root names no more
-                self._halt(*self._verify(proof))
+                halted, log = self._log_of(proof)
+                self._halt(halted, verify_fork(proof, log))
 
     @property
     def warning(self) -> str:
@@ -79,41 +80,30 @@ class Halts:
             raise RegionHalted(Code.UNREACHABLE, why, cell)
 
     async def watch(self, registrars: Mapping[str, Ask]) -> None:
-        """Ask who knows of forks, every GOSSIP_S, until cancelled. `registrars`: by region. Raises nothing that they
+        """Listen to all who may know of forks, until cancelled. `registrars`: by region. Raises nothing that they
         say or do not say; OperatorError where a proof cannot be kept."""
-        while True:
-            async with trio.open_nursery() as nursery:
-                for region, ask in registrars.items():
-                    nursery.start_soon(self._ask, region, ask)
-            await trio.sleep(GOSSIP_S)
+        async with trio.open_nursery() as nursery:
+            for region, ask in registrars.items():
+                nursery.start_soon(listen, region, ask, self._hear_of)
 
-    async def _ask(self, region: str, ask: Ask) -> None:
-        try:
-            with trio.fail_after(LOOKUP_S):
-                proofs = read_forks(await ask())
-        except (PeerError, TrustError, trio.TooSlowError) as error:
-            _log.info("forks_not_told", registrar=region, text=str(error) or "no answer in time")
-            return
-        for proof in proofs:
-            try:
-                self.take(proof)
-            except TrustError as error:
-                _log.warning("no_fork", registrar=region, text=error.text)
+    async def _hear_of(self, proof: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.take(proof)
 
     def take(self, proof: bytes) -> None:
         """Verify a proof completely, keep it, and halt. Raises TrustError where it proves nothing of a log that the
         root names; OperatorError where it cannot be kept."""
-        region, found = self._verify(proof)
+        region, key = self._log_of(proof)
         if region not in self._halted:
+            found = verify_fork(proof, key)
             write_kept(self._folder / f"{region}-{sha256(proof).hexdigest()[:16]}.fork", proof)
             self._halt(region, found)
 
-    def _verify(self, proof: bytes) -> tuple[str, Fork]:
+    def _log_of(self, proof: bytes) -> tuple[str, VerifierKey]:
         origin = origin_of_fork(proof)
         if origin not in self._logs:
             raise TrustError(f"a fork of {origin[:80]!r}, which is no region's log", "Nothing is halted by it")
-        region, key = self._logs[origin]
-        return region, verify_fork(proof, key)
+        return self._logs[origin]
 
     def _halt(self, region: str, found: Fork) -> None:
         self._metrics.region_halted.labels(region).set(1)
@@ -131,5 +121,5 @@ def registrars_of(root: Root) -> dict[str, Ask]:
     for region in root.payload.regions:
         if region.registrar_url:
             with suppress(OperatorError, TrustError, ValueError):
-                found[region.name] = HttpDoor(caller(region.name, region.registrar_url, root, region.name)).forks
+                found[region.name] = HttpDoor(caller(region.name, region.registrar_url, root, region.name)).news
     return found

@@ -85,7 +85,7 @@ class Reception:
             return self._answer(key, request.first, last)
         fresh, movers = self._judge(peer, request, vector() + 1)
         if any(map(_denies, fresh)):
-            await self._barrier.reach()  # Overloaded: asked again
+            await self._barrier.reach(peer.cell)  # Overloaded: asked again
             fresh, movers = self._judge(peer, request, vector() + 1)
         if not fresh:  # another node has taken all of it meanwhile
             return self._answer(key, request.first, last)

@@ -41,7 +41,9 @@ from relay.barrier import Barrier
 from relay.certificates import certify
 from relay.core import records
 from relay.core.mailroom import Mailroom
+from relay.core.mailroom.checkpoint import Loading
 from relay.core.mailroom.state import FOLD_VERSION
+from relay.core.packing import Shelf
 from relay.core.receipts import Certify
 from relay.core.trust import HomeRecord
 from relay.delivery import Delivery
@@ -55,6 +57,7 @@ from relay.journal.guard import ResidencyGuard
 from relay.journal.files import STORE_FILE, check_repaired
 from relay.journal.scrub import Scrubber
 from relay.journal.seal import StorageRing
+from relay.journal.shelf import SealedShelf
 from relay.journal.solo import SoloJournal, open_solo
 from relay.observe.admin import Answer, Page, serve_admin
 from relay.observe.metrics import Metrics
@@ -93,9 +96,9 @@ class OwnUsers:
         moved = self.delivery.room.state.moved.get(user)
         return (moved.chain, moved.confirmed) if moved else ([], False)
 
-    async def settled(self) -> None:
+    async def settled(self, asker: str = "") -> None:
         """Wait until nothing is missing here that the cell had committed. Raises Overloaded."""
-        await self.barrier.reach()
+        await self.barrier.reach(asker)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Node:
         self._office = Office(
             identity, config.root, delivery, self._intake, directory, abroad, metrics, self._notary
         )
-        self._office.halted = switchboard.check
+        self._office.halted = directory.halted = switchboard.check
         self._reception = Reception(config.root, delivery, intake, barrier, self._office, directory)
         self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         self._forwarders.taken_over = lambda header: directory.stale(header.to)
@@ -237,10 +240,12 @@ async def listen_at(env: Env, key: str, where: Address | Path) -> list[trio.abc.
         raise OperatorError(f"listen.{key}: {error.text}", error.remedy) from error
 
 
-async def load_mailroom(journal: Journal, cell: str) -> Mailroom:
+async def load_mailroom(journal: Journal, cell: str, shelf: Shelf | None = None) -> Mailroom:
     """The mailroom as of the last checkpoint; what follows in the log is applied by Delivery (rule 11)."""
-    saved = await journal.load_checkpoint()
-    return Mailroom.from_checkpoint(saved[1]) if saved else Mailroom(cell, journal.log_id)
+    loading = Loading(shelf)
+    if await journal.load_checkpoint(loading.take) is None:
+        return Mailroom(cell, journal.log_id, shelf)
+    return Mailroom.of(loading.done())
 
 
 def check_data(directory: Path) -> None:
@@ -256,11 +261,11 @@ def check_data(directory: Path) -> None:
 
 @asynccontextmanager
 async def _open_journal(
-    config: NodeConfig, kit: Kit, links: Links, switchboard: Switchboard
+    config: NodeConfig, kit: Kit, shelf: Shelf, links: Links, switchboard: Switchboard
 ) -> AsyncIterator[OwnJournal]:
     """The journal of a cell of one, or of a replicated cell, running."""
     own, paths, root, env = config.node, config.paths, config.root, kit.env
-    guard, federation = ResidencyGuard(own.region, own.cell, root), federation_id(root)
+    guard, federation = ResidencyGuard(own.region, own.cell, root, shelf), federation_id(root)
     listed = root.cell(own.cell)
     nodes = [node.name for node in listed.nodes] if listed else []
     check_repaired(paths.data)
@@ -284,6 +289,13 @@ async def _open_journal(
 
 async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], None]) -> None:
     """One life of a node. Raises PosthouseError, in a group; Rejoin where the next life is due."""
+    with kit.env.open_shelf(config.paths.data) as shelf:
+        await _live(config, kit, shelf, stop, ready)
+
+
+async def _live(
+    config: NodeConfig, kit: Kit, shelf: SealedShelf, stop: Stop, ready: Callable[[], None]
+) -> None:
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     metrics = Metrics()
     halts = Halts(root, own.region, paths.data, metrics)
@@ -306,12 +318,13 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
             base.start_soon(switchboard.onlookers.run)
         base.start_soon(readiness.give_up, stop.asked, base.cancel_scope)
         readiness.say("joining the cell")
-        async with _open_journal(config, kit, links, switchboard) as journal:
+        async with _open_journal(config, kit, shelf, links, switchboard) as journal:
+            shelf.on_failure = journal.disk.tail.end  # rule 7
             control[0] = control_of(journal, own.cell, own.name)
             store = journal.disk.store.meta.store.hex()
             kit.note("store.open", "node", store=store, log=journal.log_id.hex(), first=journal.first, tip=journal.tip)
             with found_in(paths.data / STORE_FILE):
-                room = await load_mailroom(journal, own.cell)
+                room = await load_mailroom(journal, own.cell, shelf)
             delivery, intake = Delivery(journal, room, metrics, env.clock), Intake(journal, metrics)
             barrier = Barrier(journal, intake, delivery)
             async with env.open_seen(paths.data / DIRECTORY_FILE) as seen:
@@ -319,6 +332,7 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
                 node = Node(
                     config, kit, journal, room, directory, links, metrics, delivery, intake, barrier, switchboard
                 )
+                node.steward.shelf = shelf
                 erasures = Erasures(
                     lambda: room.state, journal, lambda: node.steward.erased, own.name, paths.certificate,
                     paths.private_key, env.clock.wall_ms,
@@ -363,7 +377,13 @@ async def _open_faces(
     control: Callable[[], CellControl | None], erasing: Erasing,
 ) -> None:
     """The admin port, which shows; and the control socket, which also takes orders."""
-    ready, warning = lambda: readiness.reason, lambda: halts.warning
+
+    def ready() -> str | None:
+        return readiness.reason
+
+    def warning() -> str:
+        return "; ".join(filter(None, (halts.warning, kit.root.waits if kit.root is not None else "")))
+
     faces = await listen_at(kit.env, "admin", config.listen.admin)
     pages = cell_pages(control, orders=False, erasing=erasing)
     if (trail := kit.trail) is not None:

@@ -82,16 +82,8 @@ class Onlookers:
         theirs = self._verified(peer, message)
         self._heard[peer.node] = trio.current_time()
         whose = f"{peer.cell}/{peer.node}"
-        known = self._trail.seen.get(whose)
-        before = parse_checkpoint(parse_note(str(known.about["checkpoint"]).encode()).text) if known else None
-        if before == theirs:
-            return linkwire.Done()
-        if before is not None and (text := contradiction(before, theirs)):
+        if text := self._trail.keep(whose, theirs, message.checkpoint):
             _log.error("audit_log_contradicts_itself", node=peer.node, text=text)
-            self._trail.note("seen.contradiction", whose, text=text)
-            if before.origin == theirs.origin:
-                return linkwire.Done()  # the older word is the one to keep
-        self._trail.note_seen(whose, message.checkpoint)
         return linkwire.Done()
 
     def _verified(self, peer: Peer, message: linkwire.AuditHead) -> Checkpoint:
@@ -108,13 +100,3 @@ class Onlookers:
         except TrustError as error:
             raise PeerError(f"{peer.node} told of an audit log that is not its own: {error.text}") from None
         return checkpoint
-
-
-def contradiction(before: Checkpoint, now: Checkpoint) -> str:
-    """What is wrong when a node signs the one after the other; empty where nothing is. That a longer log begins with
-    the shorter one is not told by their checkpoints; `posthouse audit verify` looks."""
-    if before.origin != now.origin:
-        return f"another log, of {now.size} entries, in the place of one of {before.size}: lost, or taken away"
-    if now.size < before.size:
-        return f"{now.size} entries where there were {before.size}: the newest were taken away"
-    return f"two histories of {now.size} entries" if now.size == before.size else ""

@@ -65,7 +65,7 @@ class Passage:
         found: dict[bytes, ReceiptItem | None] = {}
         fresh: list[records.Passed] = []
         if any(self._refusal(peer, sealed) is Code.UNKNOWN_USER for sealed in request.envelopes):
-            await self._barrier.reach()
+            await self._barrier.reach(peer.cell)
         for sealed in request.envelopes:
             own, code = envelope_id(sealed), self._refusal(peer, sealed)
             if own not in found:

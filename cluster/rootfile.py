@@ -1,8 +1,8 @@
 """A running node's root document: what is put into its file is verified, kept, and used as far as that goes without a
 restart; and it is said aloud when nothing newer comes.
 
-The owner of which root document this node trusts. Regions are taken from it when a life of the node begins; a
-publication that changes none of them (a new timestamp, other keepers) counts at once.
+The owner of which root document this node trusts. Regions are taken from it when the process begins; a publication that
+changes none of them (a new timestamp, other keepers) counts at once, and so does that one is removed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,20 @@ class RootFile:
         self._path, self._data, self._now_ms, self._note = path, data, now_ms, note
         self._trusted = self._began = reopen_root(signed, now_ms())
         self._ends, self._lapsed = region_ends(self._trusted), frozenset(self._trusted.payload.lapsed)
+        self._removed = frozenset[str]()
         self._seen = self._taken = self._stamp()
 
     def lapsed(self) -> Collection[str]:
-        """The regions whose own statement has run out by now: nobody speaks for them until they sign another one."""
-        return self._lapsed
+        """The regions that are not believed any more: their own statement has run out by now, so that nobody speaks for
+        them until they sign another one, or the keepers removed them."""
+        return self._lapsed | self._removed
+
+    @property
+    def waits(self) -> str:
+        """What /readyz adds: what of the newest root document counts after a restart only; empty where nothing does."""
+        changed = _changed(self._began, self._trusted)
+        what = f"version {self._trusted.payload.version} of the root document waits for a restart"
+        return f"{what}: it says something else of {', '.join(changed)}" if changed else ""
 
     @property
     def trusted(self) -> Root:
@@ -100,6 +109,11 @@ class RootFile:
             remedy = "Its operator signs it again: posthouse init statement; then publish, and put root.bin here"
             _log.error("region_lapsed", region=name, text=text, remedy=remedy)
         self._lapsed = lapsed
+        removed = frozenset(region.name for region in self._began.payload.regions) - self._ends.keys()
+        for name in sorted(removed - self._removed):
+            text = f"the keepers removed region {name}: no link to or from it is used"
+            _log.warning("region_removed", region=name, text=text)
+        self._removed = removed
 
     def _say_stale(self) -> None:
         payload = self._trusted.payload

@@ -19,10 +19,10 @@ import trio
 from nacl.signing import SigningKey
 
 from cluster.core.auditlog import (
-    BEGUN, DONE, FAILED, LET_GO, OPENING, REFUSED, REGISTRAR, SEEN, About, AuditBroken, Entry, Place, follow, lines_of,
-    opening, origin_of, read_opening, write_line,
+    BEGUN, CONTRADICTION, DONE, FAILED, LET_GO, OPENING, REFUSED, REGISTRAR, SEEN, About, AuditBroken, Entry, Place,
+    contradiction, follow, lines_of, opening, origin_of, read_opening, write_line,
 )  # fmt: skip
-from relay.core.tlog import ED25519, Frontier, SignerKey
+from relay.core.tlog import ED25519, Checkpoint, Frontier, SignerKey, parse_checkpoint, parse_note
 from relay.errors import BadSignature, DiskFailed, OperatorError, PosthouseError, StoreDamaged, StoreLocked
 from relay.journal.files import sync_directory, sync_names
 from relay.journal.mark import sync_handle
@@ -119,8 +119,22 @@ class Trail:
             self.on_note()
 
     def note_seen(self, whose: str, checkpoint: bytes) -> None:
-        """Another node's newest checkpoint, verified. Raises DiskFailed."""
+        """Another log's newest checkpoint, verified. Raises DiskFailed."""
         self.note(SEEN, whose, checkpoint=checkpoint.decode("utf-8"))
+
+    def keep(self, whose: str, theirs: Checkpoint, note: bytes) -> str:
+        """Note the newest checkpoint of another log, verified, unless it is known. What is wrong with it after the one
+        before is noted, too, and returned; else empty. Raises DiskFailed."""
+        known, text = self.seen.get(whose), ""
+        before = parse_checkpoint(parse_note(str(known.about["checkpoint"]).encode()).text) if known else None
+        if before == theirs:
+            return text
+        if before is not None and (text := contradiction(before, theirs)):
+            self.note(CONTRADICTION, whose, text=text)
+            if before.origin == theirs.origin:
+                return text  # the older word is the one to keep
+        self.note_seen(whose, note)
+        return text
 
     async def failed(self) -> None:
         """Returns never; raises DiskFailed when an entry could not be written."""

@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import structs
 from nacl.signing import SigningKey
 
+from docs.vectors_of_logs import region_logs
 from relay.client import Card
 from relay.core import receipts, sealing, trust, wire
 from relay.core.block import make_block, position
@@ -194,6 +195,7 @@ def vectors() -> dict[str, Any]:
             for message in messages()
         ],
         "records": records(),
+        "region_logs": region_logs(first.signed, USER_KEY, REGISTRAR, NOW),
         "receipt": receipt(),
         "padding": [{"size": size, "bucket": sealing.bucket(size)} for size in (1, 512, 513, 1_000, 5_000, 98_304)],
         "suite_1": dict(sealing.test_vectors()),

@@ -36,7 +36,7 @@ OFFER_BYTES: Final = 512  # bytes counted for each offer to the intake beside it
 INTAKE_AHEAD: Final = 8  # batches of a node that have a place in the log and are not committed; more would only wait
 CHECKPOINT_BYTES: Final = 8 * MIB  # log bytes between two checkpoints at least; bounds replay at start
 CHECKPOINT_SHARE: Final = 4  # the log grows by a 4th of what a checkpoint takes: bounds replay, and what dumps cost
-CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows made and not written yet: the fold goes on once all are made
+CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows on the shelf, made and not written: the fold goes on once all are
 CARRY_LIVE_SHARE: Final = 0.25  # carry the oldest stretch when less than this share of it is still live
 CARRY_STRETCH: Final = 4 * MIB  # bytes of the oldest stretch that one carry looks at
 ERASE_S: Final = 300.0  # seconds from when all of a user who left is handed over to when the log lets go of it
@@ -54,6 +54,7 @@ SCRUB_BATCH: Final = 16  # blocks that it reads at a time; a reader that comes t
 SCRUB_BLOCK: Final = 4 * KIB  # bytes that each block counts for at least: opening many small ones takes time, too
 SCRUB_FIRST_S: Final = 60.0  # seconds after a start, and between two passes at least
 SCRUB_EVERY_S: Final = 3_600.0  # seconds from pass to pass: what rots is found while the other copies are still good
+SHELF_BYTES: Final = 32 * MIB  # bytes in memory of what lies in the scratch file: that of 25,000 users
 DISK_DEADLINE_S: Final = 30.0  # seconds one database call may take; a disk that hangs longer has failed (rule 7)
 
 # --- per user ------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ MAX_DEVICES: Final = 32  # devices in one home record; a wrap is about 100 bytes
 MAX_FORMER: Final = 256  # device ids of a user that were revoked or rotated: who verifies keeps them, 72 bytes each
 MAX_CHAIN: Final = 256  # home records in one chain
 MAX_MEMBERS: Final = 10_000  # members of a roster in this first form
-MAX_AWAKE: Final = 3 * MAX_MEMBERS // 2  # users, and devices, kept as objects for nothing (33 MB): a whole group
+MAX_AWAKE: Final = 3 * MAX_MEMBERS // 2  # users, and devices, kept as objects for nothing (39 MB): a whole group
 MAX_MAILBOX: Final = 64 * MIB  # bytes waiting in one mailbox; past it MAILBOX_FULL, a final outcome
 MAX_OUTBOX: Final = 1_024 * MIB  # bytes waiting for one other cell; past it OUTBOX_FULL, retryable
 MAX_WAITING: Final = 16 * MIB  # bytes waiting for a roster version that has not arrived (rule 17)
@@ -124,7 +125,9 @@ MAX_EPHEMERAL: Final = 4_096  # bytes of an ephemeral payload
 
 # --- the directory -------------------------------------------------------------------------------
 BARRIER_S: Final = 3.0  # seconds a node may take to learn what its cell has committed, before it denies something
-LOOKUP_S: Final = 10.0  # seconds a lookup in another cell may take
+BARRIER_EVERY_S: Final = 1.0  # seconds between two blocks that one other cell causes by asking for nobody: 86,400 a day
+LOOKUP_S: Final = 10.0  # seconds a lookup in other cells may take, with all the homes that it is sent on to
+MAX_HOPS: Final = 16  # homes that one lookup is sent on to; the next one goes on from there
 DIRECTORY_FRESH: Final = 60 * SECOND  # ms a foreign home record is used before its cell is asked for a newer one
 DIRECTORY_RETRY: Final = 2 * SECOND  # ms a failed lookup is the answer to everybody who asks the same
 DIRECTORY_CACHE: Final = 8 * MIB  # bytes of foreign home records in memory
@@ -158,6 +161,7 @@ AUDIT_FILE: Final = 1 * MIB  # bytes of one file of an audit log: at every start
 AUDIT_FILES: Final = 64  # files that are kept, of about 3,000 entries each; then the oldest goes
 AUDIT_HEAD: Final = 2 * KIB  # bytes of an audit log's signed checkpoint on a link: text, name and one signature
 AUDIT_TELL_S: Final = 5.0  # seconds between two checkpoints of an audit log to one node: each is an entry there
+AUDIT_ASK_S: Final = 60.0  # seconds between two that a registrar asks another one for: 0.9 MB of entries a day at most
 
 # --- registrars ----------------------------------------------------------------------------------
 MAX_REQUEST: Final = 16 * KIB  # bytes of an enrolment request: a home record of 32 devices takes 3
@@ -168,7 +172,11 @@ WITNESS_S: Final = 5.0  # seconds a witness has for an answer, and a request wai
 WITNESS_AGAIN_S: Final = 60.0  # seconds until an idle log asks for new cosignatures: their times say how fresh it is
 WITNESS_BACKOFF_S: Final = 0.5  # seconds until a witness that failed is asked again; doubled up to the next
 WITNESS_BACKOFF_MAX_S: Final = 30.0
-GOSSIP_S: Final = 30.0  # seconds between two looks at what other witnesses saw: a split view lives no longer
+GOSSIP_S: Final = 30.0  # seconds that a split view lives at most: found within two looks, and told within a pause
+GOSSIP_LOOK_S: Final = 10.0  # seconds between two looks at what other witnesses saw, and what one takes at most
+FORKS_WAIT_S: Final = 10.0  # seconds that a registrar waits for news of forks before it says that there are none
+FORKS_PAUSE_S: Final = 5.0  # seconds between two questions for them at least, however soon they are answered
+MAX_FORKS_WAITING: Final = 64  # who may wait for such news: a quarter of HTTP_CONNECTIONS; others ask again
 CHECKPOINT_FRESH_S: Final = 600  # seconds: how old the newest checkpoint may be for "latest" and "absent" to count
 HTTP_REQUEST_S: Final = 10.0  # seconds from a request's first byte to its last, and for its answer to be taken
 HTTP_ANSWER_S: Final = 30.0  # seconds until a request that waits (for a batch, for witnesses) is given up

@@ -31,7 +31,7 @@ from relay.observe.metrics import Metrics
 from relay.ports import Abroad, Directory, Notary
 
 _log = structlog.get_logger("relay.office")
-_LOOKUPS_S = 8.0  # seconds that the recipients of one batch may take to be found
+_LOOKUPS_S = 8.0  # seconds that the recipients of one batch, or whoever else is asked for, may take to be found
 _APPLY_S = 10.0  # seconds to wait for a record of ours to be applied: within the gateway's handshake deadline
 
 
@@ -71,7 +71,7 @@ class Office:
             check_current(record, self._delivery.time_ms())
         except TrustError as error:
             raise AuthError(f"the home records do not hold: {error.text}", error.remedy) from None
-        enrolled = state.devices.get(device)
+        enrolled = state.devices.peek(device)
         if enrolled is None or enrolled.user != user:
             if (stem := record.stem(device)) is not None:
                 raise DeviceRevoked(rotated=any(one.stem == stem for one in record.devices))
@@ -140,11 +140,12 @@ class Office:
     async def start(self, line: Line, hello: wire.Hello, nonce: bytes) -> Started:
         """See relay.gateway.api.Office."""
         room, log_id = self._delivery.room, self.identity.log_id
-        device = room.state.devices.get(line.device)
+        device = room.state.devices.peek(line.device)
         if device is None:
             self._check_moved(line.user, line.device)
             raise DeviceRevoked
-        version = room.state.users[line.user].record.version
+        known, _ = self._known(line.user)
+        version = known.version if known else 0
         longest = self._policies.longest(self.identity.cell)
         if not hello.receive:
             self._delivery.attach(line)
@@ -162,7 +163,8 @@ class Office:
                 "the device has acknowledged more than this log holds: acknowledged history is missing here",
                 "Do not go on; tell the operator that an older copy of the log is being served",
             )
-        if line.device not in room.state.devices or room.state.devices[line.device].session != nonce:
+        device = room.state.devices.peek(line.device)
+        if device is None or device.session != nonce:
             self._check_enrolled(line)
             line.end(Fault.FENCED, "the device started a newer session")  # the first reason counts
             raise Refused(Fault.FENCED, "the device started a newer session")
@@ -317,8 +319,10 @@ class Office:
     async def lookup(self, line: Line, request: wire.Lookup) -> wire.Record:
         """See relay.gateway.api.Office."""
         try:
-            chain = await self._directory.chain(request.user, request.hint, request.after)
-            return wire.Record(request.request, Code.STORED, tuple(chain))
+            with trio.move_on_after(_LOOKUPS_S):
+                chain = await self._directory.chain(request.user, request.hint, request.after)
+                return wire.Record(request.request, Code.STORED, tuple(chain))
+            return wire.Record(request.request, Code.UNREACHABLE, ())
         except Refused as error:
             return wire.Record(request.request, error.code, ())
         except TrustError as error:
@@ -348,12 +352,11 @@ class Office:
         if message.user in self._delivery.room.state.users:
             await self.ephemeral_here(message.user, line.user, line.device, message.payload)
             return
-        try:
+        home: HomeRecord | None = None
+        with suppress(Refused, TrustError), trio.move_on_after(_LOOKUPS_S):
             home = await self._directory.lookup(message.user, message.hint)
-        except (Refused, TrustError):
+        if home is None or self._policies.forbidden(self.identity.cell, home.cell):
             return  # there is no receipt for what is off the log
-        if self._policies.forbidden(self.identity.cell, home.cell):
-            return
         await self._abroad.ephemeral(home.cell, message.user, line.user, line.device, message.payload)
 
     async def ephemeral_here(self, user: bytes, from_user: bytes, from_device: bytes, payload: bytes) -> None:

@@ -105,8 +105,9 @@ class Journal(Protocol):
         """Replace the checkpoint by `rows` (each ≤ 1 MiB), taken after applying block `index`, atomically. Some at a
         time are held in memory."""
 
-    async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
-        """The last checkpoint: (index, rows), checksums verified. None in a new log."""
+    async def load_checkpoint(self, take: Callable[[bytes], None]) -> int | None:
+        """Give the rows of the last checkpoint to `take`, in order, and return its index; None in a new log. Where this
+        raises, they are no good: the checksum over all of them is looked at when the last one was read."""
 
 
 class Directory(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 
 import structlog
@@ -13,6 +13,7 @@ from relay.core import records
 from relay.core.mailroom import reading
 from relay.core.mailroom.checkpoint import ROW_BYTES
 from relay.core.mailroom.state import Source, split_key
+from relay.core.packing import Memory, Shelf
 from relay.delivery import Delivery
 from relay.errors import Overloaded, ResidencyError, StoreDamaged
 from relay.intake import Intake
@@ -36,6 +37,7 @@ class Steward:
         self._delivery = delivery
         self._intake = intake
         self._metrics = metrics
+        self.shelf: Shelf = Memory()  # for rows of a checkpoint that are made and not written yet
         self._saved = delivery.room.state.index
         self._saving = trio.Lock()
         delivery.checkpoint_due = self.save
@@ -110,21 +112,28 @@ class Steward:
             if index == self._saved:
                 task_status.started()
                 return
-            ahead, behind = trio.open_memory_channel[bytes](_ROWS_AHEAD)
-            made = 0
+            ahead, behind = trio.open_memory_channel[int](_ROWS_AHEAD)
+            rows, made = self._laid_ahead(behind), 0
             async with trio.open_nursery() as nursery:
                 with self._delivery.still(), ahead:
                     for row in self._delivery.room.checkpoint():
                         if made == _ROWS_AHEAD:  # not before: sealing and writing would only make the pause longer
-                            nursery.start_soon(self._journal.save_checkpoint, index, behind)
-                        await ahead.send(row)
+                            nursery.start_soon(self._journal.save_checkpoint, index, rows)
+                        await ahead.send(self.shelf.add(row))
                         made += 1
                 task_status.started()
                 if made <= _ROWS_AHEAD:
-                    nursery.start_soon(self._journal.save_checkpoint, index, behind)
+                    nursery.start_soon(self._journal.save_checkpoint, index, rows)
             self._saved, self._renew = index, False
             await self._journal.release(min(floor, index + 1))
             _log.debug("checkpoint", index=index, floor=floor)
+
+    async def _laid_ahead(self, numbers: AsyncIterable[int]) -> AsyncIterator[bytes]:
+        """Rows that wait on the shelf to be written."""
+        async for number in numbers:
+            row = self.shelf.get(number)
+            self.shelf.drop(number)
+            yield row
 
     def _tick_if_due(self) -> None:
         """Rule 14: a due expiry makes a block even when nobody writes."""

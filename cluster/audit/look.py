@@ -18,7 +18,7 @@ from cluster.stopped import without_head
 from relay.core import records
 from relay.core.block import Block
 from relay.core.envelope import envelope_id
-from relay.core.mailroom import checkpoint
+from relay.core.mailroom import Mailroom
 from relay.errors import DiskFailed, PosthouseError, ProtocolError, StoreDamaged, StoreError, TrustError
 from relay.journal.files import STORE_FILE
 from relay.journal.inspect import Saved, StoppedStore
@@ -150,7 +150,7 @@ class Look:
         for row in saved.rows:
             self._scan_unsealed(where, self.scanner.scan_bytes(row))
         with self._reading(where):
-            checkpoint.load(without_head(saved.rows))
+            Mailroom.from_checkpoint(without_head(saved.rows))
 
     @contextmanager
     def _reading(self, where: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import Final
 from cluster.audit.scan import files_below
 from cluster.audit.sites import CONFIG, read_site
 from cluster.core.auditlog import (
-    LET_GO, OPENING, REGISTRAR, SEEN, AuditBroken, Entry, Kept, Place, follow, lines_of, read_opening, verify_kept,
+    LET_GO, OPENING, REGISTRAR, RUN, SEEN, AuditBroken, Entry, Kept, Place, follow, lines_of, read_opening, verify_kept,
     whose_log,
 )  # fmt: skip
 from relay.core.tlog import VerifierKey, parse_checkpoint, parse_note
@@ -37,6 +37,7 @@ class Log:
     let_go: int = 0  # entries below this one may be missing: the log itself says so
     place: Place | None = None
     torn: bool = False
+    runs: bool = False  # a process writes it, and not somebody who signs with a registrar's key by hand
     broken: bool = False  # what follows the first line that does not hold was not looked at
     findings: list[str] = field(default_factory=list)
 
@@ -106,6 +107,7 @@ def _read_line(log: Log, line: bytes, *, begins: bool, say: Say | None) -> None:
     if begins is not (entry.what == OPENING):
         raise AuditBroken(f"entry {entry.n} begins a file, and does not stand at the beginning of one")
     log.roots.append(log.place.tree.root())
+    log.runs |= entry.what == RUN or log.whose.rpartition("/")[2] != REGISTRAR
     if entry.what == SEEN:
         log.seen.append((entry.n, str(entry.about.get("checkpoint", ""))))
     elif entry.what == LET_GO:
@@ -164,7 +166,7 @@ def hold_together(
     """Every checkpoint that one of the logs has of another, and those of `files` (name, bytes), are of that one
     history. `lost`: ids of logs that are known to be gone; `bare`: whose logs should be there, and are not."""
     judged, gone = Judged(), set(lost)
-    here = {one.whose for one in logs}.union(bare)
+    here = {one.whose for one in logs if one.runs}.union(bare)
     by_origin = {log.key.name: log for log in logs if log.key is not None}
     if len(by_origin) < len([log for log in logs if log.key is not None]):
         judged.findings.append("one log lies here twice: look at one copy after the other")

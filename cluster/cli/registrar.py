@@ -12,16 +12,17 @@ import click
 import trio
 
 from cluster.cli.exits import Exit, NoAnswer
+from cluster.cli.moving import move, release
 from cluster.cli.options import as_option, dir_option, now_ms
 from cluster.cli.region import authority_key_of, load_region
 from cluster.config_keys import Address
-from cluster.enrolment import read_records
+from cluster.enrolment import read_records, split_release
 from relay.core.tlog import Trust, VerifierKey
 from cluster.local import devices as life
 from cluster.local.home import Home, read_root
 from cluster.local.people import introduce
 from cluster.provision import write_public
-from cluster.registrar.asking import Proof, Registrar, signer
+from cluster.registrar.asking import Proof, Registrar, portions, signer
 from cluster.registrar.audit import Audit, from_caller, from_directory
 from cluster.registrar.config import load_config
 from cluster.registrar.endpoints import caller
@@ -29,8 +30,9 @@ from cluster.registrar.make import make_registrar
 from cluster.registrar.notebook import open_notebook
 from relay.client import Card
 from relay.core.codec import encode, pack
-from relay.core.trust import RootRegion, trust_of
-from relay.errors import OperatorError, PeerError, PosthouseError
+from relay.core.trust import RootRegion, same_home, trust_of
+from relay.errors import OperatorError, Overloaded, PeerError, PosthouseError, TrustError
+from relay.limits import MAX_REQUEST, MAX_STAPLE
 from relay.journal.portal import open_portal
 from relay.observe.logs import configure_logs
 
@@ -121,8 +123,7 @@ def run(path: Path) -> None:
 
 
 @registrar.command()
-@click.argument("requests", metavar="REQUEST…", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1,
-                required=True)  # fmt: skip
+@click.argument("requests", metavar="REQUEST…", type=_PATH, nargs=-1, required=True)
 @click.option(
     "--after", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The records so far, of a user who moves here from another region. For one REQUEST.",
@@ -134,44 +135,90 @@ def enrol(requests: tuple[Path, ...], after: Path | None, out: Path | None, at: 
 
     A REQUEST is the msgpack array [payload, signature by the user key] of docs/PROTOCOL.md, section 5: of a new user,
     or of the next version of one (a device more or less, another user key, another year); or what the region that a
-    user leaves has made of it (`posthouse user release`): then give the same --after. Writes the user's signed records
-    as AUTH takes them, each with its staple: the proof, by the other regions' cosignatures, that it is in the region's
-    log; and once more, by itself, the staple of the record that was asked for. Prints the address card. The same
-    request again gives the same record. Many files are logged many at a time; one that is refused stops none of the
-    others, and the exit status says that there was one.
+    user leaves has made of it (`posthouse registrar release`, `posthouse user release`): then give --after. Writes the
+    user's signed records as AUTH takes them, each with its staple: the proof, by the other regions' cosignatures, that
+    it is in the region's log; and once more, by itself, the staple of the record that was asked for. Prints the address
+    card. The same request again gives the same record.
+
+    Many files are logged many at a time. One that is refused, too large or cannot be read is named, with what to do; it
+    stops none of the others, and the exit status is 1. Where the registrar stops answering (4), what it answered before
+    is written, and the rest is named: run the same command again.
     """
     if (out is not None or after is not None) and len(requests) > 1:
         raise click.UsageError("--out and --after are for one REQUEST")
-    registrar, asked = Registrar.of(load_config(at, now_ms())), [place.read_bytes() for place in requests]
-    if after is not None:
-        before = read_records(after.read_bytes())
-        _write(out or requests[0], *trio.run(registrar.sign, asked[0], before, now_ms()))
+    registrar = Registrar.of(load_config(at, now_ms()))
+    if len(requests) == 1:
+        before = read_records(after.read_bytes()) if after is not None else ()
+        _write(out or requests[0], *trio.run(registrar.sign, _request_in(requests[0]), before, now_ms()))
         return
-    refused = False
-    for place, found in zip(requests, trio.run(_enrol_all, registrar, asked), strict=True):
-        if not isinstance(found, PosthouseError):
-            _write(out or place, *found)
-        elif len(requests) == 1:
-            raise found
-        else:
-            click.echo(f"{place}: {type(found).__name__}: {found.text}. {found.remedy}", err=True)
-            refused = True
-    if refused:
+    if refused := trio.run(_enrol_all, registrar, requests):
+        click.echo(f"{refused} of {len(requests)} requests were not enrolled; the others are", err=True)
         click.get_current_context().exit(Exit.FAILED)
 
 
+def _request_in(place: Path) -> bytes:
+    """The request in a file, or the released one with its staple. Raises OperatorError."""
+    most = MAX_REQUEST + MAX_STAPLE
+    try:
+        with place.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise OperatorError(f"{place}: {error.strerror}", "Name files with one request each") from None
+    if len(split_release(data)[0]) > MAX_REQUEST:
+        what = f"{place}: {place.stat().st_size} bytes; a request has at most {MAX_REQUEST}"
+        raise OperatorError(what, "Is it a request? docs/PROTOCOL.md, section 5, says what is in one")
+    return data
+
+
+def _same(some: Sequence[bytes], others: Sequence[bytes]) -> bool:
+    return len(some) == len(others) and all(map(same_home, some, others))
+
+
+async def _enrol_all(registrar: Registrar, places: Sequence[Path]) -> int:
+    """Enrol what is in these files, and write what is answered, as it comes: how many were refused. Raises NoAnswer
+    where the registrar stops answering."""
+    asked, refused = list[tuple[Path, bytes]](), 0
+    for place in places:
+        try:
+            asked.append((place, split_release(_request_in(place))[0]))
+        except OperatorError as error:
+            refused += _refused(place, error)
+    left = [str(place) for place, _ in asked]
+    try:
+        for some in portions([request for _, request in asked]):
+            for answer in await registrar.enrol_many(some):
+                place = Path(left[0])
+                try:
+                    if isinstance(answer, PosthouseError):
+                        raise answer
+                    _write(place, *await registrar.proven(answer, now_ms()))
+                except (TrustError, OperatorError, Overloaded) as error:
+                    refused += _refused(place, error)
+                del left[0]
+    except PeerError as error:
+        some_left = ", ".join(left[:5]) + (", …" if len(left) > 5 else "")
+        what = f"{error.text}: {len(left)} of {len(places)} requests have no answer: {some_left}"
+        remedy = "Run the same command again when it answers: what is logged already gets the same record"
+        raise NoAnswer(what, remedy) from None
+    return refused
+
+
+def _refused(place: Path, error: PosthouseError) -> int:
+    text = error.text if error.text.startswith(str(place)) else f"{place}: {type(error).__name__}: {error.text}"
+    click.echo(f"{text}. {error.remedy}", err=True)
+    return 1
+
+
 def _write(target: Path, proof: Proof, staple: bytes) -> None:
+    """What was written before, of the same records, stays as it is."""
     assert proof.record is not None
-    write_public(target.with_name(f"{target.name}.records"), pack([*proof.records]))
-    write_public(target.with_name(f"{target.name}.staple"), staple)
+    file, other = (target.with_name(f"{target.name}.{end}") for end in ("records", "staple"))
+    if not (file.exists() and _same(read_records(file.read_bytes()), proof.records)):
+        write_public(file, pack([*proof.records]))
+    if not other.exists():
+        write_public(other, staple)
     click.echo(f"Logged version {proof.record.version} for {proof.record.cell}: {target}.records, .staple", err=True)
     click.echo(str(Card(proof.record.payload.region, proof.record.user)))
-
-
-async def _enrol_all(registrar: Registrar, asked: Sequence[bytes]) -> list[tuple[Proof, bytes] | PosthouseError]:
-    """Each with its proof; what the registrar refuses is given back."""
-    answers = await registrar.enrol_many(asked)
-    return [one if isinstance(one, PosthouseError) else await registrar.proven(one, now_ms()) for one in answers]
 
 
 @registrar.command()
@@ -298,3 +345,7 @@ def audit(
     click.echo("all of it holds" if not done.findings else f"{len(done.findings)} finding(s)")
     if done.findings:
         click.get_current_context().exit(Exit.UNTRUSTED)
+
+
+for command in (move, release):
+    registrar.add_command(command)

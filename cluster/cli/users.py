@@ -11,7 +11,7 @@ import trio
 
 from cluster.cli.devices import devices, recover, revoke, rotate
 from cluster.cli.options import as_option, dir_option, now_ms
-from cluster.enrolment import asked_region, left_region, read_records, read_request
+from cluster.enrolment import asked_region, left_region, read_records, read_request, split_release
 from cluster.local.book import Book
 from cluster.local.home import Home
 from cluster.local.people import (
@@ -83,7 +83,7 @@ def sign(request: Path, after: Path | None, out: Path | None, directory: Path) -
     """
     home = Home(directory)
     root = home.root(now_ms())
-    asked = request.read_bytes()
+    asked, _ = split_release(request.read_bytes())
     with _about(after or request):
         before = read_records(after.read_bytes()) if after else ()
     with _about(request):
@@ -111,7 +111,8 @@ def release(request: Path, after: Path, out: Path | None, directory: Path) -> No
 
     Run by whoever keeps the registrar key of the region that is left, in --dir/secrets. What it writes goes to the
     registrar of the region that is entered, who runs `posthouse user sign` on it, with the same --after. Without both,
-    and without the user's own, nobody can be moved.
+    and without the user's own, nobody can be moved. Where the region that is left has a log it is released by its
+    registrar that runs, which must be in --dir (elsewhere: `posthouse registrar release`).
 
     It cannot be taken back: that version is released to nobody else from here on, and no other record is signed in its
     place. What went astray is written again for the same REQUEST.
@@ -123,7 +124,7 @@ def release(request: Path, after: Path, out: Path | None, directory: Path) -> No
         region = left_region(before, root)
     let_go = releaser_of(home, region, now_ms())
     with _about(request):
-        asked, released = let_go(request.read_bytes(), before)
+        asked, released = let_go.release(request.read_bytes(), before)
     target = out or request.with_name(f"{request.name}.released")
     write_public(target, released)
     click.echo(f"Released from {region}, to {asked.cell}: {target}", err=True)
@@ -141,8 +142,9 @@ def move(name: str, cell: str, ask: Path | None, directory: Path) -> None:
     """Move the user NAME to another cell.
 
     Three sign: the user, the registrar of the region that is left, and that of the region that is entered. Where both
-    registrar keys are in --dir/secrets this does all; else give --ask, have the request released and signed there
-    (`posthouse user release`, then `posthouse user sign`), and bring what comes back with `posthouse user take`.
+    registrar keys are in --dir/secrets (of regions with a log: both registrars in --dir, and they run) this does all;
+    else see `posthouse registrar move`, or give --ask, have the request released and signed there (`posthouse registrar
+    release` and `enrol`, or `posthouse user release` and `sign`), and bring what comes back with `posthouse user take`.
 
     A client that runs reconnects to the new home by itself. What waits in the old one is handed over; nothing has to be
     stopped. Prints the address card: the old one goes on working.

@@ -34,7 +34,9 @@ PREFIX: Final = "posthouse.audit/"
 REGISTRAR: Final = "registrar"  # whose log it is, after the region; no cell is called so
 OPENING: Final = "log"  # the first entry of each file
 LET_GO: Final = "log.let-go"  # older files were let go; `below`: the first entry that is kept
-SEEN: Final = "seen"  # another node's checkpoint: what it cannot take back while this log is kept
+SEEN: Final = "seen"  # another log's checkpoint: what its process cannot take back while this one is kept
+CONTRADICTION: Final = "seen.contradiction"  # what is wrong with such a one after the one before it
+RUN: Final = "registrar.run"  # a registrar's process began, or ended
 BEGUN, DONE, REFUSED, FAILED = "begun", "done", "refused", "failed"
 About = dict[str, str | int | list[str]]
 
@@ -76,6 +78,16 @@ def whose_log(origin: str) -> tuple[str, str]:
     if not origin.startswith(PREFIX) or not whose or not log:
         raise Malformed(f"{origin[:80]!r} is not the name of an audit log", f"It begins with {PREFIX}")
     return whose, log
+
+
+def contradiction(before: Checkpoint, now: Checkpoint) -> str:
+    """What is wrong when somebody signs the one after the other; empty where nothing is. That a longer log begins with
+    the shorter one is not told by their checkpoints; `posthouse audit verify` looks."""
+    if before.origin != now.origin:
+        return f"another log, of {now.size} entries, in the place of one of {before.size}: lost, or taken away"
+    if now.size < before.size:
+        return f"{now.size} entries where there were {before.size}: the newest were taken away"
+    return f"two histories of {now.size} entries" if now.size == before.size else ""
 
 
 # --- writing -------------------------------------------------------------------------------------

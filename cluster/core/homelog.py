@@ -1,7 +1,8 @@
 """What a region logs, and what can be proven of a user by it, offline. ([ADR 19](../../docs/adr/0019-registrars.md).)
 
-    an entry      a home record, as it was signed; or an epoch: the root of the map that the records before it make
-    every batch   records, then one epoch. So the last entry of every checkpoint is an epoch
+    an entry      a home record, as it was signed; a release: the region lets a user go, with that request and no
+                  other; or an epoch: the root of the map that the records before it make
+    every batch   records and releases, then one epoch. So the last entry of every checkpoint is an epoch
     logged        a record's staple                                              `verify_stapled_home`
     latest        a map proof, the epoch's entry, and the epoch's staple         `verify_newest`
     absent        the same                                                       `verify_unknown`
@@ -37,10 +38,23 @@ class EpochEntry(Struct, frozen=True, tag=2):
     time: Millis
 
 
-_read_entry: Decoder[HomeEntry | EpochEntry] = Decoder(HomeEntry | EpochEntry, "log entry", MAX_LOG_ENTRY)
+class ReleaseEntry(Struct, frozen=True, tag=3):
+    """The region lets a user go: the request to move, with the release (`[payload, signature, release]`). No other
+    version of that number follows in this log. The map says what it said: the user's newest record here."""
+
+    released: bytes
 
 
-def read_entry(data: bytes) -> HomeEntry | EpochEntry:
+Entry = HomeEntry | EpochEntry | ReleaseEntry
+_read_entry: Decoder[Entry] = Decoder(Entry, "log entry", MAX_LOG_ENTRY)
+
+
+def release_entry(released: bytes) -> bytes:
+    """The entry that a released request is in the log of the region that is left."""
+    return encode(ReleaseEntry(released))
+
+
+def read_entry(data: bytes) -> Entry:
     """An entry's content. Raises Malformed."""
     try:
         entry = _read_entry(data)
@@ -60,11 +74,13 @@ class Evidence(Struct, frozen=True):
 
 
 class Arrival(Struct, frozen=True):
-    """What the registrar of the region that is entered is asked by a user who moves: the released request, and the
-    user's records so far, oldest first, the newest with its staple."""
+    """What the registrar of the region that is entered is asked by a user who moves: the released request, the user's
+    records so far, oldest first, the newest with its staple; and the staple of the release (empty where the region that
+    is left has no log)."""
 
     request: bytes
     before: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=MAX_CHAIN)]
+    release: Annotated[bytes, Meta(max_length=MAX_STAPLE)] = b""
 
 
 class Answer(Struct, frozen=True):

@@ -8,7 +8,7 @@ hold back what is newest, for as long as nobody has seen it, and can change noth
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -24,7 +24,9 @@ from relay.core.wire import Code
 from relay.errors import (
     BrokenChain, NotValidNow, Overloaded, PeerError, PosthouseError, ProtocolError, Refused, Rollback, TrustError,
 )
-from relay.limits import DIRECTORY_CACHE, DIRECTORY_FAILURES, DIRECTORY_FRESH, DIRECTORY_RETRY, LOOKUP_S, MAX_CHAIN
+from relay.limits import (
+    DIRECTORY_CACHE, DIRECTORY_FAILURES, DIRECTORY_FRESH, DIRECTORY_RETRY, LOOKUP_S, MAX_CHAIN, MAX_HOPS,
+)  # fmt: skip
 from relay.ports import Env
 
 log = structlog.get_logger("relay.directory")
@@ -43,9 +45,9 @@ class OwnUsers(Protocol):
         """All records of a user who has left for another cell, and whether that has confirmed that it has them and what
         waited here; none where nobody of that id has."""
 
-    async def settled(self) -> None:
-        """Wait until this node has applied what its cell had committed: before, it may deny nobody. Raises
-        Overloaded."""
+    async def settled(self, asker: str = "") -> None:
+        """Wait until this node has applied what its cell had committed: before, it may deny nobody. `asker`: the other
+        cell that wants to know. Raises Overloaded."""
 
 
 class AsksCells(Protocol):
@@ -80,6 +82,7 @@ class FederationDirectory:
 
     def __init__(self, root: Root, cell: str, own: OwnUsers, links: AsksCells, env: Env, seen: Seen) -> None:
         self._root, self._cell, self._own, self._links, self._env, self._seen = root, cell, own, links, env, seen
+        self.halted: Callable[[str], None] = lambda cell: None  # raises Refused where nobody there is spoken of now
         self._known: OrderedDict[bytes, _Known] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._failures: OrderedDict[tuple[bytes, str], tuple[PosthouseError, int]] = OrderedDict()
@@ -135,7 +138,7 @@ class FederationDirectory:
         await trio.lowlevel.checkpoint()
         user, after = request.user, request.after
         if self._own.home(user) is None and not self._own.moved(user)[0]:
-            await self._own.settled()
+            await self._own.settled(peer.cell)
         if self._own.home(user) is not None:
             return Records(Code.STORED, tuple(self._own.chain(user, after)[:MAX_CHAIN]))
         moved, _ = self._own.moved(user)
@@ -162,7 +165,12 @@ class FederationDirectory:
     # --- foreign users -----------------------------------------------------------------------------
     async def _foreign(self, user: bytes, hint: str, anew: bool = False) -> _Known:
         """From the cache, or by one lookup for all who ask at the same time. `anew`: asks the cell in any case; where
-        there is no link to it now, the asking makes one."""
+        there is no link to it now, the asking makes one. What was kept of a region that is halted is not used."""
+        known = await self._kept_or_asked(user, hint, anew)
+        self.halted(known.record.cell)
+        return known
+
+    async def _kept_or_asked(self, user: bytes, hint: str, anew: bool) -> _Known:
         await trio.lowlevel.checkpoint()
         key = (user, hint)
         while True:
@@ -198,18 +206,18 @@ class FederationDirectory:
         del self._failures[key]
 
     async def _fetch(self, user: bytes, hint: str) -> _Known:
-        old = self._newest(user)
+        old, until = self._newest(user), trio.current_time() + LOOKUP_S
         cells = self._cells(hint) if old is None else [old.record.cell]
         try:
-            cell, answer = await self._ask(cells, LookUp(user, old.record.version if old else 0))
+            cell, answer = await self._ask(cells, LookUp(user, old.record.version if old else 0), until)
         except Refused as error:
             if old is None or error.code != Code.UNREACHABLE or not self._valid(old.record):
                 raise
             return self._keep(old.record, old.chain, DIRECTORY_RETRY)  # mail for a cell that is cut off waits here
         whole = False
         try:
-            chain, whole = await self._follow(user, cell, answer)
-            return await self._accept(user, old, chain)
+            chain, whole = await self._follow(user, cell, answer, until)
+            return await self._accept(user, old, chain, DIRECTORY_FRESH if whole else DIRECTORY_RETRY)
         except NotValidNow:
             raise  # an old record of somebody who has gone: nobody's lie
         except TrustError as error:
@@ -233,13 +241,14 @@ class FederationDirectory:
             raise Refused(Code.UNKNOWN_REGION, f"the federation has no region {hint!r}", "Check the address card")
         return [cell.name for cell in region.cells if cell.name != self._cell]
 
-    async def _ask(self, cells: Sequence[str], request: LookUp) -> tuple[str, Sequence[bytes]]:
-        """The first cell that knows the user, and its records. Raises Refused(UNKNOWN_USER), or UNREACHABLE where one
-        could not say."""
+    async def _ask(self, cells: Sequence[str], request: LookUp, until: float) -> tuple[str, Sequence[bytes]]:
+        """The first cell that knows the user, and its records; all of them together have until `until` (trio's clock),
+        and each its share. Raises Refused(UNKNOWN_USER), or UNREACHABLE where one could not say."""
         refused = Refused(Code.UNKNOWN_USER, "nobody of that id is at home there", "Check the address card")
-        for cell in cells:
+        for place, cell in enumerate(cells):
+            left = max(0.0, until - trio.current_time())
             try:
-                answer = await self._links.request(cell, request, LOOKUP_S)
+                answer = await self._links.request(cell, request, left / (len(cells) - place))
             except (Refused, PeerError) as error:
                 refused = Refused(Code.UNREACHABLE, f"{cell} cannot be asked now: {error.text}", "Try again", 1000)
                 continue
@@ -249,21 +258,28 @@ class FederationDirectory:
                 return cell, answer.chain
         raise refused
 
-    async def _follow(self, user: bytes, cell: str, chain: Sequence[bytes]) -> tuple[Sequence[bytes], bool]:
-        """The old home of somebody who has left knows where to, and not what came after: ask on, from cell to cell.
-        (It is verified when there is no more.) And whether the last one answered."""
-        while chain and len(chain) < MAX_CHAIN and (home := _unverified(chain[-1])).cell not in (cell, self._cell):
+    async def _follow(
+        self, user: bytes, cell: str, chain: Sequence[bytes], until: float
+    ) -> tuple[Sequence[bytes], bool]:  # fmt: skip
+        """The old home of somebody who has left knows where to, and not what came after: ask on, from cell to cell,
+        MAX_HOPS of them at most. (It is verified when there is no more.) And whether the last one answered, and knows
+        of no other."""
+        for _ in range(MAX_HOPS):
+            if not chain or len(chain) >= MAX_CHAIN or (home := _unverified(chain[-1])).cell in (cell, self._cell):
+                return chain, True
             cell = home.cell
             try:
-                _, more = await self._ask([cell], LookUp(user, home.version))
+                _, more = await self._ask([cell], LookUp(user, home.version), until)
             except Refused:
                 return chain, False
             if not more:
-                break
+                return chain, True
             chain = [*chain, *more][:MAX_CHAIN]  # no more is verified
-        return chain, True
+        return chain, _unverified(chain[-1]).cell == cell
 
-    async def _accept(self, user: bytes, old: _Known | None, answer: Sequence[bytes]) -> _Known:
+    async def _accept(
+        self, user: bytes, old: _Known | None, answer: Sequence[bytes], fresh_ms: int = DIRECTORY_FRESH
+    ) -> _Known:
         """Verify, persist, use; in this order. Raises TrustError and its kinds."""
         known = old.record if old else None
         newer = [signed for signed in answer if _unverified(signed).version > (known.version if known else 0)]
@@ -273,7 +289,7 @@ class FederationDirectory:
         self._check_seen(chain, highest)
         if highest is None or highest.version < record.version:
             self._check_seen(chain, await self._seen.raise_to(user, self._seen.sighting(record)))
-        return self._keep(record, chain, DIRECTORY_FRESH)
+        return self._keep(record, chain, fresh_ms)
 
     def _check_seen(self, chain: Sequence[bytes], highest: Sighting | None) -> None:
         """The chain must reach what was seen before, and go through it. Raises Rollback, BrokenChain."""

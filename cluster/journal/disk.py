@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-import trio
-
 from cluster.core import linkwire
 from cluster.core.raft import Entry, Figure, Members, Point
 from cluster.core.raft import Write as CoreWrite
@@ -203,17 +201,21 @@ class RaftDisk(LogDisk):
         await self.save_checkpoint(index, with_head())
         self.state_known(index, total.digest())
 
-    async def load_saved(self) -> tuple[int, list[bytes]] | None:
-        """The last checkpoint without its head."""
-        saved = await self.load_checkpoint()
-        if saved is None:
-            return None
-        (index, (_, *rows)), total = saved, state_hash()
-        for row in rows:
+    async def load_saved(self, take: Callable[[bytes], None]) -> int | None:
+        """`load_checkpoint` without its head."""
+        total, heads = state_hash(), list[bytes]()
+
+        def take_row(row: bytes) -> None:
+            if not heads:
+                heads.append(row)
+                return
             total.update(row)
-            await trio.lowlevel.checkpoint()
-        self.state_known(index, total.digest())
-        return index, rows
+            take(row)
+
+        index = await self.load_checkpoint(take_row)
+        if index is not None:
+            self.state_known(index, total.digest())
+        return index
 
     # --- snapshots -------------------------------------------------------------------------------
     @asynccontextmanager

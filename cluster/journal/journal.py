@@ -148,8 +148,8 @@ class RaftJournal:
             await self._tail.reached(self._tail.tip + 1)
         await self._disk.save(index, rows, block, term, self.raft.log.members_upto(index))
 
-    async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
-        return await self._disk.load_saved()
+    async def load_checkpoint(self, take: Callable[[bytes], None]) -> int | None:
+        return await self._disk.load_saved(take)
 
     # --- appending -------------------------------------------------------------------------------
     async def _place_somewhere(self, records: Sequence[bytes], placed: Callable[[], None]) -> Placed:

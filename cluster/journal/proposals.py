@@ -68,7 +68,7 @@ class Proposals:
         try:
             await proposal.done.wait()
         finally:
-            if not proposal.done.is_set():
+            if not proposal.done.is_set() and proposal in self._queue:  # else the driver failed over its block
                 self._queue.remove(proposal)
                 self._bytes -= proposal.size
         assert proposal.outcome is not None

@@ -167,10 +167,10 @@ class Links:
         self._check_believed(cell.partition("/")[0])
 
     def _check_believed(self, region: str) -> None:
-        """Raises Refused for another region whose statement has run out since this node began. The own cell goes on, as
-        with an expired certificate: loudly."""
+        """Raises Refused for another region whose statement has run out since this node began, or that was removed.
+        The own cell goes on, as with an expired certificate: loudly."""
         if region in self.lapsed() and not self._party.hello.cell.startswith(f"{region}/"):
-            what = f"the statement of region {region} has expired"
+            what = f"the statement of region {region} has expired, or the keepers removed it"
             raise Refused(Code.UNREACHABLE, what, "Its operator signs it again: posthouse init statement", 60_000)
 
     def _check_running(self) -> trio.Nursery:

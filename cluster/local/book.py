@@ -17,12 +17,12 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from cluster.enrolment import (
-    Asked, change_of, left_region, noted, read_records, read_request, release_enrolment, sign_enrolment,
+    Asked, change_of, check_released, left_region, noted, read_records, read_request, release_enrolment, sign_enrolment,
 )  # fmt: skip
 from cluster.trail import DIRECTORY as AUDIT
 from cluster.trail import open_registrar_trail
 from relay.core.trust import HomeRecord, Root, read_home
-from relay.errors import BrokenChain, OperatorError, VersionTaken
+from relay.errors import BrokenChain, OperatorError
 
 
 class Book:
@@ -61,15 +61,20 @@ class Book:
         """`release_enrolment` after all that is known; noted, and on disk here, before it is given out. The same
         request gives the same again: whoever has it may come late.
 
-        Raises like that; VersionTaken where the version was signed, or released for another request; BrokenChain where
-        `before` is not what was signed."""
+        Raises like that; VersionTaken where the version was signed, AlreadyReleased where it was released for another
+        request; BrokenChain where `before` is not what was signed; OperatorError where the region has a log: what a
+        registrar that runs does not know of, it would sign in the place of."""
         asked = read_request(request)
         with self._alone():
             known = _longer(self.records(asked.user), tuple(before))
+            left = left_region(known, root)
+            if root.region(left).log_key:
+                what = f"{left} has a log: who leaves is released by its registrar that runs"
+                raise OperatorError(what, "posthouse registrar release REQUEST --at DIR")
             self._check_released(asked, known)
             record, released = release_enrolment(request, known, root, registrar, now_ms)
             action = noted("release", record.user, record.version)
-            self._note(left_region(known, root), action, registrar, now_ms, to=record.cell)
+            self._note(left, action, registrar, now_ms, to=record.cell)
             self._write(self._released(asked.user), released)
         return record, released
 
@@ -80,7 +85,7 @@ class Book:
         return data if asked is not None and (asked.version, asked.cell) == (version, cell) else None
 
     def _check_released(self, asked: Asked, known: Sequence[bytes]) -> None:
-        """What was released is what follows, or has followed. Raises VersionTaken, BrokenChain."""
+        """What was released is what follows, or has followed. Raises AlreadyReleased, BrokenChain."""
         data = _read(self._released(asked.user))
         if data is None:
             return
@@ -91,11 +96,8 @@ class Book:
                 f"version {version} of this user is not the one that was released to {cell}: a fork",
                 "Two registrars with the same key signed: keep both, and ask whoever has it",
             )
-        if len(known) < version <= asked.payload.version and asked.digest != gone.digest:
-            raise VersionTaken(
-                f"version {version} of this user was released, for the move to {cell}",
-                f"Have the registrar of {gone.payload.region} sign that request; what is asked for now comes after it",
-            )
+        if len(known) < version <= asked.payload.version:
+            check_released(gone, version, asked.digest)
 
     def _note(self, region: str, action: str, registrar: SigningKey, now_ms: int, **about: str) -> None:
         """Durable before anything is given out. Raises DiskFailed, StoreDamaged, OperatorError."""

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 from nacl.signing import SigningKey
 
-from cluster.enrolment import read_request
+from cluster.enrolment import read_request, split_release
 from cluster.local.book import Book
 from cluster.local.home import Home, check_name
 from cluster.local.recovery import Recovery
 from cluster.provision import write_public
-from cluster.registrar.asking import signer
+from cluster.registrar.asking import service, signer
 from relay.client import Card, Registrar, add_device, ask_to_move, new_user, open_client, take_records
 from relay.client.identity import own_records
-from relay.core.trust import HomeRecord, read_home, same_home
+from relay.core.trust import HomeRecord, Root, read_home, same_home
 from relay.errors import OperatorError, TrustError
 
 INTRODUCE_S: Final = 5.0  # seconds; a node on this machine answers in milliseconds
@@ -33,22 +34,47 @@ def registrar_of(home: Home, region: str, now_ms: int) -> Registrar:
     key, book = home.registrar(region), Book(home.book(region))
 
     def sign(request: bytes, before: Sequence[bytes]) -> bytes:
+        request, _ = split_release(request)  # of a region with a log: who verifies staples is a registrar that has one
         known = newest_records(home, read_request(request).user, now_ms, before)
         return book.sign(request, known, root, key, now_ms)[0].signed
 
     return sign
 
 
-def releaser_of(home: Home, region: str, now_ms: int) -> Callable[[bytes, Sequence[bytes]], tuple[HomeRecord, bytes]]:
-    """The same registrar, to let users go: `Book.release` after all that is known here. Raises OperatorError; what it
-    gives raises like that."""
-    key, book, root = home.registrar(region), Book(home.book(region)), home.root(now_ms)
+class Releaser(Protocol):
+    """A registrar, to let users go. Methods raise OperatorError, TrustError and their kinds."""
 
-    def release(request: bytes, before: Sequence[bytes]) -> tuple[HomeRecord, bytes]:
-        known = newest_records(home, read_request(request).user, now_ms, before)
-        return book.release(request, known, root, key, now_ms)
+    def release(self, request: bytes, before: Sequence[bytes]) -> tuple[HomeRecord, bytes]:
+        """What a request to move after the records `before` asks for, and the request with the release, as a file has
+        it. Raises AlreadyReleased where the user was let go with another request."""
 
-    return release
+    def released(self, user: bytes, version: int, cell: str) -> bytes | None:
+        """The request that was released for this version and this move, if there is one."""
+
+
+def releaser_of(home: Home, region: str, now_ms: int) -> Releaser:
+    """The same registrar, to let users go: the running one, or `Book.release` after all that is known here. Raises
+    OperatorError."""
+    root = home.root(now_ms)
+    if root.region(region).log_key:
+        return service(home.directory / f"registrar-{region}", lambda: now_ms)
+    return _ByHand(home, root, Book(home.book(region)), home.registrar(region), now_ms)
+
+
+@dataclass(frozen=True)
+class _ByHand:
+    home: Home
+    root: Root
+    book: Book
+    key: SigningKey
+    now_ms: int
+
+    def release(self, request: bytes, before: Sequence[bytes]) -> tuple[HomeRecord, bytes]:
+        known = newest_records(self.home, read_request(request).user, self.now_ms, before)
+        return self.book.release(request, known, self.root, self.key, self.now_ms)
+
+    def released(self, user: bytes, version: int, cell: str) -> bytes | None:
+        return self.book.released(user, version, cell)
 
 
 def newest_records(home: Home, user: bytes, now_ms: int, known: Sequence[bytes] = ()) -> tuple[bytes, ...]:
@@ -99,15 +125,18 @@ def create_device(home: Home, name: str, of: str, now_ms: int) -> Card:
 
 
 def move_user(home: Home, name: str, cell: str, now_ms: int) -> Card:
-    """Move a user who has a store here to another cell, with the keys of both registrars, which are kept here. All
-    devices of the user that have a store here know it at once; the others learn it from the cell that is left.
+    """Move a user who has a store here to another cell, with both registrars, whose keys, or who themselves, are here.
+    All devices of the user that have a store here know it at once; the others learn it from the cell that is left.
     Raises OperatorError, TrustError."""
     return take_move(home, name, sign_move(home, name, cell, now_ms), now_ms)
 
 
-def sign_move(home: Home, name: str, cell: str, now_ms: int) -> tuple[bytes, ...]:
-    """The signed records of such a move; nobody knows them yet but the book of the region that is entered. Raises like
-    `move_user`."""
+def sign_move(
+    home: Home, name: str, cell: str, now_ms: int, leave: Releaser | None = None, enter: Registrar | None = None
+) -> tuple[bytes, ...]:
+    """The signed records of such a move; nobody knows them yet but the book, or the log, of the region that is entered.
+    What was cut short goes on: the release that was given is used. `leave`, `enter`: the registrars, where they are not
+    those of this directory. Raises like `move_user`."""
     store = home.store(name)
     own = own_records(store)
     known = newest_records(home, card_of(home, name).user, now_ms, own)
@@ -115,11 +144,11 @@ def sign_move(home: Home, name: str, cell: str, now_ms: int) -> tuple[bytes, ...
         return known  # signed before, and never taken in
     take_records(store, known, now_ms)
     request, before = ask_to_move(store, cell=cell, now_ms=now_ms)
-    region = read_home(before[-1]).payload.region
-    enter = registrar_of(home, cell.partition("/")[0], now_ms)
-    released = Book(home.book(region)).released(card_of(home, name).user, len(before) + 1, cell)
+    leave = leave or releaser_of(home, read_home(before[-1]).payload.region, now_ms)
+    enter = enter or registrar_of(home, cell.partition("/")[0], now_ms)
+    released = leave.released(card_of(home, name).user, len(before) + 1, cell)
     if released is None:
-        _, released = releaser_of(home, region, now_ms)(request, before)
+        _, released = leave.release(request, before)
     return (*before, enter(released, before))
 
 

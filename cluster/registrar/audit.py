@@ -1,7 +1,8 @@
 """An audit: replay a log, and believe nothing but its signatures and what follows from them.
 
-Every entry is a home record that both keys signed and that follows the one before, or an epoch whose root is the one of
-the map that the records make. Every checkpoint that was ever seen is a root of that one history. Every tile that is
+Every entry is a home record that both keys signed and that follows the one before; a release of a user who was at home
+there, after which no other record of that version may come; or an epoch whose root is the one of the map that the
+records make. Every checkpoint that was ever seen is a root of that one history. Every tile that is
 served is the one that the entries make. What is not so is a finding, in words.
 """
 
@@ -14,7 +15,8 @@ from typing import Final
 
 import trio
 
-from cluster.core.homelog import EpochEntry, read_entry
+from cluster.core.homelog import EpochEntry, ReleaseEntry, read_entry
+from cluster.enrolment import check_released, read_request, verify_release
 from relay.core.tlog import (
     Bundle, LogError, Malformed, Tile, Trust, decode_bundle, grow, leaf_hash, parse_note, tiles_written,
     verify_checkpoint,
@@ -24,7 +26,7 @@ from relay.core.tlog.tree import HASH
 from cluster.registrar.http import Caller
 from cluster.registrar.notebook import Notebook, Replayed
 from relay.core.trust import HomeRecord, Root, read_home, verify_home
-from relay.errors import PeerError, ProtocolError, TrustError
+from relay.errors import AlreadyReleased, BrokenChain, OperatorError, PeerError, ProtocolError, TrustError
 from relay.limits import MAX_LOG_ENTRY, MAX_SIGNED_NOTE
 
 MAX_FINDINGS: Final = 100  # after so many it is known what the log is worth
@@ -128,6 +130,9 @@ class Audit:
             return now
         if isinstance(entry, EpochEntry):
             return self._epoch(index, entry, now)
+        if isinstance(entry, ReleaseEntry):
+            await self._release(index, entry.released)
+            return now
         try:
             record = read_home(entry.signed)
         except ProtocolError as error:
@@ -155,7 +160,8 @@ class Audit:
         newest = await self.notebook.newest(record.user)
         try:
             verify_home(record.signed, self.root, newest)
-        except TrustError as error:
+            check_released(await self.notebook.released(record.user), record.version, record.digest)
+        except (TrustError, AlreadyReleased) as error:
             self.find(f"entry {index}, version {record.version} of a user: {type(error).__name__}, {error.text}")
         if record.payload.region == self.region:
             self._elsewhere.pop(record.user, None)
@@ -163,6 +169,21 @@ class Audit:
             self._elsewhere[record.user] = f"entry {index}: a user who is at home in {record.payload.region}"
         await self.notebook.put_in_map([record])
         return replace(now, users=now.users + (newest is None))
+
+    async def _release(self, index: int, released: bytes) -> None:
+        """Of a user who is at home here by what was logged before, with a version that nobody has."""
+        try:
+            asked = read_request(released)
+            newest = await self.notebook.newest(asked.user)
+            if newest is None:
+                raise BrokenChain("the log has no such user")
+            if newest.payload.region != self.region:
+                raise BrokenChain(f"the user is at home in {newest.payload.region}")
+            check_released(await self.notebook.released(asked.user), asked.payload.version, asked.digest)
+            verify_release(released, self.root, newest)
+            await self.notebook.let_go(asked)
+        except (TrustError, OperatorError) as error:
+            self.find(f"entry {index}, a release: {type(error).__name__}, {error.text}")
 
     async def _compare(self, tile: Tile) -> None:
         served = await self.get(tile.path, FULL * HASH)

@@ -16,13 +16,17 @@ import trio
 from nacl.signing import SigningKey
 from outcome import Error, Outcome, Value
 
-from cluster.core.homelog import Standing
-from relay.core.tlog import Note, TooFewWitnesses
-from cluster.enrolment import Asked, change_of, check_registrar, noted, read_request, sign_next
+from cluster.core.homelog import Standing, release_entry
+from relay.core.tlog import Note, NotLogged, TooFewWitnesses, verify_staple
+from cluster.enrolment import (
+    Asked, change_of, check_registrar, check_released, noted, read_request, release_next, sign_next,
+)  # fmt: skip
 from cluster.registrar.choir import Choir
 from cluster.registrar.store import Registry
-from cluster.registrar.tables import Found, Head
-from relay.core.trust import HomeRecord, Root, StapledHome, check_logged, split_home, verify_home
+from cluster.registrar.tables import Found, Head, Item
+from relay.core.trust import (
+    HomeRecord, Root, StapledHome, check_logged, moves, split_home, trust_of, verify_home,
+)  # fmt: skip
 from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError
 from relay.limits import REGISTRAR_BATCH, REGISTRAR_QUEUE
 
@@ -34,17 +38,20 @@ _LOGGED = "What was logged stays logged: ask again, with the same request, when 
 @dataclass(eq=False)
 class _Wish:
     """A request that waits. `first`: of a new user, the signed record: that depends on nothing that is logged.
-    `before`: the records so far of a user who comes from another region."""
+    `before`: the records so far of a user who comes from another region, and `release` the staple of the release there.
+    `leaves`: the user asks to be let go."""
 
     asked: Asked
-    first: HomeRecord | None
+    first: HomeRecord | None = None
     before: tuple[bytes, ...] = ()
+    release: bytes = b""
+    leaves: bool = False
     ended: trio.Event = field(default_factory=trio.Event)
     outcome: Outcome[StapledHome] | None = None
 
     @property
     def size(self) -> int:
-        return len(self.asked.request) + sum(map(len, self.before))
+        return len(self.asked.request) + sum(map(len, self.before)) + len(self.release)
 
     def end(self, how: Outcome[StapledHome]) -> None:
         self.outcome = how
@@ -58,28 +65,38 @@ class _Wish:
 
 @dataclass
 class _Batch:
-    """What becomes of the requests of one batch: `records` follow the log's first `size` entries. `answers`: record and
-    entry number, also of requests that were answered before."""
+    """What becomes of the requests of one batch: `items` follow the log's first `size` entries. `answers`: the signed
+    record or the released request, and the entry's number, also of requests that were answered before."""
 
     size: int
-    records: list[HomeRecord] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     newest: dict[bytes, HomeRecord] = field(default_factory=dict)  # by user
-    answers: dict[_Wish, tuple[HomeRecord, int]] = field(default_factory=dict)
+    gone: dict[bytes, Asked] = field(default_factory=dict)  # by user
+    answers: dict[_Wish, tuple[bytes, int]] = field(default_factory=dict)
     actions: list[str] = field(default_factory=list)  # as the audit log says them
-    _made: dict[bytes, tuple[HomeRecord, int]] = field(default_factory=dict)  # by digest
+    _made: dict[tuple[bool, bytes], tuple[bytes, int]] = field(default_factory=dict)  # by what, and digest
 
     def add(self, wish: _Wish, brought: Sequence[HomeRecord], record: HomeRecord, last: HomeRecord | None) -> None:
-        self.actions.append(noted(change_of(record, last), record.user, record.version))
-        self.records += brought
-        self._made[record.digest] = self.answers[wish] = record, self.size + len(self.records)
+        self.items += brought
         self.newest[record.user] = record
-        self.records.append(record)
+        self._log(wish, record, record.signed, noted(change_of(record, last), record.user, record.version))
+
+    def let_go(self, wish: _Wish, released: Asked) -> None:
+        self.gone[released.user] = released
+        self._log(wish, released, released.request, noted("release", released.user, released.payload.version))
+
+    def _log(self, wish: _Wish, item: Item, answer: bytes, action: str) -> None:
+        self.actions.append(action)
+        self._made[wish.leaves, item.digest] = self.answers[wish] = answer, self.size + len(self.items)
+        self.items.append(item)
 
     def repeats(self, wish: _Wish, known: Found) -> bool:
-        """The same was asked for before, in this batch or an earlier one: it has that record."""
-        same = self._made.get(wish.asked.digest)
-        if same is None and known.same is not None and known.same.digest == wish.asked.digest:
-            same = known.same, known.number
+        """The same was asked for before, in this batch or an earlier one: it has that answer."""
+        same, asked = self._made.get((wish.leaves, wish.asked.digest)), wish.asked.digest
+        if same is None and wish.leaves and known.gone is not None and known.gone.digest == asked:
+            same = known.gone.request, known.gone_number
+        if same is None and not wish.leaves and known.same is not None and known.same.digest == asked:
+            same = known.same.signed, known.number
         if same is not None:
             self.answers[wish] = same
         return same is not None
@@ -108,16 +125,44 @@ class RegionLog:
     def __post_init__(self) -> None:
         check_registrar(self.root, self.region, self.registrar)
 
-    async def enrol(self, request: bytes, founds: bool = True, before: Sequence[bytes] = ()) -> StapledHome:
+    async def enrol(
+        self, request: bytes, founds: bool = True, before: Sequence[bytes] = (), release: bytes = b""
+    ) -> StapledHome:
         """Check, sign and log a request (docs/PROTOCOL.md, section 5); the record and its staple. The same request
         again gives the same record. `before`: the records so far, of a user who comes from another region; those that
-        are not here are logged, too. `founds`: new users, and who comes, are taken, too.
+        are not here are logged, too. `release`: the staple of the release there. `founds`: new users, and who comes,
+        are taken, too.
 
-        Raises OperatorError and TrustError (and their kinds) for what is not signed; TooFewWitnesses where the other
-        regions do not answer (its text says whether the record is logged); Overloaded; DiskFailed."""
-        wish = self._read(request, founds, tuple(before))
+        Raises OperatorError and TrustError (and their kinds) for what is not signed (AlreadyReleased: the user was let
+        go with another request); TooFewWitnesses where the other regions do not answer (its text says whether the
+        record is logged); Overloaded; DiskFailed."""
+        wish = self._read(request, founds, tuple(before), release)
         self._offer(wish)
         return await wish.answer()
+
+    async def release(self, request: bytes, founds: bool = True) -> StapledHome:
+        """Let a user go who is at home here: the request with the release, logged, and its staple. The same request
+        again gives the same. From then on no other record of that version is signed, nor released. `founds`: as with
+        who comes, that is the operator's to permit.
+
+        Raises like `enrol`."""
+        self._check_room(len(request))
+        wish = _Wish(read_request(request), leaves=True)
+        if not founds:
+            raise OperatorError(f"{self.region} lets no users go here", "Ask the region's operator")
+        self._offer(wish)
+        return await wish.answer()
+
+    async def released(self, user: bytes) -> StapledHome | None:
+        """The newest request of a user's that was released, and its staple. Raises TooFewWitnesses, StoreDamaged."""
+        async with self._lock:
+            self.choir.present(self.registry.head.note)
+            note = await self._cosigned("nothing can be proven now")
+            [found] = await self.registry.look([(user, 0)])
+            if found.gone is None:
+                return None
+            [staple] = await self.registry.staples([found.gone_number], note)
+            return StapledHome(found.gone.request, staple)
 
     async def enrol_many(self, requests: Sequence[bytes], founds: bool = True) -> list[StapledHome | PosthouseError]:
         """The same for many requests at once: to each, in order, the answer or what `enrol` would raise. They go into
@@ -137,15 +182,15 @@ class RegionLog:
                 taken[place] = error
         return [await _outcome(one) for one in taken]
 
-    def _read(self, request: bytes, founds: bool, before: tuple[bytes, ...] = ()) -> _Wish:
-        self._check_room(len(request) + sum(map(len, before)))
+    def _read(self, request: bytes, founds: bool, before: tuple[bytes, ...] = (), release: bytes = b"") -> _Wish:
+        self._check_room(len(request) + sum(map(len, before)) + len(release))
         asked = read_request(request)
         if asked.payload.region != self.region:
             raise OperatorError(f"this is the registrar of {self.region}", f"Ask that of {asked.payload.region}")
         if (asked.payload.version == 1 or before) and not founds:
             raise OperatorError(f"{self.region} takes in no new users here", "Ask the region's operator")
         try:
-            return _Wish(asked, self._sign(asked, None) if asked.payload.version == 1 else None, before)
+            return _Wish(asked, self._sign(asked, None) if asked.payload.version == 1 else None, before, release)
         except PosthouseError:
             self.on_refused()
             raise
@@ -212,22 +257,54 @@ class RegionLog:
             await trio.lowlevel.checkpoint()
             try:
                 if not batch.repeats(wish, known):
-                    last = batch.newest.get(wish.asked.user, known.newest)
-                    brought = self._brought(wish, last)
-                    last = brought[-1] if brought else last
-                    batch.add(wish, brought, wish.first or self._sign(wish.asked, last), last)
+                    self._take(batch, wish, known)
             except PosthouseError as error:
                 wish.end(Error(error))
-        if batch.records:
-            head = await self.registry.append(batch.records, self.now_ms())
+        if batch.items:
+            head = await self.registry.append(batch.items, self.now_ms())
             self.on_logged(head, batch.actions)
             self.choir.present(head.note)
-        self.on_batch(len(batch.records), len(wishes) - len(batch.answers))
+        self.on_batch(len(batch.items), len(wishes) - len(batch.answers))
         if batch.answers:
-            note = await self._cosigned(f"{len(batch.records)} record(s) are logged, and not cosigned yet")
+            note = await self._cosigned(f"{len(batch.items)} record(s) are logged, and not cosigned yet")
             staples = await self.registry.staples([number for _, number in batch.answers.values()], note)
-            for (wish, (record, _)), staple in zip(batch.answers.items(), staples, strict=True):
-                wish.end(Value(StapledHome(record.signed, staple)))
+            for (wish, (answer, _)), staple in zip(batch.answers.items(), staples, strict=True):
+                wish.end(Value(StapledHome(answer, staple)))
+
+    def _take(self, batch: _Batch, wish: _Wish, known: Found) -> None:
+        """Check a request after what is logged, and sign it."""
+        asked, version = wish.asked, wish.asked.payload.version
+        last, gone = batch.newest.get(asked.user, known.newest), batch.gone.get(asked.user, known.gone)
+        if wish.leaves:
+            if last is None:
+                what = f"the log of {self.region} has no such user"
+                raise OperatorError(what, "Ask where the user is at home; log records made before with `enrol` first")
+            check_released(gone, version, asked.digest)
+            _, released = release_next(asked, last, self.root, self.registrar, self.now_ms())
+            batch.let_go(wish, read_request(released))
+            return
+        brought = self._brought(wish, last)
+        for record in brought:
+            check_released(gone, record.version, record.digest)
+        check_released(gone, version, asked.digest)
+        last = brought[-1] if brought else last
+        record = wish.first or self._sign(asked, last)
+        self._check_left(wish, record, last, gone)
+        batch.add(wish, brought, record, last)
+
+    def _check_left(self, wish: _Wish, record: HomeRecord, last: HomeRecord | None, gone: Asked | None) -> None:
+        """The release that `record` carries, of whoever moves, is in the log of the region that is left, if that has
+        one. Raises NotLogged, and what `verify_staple` raises."""
+        left = last.payload.region if last is not None and moves(record, last) else ""
+        if not left or not self.root.region(left).log_key:
+            return
+        if left == self.region:
+            logged = gone is not None and gone.digest == record.digest
+        elif logged := bool(wish.release):
+            verify_staple(wish.release, release_entry(wish.asked.request), trust_of(self.root, left))
+        if not logged:
+            what = f"the release of a user by {left} without the proof that it is in that region's log"
+            raise NotLogged(what, f"Have the registrar of {left} release the user (`posthouse registrar release`)")
 
     def _brought(self, wish: _Wish, last: HomeRecord | None) -> list[HomeRecord]:
         """The records that lead from the newest one here to where the user comes from, as they are logged: without

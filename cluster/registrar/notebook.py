@@ -14,16 +14,18 @@ from typing import Final
 
 from cluster.core.epochmap import BITS, Crown
 from relay.core.tlog import Frontier, Tile, frontier
+from cluster.enrolment import Asked, read_request
 from cluster.registrar import tables
 from relay.core.trust import HomeRecord, read_home
 from relay.errors import StoreDamaged, StoreForeign
 from relay.journal.database import DAMAGED, Connection, Database, Kind, fetch, open_database
 from relay.journal.portal import Portal
 
-_KIND: Final = Kind("audit of a log", 0x50686175, 2)  # "Phau"
+_KIND: Final = Kind("audit of a log", 0x50686175, 3)  # "Phau"
 _TABLES: Final = (
     *tables.TREES,
     "CREATE TABLE users (user BLOB, version INTEGER, signed BLOB NOT NULL, PRIMARY KEY (user, version)) WITHOUT ROWID",
+    "CREATE TABLE releases (user BLOB PRIMARY KEY, released BLOB NOT NULL) WITHOUT ROWID",  # the newest of each
     "CREATE TABLE checkpoints (note BLOB PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL) WITHOUT ROWID",
     """CREATE TABLE replayed (one INTEGER PRIMARY KEY CHECK (one = 1), log TEXT NOT NULL, size INTEGER NOT NULL,
        epoch INTEGER NOT NULL, users INTEGER NOT NULL, time INTEGER NOT NULL)""",
@@ -67,9 +69,21 @@ class Notebook:
         """These records are the newest of their users now. Not durable before `advance`."""
         await self._db.run(self._put, records)
 
+    async def released(self, user: bytes) -> Asked | None:
+        """The newest request of a user's whose release was replayed."""
+        rows = await self._db.run(fetch, "SELECT released FROM releases WHERE user = ?", (user,))
+        return read_request(rows[0][0]) if rows else None
+
+    async def let_go(self, released: Asked) -> None:
+        """The newest release of a user is this now. Not durable before `advance`."""
+        await self._db.run(self._let_go, released)
+
+    def _let_go(self, connection: Connection, released: Asked) -> None:
+        _begin(connection)
+        connection.execute("REPLACE INTO releases VALUES (?, ?)", (released.user, released.request))
+
     def _put(self, connection: Connection, records: Sequence[HomeRecord]) -> None:
-        if not connection.in_transaction:
-            connection.execute("BEGIN IMMEDIATE")
+        _begin(connection)
         tables.put_in_map(connection, self.crown, [(0, record) for record in records])
         connection.executemany("REPLACE INTO users VALUES (?, ?, ?)", [(r.user, r.version, r.signed) for r in records])
 
@@ -85,8 +99,7 @@ class Notebook:
         self.replayed = replace(to)
 
     def _advance(self, connection: Connection, to: Replayed, tiles: Mapping[Tile, bytes]) -> None:
-        if not connection.in_transaction:
-            connection.execute("BEGIN IMMEDIATE")
+        _begin(connection)
         tables.put_tiles(connection, tiles)
         connection.execute(
             "UPDATE replayed SET size = ?, epoch = ?, users = ?, time = ?", (to.size, to.epoch, to.users, to.time)
@@ -100,6 +113,12 @@ class Notebook:
     async def root_at(self, size: int) -> bytes:
         """The root of the log's first `size` entries, which were replayed."""
         return frontier(size, await self._db.run(tables.edge_tiles, size)).root()
+
+
+def _begin(connection: Connection) -> None:
+    """What is looked at before `advance` is one transaction with it."""
+    if not connection.in_transaction:
+        connection.execute("BEGIN IMMEDIATE")
 
 
 @asynccontextmanager

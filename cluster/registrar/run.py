@@ -10,17 +10,19 @@ from pathlib import Path
 import structlog
 import trio
 
+from cluster.core.auditlog import RUN
 from relay.core.tlog import Fork
 from cluster.env import RealEnv
 from cluster.kept import hold_data, keep_root
 from cluster.registrar.choir import Choir
-from cluster.registrar.config import RegistrarConfig
+from cluster.registrar.config import Peer, RegistrarConfig
 from cluster.registrar.endpoints import caller, listen
 from cluster.registrar.faces import Face
 from cluster.registrar.gossip import Gossip, HttpDoor
-from cluster.registrar.http import serve_http
+from cluster.registrar.http import Caller, serve_http
 from cluster.registrar.log import RegionLog
 from cluster.registrar.metrics import RegistrarMetrics
+from cluster.registrar.onlookers import Onlookers
 from cluster.registrar.store import open_registry
 from cluster.registrar.tables import Head
 from cluster.registrar.witness import open_witness
@@ -42,7 +44,7 @@ async def run_registrar(
     with hold_data(data):
         trail = open_registrar_trail(data / DIRECTORY, config.region, config.registrar, _now_ms)
         try:
-            with acting(trail.note, "registrar.run", "registrar", root_version=config.root.payload.version):
+            with acting(trail.note, RUN, "registrar", root_version=config.root.payload.version):
                 keep_root(data, config.root.signed)
                 await _run(config, data, trail, task_status)
         finally:
@@ -52,8 +54,10 @@ async def run_registrar(
 async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: trio.TaskStatus[RegionLog]) -> None:
     for text in config.unusable:
         _log.error("peer_unusable", text=text, remedy="Its operator corrects it: posthouse init statement")
+    onlookers = Onlookers(trail, config.root, {peer.region: _caller(config, peer) for peer in config.peers})
     metrics = RegistrarMetrics()
-    doors, gossips = _doors(config), _doors(config)  # connections of their own: a witness that hangs delays one of them
+    # connections of their own: a witness that hangs, or waits for news, delays one of them
+    doors, gossips, ears = _doors(config), _doors(config), _doors(config)
     logs = {peer.log.name: peer.log for peer in config.peers}
     async with (
         open_portal() as portal,
@@ -73,18 +77,25 @@ async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: t
         log = RegionLog(config.region, registry, choir, config.root, config.registrar, _now_ms)
         log.on_batch, log.on_refused = partial(_on_batch, metrics), metrics.refused.inc
         log.on_logged = partial(_on_logged, trail, config.log.name)
-        gossip = Gossip(witness, gossips, {peer.log.name: gossips[peer.region] for peer in config.peers})
+        tiles = {peer.log.name: gossips[peer.region] for peer in config.peers}
+        gossip = Gossip(witness, gossips, tiles, {region: ear.news for region, ear in ears.items()})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
             nursery.start_soon(choir.run)
             nursery.start_soon(gossip.run)
-            await _serve(nursery, config, partial(Face, log, witness, metrics, ready=lambda: _not_ready(choir)))
+            nursery.start_soon(onlookers.run)
+            face = partial(Face, log, witness, metrics, ready=lambda: _not_ready(choir), audit=onlookers.checkpoint)
+            await _serve(nursery, config, face)
             _log.info("registrar_ready", region=config.region, log=config.log.name, size=registry.head.size)
             task_status.started(log)
 
 
 def _doors(config: RegistrarConfig) -> dict[str, HttpDoor]:
-    return {peer.region: HttpDoor(caller(peer.region, peer.url, config.root, peer.region)) for peer in config.peers}
+    return {peer.region: HttpDoor(_caller(config, peer)) for peer in config.peers}
+
+
+def _caller(config: RegistrarConfig, peer: Peer) -> Caller:
+    return caller(peer.region, peer.url, config.root, peer.region)
 
 
 async def _serve(nursery: trio.Nursery, config: RegistrarConfig, face: partial[Face]) -> None:

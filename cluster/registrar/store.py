@@ -17,7 +17,7 @@ from cluster.core.epochmap import BITS, Crown
 from cluster.core.homelog import EpochEntry, Evidence
 from relay.core.tlog import Note, Tile, frontier, parse_checkpoint, parse_note
 from cluster.registrar import tables
-from cluster.registrar.tables import Book, Found, Head, Sign
+from cluster.registrar.tables import Book, Found, Head, Item, Sign
 from relay.core.codec import encode
 from relay.core.trust import HomeRecord
 from relay.errors import RolledBack, StoreDamaged, StoreForeign
@@ -25,7 +25,7 @@ from relay.journal.database import DAMAGED, Connection, Database, Kind, open_dat
 from relay.journal.mark import Mark, Marked, behind
 from relay.journal.portal import Portal
 
-_KIND: Final = Kind("registry", 0x50687267, 2)  # "Phrg"
+_KIND: Final = Kind("registry", 0x50687267, 3)  # "Phrg"
 
 
 class Registry:
@@ -43,21 +43,23 @@ class Registry:
         """The newest batch that is durable."""
         return self._book.head
 
-    async def append(self, records: Sequence[HomeRecord], time_ms: int) -> Head:
-        """Log these records, which were verified in this order, and an epoch: durable on return."""
-        size = sum(len(record.signed) for record in records)
-        head = await self.db.write(4 * size, self._append, records, time_ms)
+    async def append(self, items: Sequence[Item], time_ms: int) -> Head:
+        """Log these records and released requests, which were verified in this order, and an epoch: durable on
+        return."""
+        size = sum(len(item.signed if isinstance(item, HomeRecord) else item.request) for item in items)
+        head = await self.db.write(4 * size, self._append, items, time_ms)
         await self.db.fold_wal()
         return head
 
-    def _append(self, connection: Connection, records: Sequence[HomeRecord], time_ms: int) -> Head:
-        head = tables.append(connection, self._book, records, time_ms, self._sign)
+    def _append(self, connection: Connection, items: Sequence[Item], time_ms: int) -> Head:
+        head = tables.append(connection, self._book, items, time_ms, self._sign)
         self._mark.write(_marked(head))
         self._book.head = head
         return head
 
     async def look(self, users: Sequence[tuple[bytes, int]]) -> list[Found]:
-        """For each (user, version): the newest record of the user, and the one of that version, where there are any."""
+        """For each (user, version): the newest record of the user, the one of that version, and the newest release,
+        where there are any."""
         return await self.db.run(tables.look, self._book.crown, users)
 
     async def records(self, user: bytes, after: int, note: Note) -> list[bytes]:

@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 from cluster.core.epochmap import (
     BITS, Crown, Summary, Value, bucket_of, change, find, place_of, summarise, value_of,
 )  # fmt: skip
-from cluster.core.homelog import EpochEntry, read_entry
+from cluster.core.homelog import EpochEntry, ReleaseEntry, read_entry, release_entry
+from cluster.enrolment import Asked, read_request
 from relay.core.tlog import (
     Checkpoint, Frontier, Note, Staple, Tile, consistency_proof, consistency_tiles, edge, encode_bundle, grow,
     inclusion_proofs, inclusion_tiles, leaf_hash, parse_checkpoint,
@@ -36,8 +37,10 @@ TABLES: Final = (
        note BLOB NOT NULL, epoch INTEGER NOT NULL, users INTEGER NOT NULL, time INTEGER NOT NULL)""",
     "CREATE TABLE entries (number INTEGER PRIMARY KEY, entry BLOB NOT NULL)",
     "CREATE TABLE chains (number INTEGER PRIMARY KEY, before INTEGER NOT NULL)",  # entries of versions 2, 3, …
+    "CREATE TABLE releases (user BLOB PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID",  # entries of the newest
 )
 Sign = Callable[[Checkpoint], Note]
+Item = HomeRecord | Asked  # what is logged: a record, or a request that was released
 _LEVEL: Final = 56  # a tile's row is its level << 56 | its number
 
 
@@ -64,25 +67,30 @@ class Book:
 
 
 class Found(NamedTuple):
-    """What the registry has of a user: the newest record, and the one that was asked about with its entry's number."""
+    """What the registry has of a user: the newest record, the one that was asked about with its entry's number, and
+    the newest request that was released, with its entry's number."""
 
     newest: HomeRecord | None
     same: HomeRecord | None
     number: int
+    gone: Asked | None = None
+    gone_number: int = 0
 
 
 # --- writing -------------------------------------------------------------------------------------
 def append(
-    connection: Connection, book: Book, records: Sequence[HomeRecord], time_ms: int, sign: Sign
+    connection: Connection, book: Book, items: Sequence[Item], time_ms: int, sign: Sign
 ) -> Head:
     """One batch in one transaction. `book.head` stays as it was: whoever calls sets it, once it is marked."""
     head = book.head
     epoch = head.epoch + 1 if head.size else 0
     connection.execute("BEGIN IMMEDIATE")
-    users = head.users + sum(record.version == 1 for record in records)
-    chained = put_in_map(connection, book.crown, enumerate(records, head.size))
+    records = [(number, item) for number, item in enumerate(items, head.size) if isinstance(item, HomeRecord)]
+    gone = [(item.user, number) for number, item in enumerate(items, head.size) if isinstance(item, Asked)]
+    users = head.users + sum(record.version == 1 for _, record in records)
+    chained = put_in_map(connection, book.crown, records)
     last = EpochEntry(epoch, book.crown.root, users, max(time_ms, head.time))
-    entries = [*(home_entry(record.signed) for record in records), encode(last)]
+    entries = [*map(_entry_of, items), encode(last)]
     leaves = [leaf_hash(entry) for entry in entries]
     tiles = grow(head.size, edge_tiles(connection, head.size), leaves)
     book.tree = book.tree.extend(leaves)
@@ -91,12 +99,17 @@ def append(
     connection.executemany("INSERT INTO entries VALUES (?, ?)", enumerate(entries, head.size))
     put_tiles(connection, tiles)
     connection.executemany("INSERT INTO chains VALUES (?, ?)", chained)
+    connection.executemany("REPLACE INTO releases VALUES (?, ?)", gone)
     connection.execute(
         "UPDATE head SET size = ?, note = ?, epoch = ?, users = ?, time = ?",
         (checkpoint.size, note, epoch, users, last.time),
     )
     connection.execute("COMMIT")
     return Head(checkpoint.size, checkpoint.root, note, epoch, users, last.time)
+
+
+def _entry_of(item: Item) -> bytes:
+    return home_entry(item.signed) if isinstance(item, HomeRecord) else release_entry(item.request)
 
 
 def put_in_map(
@@ -138,10 +151,20 @@ def _find(connection: Connection, crown: Crown, user: bytes, version: int) -> Fo
     found, newest = list(chain(connection, crown, user)), None
     for _, record in reversed(found):
         newest = read_home(record.signed, newest)  # with the devices that there were: none of them comes back
-    for number, record in found:
-        if record.version == version:
-            return Found(newest, record, number)
-    return Found(newest, None, 0)
+    same = next(((record, number) for number, record in found if record.version == version), (None, 0))
+    return Found(newest, *same, *(release(connection, user) or (None, 0)))
+
+
+def release(connection: Connection, user: bytes) -> tuple[Asked, int] | None:
+    """The newest request of a user's that was released, and the number of its entry."""
+    rows = fetch(connection, "SELECT number FROM releases WHERE user = ?", (user,))
+    if not rows:
+        return None
+    found = read_entry(entry(connection, rows[0][0]))
+    asked = read_request(found.released) if isinstance(found, ReleaseEntry) else None
+    if asked is None or asked.user != user:
+        raise StoreDamaged(f"entry {rows[0][0]} is not the release of the user of whom it is said", DAMAGED)
+    return asked, rows[0][0]
 
 
 def chain(connection: Connection, crown: Crown, user: bytes) -> Iterator[tuple[int, HomeRecord]]:

@@ -26,6 +26,7 @@ from relay.core.codec import pack
 from relay.errors import BadSignature, Rollback, StoreDamaged, TrustError
 from relay.journal.database import DAMAGED, Database, Kind, open_database
 from relay.journal.portal import Portal
+from relay.limits import FORKS_WAIT_S, MAX_FORKS_WAITING
 
 _log = structlog.get_logger("cluster.registrar.witness")
 _KIND: Final = Kind("witness", 0x50687769, 2)  # "Phwi"
@@ -62,6 +63,11 @@ def origin_hash(origin: str) -> str:
     return sha256(origin.encode("utf-8")).hexdigest()
 
 
+def tag_of(forks: bytes) -> str:
+    """How who asks for news says what it has heard: of the proofs as `Witness.forks` showed them."""
+    return sha256(forks).hexdigest()[:32]
+
+
 class Witness:
     """An open witness. Made by `open_witness`. Methods raise DiskFailed from the first I/O error on."""
 
@@ -75,6 +81,8 @@ class Witness:
         self._seen: dict[str, Seen] = {}
         self._forks: dict[str, Fork] = {}
         self._locks = {origin: trio.Lock() for origin in logs}
+        self._news = trio.Event()  # another fork
+        self._waiting = 0  # who waits for that
 
     async def add_checkpoint(self, request: bytes) -> Verdict:
         """Stand by a checkpoint, or say why not. One request of a log at a time."""
@@ -143,6 +151,8 @@ class Witness:
         if origin in self._forks:  # somebody else told of it meanwhile
             return
         self._forks[origin] = fork
+        self._news.set()
+        self._news = trio.Event()
         self._tell(origin, fork)
         name = origin_hash(origin)[:16]
         try:
@@ -155,12 +165,32 @@ class Witness:
         """The proofs of all forks, for `tlog.read_forks`: anybody can verify them."""
         return pack([encode_fork(fork, self.logs[origin]) for origin, fork in self._forks.items()])
 
+    async def forks_but(self, tag: str) -> bytes:
+        """`forks`, as soon as these are others than those of that tag (`tag_of`); as they are after FORKS_WAIT_S, and
+        at once for who comes when MAX_FORKS_WAITING wait already."""
+        if self._waiting < MAX_FORKS_WAITING:
+            self._waiting += 1
+            try:
+                with trio.move_on_after(FORKS_WAIT_S):
+                    while tag_of(self.forks()) == tag:
+                        await self._news.wait()
+            finally:
+                self._waiting -= 1
+        return self.forks()
+
     async def hear(self, proofs: bytes) -> None:
         """Somebody shows proofs of forks: those that hold halt their logs here, too. Raises Malformed."""
         for proof in read_forks(proofs):
-            log = self.logs.get(origin_of_fork(proof))
-            if log is not None and log.name not in self._forks:
-                await self.halt(log.name, verify_fork(proof, log))
+            try:
+                await self.hear_of(proof)
+            except TrustError as error:  # one that does not hold, by our root document, takes nothing from the others
+                _log.warning("no_fork", text=error.text)
+
+    async def hear_of(self, proof: bytes) -> None:
+        """The same of one proof. Raises TrustError where it does not hold."""
+        log = self.logs.get(origin_of_fork(proof))
+        if log is not None and log.name not in self._forks:
+            await self.halt(log.name, verify_fork(proof, log))
 
     def tell_again(self) -> None:
         """Say which logs had forked before this process began."""

@@ -246,8 +246,11 @@ async def open_database(
         raise DiskFailed(f"{file.parent}: {error.strerror}", "Check the disk, then start the node again") from error
     try:
         connection, rows = await portal.run(_connect, file, prepare)
-    except sqlite3.Error as error:
-        raise translate(error, file) from error
+    except (sqlite3.Error, StoreForeign, StoreDamaged) as error:
+        ours = translate(error, file) if isinstance(error, sqlite3.Error) else error
+        if not isinstance(ours, StoreLocked):
+            await trio.to_thread.run_sync(_check_header, file)
+        raise ours from error
     except trio.BrokenResourceError as error:
         raise DiskFailed(f"{file}: {error}", "Check the disk, then start the node again") from error
     return Database(portal, connection, file), rows
@@ -272,7 +275,6 @@ def _prepare(
     def value(query: str) -> Any:
         return connection.execute(query).fetchone()[0]
 
-    _check_header(file)
     value("PRAGMA locking_mode = EXCLUSIVE")
     is_new = not value("SELECT count(*) FROM sqlite_master") and not value("PRAGMA application_id")
     if not is_new:
@@ -281,6 +283,9 @@ def _prepare(
         raise StoreForeign(f"{file}: this file system cannot hold a write-ahead log", "Use a local disk")
     for pragma in _PRAGMAS:
         connection.execute(pragma)
+    if not is_new:  # can it be written to? SQLite says so at the first write only
+        for statement in ("BEGIN IMMEDIATE", f"PRAGMA user_version = {kind.version}", "ROLLBACK"):
+            connection.execute(statement)
     connection.execute("BEGIN IMMEDIATE")  # from here on the lock is held until the file is closed
     if is_new:
         numbers = (f"PRAGMA application_id = {kind.application_id}", f"PRAGMA user_version = {kind.version}")
@@ -293,10 +298,14 @@ def _prepare(
 
 
 def _check_header(file: Path) -> None:
-    """Raises StoreDamaged where the header (https://sqlite.org/fileformat2.html, 1.3) has what SQLite refuses as if the
-    file were read-only, or a newer SQLite's: a write version beyond 2, a schema format beyond 4."""
-    with file.open("rb") as opened:
-        header = opened.read(100)
+    """Of a file that could not be opened. Raises StoreDamaged where the header (https://sqlite.org/fileformat2.html,
+    1.3) has what SQLite refuses as if the file were read-only, or a newer SQLite's: a write version beyond 2, a schema
+    format beyond 4. Not of a file that is held: to close it would drop this process's locks on it (fcntl(2))."""
+    try:
+        with file.open("rb") as opened:
+            header = opened.read(100)
+    except OSError:
+        return  # what SQLite said stands
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
         return  # new, cut short or no database: SQLite says which
     if header[18] > 2 or int.from_bytes(header[44:48]) > 4:

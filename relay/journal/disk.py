@@ -15,9 +15,7 @@ from relay.core.codec import digest
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign
 from relay.journal.api import CheckpointHead, LogStore
 from relay.journal.database import DAMAGED, found_in
-from relay.journal.rows import (
-    Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint, verify_digests,
-)  # fmt: skip
+from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_checksum, verify_digests
 from relay.journal.tail import Tail, check_checkpoint, check_release, each_row
 from relay.limits import READ_BATCH
 from relay.ports import Residency, Rows
@@ -222,20 +220,24 @@ class LogDisk:
             await self.store.add_checkpoint_rows(generation, start, batch)
             await self.store.fold_wal()
 
-    async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
+    async def load_checkpoint(self, take: Callable[[bytes], None]) -> int | None:
         """See relay.ports.Journal."""
         async with self.checkpointing:
             self.store.check()
             head = self.head
             if head is None:
                 return None
-            rows: list[bytes] = []
+            digests: list[bytes] = []
             with found_in(self.store.file):
-                while batch := await self.store.checkpoint_rows(head.generation, len(rows)):
-                    start = len(rows)
-                    rows += [self.sealer.open_checkpoint_row(head.index, start + n, row) for n, row in enumerate(batch)]
-                verify_checkpoint(head, self.tail.log_id, rows)
-            return head.index, rows
+                while batch := await self.store.checkpoint_rows(head.generation, len(digests)):
+                    for sealed in batch:
+                        if digests:
+                            await trio.lowlevel.checkpoint()
+                        row = self.sealer.open_checkpoint_row(head.index, len(digests), sealed)
+                        digests.append(digest(row))
+                        take(row)
+                verify_digests(head, self.tail.log_id, digests)
+            return head.index
 
     async def check_checkpoint(self, pace: Callable[[int], Awaitable[None]]) -> None:
         """Read the checkpoint as `load_checkpoint` does, and keep nothing; `pace` is awaited after each read, told its

@@ -20,7 +20,7 @@ from msgspec import structs
 
 from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.envelope import Header, To, read_header
-from relay.core.packing import KEY, PackedMap
+from relay.core.packing import KEY, PackedMap, Shelf
 from relay.core.policy import MAIL, Policies
 from relay.core.records import (
     HANDIN_ENVELOPE, HANDIN_FORWARD, HANDIN_MOVE, HANDIN_NOBODY, HANDIN_NOTICE, HANDIN_ROSTER, HANDIN_TOLD, Carry,
@@ -72,8 +72,8 @@ def _with_former(home: HomeRecord, devices: tuple[bytes, ...]) -> HomeRecord:
 class _Users(MutableMapping[bytes, _User]):
     """Packed: of each record what the next one is verified by, all but its signatures. Parsed when it is asked for."""
 
-    def __init__(self) -> None:
-        self._packed = PackedMap()
+    def __init__(self, shelf: Shelf | None) -> None:
+        self._packed = PackedMap(shelf)
 
     def __setitem__(self, user: bytes, known: _User) -> None:
         payload, *_ = unpackb(split_home(known.home.signed)[0])
@@ -103,9 +103,10 @@ class _Users(MutableMapping[bytes, _User]):
 class _Known:
     """Who is at home here. A batch looks at what is known through a layer of its own."""
 
-    def __init__(self, below: _Known | None = None) -> None:
-        self.users: MutableMapping[bytes, _User] = ChainMap({}, below.users) if below else _Users()
-        self.devices: MutableMapping[bytes, bytes] = ChainMap({}, below.devices) if below else PackedMap()  # → user
+    def __init__(self, below: _Known | None = None, shelf: Shelf | None = None) -> None:
+        self.users: MutableMapping[bytes, _User] = ChainMap({}, below.users) if below else _Users(shelf)
+        self.devices: MutableMapping[bytes, bytes]  # → user
+        self.devices = ChainMap({}, below.devices) if below else PackedMap(shelf)
         self.groups: MutableMapping[bytes, _GroupFact] = ChainMap({}, below.groups) if below else {}
         self.facts: dict[bytes, bytes] = {}  # what this layer taught
 
@@ -130,15 +131,16 @@ class _Known:
 
 
 class ResidencyGuard:
-    """relay.ports.Residency for the cell `cell` of `region`, by the verified `root`."""
+    """relay.ports.Residency for the cell `cell` of `region`, by the verified `root`. What it knows of users lies on the
+    `shelf`; without one, in memory."""
 
-    def __init__(self, region: str, cell: str, root: Root) -> None:
+    def __init__(self, region: str, cell: str, root: Root, shelf: Shelf | None = None) -> None:
         self._region = region
         self._cell = cell
         self._root = root
         self._cells = frozenset(root.cells())
         self._policies = Policies(root)
-        self._known = _Known()
+        self._known = _Known(shelf=shelf)
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
         """Take in facts that `check` once gave, in their order. Raises ProtocolError for bytes that are none."""

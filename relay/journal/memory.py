@@ -74,6 +74,10 @@ class MemoryJournal:
         check_checkpoint(index, self._checkpoint[0] if self._checkpoint else 0, self._tail.tip)
         self._checkpoint = (index, [row async for row in each_row(rows)])
 
-    async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
+    async def load_checkpoint(self, take: Callable[[bytes], None]) -> int | None:
         await trio.lowlevel.checkpoint()
-        return None if self._checkpoint is None else (self._checkpoint[0], list(self._checkpoint[1]))
+        if self._checkpoint is None:
+            return None
+        for row in self._checkpoint[1]:
+            take(row)
+        return self._checkpoint[0]

@@ -70,6 +70,7 @@ class SoloJournal:
         disk = self._disk
         async with held(disk.writing):
             disk.store.check()
+            self._tail.check()  # it has ended with something else than the store
             block = self._tail.next_block(records)
             facts = disk.residency.check(records)
             sealed = [(key, block.index, disk.sealer.fact(key, value)) for key, value in facts]
@@ -91,8 +92,8 @@ class SoloJournal:
     async def save_checkpoint(self, index: int, rows: Rows) -> None:
         await self._disk.save_checkpoint(index, rows)
 
-    async def load_checkpoint(self) -> tuple[int, list[bytes]] | None:
-        return await self._disk.load_checkpoint()
+    async def load_checkpoint(self, take: Callable[[bytes], None]) -> int | None:
+        return await self._disk.load_checkpoint(take)
 
     # --- opening ---------------------------------------------------------------------------------
     async def _take_up(self) -> None:

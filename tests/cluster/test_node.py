@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,9 +36,12 @@ from relay.delivery import Delivery
 from relay.journal.guard import ResidencyGuard
 from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
+from relay.journal.shelf import SealedShelf
 from relay.journal.solo import open_solo
 from relay.ports import Journal
+from tests.relay.journal.checkpoints import load_checkpoint
 from tests.e2e.raw import Person, open_raw
+from tests.scratch import MemoryScratch
 
 
 def now() -> int:
@@ -64,7 +68,7 @@ async def test_a_second_signal_ends_the_draining_and_the_checkpoint_is_saved(tmp
                 with pytest.raises(Exception, match="closed"):
                     await raw.hear_a(wire.Error)
     async with _journal(config) as journal:
-        saved = await journal.load_checkpoint()
+        saved = await load_checkpoint(journal)
     assert saved is not None and saved[0] > 0
     assert any(entry["event"] == "stopped" for entry in logs)
 
@@ -191,6 +195,41 @@ async def test_a_disk_that_fails_under_the_directory_ends_the_node(tmp_path: Pat
     assert str(file) in str(ended[0]) and "Check the disk" in str(ended[0])
 
 
+async def test_a_disk_that_fails_under_who_rests_ends_the_node_and_loses_nothing(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Rule 7: what the fold or the disk writer cannot look up is not guessed; it is computed again from the log."""
+    config, _ = make(tmp_path)
+    scratch, delivered, ended = MemoryScratch(), list[Delivery](), list[BaseException]()
+
+    @contextmanager
+    def open_shelf(*_: object) -> Iterator[SealedShelf]:
+        yield SealedShelf(scratch, bytes(32), keep=0)
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await process.run_node(config, task_status)
+        except* DiskFailed as group:
+            ended.extend(_leaves(group))
+
+    real = Delivery.__init__
+    monkeypatch.setattr(Delivery, "__init__", lambda self, *rest: (real(self, *rest), delivered.append(self))[0])
+    with monkeypatch.context() as patch, trio.fail_after(20):
+        patch.setattr(RealEnv, "open_shelf", open_shelf)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run)
+            scratch.error = errno.EIO
+            with pytest.raises(DiskFailed):  # somebody looks: a lookup, or the fold itself
+                delivered[0].room.state.users.peek(bytes(32))
+    tip = delivered[0].room.state.index
+    assert "the scratch file in memory: it cannot be read: Input/output error" in str(ended[0])
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(process.run_node, config)
+            assert delivered[1].room.state.index >= tip > 0
+            signal.raise_signal(signal.SIGTERM)
+
+
 async def test_a_node_that_rejoins_lives_again_and_can_still_be_stopped(tmp_path: Path, monkeypatch: Any) -> None:
     config, _ = make(tmp_path)
     meet, listen, lives, listeners = node.Node._meet_the_cell, RealEnv.listen, list[int](), list[Any]()
@@ -300,9 +339,9 @@ async def test_a_node_scrubs_what_it_keeps_and_renews_a_checkpoint_that_rotted(
     file, damage = config.paths.data / "log.sqlite", "UPDATE checkpoint_row SET sealed = zeroblob(60)"
     checks = node.SoloJournal.load_checkpoint
 
-    async def load_and_damage(journal: Any) -> Any:
+    async def load_and_damage(journal: Any, take: Any) -> Any:
         """After the start has read it, before the scrubber does."""
-        saved = await checks(journal)
+        saved = await checks(journal, take)
         await journal.disk.store._db.run(lambda connection: connection.execute(damage))
         return saved
 
@@ -317,4 +356,4 @@ async def test_a_node_scrubs_what_it_keeps_and_renews_a_checkpoint_that_rotted(
     assert any(str(file) in entry["text"] for entry in logs if entry["event"] == "checkpoint_damaged")
     monkeypatch.setattr(node.SoloJournal, "load_checkpoint", checks)
     async with _journal(config) as journal:
-        assert await journal.load_checkpoint() is not None
+        assert await load_checkpoint(journal) is not None

@@ -136,7 +136,34 @@ async def test_other_regions_wait_for_a_restart(place: Place, logs: list[Any], a
     await watching(place, act)
     (entry,) = logs
     assert entry["event"] == "root_waits" and "of sauda: restart" in entry["text"]
+    assert "version 2 of the root document waits for a restart: it says something else of sauda" in place.file.waits
     assert kept_root(place.data) == WITH_SAUDA
+
+
+async def test_a_region_that_the_keepers_removed_is_believed_no_more_at_once(
+    tmp_path: Path, logs: list[Any], autojump_clock: Any
+) -> None:
+    """Also one whose statement had run out before: with the region its end went out of the document."""
+    keys, now = keyring([NORDEN, SAUDA]), UNTIL - DAY
+    short = region_part(SAUDA, [keys.regions["sauda"]], 2, now + 60_000)
+    ending = publish(parse_bundle(WITH_SAUDA), Staged(regions={"sauda": short}), [keys.online], now, Lifetimes())
+    for signed, later in ((WITH_SAUDA, 0), (ending, 60_000)):
+        folder = tmp_path / str(later)
+        folder.mkdir()
+        place = Place(folder, signed)
+        without = signed_root([NORDEN], UNTIL + DAY, before=signed)
+
+        async def act(place: Place = place, without: bytes = without, later: int = later) -> None:
+            await trio.sleep(6)
+            place.now_ms += later
+            await trio.sleep(6)
+            assert bool(place.file.lapsed()) is bool(later)
+            await place.put(without)
+            assert set(place.file.lapsed()) == {"sauda"} and "sauda" in place.file.waits
+
+        await watching(place, act)
+    said = [entry["event"] for entry in logs if entry["event"].startswith("region")]
+    assert said == ["region_removed", "region_lapsed", "region_removed"]
 
 
 async def test_what_does_not_follow_is_refused_once(place: Place, logs: list[Any], autojump_clock: Any) -> None:

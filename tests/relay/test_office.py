@@ -186,6 +186,35 @@ async def test_a_region_that_does_not_answer_holds_a_batch_up_once(open_cell, au
         assert [d.envelope for d in b1.of(wire.Deliver)] == [near]
 
 
+async def test_a_lookup_that_nobody_answers_ends(open_cell, autojump_clock):
+    """It holds a place of few (MAX_LOOKUPS) on its connection."""
+    alice, _ = people()
+    async with open_cell() as (cell, nursery):
+        a1 = await cell.join(nursery, alice, "a1")
+
+        async def silent(*asked):
+            await trio.sleep_forever()
+
+        cell.directory.lookup = cell.directory.chain = silent
+        for ask in (
+            cell.office.lookup(a1, wire.Lookup(7, bytes(32), "sauda", 0)),
+            cell.office.ephemeral(a1, wire.Ephemeral(bytes(32), "sauda", b"hi")),
+        ):
+            begun = trio.current_time()
+            answer = await ask
+            assert trio.current_time() - begun < 10
+            assert answer is None or answer == wire.Record(7, Code.UNREACHABLE, ())
+
+
+async def test_whoever_only_submits_is_looked_at_and_not_woken(open_cell, autojump_clock, monkeypatch):
+    alice, _ = people()
+    async with open_cell() as (cell, nursery):
+        await cell.join(nursery, alice, "a1", receive=False)
+        for resting in (cell.state.users, cell.state.devices):
+            monkeypatch.setattr(resting, "get", None)
+        await cell.join(nursery, alice, "a1", receive=False)
+
+
 async def test_groups_live_and_membership_changes(open_cell, autojump_clock):
     alice, bob = people()
     async with open_cell() as (cell, nursery):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 
 from relay.errors import DiskFailed, OperatorError
 from relay.journal.api import LogStore, Meta
+from relay.journal.shelf import SealedShelf
+from relay.limits import KIB
+from tests.scratch import MemoryScratch
 from tests.simulation.clock import SimClock
 from tests.simulation.network import Host, Network
 from tests.simulation.stream import SimListener, SimStream
@@ -79,6 +82,10 @@ class SimEnv:
         """What the directory has seen (cluster.directory.seen.Seen)."""
         seen: AbstractAsyncContextManager[Any] = self._disk.open_seen(self)
         return seen
+
+    def open_shelf(self, directory: Path) -> AbstractContextManager[SealedShelf]:
+        """In memory. So little is kept outside its file that everybody goes through that."""
+        return nullcontext(SealedShelf(MemoryScratch(), bytes(32), keep=4 * KIB))
 
     def store_exists(self, directory: Path) -> bool:
         there: bool = self._disk.store_exists()

@@ -35,7 +35,7 @@ from relay.core.tlog import (
     leaf_hash, open_checkpoint, parse_checkpoint, verify_checkpoint,
 )  # fmt: skip
 from relay.errors import RolledBack
-from relay.limits import GOSSIP_S, LOOKUP_S, WITNESS_BACKOFF_MAX_S, WITNESS_S
+from relay.limits import GOSSIP_S, WITNESS_BACKOFF_MAX_S, WITNESS_S
 from tests.simulation.false_witness import FalseWitness, now_s
 from tests.simulation.halting import NodeHalts
 from tests.simulation.keys import log_key, witness_key
@@ -50,7 +50,7 @@ EVERY_S: Final = 5.0  # seconds between two checkpoints of a log, about
 DOWN_S: Final = 10.0  # seconds that a registrar is away, at most
 CRASHES_S: Final = 40.0  # seconds between two ends of a registrar's process, on the average
 COSIGNED_S: Final = 2 * (WITNESS_BACKOFF_MAX_S + WITNESS_S + EVERY_S)  # seconds to k cosignatures: each is tried twice
-HEARD_S: Final = 2 * (GOSSIP_S + LOOKUP_S)  # seconds: a round of the registrars' gossip, and one of the nodes' own
+HEARD_S: Final = GOSSIP_S  # seconds: for all registrars, and all nodes of other regions
 LOOK_S: Final = 1.0  # seconds between two looks
 
 
@@ -198,7 +198,8 @@ class SimRegistrar:
                 await nursery.start(serve_http, [listener], Site(self, asker))
             doors = {other: self._door(other) for other in self.others}
             tiles = {log_key(other).name: door for other, door in doors.items()}
-            nursery.start_soon(Gossip(self.witness, doors, tiles).run)
+            ears = {other: self._door(other).news for other in self.others}
+            nursery.start_soon(Gossip(self.witness, doors, tiles, ears).run)
             for history, shown in zip(self.histories, self.all.shown if self.forks else [self.others], strict=True):
                 nursery.start_soon(self._keep, history, shown, nursery)
 

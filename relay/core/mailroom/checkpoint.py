@@ -6,7 +6,8 @@ may be a million of is packed in the state, and goes into the rows as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import groupby
 from struct import Struct, error as StructError
@@ -16,11 +17,12 @@ import msgpack
 
 from relay.core.codec import pack
 from relay.core.mailroom.expiry import rebuild
-from relay.core.mailroom.people import DeviceState, Notice, UserState
+from relay.core.mailroom.people import DeviceState, Notice, UserState, no_devices, no_users
 from relay.core.mailroom.resting import Resting
 from relay.core.mailroom.state import (
     Interval, MovedUser, Origin, Outbox, OutItem, Parked, Pending, RosterState, State, Waiting, check_fold_version,
 )
+from relay.core.packing import Shelf
 from relay.core.trust import read_chain, read_home, verify_roster
 from relay.core.wire import ReceiptItem
 from relay.errors import StoreDamaged, StoreForeign
@@ -76,7 +78,7 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "meta", [[FORMAT, state.cell, state.log_id, *place]]
     yield "blocks", state.blocks.dump(_PART)
     yield "sources", state.sources.dump(_PART)
-    yield "homes", (signed for key in sorted(state.users) for signed in _peek(state.users, key).chain)
+    yield "homes", (signed for key in state.users for signed in _peek(state.users, key).chain)
     yield "moved", (
         [key, list(moved.chain), list(moved.devices), moved.last, moved.confirmed]
         for key, moved in sorted(state.moved.items())
@@ -84,7 +86,7 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "mail", (
         [key, user.box.bytes, part] for key, user in state.users.awake() for part in user.box.dump(_PART)
     )
-    devices = (_peek(state.devices, key) for key in sorted(state.devices))
+    devices = (_peek(state.devices, key) for key in state.devices)
     yield "devices", ([d.id, d.user, d.since, d.cursor, d.session] for d in devices)
     yield "notices", (
         [key, n.position, n.id, n.code, n.newest, n.cell, n.expires]
@@ -167,18 +169,33 @@ def _outcomes(state: State) -> Iterator[list[Any]]:
                 yield [minute, cell, b"".join(_OUTCOME.pack(r.id, r.code, r.position, r.newest) for r in some)]
 
 
-def load(rows: Sequence[bytes]) -> State:
-    """The state that `dump` made rows of. Raises StoreDamaged where they are not such rows."""
-    loader = _Loader()
-    try:
-        for row in rows:
+class Loading:
+    """The state that `dump` made rows of, from one row after the other. Methods raise StoreDamaged where they are not
+    such rows."""
+
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        self._loader = _Loader(shelf)
+
+    def take(self, row: bytes) -> None:
+        """The next row."""
+        with _errors():
             section, chunk = msgpack.unpackb(row)
             take = _TAKE[section]
             for packed in chunk:
                 item = msgpack.unpackb(packed)
-                take(loader, *(item if isinstance(item, list) else (item,)))
-        rebuild(loader.state)
-        return loader.state
+                take(self._loader, *(item if isinstance(item, list) else (item,)))
+
+    def done(self) -> State:
+        """That was all."""
+        with _errors():
+            rebuild(self._loader.state)
+            return self._loader.state
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
     except (ValueError, KeyError, TypeError, AttributeError, StructError, msgpack.UnpackException) as error:
         raise StoreDamaged(f"the checkpoint cannot be read: {type(error).__name__}: {error}") from None
 
@@ -188,13 +205,21 @@ class _Loader:
 
     state: State
 
+    def __init__(self, shelf: Shelf | None) -> None:
+        self._shelf = shelf
+        self._user = b""
+        self._known: UserState | None = None  # of the last home record: a user's come one after the other
+
     def meta(self, form: int, cell: str, log_id: bytes, *place: int) -> None:
         if form != FORMAT:
             what = f"the checkpoint's rows are of format {form}, this release knows {FORMAT}"
             raise StoreForeign(what, "Run the release that wrote it, or a newer one")
         index, time, fold_version, log_bytes, due = place
         check_fold_version(fold_version)
-        self.state = State(cell, log_id, index, time, fold_version, log_bytes=log_bytes, checkpoint_due=due)
+        users, devices = no_users(self._shelf), no_devices(self._shelf)
+        self.state = State(
+            cell, log_id, index, time, fold_version, users, devices, log_bytes=log_bytes, checkpoint_due=due
+        )
 
     def block(self, first: int, part: bytes) -> None:
         self.state.blocks.load(first, part)
@@ -204,13 +229,14 @@ class _Loader:
 
     def home(self, signed: bytes) -> None:
         record = read_home(signed)
-        user = self.state.users.get(record.user)
-        if user is None:
-            self.state.users[record.user] = UserState([signed], record)
+        if self._known is None or record.user > self._user:
+            self._user, self._known = record.user, UserState([signed], record)
+        elif record.user < self._user:
+            raise ValueError("home records that are in no order")
         else:
-            user.follow([*user.chain, signed], read_home(signed, user.record))
-            self.state.learn_former(user.record)
-        self.state.users.rest()
+            self._known.follow([*self._known.chain, signed], read_home(signed, self._known.record))
+            self.state.learn_former(self._known.record)
+        self.state.users.lay(self._user, self._known)
 
     def moved(self, key: bytes, chain: list[bytes], devices: list[bytes], last: int, confirmed: bool) -> None:
         self.state.moved[key] = MovedUser(read_chain(chain)[-1], chain, tuple(devices), last, confirmed)
@@ -223,8 +249,7 @@ class _Loader:
         box.bytes = size
 
     def device(self, key: bytes, *rest: Any) -> None:
-        self.state.devices[key] = DeviceState(key, *rest)
-        self.state.devices.rest()
+        self.state.devices.lay(key, DeviceState(key, *rest))
 
     def notice(self, key: bytes, *rest: Any) -> None:
         notice = Notice(*rest)

@@ -6,15 +6,17 @@ every node, whatever the clock says there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from relay.core import records
 from relay.core.block import Block
 from relay.core.book import Taken
 from relay.core.mailroom import admission, answers, checkpoint, expiry, moving, residents, rosters, settle
 from relay.core.mailroom.effects import CheckpointDue, Effect
+from relay.core.mailroom.people import no_devices, no_users
 from relay.core.mailroom.state import State, check_fold_version
 from relay.core.mailroom.turn import Turn
+from relay.core.packing import Shelf
 from relay.errors import StoreDamaged
 from relay.limits import CHECKPOINT_BYTES
 
@@ -22,19 +24,30 @@ from relay.limits import CHECKPOINT_BYTES
 class Mailroom:
     """Owns the state. Readers use relay.core.mailroom.reading on `state`; nobody else changes it."""
 
-    def __init__(self, cell: str, log_id: bytes) -> None:
-        self.state = State(cell, log_id, checkpoint_due=CHECKPOINT_BYTES)
+    def __init__(self, cell: str, log_id: bytes, shelf: Shelf | None = None) -> None:
+        """Who rests lies on the shelf; without one, in memory."""
+        self.state = State(
+            cell, log_id, users=no_users(shelf), devices=no_devices(shelf), checkpoint_due=CHECKPOINT_BYTES
+        )
         self.admitted = 0  # envelopes taken since the start: for the metrics, not part of the state
         self.taken: list[Taken] = []  # by the last block: for receipts, not part of the state either
 
     @classmethod
-    def from_checkpoint(cls, rows: Sequence[bytes]) -> Mailroom:
-        """Raises StoreDamaged where the rows are not a checkpoint."""
+    def of(cls, state: State) -> Mailroom:
+        """That goes on from a state: one of `checkpoint.Loading`."""
         room = cls.__new__(cls)
-        room.state = checkpoint.load(rows)
+        room.state = state
         room.admitted = 0
         room.taken = []
         return room
+
+    @classmethod
+    def from_checkpoint(cls, rows: Iterable[bytes], shelf: Shelf | None = None) -> Mailroom:
+        """Raises StoreDamaged where the rows are not a checkpoint."""
+        loading = checkpoint.Loading(shelf)
+        for row in rows:
+            loading.take(row)
+        return cls.of(loading.done())
 
     def checkpoint(self) -> Iterator[bytes]:
         """The state as rows, to be saved with `state.index`. It must not change before the last one is made."""

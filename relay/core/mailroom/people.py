@@ -13,6 +13,7 @@ from msgpack import unpackb as unpack
 from relay.core.codec import pack
 from relay.core.mailroom.packed import Table
 from relay.core.mailroom.resting import Resting
+from relay.core.packing import Shelf
 from relay.core.trust import HomeRecord, read_chain
 
 _ENTRY: Final = Struct("<qqqq")
@@ -110,11 +111,11 @@ class UserState:
         return cls(unpack(packed))
 
 
-def no_users() -> Resting[UserState]:
+def no_users(shelf: Shelf | None = None) -> Resting[UserState]:
     """For users at home in a cell."""
-    return Resting(UserState.pack, UserState.unpack, lambda user: not len(user.box))
+    return Resting(UserState.pack, UserState.unpack, lambda user: not len(user.box), shelf)
 
 
-def no_devices() -> Resting[DeviceState]:
+def no_devices(shelf: Shelf | None = None) -> Resting[DeviceState]:
     """For their devices."""
-    return Resting(DeviceState.pack, DeviceState.unpack, lambda device: not device.notices)
+    return Resting(DeviceState.pack, DeviceState.unpack, lambda device: not device.notices, shelf)

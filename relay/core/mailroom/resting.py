@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
-from relay.core.packing import PackedMap
+from relay.core.packing import PackedMap, Shelf
 from relay.limits import MAX_AWAKE
 
 T = TypeVar("T")
@@ -21,11 +21,12 @@ class Resting(Generic[T]):
     """A map by ids of 32 bytes. `pack` gives all of a value that `rests`, which is what `unpack` makes again."""
 
     def __init__(
-        self, pack: Callable[[T], bytes], unpack: Callable[[bytes, bytes], T], rests: Callable[[T], bool]
+        self, pack: Callable[[T], bytes], unpack: Callable[[bytes, bytes], T], rests: Callable[[T], bool],
+        shelf: Shelf | None = None,
     ) -> None:
         self._pack, self._unpack, self._rests = pack, unpack, rests
-        self._packed = PackedMap()  # all, as they last rested
-        self._awake: OrderedDict[bytes, T] = OrderedDict()
+        self._packed = PackedMap(shelf)  # all, as they last rested
+        self._awake: OrderedDict[bytes, tuple[T, bytes]] = OrderedDict()  # the value, and how it lies there
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -34,7 +35,7 @@ class Resting(Generic[T]):
         return key in self._awake or key in self._packed
 
     def __iter__(self) -> Iterator[bytes]:
-        """The ids, in no order."""
+        """The ids, rising. Nobody may be added, taken out or packed meanwhile."""
         return iter(self._packed)
 
     def __getitem__(self, key: bytes) -> T:
@@ -46,21 +47,31 @@ class Resting(Generic[T]):
 
     def get(self, key: bytes) -> T | None:
         """The same; None where there is none."""
-        value = self._awake.get(key)
-        if value is None and (packed := self._packed.get(key)) is not None:
-            value = self._awake[key] = self._unpack(key, packed)
+        if (known := self._awake.get(key)) is not None:
+            return known[0]
+        packed: bytes | None = self._packed.get(key)
+        if packed is None:
+            return None
+        value = self._unpack(key, packed)
+        self._awake[key] = value, packed
         return value
 
     def peek(self, key: bytes) -> T | None:
         """The value to look at, for who is not the fold: it wakes nobody."""
-        value = self._awake.get(key)
-        if value is None and (packed := self._packed.get(key)) is not None:
-            value = self._unpack(key, packed)
-        return value
+        if (known := self._awake.get(key)) is not None:
+            return known[0]
+        packed: bytes | None = self._packed.get(key)
+        return None if packed is None else self._unpack(key, packed)
 
     def __setitem__(self, key: bytes, value: T) -> None:
+        self._packed[key] = packed = self._pack(value)
+        self._awake[key] = value, packed
+
+    def lay(self, key: bytes, value: T) -> None:
+        """Put in one who rests, and is not awake: it wakes nobody."""
+        if key in self._awake or not self._rests(value):
+            raise ValueError("who is awake stays so")
         self._packed[key] = self._pack(value)
-        self._awake[key] = value
 
     def pop(self, key: bytes) -> T:
         """Take one out. Raises KeyError."""
@@ -72,25 +83,23 @@ class Resting(Generic[T]):
         self.pop(key)
 
     def items(self) -> Iterator[tuple[bytes, T]]:
-        """All, in no order, to look at."""
+        """All, by rising ids, to look at."""
         return ((key, value) for key in self if (value := self.peek(key)) is not None)
 
     def values(self) -> Iterator[T]:
-        """All, in no order, to look at."""
+        """All, by rising ids, to look at."""
         return (value for _, value in self.items())
 
     def awake(self) -> list[tuple[bytes, T]]:
         """Those who are awake, in order: whoever has something waiting is one of them."""
-        return sorted(self._awake.items(), key=lambda item: item[0])
+        return sorted(((key, known[0]) for key, known in self._awake.items()), key=lambda item: item[0])
 
     def rest(self) -> None:
         """Pack some of whom nothing is under way, the longest awake first. No value may be held meanwhile by who
         changes it."""
         for _ in range(min(_TURNS, len(self._awake) - MAX_AWAKE)):  # none of them, mostly
-            key, value = self._awake.popitem(last=False)
-            if self._rests(value):
-                packed = self._pack(value)
-                if self._packed[key] != packed:
-                    self._packed[key] = packed
-            else:
-                self._awake[key] = value
+            key, (value, lies) = self._awake.popitem(last=False)
+            if not self._rests(value):
+                self._awake[key] = value, lies
+            elif (packed := self._pack(value)) != lies:
+                self._packed[key] = packed

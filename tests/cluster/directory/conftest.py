@@ -131,8 +131,10 @@ class Own:
         self.left: dict[bytes, tuple[list[bytes], bool]] = {}
         self.coming: list[User] = []  # at home by the log, and not applied here yet
         self.alone = False  # without a majority
+        self.asked_for: list[str] = []  # cells that wanted to know
 
-    async def settled(self) -> None:
+    async def settled(self, asker: str = "") -> None:
+        self.asked_for.append(asker)
         await trio.lowlevel.checkpoint()
         if self.alone:
             raise Overloaded("the cell did not confirm")

@@ -15,7 +15,8 @@ from cluster.core.linkwire import Done, LookUp, Records
 from cluster.directory.seen import Sighting, open_seen
 from relay.core.wire import Code
 from relay.errors import (
-    BadSignature, BrokenChain, DiskFailed, NotValidNow, Refused, Rollback, StoreForeign, StoreLocked, TrustError,
+    BadSignature, BrokenChain, DiskFailed, NotValidNow, Refused, RegionHalted, Rollback, StoreForeign, StoreLocked,
+    TrustError,
 )
 from relay.journal.portal import open_portal
 from relay.limits import DIRECTORY_CACHE, DIRECTORY_FRESH, DIRECTORY_RETRY
@@ -120,6 +121,27 @@ async def test_a_known_user_of_a_region_that_is_cut_off_stays_known_until_the_re
         with pytest.raises(Refused) as caught:
             await directory.lookup(bob.id, "sueden")
         assert caught.value.code == Code.UNREACHABLE
+
+
+async def test_what_is_kept_of_a_region_that_is_halted_is_shown_to_nobody(world: Any) -> None:
+    """Its log signs two histories: no proof in it says anything any more."""
+    bob, own = world.user(2), world.user(1, "norden/1")
+    world.cells.serve(bob)
+    world.own.users[own.id] = own
+
+    def halted(cell: str) -> None:
+        if cell == "sueden/1":
+            raise RegionHalted(Code.UNREACHABLE, "federation with sueden is halted: its log forked", cell)
+
+    async with world.open() as directory:
+        assert await directory.lookup(bob.id, "sueden") == bob.newest
+        directory.halted = halted
+        for ask in (directory.lookup(bob.id, "sueden"), directory.chain(bob.id, "sueden", 0)):
+            with pytest.raises(RegionHalted):
+                await ask
+        assert await directory.lookup(own.id, "norden") == own.newest
+        directory.halted = lambda cell: None  # the root names a new log
+        assert await directory.chain(bob.id, "sueden", 0) == bob.chain
 
 
 async def test_a_link_that_breaks_during_the_refresh_leaves_the_known_record(world: Any) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 
 from cluster.core.linkwire import LookUp, Records
 from relay.core.wire import Code
 from relay.errors import Overloaded, Refused, TrustError
-from relay.limits import MAX_CHAIN
+from relay.limits import DIRECTORY_RETRY, LOOKUP_S, MAX_CHAIN, MAX_HOPS
 
 
 async def test_a_node_that_is_behind_denies_nobody(world: Any) -> None:
@@ -64,7 +65,65 @@ async def test_cells_that_send_one_in_circles_are_left_at_some_time(world: Any) 
     async with world.open() as directory:
         with pytest.raises(TrustError):
             await directory.lookup(bob.id, "sueden")
-    assert len(world.cells.asked) <= MAX_CHAIN
+    assert len(world.cells.asked) <= 1 + MAX_HOPS
+
+
+def _told(chain: list[bytes], ask: LookUp) -> tuple[bytes, ...]:
+    """By a home that knows the next one, and not what came after."""
+    return tuple(chain[ask.after : ask.after + 1] if ask.after else chain[:2])
+
+
+async def test_who_has_moved_very_often_is_followed_in_stages(world: Any) -> None:
+    """Each home knows the next one only. What was followed is kept, and the next lookup goes on from there."""
+    bob = world.user(2)
+    for number in range(2 * MAX_HOPS + 3):
+        bob.grow("sueden/1" if number % 2 else "sueden/2")
+    for cell in ("sueden/1", "sueden/2"):
+        world.cells.answers[cell] = lambda ask: Records(Code.STORED, _told(bob.chain, ask))
+    async with world.open() as directory:
+        versions = []
+        for _ in range(3):
+            before = len(world.cells.asked)
+            versions.append((await directory.lookup(bob.id, "sueden")).version)
+            assert len(world.cells.asked) - before <= 1 + MAX_HOPS
+            world.env.settable.now += DIRECTORY_RETRY
+    assert versions[0] == 2 + MAX_HOPS and versions[2] == len(bob.chain)
+
+
+async def test_all_cells_of_a_lookup_have_one_deadline(world: Any, autojump_clock: Any) -> None:
+    """Two that do not answer, and then a chain of homes each of which takes its time: what one says goes no further."""
+    bob = world.user(2)
+    for number in range(8):
+        bob.grow("sueden/1" if number % 2 else "sueden/2")
+
+    async def slow(cell: str, message: LookUp, deadline_s: float) -> Records:
+        with trio.move_on_after(deadline_s):
+            await trio.sleep(4 if message.after else 0)
+            return Records(Code.STORED, _told(bob.chain, message))
+        raise Refused(Code.UNREACHABLE, f"{cell} gave no answer")
+
+    async def silent(cell: str, message: LookUp, deadline_s: float) -> Records:
+        await trio.sleep(deadline_s)
+        raise Refused(Code.UNREACHABLE, f"{cell} gave no answer")
+
+    async with world.open() as directory:
+        for request, expected in ((silent, None), (slow, 4)):
+            world.cells.request = request
+            began = trio.current_time()
+            try:
+                found = (await directory.lookup(bob.id, "sueden")).version
+            except Refused as error:
+                found = None if error.code == Code.UNREACHABLE else 0
+            assert (found, trio.current_time() - began <= LOOKUP_S) == (expected, True)
+            world.env.settable.now += DIRECTORY_RETRY
+
+
+async def test_an_answer_that_denies_asks_the_log_for_the_cell_that_wanted_it(world: Any) -> None:
+    async with world.open() as directory:
+        await directory.answer(world.peer, LookUp(bytes(32), 0))
+        with pytest.raises(Refused):
+            await directory.lookup(bytes(32), "norden")
+    assert world.own.asked_for == ["sueden/1", ""]
 
 
 async def test_nothing_is_kept_of_an_answer_beyond_what_was_verified(world: Any) -> None:

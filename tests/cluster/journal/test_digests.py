@@ -18,6 +18,7 @@ from relay.journal.portal import open_portal
 from relay.limits import MINUTE
 from relay.observe.metrics import Metrics
 from relay.steward import Steward
+from tests.relay.journal.checkpoints import load_checkpoint
 from tests.cluster.journal.conftest import CELL, NODES, a_cell
 
 STRAY = records.encode_record(records.Submit(bytes(32), CELL, b"from a device that nobody knows" * 20))
@@ -49,7 +50,7 @@ async def cell(tmp_path, monkeypatch):
         async def live(node):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(node.cell.run)
-                saved, kind = await node.journal.load_checkpoint(), Mailroom
+                saved, kind = await load_checkpoint(node.journal), Mailroom
                 if node.name in world.whims and node.lives == 1:
                     kind = type("Own", (Whimsical,), {"whim": world.whims[node.name]})
                 room = kind.from_checkpoint(saved[1]) if saved else kind(CELL, node.journal.log_id)

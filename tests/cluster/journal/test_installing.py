@@ -14,6 +14,7 @@ from cluster.journal.disk import Head
 from cluster.journal.shapes import from_members
 from relay.core.codec import encode
 from relay.journal.disk import Kept
+from tests.relay.journal.checkpoints import load_checkpoint
 from tests.cluster.journal.virtual import virtual_cell, virtually
 
 
@@ -70,7 +71,7 @@ async def test_what_waits_for_the_store_does_not_change_what_the_snapshot_brough
         nursery.start_soon(one, lambda: disk.save_checkpoint(index, [b"other"]))
     assert len(ends) == 5
     await world.until(lambda: node.lives == 2 and node.journal is not journal and world.leader() is node)
-    assert await node.journal.load_checkpoint() == (index, [b"row"])
+    assert await load_checkpoint(node.journal) == (index, [b"row"])
     assert node.journal.first == index + 1
 
 

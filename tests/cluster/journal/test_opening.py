@@ -21,6 +21,7 @@ from relay.errors import Refused, StoreDamaged, StoreForeign, StoreLocked
 from relay.journal.files import STORE_FILE
 from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
+from tests.relay.journal.checkpoints import load_checkpoint
 from tests.cluster.journal.conftest import CELL, RING, Anything
 
 FEDERATION = bytes(range(32))
@@ -176,7 +177,7 @@ async def test_what_the_fold_is_loaded_from_is_part_of_it(opened, made, tmp_path
     change(tmp_path, statement)
     with pytest.raises(StoreSetAside), trio.fail_after(10):
         async with opened() as cell:
-            await cell.journal.load_checkpoint()
+            await load_checkpoint(cell.journal)
     assert aside(tmp_path) == [made.hex()]
 
 

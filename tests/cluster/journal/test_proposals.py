@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest import MonkeyPatch
@@ -87,6 +88,16 @@ def test_a_leader_that_is_none_any_more_says_so_to_all_who_wait() -> None:
     assert not waiting
     for _ in range(MAX_INTAKE // MAX_BLOCK):  # and there is room again
         waiting.add([b"x" * MAX_BLOCK])
+
+
+async def test_who_is_cancelled_while_his_records_go_into_a_block_is_only_cancelled() -> None:
+    """The driver fails over a block: what it has taken is neither in the queue nor placed, and its errors are its."""
+    waiting = Proposals(1)
+    made = waiting.add([b"1"])
+    waiting.take()
+    with trio.move_on_after(0) as scope:
+        await waiting.outcome(made)
+    assert scope.cancelled_caught and waiting._bytes == 0
 
 
 @given(st.lists(st.one_of(st.integers(1, MAX_BLOCK // 3), st.just(0), st.just(-1)), max_size=60))

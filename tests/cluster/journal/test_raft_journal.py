@@ -15,6 +15,7 @@ from relay.journal.portal import open_portal
 from relay.journal.solo import open_solo
 from cluster.journal import open_raft
 from cluster.journal.notes import pack_note
+from tests.relay.journal.checkpoints import load_checkpoint
 from tests.cluster.journal.conftest import CELL, NODES, RING, Anything, FakeLinks, Wires, World, a_cell
 
 
@@ -111,7 +112,7 @@ async def test_a_wiped_store_comes_back_by_snapshot_under_a_new_id(tmp_path, mak
         await world.until(lambda: old not in journal.raft.members.voter_ids and len(journal.raft.members.voters) == 3)
         back = world.running[victim.name].journal
         assert back.own.store in journal.raft.members.voter_ids
-        assert await back.load_checkpoint() == await journal.load_checkpoint()
+        assert await load_checkpoint(back) == await load_checkpoint(journal)
         await back.append([b"again"])
         await world.until(lambda: journal.tip >= back.tip)  # its own disk may be the last one
         assert (await records_of(journal))[-1] == b"again"

@@ -19,6 +19,7 @@ from relay.errors import PeerError, StoreDamaged
 from relay.journal.portal import open_portal
 from relay.journal.scrub import Scrubber
 from relay.observe.metrics import Metrics
+from tests.relay.journal.checkpoints import load_checkpoint
 from tests.cluster.journal.conftest import CELL, a_cell
 
 COUNT = 12  # records that are written first
@@ -178,7 +179,7 @@ async def test_a_store_whose_block_nobody_has_is_set_aside(world):
     await world.until(lambda: old not in leader.raft.members.ids and len(leader.raft.members.voters) == 3)
     assert [one.name.split("-")[1] for one in (path / "quarantine").iterdir()] == [old.hex()]
     await world.until(lambda: node.journal.tip == leader.tip)
-    assert await node.journal.load_checkpoint() == (8, [b"state"])
+    assert await load_checkpoint(node.journal) == (8, [b"state"])
 
 
 async def test_a_node_does_not_give_what_is_damaged_or_gone_or_of_another_log(world):

@@ -12,6 +12,7 @@ from cluster.core.linkwire import FetchCheckpoint
 from cluster.env import RealEnv
 from relay.journal.portal import open_portal
 from relay.limits import READ_BATCH, SNAPSHOT_DEADLINE_S
+from tests.relay.journal.checkpoints import load_checkpoint
 from tests.cluster.journal.conftest import Anything, a_cell
 from tests.cluster.journal.virtual import virtual_cell, virtually
 
@@ -62,7 +63,7 @@ async def test_a_snapshot_brings_the_blocks_that_it_refers_to(tmp_path, make_env
     whose stores are replaced one by one would lose it."""
     async with a_cell(tmp_path, make_env) as world:
         journal, back = await wiped_after_a_checkpoint(world, below=5)
-        assert (await back.journal.load_checkpoint())[0] > 10 > back.journal.first == 5
+        assert (await load_checkpoint(back.journal))[0] > 10 > back.journal.first == 5
         assert await same_blocks(back.journal, journal)
         world.kill(back.name)
         await trio.sleep(0.2)
@@ -152,7 +153,7 @@ async def test_a_checkpoint_that_somebody_fetches_stays_until_he_has_it_however_
         back = world.running[victim.name]
         await world.until(lambda: back.journal is not None and back.journal.tip > index + len(asked) > index)
         assert len(asked) > 3 and max(most) == 2, "the newest, and the one that is lent"
-        assert (await back.journal.load_checkpoint())[0] == index
+        assert (await load_checkpoint(back.journal))[0] == index
         await trio.sleep(SNAPSHOT_DEADLINE_S)  # these links do not break: so long it is lent, and no longer
         for node in world.running.values():
             await node.journal.append([b"one more"])

@@ -23,6 +23,7 @@ from relay.errors import (
     BadSignature, BrokenChain, DiskFailed, OperatorError, Overreach, ReturnedDevice, TrustError, VersionTaken,
 )  # fmt: skip
 from relay.limits import DAY
+from tests.logged import logged_region
 from tests.proofs import proven
 from tests.roots import verified_root
 
@@ -160,3 +161,13 @@ def test_what_is_signed_is_noted_before(root: Root, tmp_path: Path, monkeypatch:
     assert len(book.records(one.user)) == 2
     book.sign(three, (), root, REGISTRAR, NOW)
     assert noted(tmp_path, root)[-1] == f"['revoke {user} v3']" and len(book.records(one.user)) == 3
+
+
+def test_who_leaves_a_region_with_a_log_is_released_by_its_registrar_that_runs(tmp_path: Path) -> None:
+    """A release in the book alone the service would not know of, and sign on."""
+    root = verified_root([logged_region(name, REGISTRAR) for name in ("norden", "sauda")], NOW + 400 * DAY)
+    book = Book(tmp_path)
+    one, _ = book.sign(request_home(first(), USER), (), root, REGISTRAR, NOW)
+    with pytest.raises(OperatorError, match=r"norden has a log.*posthouse registrar release"):
+        book.release(after(one, region="sauda", cell="sauda/1", move_epoch=1), (), root, REGISTRAR, NOW)
+    assert book.released(one.user, 2, "sauda/1") is None

@@ -58,20 +58,20 @@ def test_the_region_that_was_left_signs_nothing_in_the_place_of_the_move(home: H
                    now_ms=now())  # fmt: skip
     request, before = ask_to_move(home.store("bob"), cell="sauda/1", now_ms=now() + 5)
     with pytest.raises(VersionTaken):
-        releaser_of(home, "norden", now())(request, before)
+        releaser_of(home, "norden", now()).release(request, before)
 
 
 def test_nobody_is_released_to_two_regions(home: Home) -> None:
     """Two registrars that both have a release would sign two versions of one number, each in good faith."""
     store, user = home.store("bob"), card_of(home, "bob").user
-    release = releaser_of(home, "norden", now())
+    release = releaser_of(home, "norden", now()).release
     request, before = ask_to_move(store, cell="sauda/1", now_ms=now())
     other, _ = ask_to_move(store, cell="ostland/1", now_ms=now())
     _, released = release(request, before)
     assert release(request, before)[1] == released, "what went astray is given out again"
     for asked in (other, ask_to_move(store, cell="sauda/1", now_ms=now() + 5)[0]):
         with pytest.raises(VersionTaken, match="version 3 of this user was released, for the move to sauda/1"):
-            releaser_of(home, "norden", now())(asked, before)
+            releaser_of(home, "norden", now()).release(asked, before)
     with pytest.raises(VersionTaken, match="was released"):  # nor is another version signed in its place
         add_device(home.clients / "x" / "store", of=store, registrar=registrar_of(home, "norden", now()), now_ms=now())
     records = sign_move(home, "bob", "sauda/1", now())  # the same release: that of a run that was cut short

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +18,8 @@ from cluster.registrar.faces import refusal
 from relay.core.codec import encode
 from relay.core.trust import RootCell, RootNode, RootRegion, read_home
 from relay.errors import (
-    Backdated, BrokenChain, ForeignDevice, NotReleased, NotYet, OperatorError, Overloaded, Overreach, PeerError,
-    PosthouseError, ReturnedDevice, TrustError, VersionTaken,
+    AlreadyReleased, Backdated, BrokenChain, ForeignDevice, NotReleased, NotYet, OperatorError, Overloaded, Overreach,
+    PeerError, PosthouseError, ReturnedDevice, TrustError, VersionTaken,
 )  # fmt: skip
 from tests.cluster.registrar.site import NOW, ROOT, World, request
 from tests.roots import verified_root
@@ -33,8 +32,8 @@ def _kinds(kind: type[Any]) -> list[type[Any]]:
 
 
 @pytest.mark.parametrize("kind", [
-    Backdated, ForeignDevice, NotReleased, NotYet, OperatorError, Overreach, ReturnedDevice, VersionTaken, BadProof,
-    TooFewWitnesses, UnsoundTrust,
+    AlreadyReleased, Backdated, ForeignDevice, NotReleased, NotYet, OperatorError, Overreach, ReturnedDevice,
+    VersionTaken, BadProof, TooFewWitnesses, UnsoundTrust,
 ])  # fmt: skip
 def test_a_refusal_is_told_as_what_it_is(kind: type[PosthouseError]) -> None:
     error = _refused(refusal(kind("what", "what to do")).body, "otherwise")
@@ -60,8 +59,7 @@ async def test_a_registrar_that_shows_another_users_records_is_not_believed(worl
             async def ask(self, method: str, path: str, body: bytes, most: int) -> tuple[int, bytes]:
                 return 200, encode(await region.log.standing(other))
 
-        config: Any = SimpleNamespace(root=ROOT, trust=world.trust("norden", 2))
-        registrar = Registrar(config, Liar())  # type: ignore[arg-type]
+        registrar = Registrar("norden", ROOT, world.trust("norden", 2), Liar())  # type: ignore[arg-type]
         assert (await registrar.prove(other, NOW)).record is not None
         with pytest.raises(BrokenChain, match="another user's records"):
             await registrar.prove(asked, NOW)

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 from msgspec import structs
+from msgspec.msgpack import decode
 from nacl.signing import SigningKey
 
 from cluster.core.epochmap import Crown, Value, bucket_of, change, place_of, summarise, value_of
-from cluster.core.homelog import EpochEntry
+from cluster.core.homelog import EpochEntry, release_entry
 from relay.core.tlog import Checkpoint, Frontier, Trust, encode_bundle, grow, leaf_hash, parse_path
 from relay.core.tlog.tiles import Bundle, Tile
 from cluster.registrar.audit import Audit, from_directory
 from cluster.registrar.notebook import open_notebook
-from relay.core.codec import encode
-from relay.core.trust import HomeRecord, home_entry, read_home, sign_home
+from relay.core.codec import encode, pack
+from relay.core.trust import HomeRecord, home_entry, read_home, release_home, sign_home
 from relay.errors import PeerError, StoreForeign, TrustError
 from relay.journal.portal import open_portal
 from tests.cluster.registrar.site import (
-    NOW, REGIONS, ROOT, World, device, first, following, log_key, registrar_key, request, user_key, witness_key,
+    NOW, REGIONS, ROOT, World, ask, device, first, following, log_key, registrar_key, request, user_key, witness_key,
 )  # fmt: skip
 
 LOG = log_key("norden")
@@ -191,6 +192,50 @@ def no_entry_of_ours(book: Book) -> None:
     book.entries.append(b"anything")
 
 
+def let_go(book: Book, record: HomeRecord, number: int, key: SigningKey | None = None, cell: str = "sauda/1") -> bytes:
+    payload = following(record, region=cell.partition("/")[0], cell=cell, move_epoch=record.payload.move_epoch + 1)
+    data, signature = decode(ask(payload, user_key(number)))
+    released = pack([data, signature, release_home(data, key or registrar_key("norden"))])
+    book.entries.append(release_entry(released))
+    return released
+
+
+def signed_on_after_a_release(book: Book) -> None:
+    """The region let the user go, and signs another record for itself in the place of the move."""
+    record = enrolled(9, book)
+    let_go(book, record, 9)
+    book.epoch(NOW + 50)
+    book.home(sign_home(following(record), user_key(9), registrar_key("norden")))
+
+
+def released_to_two_regions(book: Book) -> None:
+    record = enrolled(9, book)
+    let_go(book, record, 9)
+    let_go(book, record, 9, cell="vika/1")
+
+
+def released_by_anothers_key(book: Book) -> None:
+    let_go(book, enrolled(9, book), 9, registrar_key("sauda"))
+
+
+def released_by_nobody(book: Book) -> None:
+    released = decode(let_go(book, enrolled(9, book), 9))
+    book.entries[-1] = release_entry(pack(released[:2]))
+
+
+def released_without_the_user(book: Book) -> None:
+    let_go(book, enrolled(9, book), 8)
+
+
+def a_stranger_is_released(book: Book) -> None:
+    elsewhere = Book()
+    let_go(book, enrolled(9, elsewhere), 9)
+
+
+def no_release_of_ours(book: Book) -> None:
+    book.entries.append(release_entry(b"anything"))
+
+
 @pytest.mark.parametrize(
     ("harm", "finding"),
     [
@@ -203,6 +248,13 @@ def no_entry_of_ours(book: Book) -> None:
         (a_record_that_the_map_hides, "its map is not the one"),
         (a_user_of_another_region, "at home in sauda"),
         (no_entry_of_ours, "is not msgpack|has the wrong shape"),
+        (signed_on_after_a_release, "entry 17, version 2 of a user: AlreadyReleased"),
+        (released_to_two_regions, "a release: AlreadyReleased"),
+        (released_by_anothers_key, "a release: BadSignature"),
+        (released_by_nobody, "a release: NotReleased"),
+        (released_without_the_user, "a release: BadSignature"),
+        (a_stranger_is_released, "a release: BrokenChain, the log has no such user"),
+        (no_release_of_ours, "a release: OperatorError, no enrolment request"),
         (lambda book: book.epoch(users=77), "counts 77 users"),
         (lambda book: book.epoch(skip=1), "it follows epoch"),
         (lambda book: book.epoch(time=NOW - 1), "time goes back"),
@@ -270,3 +322,16 @@ async def test_what_is_not_served_or_not_so_is_found(tmp_path: Path) -> None:
     wrong = Trust(log_key("sauda").verifier, (), 0)
     with pytest.raises(TrustError):
         await audit(log, tmp_path / "f", wrong)
+
+
+async def test_a_release_is_held_against_what_a_later_audit_meets(tmp_path: Path) -> None:
+    """The notebook remembers it: what is signed in its place is found weeks later, too."""
+    book = Book()
+    record = enrolled(1, book)
+    let_go(book, record, 1)
+    book.epoch(NOW + 1)
+    assert await audit(FakeLog(book.entries), tmp_path) == []
+    book.home(sign_home(following(record), user_key(1), registrar_key("norden")))
+    book.epoch(NOW + 2)
+    [finding] = await audit(FakeLog(book.entries), tmp_path)
+    assert "AlreadyReleased, version 2 of this user was released, for the move to sauda/1" in finding

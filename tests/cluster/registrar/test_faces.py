@@ -82,7 +82,7 @@ async def test_many_requests_by_portions_and_each_error_as_itself(
                 reply = await one.reply(method, path, body)
                 return reply.status, reply.body
 
-        registrar = asking.Registrar(cast(Any, None), cast(Any, Straight()))
+        registrar = asking.Registrar("norden", ROOT, world.trust("norden", 2), cast(Any, Straight()))
         answers = await registrar.enrol_many([request(1), ask(first(2), user_key(9)), request(3)])
         assert sent == [2, 1] and isinstance(answers[1], BadSignature)
         assert [one.signed for one in answers if isinstance(one, StapledHome)] == [

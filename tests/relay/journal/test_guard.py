@@ -16,10 +16,12 @@ from relay.core.trust import (
     sign_roster,
 )
 from relay.limits import MAX_FORMER
-from relay.errors import ProtocolError, ResidencyError
+from relay.errors import DiskFailed, ProtocolError, ResidencyError
 from relay.journal.guard import ResidencyGuard
+from relay.journal.shelf import SealedShelf
 from tests.proofs import proven
 from tests.roots import verified_root
+from tests.scratch import MemoryScratch
 
 HERE, ABROAD, NOWHERE = "norden/1", "sud/1", "west/1"
 FAR = 10**14
@@ -332,6 +334,28 @@ async def test_the_store_keeps_what_the_guard_knows(tmp_path: Path, solo) -> Non
         with pytest.raises(ResidencyError):
             await journal.append([encode_record(submit("bo's phone", STRANGER))])
         assert journal.tip == 2
+
+
+async def test_a_full_disk_under_what_the_guard_knows_stops_the_journal_and_loses_nothing(
+    tmp_path: Path, solo
+) -> None:
+    shelf, acknowledged = SealedShelf(MemoryScratch(room=4), bytes(32), keep=0), 0
+    people = [Person(f"bo {number}") for number in range(100)]
+    async with solo(tmp_path, residency=ResidencyGuard("norden", HERE, ROOT, shelf)) as journal:
+        shelf.on_failure = journal.disk.tail.end
+        with pytest.raises(DiskFailed, match="cannot be written: No space left"):
+            for number, person in enumerate(people):
+                await journal.append([encode_record(person.home(f"phone {number}"))])
+                acknowledged = number + 1
+        with pytest.raises(DiskFailed, match="No space left"):
+            await journal.append([encode_record(records.Tick())])
+        with pytest.raises(DiskFailed, match="No space left"):
+            await anext(journal.follow(journal.tip))
+    assert 3 < acknowledged < 100
+    async with solo(tmp_path, residency=ResidencyGuard("norden", HERE, ROOT)) as journal:
+        assert journal.tip >= acknowledged
+        for number, person in enumerate(people[:acknowledged]):
+            await journal.append([encode_record(submit(f"phone {number}", person.id))])
 
 
 def test_records_without_envelopes_pass(desk: Desk) -> None:

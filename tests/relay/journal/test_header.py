@@ -4,12 +4,14 @@ cell sets aside what is damaged and comes back by itself; a store of another rel
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import trio
 
 from relay.core.block import GENESIS
-from relay.errors import StoreDamaged, StoreForeign
+from relay.errors import StoreDamaged, StoreForeign, StoreLocked
 from relay.journal.api import BlockRow, Meta, Write
 from relay.journal.database import Kind
 from relay.journal.portal import open_portal
@@ -51,6 +53,21 @@ async def test_each_bit_that_flips_is_damage_or_of_no_consequence(tmp_path: Path
                 damaged.add(byte)
                 assert str(copy / "log.sqlite") in error.text  # by which a node knows that it is its own
     assert {18, 47, *range(60, 64), *range(68, 72)} <= damaged
+
+
+async def test_who_opens_a_store_twice_in_one_process_does_not_let_others_in(tmp_path: Path) -> None:
+    """Closing any descriptor of a file drops all locks of the process on it (fcntl(2)): nobody looks at the header with
+    one of his own while the store is held."""
+    file = tmp_path / "log.sqlite"
+    other = f"import sqlite3; sqlite3.connect({str(file)!r}, timeout=0).execute('SELECT count(*) FROM sqlite_master')"
+    async with open_portal() as portal:
+        store = await open_store(portal, file, FRESH)
+        with pytest.raises(StoreLocked):
+            await open_store(portal, file, FRESH)
+        asked = await trio.run_process([sys.executable, "-c", other], check=False, capture_stderr=True)
+        assert b"database is locked" in asked.stderr
+        await store.write(Write([row(1)]))
+        await store.close()
 
 
 @pytest.mark.parametrize("other", [number for number in range(1, 256) if number != 4])

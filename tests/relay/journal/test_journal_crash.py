@@ -17,6 +17,7 @@ from relay.errors import StoreDamaged, StoreLocked
 from relay.journal.inspect import open_stopped
 from relay.journal.files import STORE_FILE
 from relay.journal.seal import StorageRing
+from tests.relay.journal.checkpoints import load_checkpoint
 
 CHILD = Path(__file__).with_name("writer_child.py")
 RING = StorageRing([b"k" * 32])
@@ -59,7 +60,7 @@ async def test_sigkill_keeps_every_acknowledged_block(tmp_path: Path, solo) -> N
         assert blocks[-1].index >= acknowledged >= last + count
         async with solo(tmp_path) as journal:
             assert (journal.first, journal.tip) == (blocks[0].index, blocks[-1].index)
-            assert await journal.load_checkpoint() == checkpoint
+            assert await load_checkpoint(journal) == checkpoint
             for index, block in enumerate(blocks, journal.first):
                 assert await journal.read(index) == block
                 assert block.records[0] == b"%d" % index

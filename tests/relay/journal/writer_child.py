@@ -18,6 +18,7 @@ from conftest import FakeEnv, solo
 
 from relay.errors import DiskFailed
 from relay.journal import database
+from tests.relay.journal.checkpoints import load_checkpoint
 
 RECORDS = [bytes([number]) * 2_000 for number in range(5)]
 
@@ -41,7 +42,7 @@ async def main(directory: Path) -> None:
             lambda: journal.read(journal.tip),
             lambda: journal.release(1),
             lambda: journal.save_checkpoint(journal.tip, []),
-            lambda: journal.load_checkpoint(),
+            lambda: load_checkpoint(journal),
             lambda: anext(follower),
         ]
         for call in calls:
