@@ -234,3 +234,33 @@ def test_pieces_are_bounded_and_leave_nothing_out() -> None:
     lane.forget(8)
     assert [item.position for item in lane.items] == [9, 10] and lane.size == 2 * (FANOUT_PIECE // 3)
     assert lane.piece(10) is None and lane.piece(0) == (frames[8] + frames[9], 2, 10)
+
+
+def test_seats_that_each_lack_something_else_do_not_fill_the_memory_with_joined_copies() -> None:
+    lane = Lane((True, b"group"))
+    for position in range(1, 2_001):
+        lane.add(Item(position, bytes(1_000), Entry(position, 0, 1, 9_000)), 5)
+    for first in range(2_000):
+        lane.piece(first)
+        held = sum(len(piece.data) for piece in lane._pieces.values())
+        assert held <= FANOUT_PIECE + lane.size and held == lane._joined
+    lane.add(Item(2_001, bytes(10), Entry(2_001, 0, 1, 9_000)), 5)
+    assert lane._joined == 0
+
+
+async def test_who_joins_for_what_was_filed_before_reads_that_first(crowd, autojump_clock):
+    """Rule 18: a member may be listed from an older version on (who has moved here was a member elsewhere)."""
+    group = Group("owner 1")
+    group.seed = bytes(32)
+    group.id = group_id(device_id(group.owner), group.seed)
+    await publish(crowd.cell, crowd.line, group, [crowd.owner.id])
+    before = seal(crowd.cell, group.id, 1, roster=True, body=b"before")
+    await submit(crowd.cell, crowd.line, before)
+    group.since[crowd.bob.id] = 1  # kept, as that of one who was there
+    await publish(crowd.cell, crowd.line, group, [crowd.owner.id, crowd.bob.id])
+    after = seal(crowd.cell, group.id, 2, roster=True, body=b"after")
+    await submit(crowd.cell, crowd.line, after)
+    await trio.sleep(1)
+    got = [d.position for d in crowd.bobs.of(wire.Deliver)]
+    assert [d.envelope for d in crowd.bobs.of(wire.Deliver)] == [before, after]
+    assert got == [item.position for item in reading.pending(crowd.cell.state, crowd.bobs.device, 0, 100)]
