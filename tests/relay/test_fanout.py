@@ -13,7 +13,7 @@ from relay.core import wire
 from relay.core.mailroom import reading
 from relay.core.mailroom.people import Entry
 from relay.core.trust import group_id
-from relay.seat import Item, Lane
+from relay.seat import Item, Lane, Seat
 from relay.limits import FANOUT_PIECE, FANOUT_REST, FANOUT_REST_S
 from tests.relay.conftest import CELL, Cell, FakeLine
 from tests.relay.core.mailroom.conftest import Group, User, device_id
@@ -264,3 +264,20 @@ async def test_who_joins_for_what_was_filed_before_reads_that_first(crowd, autoj
     got = [d.position for d in crowd.bobs.of(wire.Deliver)]
     assert [d.envelope for d in crowd.bobs.of(wire.Deliver)] == [before, after]
     assert got == [item.position for item in reading.pending(crowd.cell.state, crowd.bobs.device, 0, 100)]
+
+
+def test_an_ack_frees_what_was_sent_up_to_it_and_nothing_more() -> None:
+    seat = Seat(FakeLine(user("bob"), "bob 1"), b"", 0, 0)
+    for position in (3, 5, 9):
+        seat.count(position, 100)
+    for position, left in [(2, 300), (3, 200), (8, 100), (9, 0), (9, 0)]:
+        seat.acked(position)
+        assert seat.unacked_bytes == left
+
+
+@pytest.mark.parametrize(("sessions", "pace"), [(0, 1_000), (250, 1_000), (500, 2_000), (2_000, 8_000), (9_000, 8_000)])
+async def test_acks_are_paced_by_the_number_of_sessions(open_cell, sessions, pace):
+    async with open_cell() as (cell, _):
+        cell.delivery._seats = dict.fromkeys(range(sessions))
+        assert cell.delivery.ack_ms() == pace
+        cell.delivery._seats = {}
