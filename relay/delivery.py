@@ -258,6 +258,7 @@ class Delivery:
 
     def _relisten(self, user: bytes) -> None:
         for seat in self._fanout.seats_at((False, user)):
+            seat.demote()  # what was filed before may be for a new member: live delivery starts where catch-up met it
             self._fanout.listen(seat)
 
     def seat_of(self, line: Line) -> Seat | None:

@@ -41,9 +41,7 @@ class Fanout:
 
     # --- who listens -----------------------------------------------------------------------------
     def listen(self, seat: Seat) -> None:
-        """Where the seat's device is delivered to now. A lane that it listens at already keeps what it holds."""
-        if seat.live:
-            self.give(seat)
+        """Where the seat's device is delivered to from now on: a seat that is not live, or is not any more."""
         self.leave(seat)
         for address, since in reading.listens(self._state, seat.line.device):
             lane = self._lanes.get(address)
@@ -146,7 +144,7 @@ class Fanout:
         """Write what its lanes hold for a seat that is live."""
         few, many = (seat.lanes, self._dirty) if len(seat.lanes) < len(self._dirty) else (self._dirty, seat.lanes)
         lanes = [lane for lane in few if lane in many]
-        if len(lanes) == 1 and lanes[0].seats[seat] <= lanes[0].lowest and lanes[0].expires > self._state.time:
+        if len(lanes) == 1 and self._all_for(seat, lanes[0]):
             while seat.live and (piece := lanes[0].piece(seat.sent)) is not None:
                 self._push(seat, *piece)
                 seat.line.flush()
@@ -158,12 +156,18 @@ class Fanout:
 
     def _gather(self, seat: Seat, lanes: Iterable[Lane]) -> list[Item]:
         """What is for the seat, in order."""
-        return sorted(
-            item
-            for lane in lanes
-            for item in lane.after(seat.sent)
-            if (self._receives(seat, lane.address, item.entry) if item.entry else item.device == seat.line.device)
-        )
+        items: list[Item] = []
+        for lane in lanes:
+            lacks, whole = lane.after(seat.sent), self._all_for(seat, lane)
+            items += lacks if whole else [item for item in lacks if self._is_for(seat, lane.address, item)]
+        return sorted(items)
+
+    def _all_for(self, seat: Seat, lane: Lane) -> bool:
+        """Is all that the lane holds for the seat? Where not, each item has to be asked for."""
+        return lane.seats[seat] <= lane.lowest and lane.expires > self._state.time
+
+    def _is_for(self, seat: Seat, address: Address, item: Item) -> bool:
+        return self._receives(seat, address, item.entry) if item.entry else item.device == seat.line.device
 
     def _receives(self, seat: Seat, address: Address, entry: Entry) -> bool:
         roster, own = address

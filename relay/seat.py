@@ -68,7 +68,7 @@ class Piece(NamedTuple):
 class Lane:
     """An address, the seats that listen there, and what not all of them were given yet."""
 
-    __slots__ = ("_pieces", "_positions", "address", "expires", "items", "lowest", "seats", "size", "time")
+    __slots__ = ("_joined", "_pieces", "_positions", "address", "expires", "items", "lowest", "seats", "size", "time")
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -79,7 +79,8 @@ class Lane:
         """Everybody has been given everything."""
         self.items: list[Item] = []
         self._positions: list[int] = []
-        self._pieces: dict[int, Piece] = {}  # by the number of the first item
+        self._pieces: dict[int, Piece] = {}  # by the number of the first item; no more bytes than FANOUT_PIECE + size
+        self._joined = 0  # bytes of them
         self.lowest = self.expires = self.time = 0  # the lowest version, the first expiry, the oldest block: of all
         self.size = 0
 
@@ -91,7 +92,7 @@ class Lane:
         self.lowest, self.expires = min(self.lowest, version), min(self.expires, expires)
         self.items.append(item)
         self._positions.append(item.position)
-        self._pieces.clear()
+        self._forget_pieces()
         self.size += len(item.frame)
 
     def after(self, pos: int) -> list[Item]:
@@ -109,9 +110,16 @@ class Lane:
             while end < len(self.items) and (end == first or size + len(self.items[end].frame) <= FANOUT_PIECE):
                 size += len(self.items[end].frame)
                 end += 1
+            if self._joined + size > FANOUT_PIECE + self.size:  # seats that each lack something else share little
+                self._forget_pieces()
             data = b"".join(item.frame for item in self.items[first:end])
             self._pieces[first] = piece = Piece(data, end - first, self._positions[end - 1])
+            self._joined += size
         return piece
+
+    def _forget_pieces(self) -> None:
+        self._pieces.clear()
+        self._joined = 0
 
     def forget(self, pos: int) -> None:
         """Everybody has been given everything up to `pos`."""

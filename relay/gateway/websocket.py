@@ -55,6 +55,8 @@ class ServerSocket:
         """The next binary message. Raises Closed at the end, ProtocolError for what is not one of at most MAX_FRAME."""
         while not self._messages:
             if self._over is not None:
+                if isinstance(self._over, Closed):
+                    await self._answer()  # only now that what came before a close is dealt with
                 raise self._over
             data = await self._read(RECEIVE_BYTES)
             if not data:
@@ -77,9 +79,9 @@ class ServerSocket:
             self._over = error
         else:
             self._over = self._why()
-        if not isinstance(self._over, ProtocolError):
-            await self._answer()
         self._messages = messages[::-1]
+        if self._over is None:
+            await self._answer()
 
     def _take(self, frame: Frame, messages: list[bytes]) -> None:
         """Put pieces together (RFC 6455 5.4). The library checks their order, and bounds their bytes."""
@@ -113,9 +115,8 @@ class ServerSocket:
 
     async def _answer(self) -> None:
         """Pongs, and the answer to a close."""
-        for data in self._protocol.data_to_send():
-            if data:
-                await self._write(data)
+        if data := b"".join(self._protocol.data_to_send()):
+            await self._write(data)
 
 
 async def accept(write: Write, read: Read) -> ServerSocket:

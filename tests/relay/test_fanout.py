@@ -13,7 +13,7 @@ from relay.core import wire
 from relay.core.mailroom import reading
 from relay.core.mailroom.people import Entry
 from relay.core.trust import group_id
-from relay.seat import Item, Lane
+from relay.seat import Item, Lane, Seat
 from relay.limits import FANOUT_PIECE, FANOUT_REST, FANOUT_REST_S
 from tests.relay.conftest import CELL, Cell, FakeLine
 from tests.relay.core.mailroom.conftest import Group, User, device_id
@@ -234,3 +234,50 @@ def test_pieces_are_bounded_and_leave_nothing_out() -> None:
     lane.forget(8)
     assert [item.position for item in lane.items] == [9, 10] and lane.size == 2 * (FANOUT_PIECE // 3)
     assert lane.piece(10) is None and lane.piece(0) == (frames[8] + frames[9], 2, 10)
+
+
+def test_seats_that_each_lack_something_else_do_not_fill_the_memory_with_joined_copies() -> None:
+    lane = Lane((True, b"group"))
+    for position in range(1, 2_001):
+        lane.add(Item(position, bytes(1_000), Entry(position, 0, 1, 9_000)), 5)
+    for first in range(2_000):
+        lane.piece(first)
+        held = sum(len(piece.data) for piece in lane._pieces.values())
+        assert held <= FANOUT_PIECE + lane.size and held == lane._joined
+    lane.add(Item(2_001, bytes(10), Entry(2_001, 0, 1, 9_000)), 5)
+    assert lane._joined == 0
+
+
+async def test_who_joins_for_what_was_filed_before_reads_that_first(crowd, autojump_clock):
+    """Rule 18: a member may be listed from an older version on (who has moved here was a member elsewhere)."""
+    group = Group("owner 1")
+    group.seed = bytes(32)
+    group.id = group_id(device_id(group.owner), group.seed)
+    await publish(crowd.cell, crowd.line, group, [crowd.owner.id])
+    before = seal(crowd.cell, group.id, 1, roster=True, body=b"before")
+    await submit(crowd.cell, crowd.line, before)
+    group.since[crowd.bob.id] = 1  # kept, as that of one who was there
+    await publish(crowd.cell, crowd.line, group, [crowd.owner.id, crowd.bob.id])
+    after = seal(crowd.cell, group.id, 2, roster=True, body=b"after")
+    await submit(crowd.cell, crowd.line, after)
+    await trio.sleep(1)
+    got = [d.position for d in crowd.bobs.of(wire.Deliver)]
+    assert [d.envelope for d in crowd.bobs.of(wire.Deliver)] == [before, after]
+    assert got == [item.position for item in reading.pending(crowd.cell.state, crowd.bobs.device, 0, 100)]
+
+
+def test_an_ack_frees_what_was_sent_up_to_it_and_nothing_more() -> None:
+    seat = Seat(FakeLine(user("bob"), "bob 1"), b"", 0, 0)
+    for position in (3, 5, 9):
+        seat.count(position, 100)
+    for position, left in [(2, 300), (3, 200), (8, 100), (9, 0), (9, 0)]:
+        seat.acked(position)
+        assert seat.unacked_bytes == left
+
+
+@pytest.mark.parametrize(("sessions", "pace"), [(0, 1_000), (250, 1_000), (500, 2_000), (2_000, 8_000), (9_000, 8_000)])
+async def test_acks_are_paced_by_the_number_of_sessions(open_cell, sessions, pace):
+    async with open_cell() as (cell, _):
+        cell.delivery._seats = dict.fromkeys(range(sessions))
+        assert cell.delivery.ack_ms() == pace
+        cell.delivery._seats = {}

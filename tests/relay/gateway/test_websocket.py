@@ -153,3 +153,30 @@ async def test_many_small_messages_of_one_read_let_others_have_their_turn() -> N
             await socket.receive()
         nursery.cancel_scope.cancel()
     assert turns > 20
+
+
+async def test_a_close_is_answered_once_what_came_before_it_was_dealt_with() -> None:
+    goodbye = frame(Opcode.CLOSE, (1000).to_bytes(2, "big"))
+    line = Wire([REQUEST, frame(Opcode.BINARY, b"one") + frame(Opcode.BINARY, b"two") + goodbye])
+    socket = await accept(line.write, line.read)
+    line.written = b""
+    assert [await socket.receive(), await socket.receive()] == [b"one", b"two"]
+    assert line.written == b""
+    with pytest.raises(Closed):
+        await socket.receive()
+    assert line.written == b"\x88\x02" + (1000).to_bytes(2, "big")
+
+
+async def test_a_flood_of_pings_is_answered_with_one_write_a_read() -> None:
+    line = Wire([REQUEST, frame(Opcode.PING, b"") * 2_000])
+    socket = await accept(line.write, line.read)
+    line.written, writes = b"", []
+
+    async def write(data: bytes) -> None:
+        writes.append(data)
+        await trio.lowlevel.checkpoint()
+
+    socket._write = write
+    with pytest.raises(Closed):
+        await socket.receive()
+    assert b"".join(writes) == b"\x8a\x00" * 2_000 and len(writes) == 1
