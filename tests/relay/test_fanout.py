@@ -122,6 +122,20 @@ async def test_what_comes_while_a_round_rests_goes_with_one_write_of_shared_byte
     assert min(line.wrote[1][0] for line in crowd.lines) == pytest.approx(rested + rest)
 
 
+async def test_what_is_filed_during_a_round_reaches_those_who_have_had_their_turn(crowd, autojump_clock, monkeypatch):
+    """And others have theirs during a round."""
+    monkeypatch.setattr(relay.fanout, "_SLICE", 1)
+    served = lambda: sum(bool(line.of(wire.Deliver)) for line in crowd.lines)  # noqa: E731
+    sent = [await crowd.say(b"first")]
+    while not served():
+        await trio.lowlevel.checkpoint()
+    assert served() < CROWD / 4
+    sent.append(await crowd.say(b"second"))
+    assert served() < CROWD
+    await trio.sleep(1)
+    assert all([d.envelope for d in line.of(wire.Deliver)] == sent for line in crowd.lines)
+
+
 async def test_few_seats_do_not_wait_for_a_round(crowd, autojump_clock):
     """What is for bob alone is given with what the group has for him, in order; the others wait for their round."""
     first = await crowd.say(b"first")
