@@ -21,12 +21,13 @@ from nacl.signing import SigningKey
 
 from relay.client.identity import LIFETIME
 from relay.core.codec import Decoder, Struct, pack
+from relay.core.policy import Policies
 from relay.core.shapes import Signature
 from relay.core.trust import (
     HomePayload, HomeRecord, Root, check_current, endorse_home, join_home, moves, read_home, release_home, split_home,
     verify_asked, verify_home,
 )
-from relay.errors import AlreadyReleased, NotReleased, OperatorError, ProtocolError, VersionTaken
+from relay.errors import AlreadyReleased, ClosedBorder, NotReleased, OperatorError, ProtocolError, VersionTaken
 from relay.limits import DAY, KIB, MAX_CHAIN
 
 _AGAIN: Final = "Make the request again: docs/PROTOCOL.md, section 5, says what is in it"
@@ -112,6 +113,7 @@ def sign_next(
     _check_new(asked, last)
     _check_keys(asked.payload)
     _check_moves(asked.payload, last)
+    _check_border(asked.payload, last, root)
     outer = _read_request(asked.request)
     wanted = verify_asked(outer.payload, outer.user_signature, root, last, outer.release)
     if last is not None and moves(wanted, last) and not outer.release:
@@ -178,6 +180,7 @@ def release_next(
     _check_new(asked, last)
     _check_keys(asked.payload)
     _check_moves(asked.payload, last)
+    _check_border(asked.payload, last, root)
     outer = _read_request(asked.request)
     record = verify_asked(outer.payload, outer.user_signature, root, last)
     if not moves(record, last):
@@ -268,6 +271,17 @@ def _check_keys(payload: HomePayload) -> None:
             crypto_scalarmult(b"\x01" * 32, device.encryption)
         except CryptoError:
             raise OperatorError(f"device {number}'s encryption key is no X25519 public key", _AGAIN) from None
+
+
+def _check_border(payload: HomePayload, last: HomeRecord | None, root: Root) -> None:
+    """What waits for a user who moves follows, and its senders were told that it is stored: nobody moves over a border
+    that mail may not cross."""
+    why = Policies(root).forbidden(last.cell, payload.cell) if last is not None else ""
+    if last is not None and why:
+        raise ClosedBorder(
+            f"the user cannot move from {last.cell} to {payload.cell}: {why}, and what waits for the user would stay "
+            "behind", "Have the policies of both regions permit it first; or let the user begin there anew",
+        )  # fmt: skip
 
 
 def _check_moves(payload: HomePayload, last: HomeRecord | None) -> None:

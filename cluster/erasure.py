@@ -96,10 +96,12 @@ def verify_erasure(signed: bytes, root: Root) -> Erasure:
 
 @dataclass(frozen=True)
 class Erasures:
-    """The receipts that a running node can give, for users of whom its store has nothing any more."""
+    """The receipts that a running node can give, for users of whom its store has nothing any more. `erased`: the index
+    below which nothing is left of its log."""
 
     state: Callable[[], State]
     journal: Journal
+    erased: Callable[[], int]
     node: str
     certificate: Path
     key: Path
@@ -115,14 +117,13 @@ class Erasures:
         return [sign_erasure(self._of(moved, state), key, certificate) for moved in clean]
 
     def _is_clean(self, moved: MovedUser) -> bool:
-        """All is handed over, and the blocks in which it lay are gone."""
-        return moved.confirmed and not moved.items and moved.last < self.journal.first
+        """All is handed over, and the blocks in which it lay are gone, from the write-ahead log as well."""
+        return moved.confirmed and not moved.items and moved.last < self.erased()
 
     def _of(self, moved: MovedUser, state: State) -> Erasure:
-        record, first = moved.record, self.journal.first
+        record, store = moved.record, _store_of(self.journal)
         return Erasure(
-            1, record.user, record.version, state.cell, state.log_id, first, _store_of(self.journal), self.node,
-            self.now_ms(),
+            1, record.user, record.version, state.cell, state.log_id, self.erased(), store, self.node, self.now_ms()
         )
 
 

@@ -334,7 +334,8 @@ async def _live(
                 )
                 node.steward.shelf = shelf
                 erasures = Erasures(
-                    lambda: room.state, journal, own.name, paths.certificate, paths.private_key, env.clock.wall_ms
+                    lambda: room.state, journal, lambda: node.steward.erased, own.name, paths.certificate,
+                    paths.private_key, env.clock.wall_ms,
                 )
                 erasing.receipts, erasing.now = erasures.receipts, node.steward.erase
                 await _serve_to_the_end(node, journal, stop, readiness)

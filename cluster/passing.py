@@ -106,6 +106,8 @@ class Passage:
             return Code.NOT_PERMITTED
         if self._policies.rests_too_long(header, state.cell):
             return Code.LIFETIME
+        if header.to in state.moved:
+            return Code.UNREACHABLE  # tried again, it goes where the user is at home by then, as the fold has it
         return None if header.to in state.users else Code.UNKNOWN_USER
 
     def _receipt(self, peer: Peer, own: bytes, code: Code) -> ReceiptItem:

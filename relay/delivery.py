@@ -1,8 +1,8 @@
 """Delivery: owns the mailroom. Follows the journal, applies each block, answers senders and wakes whoever is served.
 
 A seat is a device that is served on a line. It catches up at its own pace, reading from the journal; once nothing is
-left it is live, and frames are pushed to it as blocks are applied. A line that cannot keep up is demoted to catch-up:
-it loses nothing and delays nobody (DESIGN section 8).
+left it is live, and the fan-out gives it what is filed. A line that cannot keep up is demoted to catch-up: it loses
+nothing and delays nobody (DESIGN section 8).
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from relay.core.mailroom.effects import (
 from relay.core.mailroom.people import Entry, Notice
 from relay.core.wire import Code, Fault
 from relay.errors import DeviceRevoked
+from relay.fanout import Fanout
 from relay.gateway.api import Line
-from relay.limits import UNACKED_BYTES
+from relay.limits import ACK_EACH_MS, ACK_MOST_MS, ACK_MS, UNACKED_BYTES
 from relay.observe.metrics import Metrics
 from relay.ports import Clock, Journal
 from relay.recent import RecentFrames, notice_frame
-from relay.seat import Address, Seat
+from relay.seat import Item, Seat
 
 _log = structlog.get_logger("relay.delivery")
 _CATCH_UP = 64  # entries read at a time while catching up: bounds what one slow reader holds
@@ -47,7 +48,7 @@ class Delivery:
         self._clock = clock
         self._lines: dict[bytes, list[Line]] = {}
         self._seats: dict[bytes, Seat] = {}
-        self._online: dict[Address, dict[Seat, None]] = {}
+        self._fanout = Fanout(room.state, metrics, clock)
         self._started: dict[bytes, SessionStarted] = {}
         self._awaited: set[bytes] = set()
         self._applied = trio.Event()
@@ -63,10 +64,15 @@ class Delivery:
         """The log's time, Unix ms: what admission goes by, and what clients are told."""
         return self._journal.time_ms()
 
+    def ack_ms(self) -> int:
+        """The pace of acks for one session more, ms: so that all of them together are not what the log is made of."""
+        return min(max(ACK_MS, ACK_EACH_MS * len(self._seats)), ACK_MOST_MS)
+
     # --- following -------------------------------------------------------------------------------
     async def run(self) -> None:
         """Apply blocks until cancelled. Raises DiskFailed or StoreDamaged: the node stops."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._fanout.run)
             async for block in self._journal.follow(self.room.state.index):
                 while self._still:
                     await self._moves.wait()
@@ -93,19 +99,14 @@ class Delivery:
         effects = self.room.apply(block)
         self.book.keep(block, self.room.taken)
         self._metrics.admitted.inc(self.room.admitted - before)
-        touched: dict[Line, list[wire.ReceiptItem]] = {}
-        delivered = 0
+        answers: dict[Line, list[wire.ReceiptItem]] = {}
         for effect in effects:
-            delivered += self._act(effect, block, touched)
-        for line, items in touched.items():  # senders first: writing to a thousand recipients takes a while
-            if items and line.live:
+            self._act(effect, block, answers)
+        for line, items in answers.items():  # senders first: writing to a thousand recipients takes a while
+            if line.live:
                 send_receipt(line, items)
                 line.flush()
-        for line in touched:
-            line.flush()
-        if delivered:
-            self._metrics.delivered.inc(delivered)
-            self._metrics.delivery_seconds.observe(max(0, self._clock.wall_ms() - block.time) / 1000)
+        self._fanout.hurry()
         self._metrics.waiting.set(len(self.room.state.sources))
         self._metrics.journal_blocks.set(self._journal.tip + 1 - self._journal.first)
         self.look_again()
@@ -115,14 +116,14 @@ class Delivery:
         self._applied.set()
         self._applied = trio.Event()
 
-    def _act(self, effect: Effect, block: Block, touched: dict[Line, list[wire.ReceiptItem]]) -> int:
+    def _act(self, effect: Effect, block: Block, answers: dict[Line, list[wire.ReceiptItem]]) -> None:
         match effect:
             case Filed():
-                return self._file(effect, block, touched)
+                self._file(effect, block)
             case Answered():
-                self._answer(effect, touched)
+                self._answer(effect, answers)
             case Noticed():
-                self._notice(effect, touched)
+                self._notice(effect, block, answers)
             case SessionStarted():
                 self._session(effect)
             case DeviceGone():
@@ -137,55 +138,38 @@ class Delivery:
                 self.outbox_grew(effect.cell)
             case CheckpointDue():
                 self._due = True
-        return 0
 
-    def _answer(self, effect: Answered, touched: dict[Line, list[wire.ReceiptItem]]) -> None:
+    def _answer(self, effect: Answered, answers: dict[Line, list[wire.ReceiptItem]]) -> None:
         self._count_refused(effect.item.code)
         for line in self._lines.get(effect.device, ()):
-            touched.setdefault(line, []).append(effect.item)
+            answers.setdefault(line, []).append(effect.item)
 
-    def _notice(self, effect: Noticed, touched: dict[Line, list[wire.ReceiptItem]]) -> None:
+    def _notice(self, effect: Noticed, block: Block, answers: dict[Line, list[wire.ReceiptItem]]) -> None:
         """To the seat of the device, in its stream; its other lines, which only submit, get a receipt."""
         notice, seat = effect.notice, self._seats.get(effect.device)
         self._count_refused(notice.code)
-        if seat is not None and seat.live:
-            self._push(seat, notice.position, notice_frame(notice), touched)
-        item = wire.ReceiptItem(notice.id, notice.code, notice.position, notice.newest, notice.cell)
+        if seat is not None:
+            item = Item(notice.position, notice_frame(notice), None, effect.device)
+            self._fanout.file((False, seat.line.user), item, block.time)
+        told = wire.ReceiptItem(notice.id, notice.code, notice.position, notice.newest, notice.cell)
         for line in self._lines.get(effect.device, ()):
             if seat is None or seat.line is not line:
-                touched.setdefault(line, []).append(item)
+                answers.setdefault(line, []).append(told)
 
     def _count_refused(self, code: int) -> None:
         if code >= Code.STALE:
             known = code in Code.__members__.values()
             self._metrics.refused.labels(Code(code).name.lower() if known else "other").inc()
 
-    def _file(self, effect: Filed, block: Block, touched: dict[Line, list[wire.ReceiptItem]]) -> int:
-        seats = self._online.get((effect.roster, effect.address))
-        if not seats:
-            return 0
-        entry, frame, count = effect.entry, b"", 0
-        for seat in seats:
-            if not seat.live:
-                continue
-            if not reading.receives(self.room.state, seat.line.device, effect.address, effect.roster, entry):
-                continue
+    def _file(self, effect: Filed, block: Block) -> None:
+        address, entry = (effect.roster, effect.address), effect.entry
+        if self._fanout.anyone(address):
             source = self.room.state.sources.find(entry.source)
-            if source is None or source.index != block.index:
-                seat.demote()  # it waited in an older block: catch-up reads it from there
-                continue
-            if not frame:
+            if source is not None and source.index == block.index:
                 frame = self._frames.make(entry, source, block)
-            count += self._push(seat, entry.position, frame, touched)
-        return count
-
-    def _push(self, seat: Seat, pos: int, frame: bytes, touched: dict[Line, list[wire.ReceiptItem]]) -> int:
-        if seat.unacked_bytes > UNACKED_BYTES or not seat.line.push((frame,)):
-            seat.demote()
-            return 0
-        seat.count(pos, len(frame))
-        touched.setdefault(seat.line, [])
-        return 1
+                self._fanout.file(address, Item(entry.position, frame, entry), block.time)
+            else:
+                self._fanout.demote(address, entry)  # it waited in an older block: catch-up reads it from there
 
     # --- sessions --------------------------------------------------------------------------------
     def _session(self, effect: SessionStarted) -> None:
@@ -263,34 +247,19 @@ class Delivery:
         if old is not None:
             self._leave(old)
         self._seats[line.device] = seat
-        self._listen(seat)
+        self._fanout.listen(seat)
         return seat
 
     def _leave(self, seat: Seat) -> None:
         if self._seats.get(seat.line.device) is seat:
             del self._seats[seat.line.device]
-        self._leave_addresses(seat)
+        self._fanout.leave(seat)
         seat.demote()
 
-    def _leave_addresses(self, seat: Seat) -> None:
-        for address in seat.addresses:
-            seats = self._online[address]
-            del seats[seat]
-            if not seats:
-                del self._online[address]
-        seat.addresses = []
-
-    def _listen(self, seat: Seat) -> None:
-        user = seat.line.user
-        groups = sorted(self.room.state.memberships.get(user, ()))
-        seat.addresses = [(False, user), *((True, group) for group in groups)]
-        for address in seat.addresses:
-            self._online.setdefault(address, {})[seat] = None
-
     def _relisten(self, user: bytes) -> None:
-        for seat in list(self._online.get((False, user), ())):
-            self._leave_addresses(seat)
-            self._listen(seat)
+        for seat in self._fanout.seats_at((False, user)):
+            seat.demote()  # what was filed before may be for a new member: live delivery starts where catch-up met it
+            self._fanout.listen(seat)
 
     def seat_of(self, line: Line) -> Seat | None:
         """The seat of a line that is served; None once it was fenced or has ended."""
@@ -299,7 +268,7 @@ class Delivery:
 
     def lines_of(self, user: bytes) -> Iterable[Line]:
         """The lines on which devices of `user` are served."""
-        return [seat.line for seat in self._online.get((False, user), ())]
+        return [seat.line for seat in self._fanout.seats_at((False, user))]
 
     # --- serving ---------------------------------------------------------------------------------
     async def serve(self, seat: Seat) -> None:

@@ -230,6 +230,10 @@ class VersionTaken(OperatorError):
     """Another version of that number was signed already: two devices of a user made it at the same time."""
 
 
+class ClosedBorder(OperatorError):
+    """A user cannot move where the regions' policies let no mail follow."""
+
+
 class AlreadyReleased(VersionTaken):
     """The region has let the user go with that version: it signs no other one in its place."""
 

@@ -170,7 +170,8 @@ class Office:
             raise Refused(Fault.FENCED, "the device started a newer session")
         self._delivery.attach(line)
         self._delivery.sit(line, started, started.cursor)
-        return Started(log_id, started.cursor, started.position, version, self._delivery.time_ms(), longest)
+        time_ms, ack_ms = self._delivery.time_ms(), self._delivery.ack_ms()
+        return Started(log_id, started.cursor, started.position, version, time_ms, longest, ack_ms)
 
     async def serve(self, line: Line) -> None:
         """See relay.gateway.api.Office."""

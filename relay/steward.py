@@ -45,6 +45,7 @@ class Steward:
         self._renew = False  # the checkpoint on the disk is no good
         self._erase_at = math.inf  # when what users left behind goes, s of trio's clock
         self.cleaned: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # the prefix is gone: clean up behind it
+        self.erased = 0  # below this index nothing of the log is left here, not in the write-ahead log either
 
     async def run(self) -> None:
         """Until cancelled. Raises DiskFailed."""
@@ -74,6 +75,8 @@ class Steward:
         below = reading.left_below(state)
         if below <= self._journal.first:
             self._erase_at = math.inf
+            if below > self.erased:  # it went for another reason, or in an earlier life
+                await self._clean_up()
             return
         self._erase_at = min(self._erase_at, now + ERASE_S)
         if now < self._erase_at:
@@ -88,8 +91,13 @@ class Steward:
                 await self._delivery.wait_for(lambda: state.index > self._saved)
         if state.floor() >= below and state.index > self._saved:
             await self.save()
-            await self.cleaned()
-            _log.info("left_behind_erased", below=below, first=self._journal.first)
+            await self._clean_up()
+
+    async def _clean_up(self) -> None:
+        first = self._journal.first
+        await self.cleaned()
+        self.erased = first
+        _log.info("left_behind_erased", first=first)
 
     def renew(self) -> None:
         """Have a new checkpoint saved soon: the one on the disk is damaged, the state in memory is not."""

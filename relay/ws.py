@@ -1,10 +1,5 @@
-"""WebSockets, both sides. The only file that imports trio_websocket; its exceptions are translated here, once.
-
-Server: `accept` answers the HTTP handshake on a stream that the gateway owns. Everything the library writes goes
-through the gateway's outbox, so that pongs, closes and shared data frames never interleave.
-The library's own closes on errors are kept back: the connection says ERROR first and closes itself.
-
-Client: `connect` for ws://, wss:// and ws+unix: addresses.
+"""The client's half of WebSockets: `connect` for ws://, wss:// and ws+unix: addresses. The only file that imports
+trio_websocket; its exceptions are translated here, once. The server's half is relay.gateway.websocket.
 """
 
 from __future__ import annotations
@@ -19,7 +14,6 @@ from urllib.parse import urlsplit
 import trio
 import trio_websocket as library
 
-from relay.core.frames import close_code
 from relay.core.wire import SUBPROTOCOL
 from relay.errors import Overloaded, PosthouseError, ProtocolError, TrustError
 from relay.limits import MAX_FRAME, SECOND
@@ -27,12 +21,7 @@ from relay.limits import MAX_FRAME, SECOND
 PATH: Final = "/"
 CLIENT_MAX_MESSAGE: Final = 4 * MAX_FRAME  # bytes; what wire.decode_server takes
 RECEIVE_BYTES: Final = 16 * 1024  # bytes asked of the socket at a time: few calls for a full frame, little memory
-MAX_PIECES: Final = 1024  # fragments of one message; each costs memory, however few bytes it carries
-MIN_PIECE: Final = 256  # bytes of a message for each piece past those: what a read brings counts as one, and a full TCP
-# segment has at least 536 (RFC 9293 3.7.1)
 CLOSE_S: Final = 2.0  # seconds a client waits for the other side's close frame
-
-_PROTOCOL_CODES: Final = (1002, 1007, 1009)  # what the library found wrong itself (RFC 6455 7.4.1)
 
 
 class Closed(PosthouseError):
@@ -46,9 +35,6 @@ class Closed(PosthouseError):
 class NotConnected(PosthouseError):
     """No connection could be made now: nobody there, a timeout, or no WebSocket. Trying again later is fine."""
 
-
-Write = Callable[[bytes], Awaitable[None]]  # raises trio.BrokenResourceError or trio.ClosedResourceError
-Read = Callable[[int | None], Awaitable[bytes | bytearray]]  # at most so many; empty at the end; raises the same
 
 
 class _Reader:
@@ -91,116 +77,6 @@ class _Reader:
         return cast("trio.Nursery", self)
 
 
-class _Door(trio.abc.Stream):
-    """The stream that the library sees. It cannot close the real one: the connection does, after its last words."""
-
-    def __init__(self, write: Write, read: Read) -> None:
-        self._write = write
-        self._read = read
-        self._closed = False
-        self.echoed = False  # the answer to the client's close frame went through
-        self.crumbled = False  # the client cut a message into too many fragments
-        self.crumbs: Callable[[], int] = lambda: 0  # pieces that the library holds beyond what their bytes are worth
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError
-        code = close_code(data := bytes(data))
-        if code in _PROTOCOL_CODES:
-            return
-        self.echoed = self.echoed or code is not None
-        await self._write(data)
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self._closed:
-            raise trio.ClosedResourceError
-        if self.crumbs() > MAX_PIECES:
-            self.crumbled = True
-            return b""
-        return await self._read(max_bytes)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def aclose(self) -> None:
-        self._closed = True
-        await trio.lowlevel.checkpoint()
-
-
-class ServerSocket:
-    """The receiving half of an accepted connection; the sending half is the outbox."""
-
-    def __init__(self, connection: library.WebSocketConnection, door: _Door) -> None:
-        self._connection = connection
-        self._door = door
-        # The library bounds the bytes of a message, not the number of its pieces.
-        door.crumbs = lambda: len(connection._message_parts) - connection._message_size // MIN_PIECE
-
-    async def receive(self) -> bytes:
-        """The next binary message. Raises Closed at the end, ProtocolError for what is not one of at most MAX_FRAME."""
-        try:
-            message = await self._connection.get_message()
-        except library.ConnectionClosed as closed:
-            raise self._why(closed.reason) from None
-        if isinstance(message, str):
-            raise ProtocolError("A text message", f"{SUBPROTOCOL} is spoken in binary messages")
-        return message
-
-    def _why(self, reason: library.CloseReason | None) -> PosthouseError:
-        if self._door.crumbled:
-            return ProtocolError(f"A message of more than {MAX_PIECES} fragments", "Send each message as one frame")
-        code = 1006 if reason is None else reason.code
-        if self._door.echoed or code not in _PROTOCOL_CODES:
-            return Closed(code)
-        if code == 1009:
-            return ProtocolError(f"A message of more than {MAX_FRAME} bytes", "Send smaller batches")
-        return ProtocolError(f"Bytes that are no WebSocket frame ({reason and reason.reason})", "See RFC 6455")
-
-
-async def accept(nursery: trio.Nursery, write: Write, read: Read) -> ServerSocket:
-    """Answer the WebSocket handshake on a stream that the caller owns: it sets the deadline, and closes it. `nursery`
-    holds the library's reader task.
-
-    Raises Closed when the client left or sent no WebSocket handshake (it then got HTTP 400), ProtocolError when it
-    asked for another path or subprotocol (it then got HTTP 404 or 400 with the text)."""
-    reader = _Reader(nursery)
-    door = _Door(write, read)
-    request = None
-    with reader.while_it_reads():
-        request = await library.wrap_server_stream(
-            reader.as_nursery(), door, message_queue_size=1, max_message_size=MAX_FRAME,
-            receive_buffer_size=RECEIVE_BYTES,
-        )  # fmt: skip
-    if request is None:
-        raise Closed(1006)
-    try:
-        if request.path != PATH:
-            await _reject(request, 404, f"There is nothing at this path. Connect to {PATH}")
-        if SUBPROTOCOL not in request.proposed_subprotocols:
-            await _reject(request, 400, f"This node speaks {SUBPROTOCOL}. Send Sec-WebSocket-Protocol: {SUBPROTOCOL}")
-        return ServerSocket(await request.accept(subprotocol=SUBPROTOCOL), door)
-    except library.ConnectionClosed:
-        raise Closed(1006) from None
-
-
-async def _reject(request: library.WebSocketRequest, status: int, text: str) -> None:
-    """Answer with HTTP `status` and text; raises ProtocolError."""
-    headers = [(b"Content-Type", b"text/plain; charset=utf-8"), (b"Connection", b"close")]
-    await request.reject(status, extra_headers=headers, body=text.encode() + b"\n")
-    raise ProtocolError(f"The handshake was refused with {status}: {text}")
-
-
-def busy_response(retry_after_s: int) -> bytes:
-    """HTTP 503 for a client that there is no room for (RFC 9110 15.6.4), complete."""
-    body = b"This node has no room for another connection now. Try again later, or at another node\n"
-    head = (
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
-        f"Retry-After: {retry_after_s}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-# --- client --------------------------------------------------------------------------------------
 class ClientSocket:
     """A connection to a node."""
 

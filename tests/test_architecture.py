@@ -31,6 +31,7 @@ PURE_INSIDE = {
 }
 ONLY_IN = {
     "trio_websocket": ("relay/ws.py",),
+    "websockets": ("relay/gateway/websocket.py",),
     "asyncio": ("relay/journal/portal.py",),
     "aiosqlite": ("relay/journal/",),
     "sqlite3": ("relay/journal/", "relay/client/"),

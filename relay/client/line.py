@@ -20,7 +20,7 @@ from relay.client.store import Db, process_gone
 from relay.client.window import Window
 from relay.core import wire
 from relay.errors import PosthouseError
-from relay.limits import MAX_FRAME, MIB, UNACKED_BYTES
+from relay.limits import ACK_BYTES, MAX_FRAME, MIB, UNACKED_BYTES
 
 log = structlog.get_logger("relay.client")
 
@@ -51,7 +51,7 @@ class Line:
         self._more, self._room = trio.Event(), trio.Event()
         self._window = Window()
         self._position = self._acked = 0
-        self._unacked = 0
+        self._unacked = self._unacked_bytes = 0
         self._ack_due = trio.Event()
         self._lookups = Lookups(desk, self._say, self._start)
         self._proving = Proving(desk, self._say)
@@ -197,13 +197,15 @@ class Line:
             else:
                 if isinstance(message, wire.Notice):
                     self._window.answered(message.id, message.code)
+                else:
+                    self._unacked_bytes += len(message.envelope)
                 self._position = max(self._position, message.position)
                 self._unacked += 1
         if self._window.astray:
             raise HungUp("the clock of the node or of this machine was set: WELCOME tells the difference anew")
         if self._unacked:
             self._ack_due.set()
-        if self._unacked >= self._welcome.ack_every:
+        if self._unacked >= self._welcome.ack_every or self._unacked_bytes >= ACK_BYTES:
             await self._ack_now()
 
     async def _rearm(self) -> None:
@@ -221,7 +223,7 @@ class Line:
 
     async def _ack_now(self) -> None:
         if self._position > self._acked:
-            self._acked, self._unacked = self._position, 0
+            self._acked, self._unacked, self._unacked_bytes = self._position, 0, 0
             await self._say(wire.Ack(self._acked))
 
     async def last_ack(self) -> None:

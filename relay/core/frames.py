@@ -24,10 +24,3 @@ def server_frame(payload: bytes) -> bytes:
 def close_frame(code: int) -> bytes:
     """The close frame of a server, with a close code (RFC 6455 5.5.1)."""
     return _CLOSE + b"\x02" + code.to_bytes(2, "big")
-
-
-def close_code(data: bytes) -> int | None:
-    """The code of a server's close frame, 0 where it has none; None for bytes that do not open a close frame."""
-    if data[:1] != _CLOSE:
-        return None
-    return int.from_bytes(data[2:4], "big")

@@ -49,6 +49,7 @@ class Begun:
     home_version: int
     time_ms: int
     max_lifetime: int = MAX_LIFETIME
+    ack_ms: int = ACK_MS
 
 
 # --- effects -------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ class Session:
         return Send(
             wire.Welcome(
                 log_id=begun.log_id, cursor=begun.cursor, time=begun.time_ms, home_version=begun.home_version,
-                ack_every=ACK_EVERY, ack_ms=ACK_MS, max_envelope=MAX_ENVELOPE, max_batch=MAX_BATCH,
+                ack_every=ACK_EVERY, ack_ms=begun.ack_ms, max_envelope=MAX_ENVELOPE, max_batch=MAX_BATCH,
                 max_lifetime=begun.max_lifetime,
             )
         )  # fmt: skip

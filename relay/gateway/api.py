@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay.core import wire
-from relay.limits import MAX_LIFETIME
+from relay.limits import ACK_MS, MAX_LIFETIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Identity:
 @dataclass(frozen=True, slots=True)
 class Started:
     """A device is served: what WELCOME says. `position` is where the session started, `time_ms` Unix time, ms,
-    `max_lifetime` ms."""
+    `max_lifetime` ms, `ack_ms` the pace of its acks, ms."""
 
     log_id: bytes
     cursor: int
@@ -31,6 +31,7 @@ class Started:
     home_version: int
     time_ms: int
     max_lifetime: int = MAX_LIFETIME
+    ack_ms: int = ACK_MS
 
 
 class Line(Protocol):

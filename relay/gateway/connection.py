@@ -19,7 +19,6 @@ from typing import Any, Final, Protocol
 import structlog
 import trio
 
-from relay import ws
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.envelope import envelope_id
@@ -30,8 +29,10 @@ from relay.errors import Overloaded, PosthouseError, Refused
 from relay.gateway.api import Office
 from relay.gateway.outbox import Gauge, Outbox
 from relay.gateway.tls import TlsStream
+from relay.gateway.websocket import accept
 from relay.limits import HANDSHAKE_S, IDLE_S, KIB, LINGER_S, MAX_LOOKUPS, MAX_STRING, MIB, OUTBOX_BYTES
 from relay.ports import Env
+from relay.ws import Closed
 
 _log = structlog.get_logger("relay.gateway")
 
@@ -187,7 +188,7 @@ class Connection:
     async def _talk_until_over(self) -> None:
         try:
             await self._talk()
-        except (ws.Closed, trio.BrokenResourceError, trio.ClosedResourceError):
+        except (Closed, trio.BrokenResourceError, trio.ClosedResourceError):
             self._abandon()
         except Exception as error:  # noqa: BLE001  one connection's trouble is nobody else's
             self._fail(error, State.LIVE if self._live else State.STARTING)
@@ -195,7 +196,7 @@ class Connection:
     async def _talk(self) -> None:
         if isinstance(self._stream, TlsStream):
             await self._stream.do_handshake()
-        socket = await ws.accept(self._nursery, self._outbox.send_all, self._read)
+        socket = await accept(self._outbox.send_all, self._read)
         self._open = True
         data = await socket.receive()
         session = Session(self._challenge())
@@ -251,7 +252,7 @@ class Connection:
         self._attached = True
         started = await office.start(self, session.hello, session.nonce)
         begun = Begun(
-            started.log_id, started.cursor, started.home_version, started.time_ms, started.max_lifetime
+            started.log_id, started.cursor, started.home_version, started.time_ms, started.max_lifetime, started.ack_ms
         )
         await self._carry_out(session, session.begun(begun))
         self._live = True

@@ -18,9 +18,9 @@ from relay.core.frames import server_frame
 from relay.gateway.api import Office
 from relay.gateway.connection import Bounds, Connection, GatewayMetrics, Surroundings
 from relay.gateway.tls import TlsStream
+from relay.gateway.websocket import busy_response
 from relay.limits import DRAIN_S, DRAIN_SPREAD_MS, HANDSHAKE_S, LINGER_S, MAX_CONNECTIONS, SECOND
 from relay.ports import Env
-from relay.ws import busy_response
 
 _log = structlog.get_logger("relay.gateway")
 

@@ -60,7 +60,8 @@ class Metrics:
         # how long
         self.commit_seconds = self._histogram("commit_seconds", "From append to durable", _COMMIT_BUCKETS)
         self.delivery_seconds = self._histogram(
-            "delivery_seconds", "From the block's time to the write to a socket", _DELIVERY_BUCKETS
+            "delivery_seconds", "From a block's time until all who are online were given it; of a round's oldest",
+            _DELIVERY_BUCKETS,
         )
 
     def render(self) -> bytes:

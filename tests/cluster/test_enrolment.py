@@ -13,9 +13,11 @@ from nacl.signing import SigningKey
 from cluster.enrolment import asked_region, left_region, read_records, release_enrolment, sign_enrolment
 from relay.core.codec import digest, encode, pack
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, RootCell, RootRegion, prove_devices, verify_chain,
+    Device, HomePayload, HomeRecord, Policy, Root, RootCell, RootRegion, prove_devices, verify_chain,
 )
-from relay.errors import BadSignature, BrokenChain, NotValidNow, NotYet, OperatorError, PosthouseError, TrustError
+from relay.errors import (
+    BadSignature, BrokenChain, ClosedBorder, NotValidNow, NotYet, OperatorError, PosthouseError, TrustError,
+)  # fmt: skip
 from relay.limits import DAY
 from tests.roots import verified_root
 
@@ -164,3 +166,26 @@ def test_what_is_not_released(root: Root) -> None:
             release_enrolment(request, before, root, REGISTRAR, NOW)
     with pytest.raises(OperatorError, match="the home that it has"):
         release_enrolment(ask(first()), (), root, REGISTRAR, NOW)
+
+
+@pytest.mark.parametrize("closed", ["norden", "sauda"])
+def test_nobody_moves_over_a_border_that_mail_may_not_cross(root: Root, closed: str) -> None:
+    """Neither the region that is left lets the user go, nor does the one that is entered take a release of before. The
+    other direction stays open."""
+    record, records = sign_enrolment(ask(first()), (), root, REGISTRAR, NOW)
+    before, away = read_records(records), {"region": "sauda", "cell": "sauda/1", "devices": record.devices}
+    request = ask(following(record, **away, move_epoch=1))
+    _, released = release_enrolment(request, before, root, REGISTRAR, NOW)
+    policy = Policy(send_to=()) if closed == "norden" else Policy(receive_from=())
+    shut = verified_root(
+        [structs.replace(one, policy=policy) if one.name == closed else one for one in root.payload.regions],
+        NOW + 400 * DAY,
+    )
+    with pytest.raises(ClosedBorder, match=r"norden does not send|sauda does not receive"):
+        release_enrolment(request, before, shut, REGISTRAR, NOW)
+    with pytest.raises(ClosedBorder, match="would stay behind"):
+        sign_enrolment(released, before, shut, OTHER, NOW)
+    here = structs.replace(root.payload.regions[0], policy=Policy(receive_from=("sauda",)))
+    opened = verified_root([here, root.payload.regions[1]], NOW + 400 * DAY)
+    moved, _ = sign_enrolment(released, before, opened, OTHER, NOW)
+    assert moved.cell == "sauda/1"

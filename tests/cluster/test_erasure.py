@@ -43,6 +43,54 @@ def test_a_receipt_is_the_word_of_the_node_that_it_names() -> None:
         verify_erasure(signed(SAID, "norden", SUEDEN), root)
 
 
+def erasures_of(cell: Cell) -> Erasures:
+    state, erased = lambda: cell.state, lambda: cell.steward.erased
+    return Erasures(state, cell.journal, erased, "n1", Path(), Path(), lambda: NOW)
+
+
+async def test_no_receipt_before_the_write_ahead_log_is_cut(autojump_clock, monkeypatch):
+    """The prefix goes for other reasons, too, some while before that, and what it held is still in that file."""
+    monkeypatch.setattr(erasure, "_store_of", lambda journal: b"s" * 16)
+    monkeypatch.setattr(erasure, "load_key_pair", lambda *_: (KEY, CERT))
+    async with trio.open_nursery() as nursery:
+        cell, cut = Cell(FakeEnv()), list[int]()
+        may_cut = trio.Event()
+
+        async def clean() -> None:
+            await may_cut.wait()
+            cut.append(cell.journal.first)
+
+        cell.steward.cleaned = clean
+        for task in (cell.delivery.run, cell.intake.run, cell.steward.run):
+            nursery.start_soon(task)
+        alice, bob = people()
+        line = await cell.join(nursery, alice, "a1", receive=False)
+        await cell.join(nursery, bob, "b1")
+        await submit(cell, line, seal(cell, bob.id))
+        await trio.sleep(1)
+        cell.office.ack(next(seat.line for seat in cell.delivery._seats.values() if seat.line is not line), 2**62)
+        await trio.sleep(1)
+        bob.move(ABROAD)
+        cell.intake.offer([records.encode_record(records.Move(tuple(bob.chain)))])
+        await trio.sleep(0.1)
+        box = cell.state.outboxes[ABROAD]
+        answers = tuple(records.HandedAnswer(n, wire.Code.STORED, 2) for n in range(1, box.last + 1))
+        cell.intake.offer([records.encode_record(records.Handed(ABROAD, box.last, answers, b"x" * 16, b""))])
+        await trio.sleep(0.1)
+        await cell.steward.save()
+        erasures = erasures_of(cell)
+        assert cell.journal.first > cell.state.moved[bob.id].last
+        await trio.sleep(2)
+        assert erasures.receipts() == []
+        may_cut.set()
+        await trio.sleep(2)  # not in five minutes: nothing is left to be carried
+        (receipt,) = erasures.receipts()
+        assert verify_erasure(receipt, make_root()).below == cut[-1] > cell.state.moved[bob.id].last
+        await trio.sleep(10)
+        assert len(cut) == 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_who_left_has_left_behind_goes_within_a_bounded_time(autojump_clock, monkeypatch):
     """Also where others' mail lies between it, which is carried; and there is no receipt before."""
     monkeypatch.setattr(erasure, "_store_of", lambda journal: b"s" * 16)
@@ -57,7 +105,7 @@ async def test_what_who_left_has_left_behind_goes_within_a_bounded_time(autojump
         for number in range(6):
             await submit(cell, line, seal(cell, (alice, bob)[number % 2].id, body=bytes([number]) * 300))
         await trio.sleep(1)
-        erasures = Erasures(lambda: cell.state, cell.journal, "n1", Path(), Path(), lambda: NOW)
+        erasures = erasures_of(cell)
         bob.move(ABROAD)
         cell.intake.offer([records.encode_record(records.Move(tuple(bob.chain)))])
         await trio.sleep(ERASE_S + 10)

@@ -195,3 +195,14 @@ async def test_a_node_that_is_behind_denies_nobody(autojump_clock):
         assert [item.code for item in await pass_on(made.link, ABROAD, [seal(made.here, bytes(32))])] == [
             Code.UNKNOWN_USER
         ]
+
+
+async def test_nobody_is_denied_who_has_just_left(autojump_clock):
+    """The sender's node goes by the home that it knows; the letter is for the new one, when it is tried again."""
+    async with denying() as made:
+        made.carol.move(CELL)
+        made.there.intake.offer([records.encode_record(records.Move(tuple(made.carol.chain)))])
+        await made.there.delivery.wait_for(lambda: made.carol.id in made.there.state.moved)
+        items = await pass_on(made.link, ABROAD, [seal(made.here, made.carol.id, body=CANARY)])
+        assert [item.code for item in items] == [Code.UNREACHABLE]
+        assert not await made.rests(made.there)

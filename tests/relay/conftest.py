@@ -24,6 +24,7 @@ from relay.journal.memory import MemoryJournal
 from relay.observe.metrics import Metrics
 from relay.office import Office
 from relay.steward import Steward
+from tests.frames import payload, split
 from tests.relay.core.mailroom.conftest import FAR, START, User, device_id
 from tests.roots import verified_root
 
@@ -104,16 +105,16 @@ class FakeLine:
         self.came = trio.Event()
 
     def _take(self, frame: bytes) -> None:
-        skip = 2 if frame[1] < 126 else 4 if frame[1] == 126 else 10
-        self.messages.append(wire.decode_server(frame[skip:]))
+        self.messages.append(wire.decode_server(payload(frame)))
         self.came.set()
         self.came = trio.Event()
 
     def push(self, frames) -> bool:
-        if len(frames) > self.left:
+        whole = [one for frame in frames for one in split(frame)]
+        if len(whole) > self.left:
             return False
-        self.left -= len(frames)
-        for frame in frames:
+        self.left -= len(whole)
+        for frame in whole:
             self._take(frame)
         return True
 

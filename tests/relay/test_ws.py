@@ -12,6 +12,7 @@ from wsproto.utilities import generate_accept_token
 
 from relay import ws
 from relay.errors import Overloaded, PosthouseError, ProtocolError
+from relay.gateway.websocket import busy_response
 
 Handler = Callable[[trio.SocketStream, bytes], Awaitable[None]]
 
@@ -56,7 +57,7 @@ def answering(data: bytes) -> Handler:
         (b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", ProtocolError, "HTTP 404"),
         (b"HTTP/1.1 503 No\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nno", Overloaded, "7000 ms"),
         (b"HTTP/1.1 503 No\r\nRetry-After: Sun, 06 Nov 1994\r\nContent-Length: 2\r\n\r\nno", Overloaded, "5000 ms"),
-        (ws.busy_response(9), Overloaded, "9000 ms"),
+        (busy_response(9), Overloaded, "9000 ms"),
         (b"SSH-2.0-OpenSSH\r\n", ws.NotConnected, "broke off"),
         (b"", ws.NotConnected, "broke off"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -13,10 +14,12 @@ from tests.simulation.devices import SimDevice
 from tests.simulation.ledger import CANARY, Ledger, Letter
 from tests.simulation.network import Network
 from tests.simulation.options import Options
-from tests.simulation.people import REGIONS, Group, Person
+from tests.simulation.people import REGIONS, Group, Person, region_of
+from tests.simulation.rules import Rules
 from tests.simulation.world import World
 
 LIFE_MS: Final = 86_400_000  # of a letter that must arrive
+LONG_SHARE: Final = 0.2  # where there are policies: of letters that live three times as long
 
 
 class Authors:
@@ -25,11 +28,13 @@ class Authors:
     def __init__(self, world: World, net: Network, ledger: Ledger, options: Options) -> None:
         self.world, self.net, self.ledger, self.options = world, net, ledger, options
         self.random: Random = world.random("authors")
+        self.rules = Rules(options.policies)
         self.people: list[Person] = []
         self.devices: list[SimDevice] = []
         self.groups: list[Group] = []
         self.revoked: list[SimDevice] = []
         self.start: Callable[[SimDevice], None] = lambda device: None
+        self.leaving: Callable[[bytes, str], None] = lambda user, region: None
         self._counters: dict[tuple[str, bytes], int] = {}
         for region in REGIONS[: options.regions]:
             for number in range(options.people):
@@ -66,17 +71,22 @@ class Authors:
             group = Group(f"group{number + 1}", owner.name)
             others = [person for person in self.people if person is not owner.person]
             members = [owner.person, *self.random.sample(others, self.random.randint(1, len(others)))]
+            if len(self._permitted(owner, members)) < 2:
+                continue
             self.groups.append(group)
             self.ledger.owners[group.id] = owner.person.name
             await self._publish(group, owner, members)
 
     async def _publish(self, group: Group, owner: SimDevice, members: list[Person]) -> None:
         """Bring out a version and wait until the owner's home has answered."""
+        members = self._permitted(owner, members)
         before = group.members.get(group.version, [])
         listed = group.cells.get(group.version, {})
         leave = [person for person in before if person not in members or listed[person.id] != person.listed]
         gone = {device.name for person in leave for device in self.of(person)}
         roster = group.publish(members)
+        if len(owner.person.homes) > 1:
+            self.world.trace("roster of an owner who moved", group.name, group.version)
         self.world.trace("roster", group.name, group.version, len(members), len(gone))
         for letter in self.ledger.letters:
             if letter.target == group.id and letter.stored is None:
@@ -85,6 +95,11 @@ class Authors:
         while own in owner.out:  # noqa: ASYNC110 - it is simple, and costs nothing
             await trio.sleep(0.2)
         group.usable = group.version
+
+    def _permitted(self, owner: SimDevice, members: list[Person]) -> list[Person]:
+        """Whom the policies let a group have whose owner that is."""
+        home = owner.person.region
+        return [one for one in members if self.rules.shares(home, [region_of(one.listed)])]
 
     async def write(self) -> None:
         """Letters at the given rate, until cancelled."""
@@ -107,7 +122,10 @@ class Authors:
         required = {name for name, since in person.devices.items() if since <= version}
         regions = frozenset((*sender.person.homes, *person.homes))
         doomed = {device.name for device in self.revoked if device.person is person and version < device.revoked_in}
-        self._say(sender, person.id, person.homes[0], version, regions, required, frozenset(required | doomed))
+        letter = self._say(sender, person.id, person.homes[0], version, regions, required, frozenset(required | doomed))
+        if self.rules:
+            letter.may_rest = partial(self.rules.to_one, sender.person, person, letter.lifetime_ms)
+            letter.may_be_refused = partial(self.rules.may_refuse, sender.person, person, letter.lifetime_ms)
         if self.random.random() < self.options.lookups and sender.session is not None and sender.ready:
             self.world.agenda.after(0.0, self.look_up, sender, person)
 
@@ -130,24 +148,31 @@ class Authors:
         required = {device.name for person in staying for device in self.of(person) if device.confirmed}
         regions = frozenset(region for person in [sender.person, *members] for region in person.homes)
         allowed = frozenset(person.name for person in members)
-        self._say(sender, group.id, "", group.usable, regions, required, allowed, group.regions)
+        letter = self._say(sender, group.id, "", group.usable, regions, required, allowed, group.regions)
+        if self.rules:
+            about, life = (sender.person, group, group.usable), letter.lifetime_ms
+            letter.may_rest = partial(self.rules.to_group, *about, life)
+            letter.may_be_refused = partial(self.rules.may_refuse_group, sender.person, group, life)
+            out_of_reach = [one for one in members if not self.rules.gets(sender.at, region_of(listed[one.id]), life)]
+            letter.required -= {device.name for one in out_of_reach for device in self.of(one)}
 
     def _say(
         self, sender: SimDevice, target: bytes, hint: str, version: int, regions: frozenset[str], required: set[str],
         allowed: frozenset[str], later: set[str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> Letter:  # fmt: skip
         short = self.random.random() < self.options.short_lived
+        life = LIFE_MS * (3 if self.rules and self.random.random() < LONG_SHARE else 1)
         place = (sender.name, target)
         self._counters[place] = self._counters.get(place, 0) + 1
-        sender.say(
-            Letter(
-                len(self.ledger.letters), sender.name, self.random.randbytes(CANARY), target, not hint, hint, version,
-                self._counters[place], regions, required, allowed,
-                self.random.randint(500, 30_000) if short else LIFE_MS, not short,
-                self.random.randint(40, self.options.size), trio.current_time(),
-                later=set() if later is None else later,
-            )
+        letter = Letter(
+            len(self.ledger.letters), sender.name, self.random.randbytes(CANARY), target, not hint, hint, version,
+            self._counters[place], regions, required, allowed,
+            self.random.randint(500, 30_000) if short else life, not short,
+            self.random.randint(40, self.options.size), trio.current_time(),
+            later=set() if later is None else later,
         )  # fmt: skip
+        sender.say(letter)
+        return letter
 
     # --- changes -----------------------------------------------------------------------------------
     def enrol(self) -> None:
@@ -193,14 +218,21 @@ class Authors:
 
     def move(self, random: Random) -> None:
         """Somebody moves to another region. One device knows it at once, the others hear of it where they are."""
-        owners = {group.owner.partition("/")[0] for group in self.groups}
-        ready = [one for one in self.people if one.known and one.name not in owners and len(one.homes) < 4]
-        others = REGIONS[: self.options.regions]
-        if not ready or len(others) < 2:
+        ready = [one for one in self.people if one.known and len(one.homes) < 4]
+        if not ready or self.options.regions < 2:
             return
         person = random.choice(ready)
-        region = random.choice([one for one in others if one != person.region])
+        others = [one for one in REGIONS[: self.options.regions] if one != person.region]
+        owned = [group for group in self.groups if group.owner.partition("/")[0] == person.name]
+        listed = {region_of(cell) for group in owned for cells in group.cells.values() for cell in cells.values()}
+        others = [one for one in others if self.rules.may_move(person, one) and self.rules.shares(one, listed)]
+        if not others:
+            return
+        region = random.choice(others)
         self.world.trace("moves", person.name, person.region, region)
+        for group in owned:
+            self.world.trace("owner moves", group.name, person.name, group.version)
+        self.leaving(person.id, person.region)
         person.move(region)
         groups = {group.id for group in self.groups if any(person in some for some in group.members.values())}
         for group in self.groups:

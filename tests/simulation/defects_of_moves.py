@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from cluster import movers
+from cluster.erasure import Erasures
 from relay.core import records
 from relay.core.envelope import envelope_id
 from relay.core.mailroom import moving, outboxes
 from relay.core.mailroom.state import MovedUser, Source
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code
+from relay.journal.disk import LogDisk
 
 Patch = pytest.MonkeyPatch
 
@@ -104,3 +106,55 @@ def says_stored_when_it_is_sent_on(patch: Patch) -> None:
         return key
 
     patch.setattr(outboxes, "await_for", await_for)
+
+
+# --- erasure (ADR 22) --------------------------------------------------------------------------------
+def signs_before_the_log_lets_go(patch: Patch) -> None:
+    """A store says that nothing is left when all is handed over, whatever lies in its log."""
+    patch.setattr(Erasures, "_is_clean", lambda _, moved: moved.confirmed and not moved.items)
+
+
+def forgets_what_came_late(patch: Patch) -> None:
+    """What came for somebody who had left, and was sent on, counts for nothing when the log is to let go."""
+    forward, let_go = outboxes.number_forward, outboxes.let_go
+
+    def number_forward(turn: Turn, moved: MovedUser, *rest: Any) -> None:
+        last = moved.last
+        forward(turn, moved, *rest)
+        moved.last = last
+
+    def end(state: Any, outbox: Any, item: Any) -> None:
+        moved = state.moved.get(item.user)
+        last = moved.last if moved else 0
+        let_go(state, outbox, item)
+        if moved:
+            moved.last = last
+
+    patch.setattr(outboxes, "number_forward", number_forward)
+    patch.setattr(outboxes, "let_go", end)
+    forgets_what_it_refused(patch)
+
+
+def forgets_what_it_refused(patch: Patch) -> None:
+    """The same for what came and was refused, or was known."""
+    patch.setattr(moving, "came", lambda *_: None)
+
+
+def leaves_what_is_deleted_in_the_files(patch: Patch) -> None:
+    """The write-ahead log is not cut when the log has let go."""
+
+    async def clean(disk: LogDisk) -> None:
+        await disk.store.fold_wal()
+
+    patch.setattr(LogDisk, "clean", clean)
+
+
+_WORLD: dict[str, Any] = {"regions": 3, "people": 1, "safety": 40.0}
+ERASING = {**_WORLD, "rate": 6.0, "every": {"move": 3.0, "block": 6.0, "kill": 8.0}, "limits": {"ERASE_S": 2.0}}
+PLANTS = (  # with the rule that each breaks, the seed that found it, and the options that bring it to light
+    (signs_before_the_log_lets_go, "ADR 22", 1, ERASING),
+    (forgets_what_came_late, "ADR 22", 4, ERASING),
+    (forgets_what_it_refused, "ADR 22", 18, {
+        **ERASING, "rate": 10.0, "people": 2, "limits": {"ERASE_S": 2.0, "MAX_MAILBOX": 2048}}),
+    (leaves_what_is_deleted_in_the_files, "ADR 22", 1, ERASING),
+)

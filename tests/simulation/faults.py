@@ -179,15 +179,22 @@ class Faults:
         if not self.whole(node.cell):
             self.world.agenda.after(0.5, self._restore, node, random)
             return
-        node.crash(power=False)
-        backup = self._backups.pop(node.cell)
+        backup = self._backups[node.cell]
         if backup.meta.store == node.disk.content.meta.store:
             has, others = backup.has(), [one for one in self.nodes if one.cell == node.cell and one is not node]
             known = [one.disk.content.state.known.get(has.store, 0) for one in others if one.disk.content]
-            if min(known) > has.term << 40 | has.index:  # whoever is asked knows better
+            mine = has.term << 40 | has.index
+            if min(known) <= mine < max(known):  # rule 5 does not catch that, while who remembers is away
+                self.world.agenda.after(0.5, self._restore, node, random)
+                return
+            node.crash(power=False)
+            if mine < min(known):  # whoever is asked knows better
                 node.disk.rolled_back.add(has.store)
             node.disk.restore(backup, mark=True)
             self.trace("old copy restored", node.host.name)
+        else:
+            node.crash(power=False)
+        del self._backups[node.cell]
         self.world.agenda.after(random.uniform(0.0, self.options.down), self._back, node)
 
     # --- the network -------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ class Image(File):
     rows: Changes = field(default_factory=dict)
     wal: list[Changes] = field(default_factory=list)
     mark: Marked | None = None
+    left: dict[int, BlockRow] = field(default_factory=dict)  # blocks that were deleted, and are still in the files
 
     @property
     def meta(self) -> Meta:
@@ -76,9 +77,16 @@ class Image(File):
     def _set(self, changes: Changes) -> None:
         for key, value in changes.items():
             if value is None:
-                self.rows.pop(key, None)
+                gone = self.rows.pop(key, None)
+                if gone is not None and key[0] in ("block", "staged"):
+                    self.left[key[1]] = gone
             else:
                 self.rows[key] = value
+
+    def cut_wal(self) -> None:
+        """The write-ahead log is folded and cut: what was deleted is overwritten everywhere."""
+        self.wal.clear()
+        self.left.clear()
 
     def lose(self, count: int) -> None:
         """Forget the newest transactions."""

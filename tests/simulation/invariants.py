@@ -19,9 +19,11 @@ from relay.delivery import Delivery
 from relay.errors import ProtocolError
 from relay.gateway.connection import Connection
 from relay.limits import MAX_MAILBOX, MAX_OUTBOX
-from tests.simulation.ledger import Ledger
+from tests.frames import payload, split
+from tests.simulation.ledger import Ledger, Letter
 from tests.simulation.network import Host
 from tests.simulation.nodes import SimNode
+from tests.simulation.rules import Rules
 from tests.simulation.world import START_MS, Trace, Violation
 
 DIGEST_EVERY = 16  # blocks between two looks at the state's digest
@@ -43,6 +45,7 @@ class Checks:
         self._versions: dict[tuple[str, bytes], int] = {}  # region, group → newest version that a disk there ever got
         self.nodes: Sequence[SimNode] = ()
         self.names: Mapping[bytes, str] = {}  # user → name
+        self.rules = Rules({})
         self.crossed: Callable[[Host, Host], None] = lambda source, target: None  # a letter leaves a host for another
 
     # --- one content per index, one state per content ------------------------------------------------
@@ -94,11 +97,18 @@ class Checks:
                 self._told_of_group(region, records.decode_record(data))
         for letter in self.ledger.found_in(data):
             self.trace.counts["canary at rest"] += 1
+            if letter.may_rest is not None and region not in letter.may_rest() and self._is_honest(letter, region):
+                raise Violation(f"letter {letter.number} of {letter.sender} rests in {region}, against a policy")
             if region in letter.later - letter.regions:
                 self.trace.counts["canary where only later members live"] += 1
             elif region not in letter.regions:
                 allowed = sorted(letter.regions)
                 raise Violation(f"letter {letter.number} of {letter.sender} rests in {region}, not only in {allowed}")
+
+    def _is_honest(self, letter: Letter, region: str) -> bool:
+        """Is it none of the liar's doing what becomes of this letter there?"""
+        target = self.names.get(letter.target) or self.ledger.owners.get(letter.target, "")
+        return region != self.ledger.liar and self.ledger.trusts(letter, target)
 
     def _told_of_group(self, region: str, record: records.Record) -> None:
         """Section 5, rule 3: before a cell knows the version that a group's letter names, it cannot know whether it may
@@ -122,6 +132,8 @@ class Checks:
         """These bytes leave a host."""
         if source.is_node and source.region != self.ledger.liar:
             for letter in self.ledger.found_in(data):
+                if target.is_node and not self.rules.open(source.region, target.region):
+                    raise Violation(f"letter {letter.number} goes to {target.name}, where {source.region} may not send")
                 self.crossed(source, target)
                 if target.region not in letter.regions | letter.later:
                     raise Violation(f"letter {letter.number} of {letter.sender} is sent to {target.name}")
@@ -144,11 +156,10 @@ class Checks:
     def pushed(self, line: Connection, frames: Iterable[bytes]) -> None:
         """A node queues frames for a client: nothing that has expired by the time of its log (rule 14)."""
         delivery = line._around.office._delivery  # type: ignore[attr-defined]
-        for frame in frames:
-            payload = frame[2 if frame[1] < 126 else 4 if frame[1] == 126 else 10 :]
-            if payload[1] != _DELIVER_TAG:
+        for encoded in map(payload, split(b"".join(frames))):
+            if encoded[1] != _DELIVER_TAG:
                 continue
-            message = wire.decode_server(payload)
+            message = wire.decode_server(encoded)
             assert isinstance(message, wire.Deliver)
             if read_header(message.envelope).expires <= delivery.room.state.time:
                 raise Violation(f"an expired envelope is delivered at {message.position}")

@@ -46,6 +46,9 @@ class Letter:
     accepted: float | None = None  # when ACCEPTED or STORED came first
     stored: float | None = None
     refused: int = 0  # the final refusal
+    withheld: bool = False  # from members in regions where the sender's may not send
+    may_rest: Callable[[], frozenset[str]] | None = None  # by the policies that there are
+    may_be_refused: Callable[[], bool] = lambda: False  # by one of them
     later: set[str] = field(default_factory=set)  # regions that are ever in its group; shared by its letters
     delivered: dict[str, float] = field(default_factory=dict)  # device name → when first
 
@@ -62,7 +65,7 @@ class Letter:
     @property
     def settled(self) -> bool:
         """Nothing more is to be expected by its sender."""
-        return self.stored is not None or self.refused != 0
+        return self.stored is not None or self.refused != 0 or self.withheld
 
 
 class Ledger:
@@ -76,6 +79,7 @@ class Ledger:
         self._by_id: dict[bytes, Letter] = {}
         self._gone: set[str] = set()  # devices that were revoked
         self.movers: set[str] = set()  # people who have moved
+        self.moved_users: set[bytes] = set()  # the same by their ids
         self.liar = ""  # a region that lies
         self.exposed: Callable[[str], bool] = lambda person: False  # was this person ever at home with the liar?
         self.owners: dict[bytes, str] = {}  # group → the person whose device owns it
@@ -83,6 +87,7 @@ class Ledger:
     def moved(self, person: str, user: bytes, groups: set[bytes], region: str) -> None:
         """Somebody moves: what is for or from that person may rest in the new home as well."""
         self.movers.add(person)
+        self.moved_users.add(user)
         for letter in self.letters:
             if letter.target == user or letter.target in groups or letter.author == person:
                 letter.regions |= {region}
@@ -151,6 +156,10 @@ class Ledger:
             raise Violation(f"letter {letter.number} of {letter.sender} was refused: nobody is at home in {cell}")
         if code == Code.EXPIRED and letter.lasts and self.answerable(letter):
             raise Violation(f"letter {letter.number} of {letter.sender} is said to have expired, and lives for a day")
+        if code in (Code.NOT_PERMITTED, Code.LIFETIME):
+            self._forbidden(letter, code)
+            if letter.withheld:
+                return
         now = trio.current_time()
         if code in (Code.ACCEPTED, Code.STORED):
             letter.accepted = letter.accepted if letter.accepted is not None else now
@@ -158,6 +167,13 @@ class Ledger:
                 letter.stored = now
         elif Code(code).final and code != Code.STALE and not letter.refused:
             letter.refused = code
+
+    def _forbidden(self, letter: Letter, code: int) -> None:
+        """A policy is said to be against it. Of a group's letter that the sender's cell has one copy is held back."""
+        moved = letter.target in self.moved_users or letter.author in self.movers
+        if not moved and self.answerable(letter) and not letter.may_be_refused():
+            raise Violation(f"letter {letter.number} is refused, {Code(code).name}, and no policy is against it")
+        letter.withheld = letter.withheld or (letter.group and letter.accepted is not None)
 
     def delivered(self, device: str, letter: Letter) -> bool:
         """An envelope reached a device. False for a repetition, which the SDK drops."""

@@ -12,6 +12,7 @@ import trio
 from cluster.config import NodeConfig
 from cluster.config_keys import Address, LimitsSection, ListenSection, LogSection, NodeSection, PathsSection
 from cluster.core.linkwire import Peer
+from cluster.erasure import Erasures
 from cluster.lives import serve_node
 from cluster.node import Kit
 from cluster.stopping import Stop
@@ -83,6 +84,7 @@ class SimNode:
         self.ring = OpenRing(lambda data, is_record: saw(region, data, is_record))
         self.env: SimEnv | None = None
         self.delivery: Delivery | None = None  # of the present life, once there is one
+        self.erasures: Erasures | None = None  # the same
         self.scope = trio.CancelScope()
         self.stop = Stop()
         self.lives = 0
@@ -113,7 +115,7 @@ class SimNode:
             self.net.power_off(self.host)
         else:
             self.net.kill_process(self.host)
-        self.delivery = None
+        self.delivery = self.erasures = None
         self.scope.cancel()
 
     def drain(self) -> None:
@@ -151,7 +153,7 @@ class SimNode:
             env.dead = True
             self.net.kill_process(self.host)
             self.world.trace("process stopped", self.host.name)
-        self.delivery = None
+        self.delivery = self.erasures = None
         if self.up:
             await trio.sleep(1.0)  # what a service manager waits
 

@@ -30,7 +30,7 @@ def _check_rises(before: Sighting | None, known: Any, directory: FederationDirec
 @contextmanager
 def noticing(trace: Trace, liar: str) -> Iterator[None]:
     """The real classes tell what they have found out. `liar`: the region that lies; empty: nobody does."""
-    accept, verify = FederationDirectory._accept, movers.Batch._verify
+    accept, fetch, verify = FederationDirectory._accept, FederationDirectory._fetch, movers.Batch._verify
     check, record = Forwarders._check, Reception._record
 
     def noticed(what: str, error: PosthouseError) -> None:
@@ -40,10 +40,14 @@ def noticing(trace: Trace, liar: str) -> Iterator[None]:
 
     async def seen_accept(self: FederationDirectory, user: bytes, *rest: Any) -> Any:
         before = self._seen._file.versions.get(user)  # type: ignore[attr-defined]
+        known = await accept(self, user, *rest)
+        _check_rises(before, known, self)
+        return known
+
+    async def seen_fetch(self: FederationDirectory, *given: Any) -> Any:
+        """What an old home says of who left is behind where the new one cannot be asked, and nobody's lie."""
         try:
-            known = await accept(self, user, *rest)
-            _check_rises(before, known, self)
-            return known
+            return await fetch(self, *given)
         except NotValidNow:
             raise
         except TrustError as error:
@@ -72,7 +76,8 @@ def noticing(trace: Trace, liar: str) -> Iterator[None]:
             raise
 
     patched: Sequence[tuple[Any, str, Any, Any]] = (
-        (FederationDirectory, "_accept", seen_accept, accept), (movers.Batch, "_verify", seen_verify, verify),
+        (FederationDirectory, "_accept", seen_accept, accept), (FederationDirectory, "_fetch", seen_fetch, fetch),
+        (movers.Batch, "_verify", seen_verify, verify),
         (Forwarders, "_check", staticmethod(seen_check), staticmethod(check)),
         (Reception, "_record", seen_record, record),
     )  # fmt: skip

@@ -15,9 +15,11 @@ from typing import Any
 import cluster.journal.opening
 import cluster.node
 import relay.limits
+from relay.core.trust import Policy
 from relay.limits import KIB, MIB, MINUTE, SECOND
 from tests.simulation.network import Weather
 from tests.simulation.people import REGIONS
+from tests.simulation.rules import draw
 
 FAULTS = (
     "kill", "power", "all_down", "drain", "cut", "silence", "block", "isolate", "skew", "drift", "offline", "slow",
@@ -48,6 +50,7 @@ class Options:
     receipts: float = 0.0  # share of outcomes that senders have proven
     liar: str = ""  # the region that lies to the others (tests.simulation.liar); empty: none
     lies: float = 0.1  # the share of its messages that it lies about, where it can
+    policies: Mapping[str, Policy] = field(default_factory=dict)  # by region, where there are any
     forks: bool = False  # the log of home records of the region that lies shows two histories
     false_witness: str = ""  # the region whose witness lies (tests.simulation.registrars)
     disk: float = 0.001  # seconds of a disk access
@@ -57,7 +60,7 @@ class Options:
     skew_ms: float = 30_000.0
     weather: Weather = field(default_factory=Weather)
     every: Mapping[str, float] = field(default_factory=dict)
-    limits: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
         """Every option, for a reader."""
@@ -104,6 +107,10 @@ def derive(seed: int, **fixed: Any) -> Options:
     moving = Random(f"{seed}/moves")
     if fixed.get("regions", chosen.get("regions", 3)) > 1 and moving.random() < 0.5:
         every["move"] = round(moving.uniform(3.0, 20.0), 6)
+        chosen["limits"]["ERASE_S"] = moving.choice([2.0, 10.0, 40.0])
+    ruling = Random(f"{seed}/policies")
+    if fixed.get("regions", chosen.get("regions", 3)) > 1 and ruling.random() < 0.4:
+        chosen["policies"] = draw(ruling, REGIONS[: fixed.get("regions", chosen.get("regions", 3))])
     lying = Random(f"{seed}/liar")
     if fixed.get("regions", chosen.get("regions", 3)) > 1 and lying.random() < 0.5:
         chosen["liar"] = lying.choice(REGIONS[: fixed.get("regions", chosen.get("regions", 3))])
@@ -147,7 +154,7 @@ def _tight(random: Random) -> dict[str, int]:
 
 
 @contextmanager
-def bounds(limits: Mapping[str, int]) -> Iterator[None]:
+def bounds(limits: Mapping[str, float]) -> Iterator[None]:
     """The code's own bounds, as tight as `limits` says, wherever they were imported to."""
     changed: list[tuple[Any, str, Any]] = []
 

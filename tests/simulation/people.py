@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from relay.core.codec import digest, encode
 from relay.core.trust import (
-    Device, HomePayload, Member, Root, RootCell, RootNode, RootRegion, RosterCell, RosterHead, group_id, make_part,
-    sign_home, sign_roster,
+    Device, HomePayload, Member, Policy, Root, RootCell, RootNode, RootRegion, RosterCell, RosterHead, group_id,
+    make_part, sign_home, sign_roster,
 )
 from relay.core.wire import Roster
 from relay.limits import DAY
@@ -27,9 +27,16 @@ def host_of(region: str, node: str) -> str:
     return f"{node}.{region}"
 
 
+def region_of(cell: str) -> str:
+    """The region of a cell, by its name."""
+    return cell.partition("/")[0]
+
+
 @lru_cache(maxsize=32)
-def make_root(nodes: int, regions: Sequence[str] = REGIONS) -> Root:
-    """A root document of regions with one cell of `nodes` nodes each."""
+def make_root(
+    nodes: int, regions: Sequence[str] = REGIONS, policies: tuple[tuple[str, Policy], ...] = ()
+) -> Root:  # fmt: skip
+    """A root document of regions with one cell of `nodes` nodes each, and a policy for each, or none."""
     entries = []
     for region in regions:
         names = [f"n{number + 1}" for number in range(nodes)]
@@ -37,7 +44,8 @@ def make_root(nodes: int, regions: Sequence[str] = REGIONS) -> Root:
             RootNode(name, f"{host_of(region, name)}:{LINKS_PORT}", (f"ws://{host_of(region, name)}:{CLIENTS_PORT}",))
             for name in names
         )
-        entries.append(RootRegion(region, b"", public(f"{region}/registrar"), (RootCell(f"{region}/1", listed),)))
+        policy, cells = dict(policies).get(region, Policy()), (RootCell(f"{region}/1", listed),)
+        entries.append(RootRegion(region, b"", public(f"{region}/registrar"), cells, policy=policy))
     return verified_root(entries, FAR, name="simulated")
 
 

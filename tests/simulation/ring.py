@@ -42,5 +42,10 @@ class OpenRing(StorageRing):
         return tuple(records)
 
 
+def opened(sealed: bytes) -> list[bytes]:
+    """The records in what an OpenRing has sealed, wherever it lies. Raises ProtocolError."""
+    return [item[NONCE_BYTES + 16 :] for item in _sealed(sealed).items]
+
+
 def _tag(place: bytes, ordinal: int, record: bytes) -> bytes:
     return (digest(place + ordinal.to_bytes(8, "big") + record) * 2)[: NONCE_BYTES + 16]

@@ -368,14 +368,13 @@ class SimStore:
             self._image.wal.clear()
 
     async def clear_wal(self) -> None:
-        if len(self._image.wal) >= _FOLD:
-            await self._access()
-            self._image.wal.clear()
+        await self._access()
+        self._image.cut_wal()
 
     async def close(self) -> None:
         if self._ended is None:
             self._ended = trio.ClosedResourceError(f"{self.file} is closed")
         if self._image.owner is self._process:
             if not self._process.dead and not isinstance(self._ended, DiskFailed):
-                self._image.wal.clear()  # SQLite folds it
+                self._image.cut_wal()  # SQLite folds it, and removes it
             self._image.owner = None

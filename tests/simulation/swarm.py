@@ -18,6 +18,7 @@ import trio
 from relay.errors import DiskFailed
 from tests.simulation.authors import Authors
 from tests.simulation.devices import SimDevice
+from tests.simulation.erasing import Asking, giving
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Checks, newest_of, watching
 from tests.simulation.keys import signatures_once
@@ -67,7 +68,7 @@ class Federation:
         self.checks = Checks(self.ledger, world.trace)
         self.net.watch = self.checks.sent
         regions = REGIONS[: options.regions]
-        root = make_root(options.nodes, regions)
+        root = make_root(options.nodes, regions, tuple(options.policies.items()))
         self.ledger.proofs = Proofs(world, self.ledger, root, options.receipts)
         self.liar = Liar(world, self.ledger, options.liar, options.lies) if options.liar in regions else None
         self.nodes = [
@@ -82,7 +83,10 @@ class Federation:
         for node in self.nodes:
             node.disk.flag = node.name == "n1"
         self.authors = Authors(world, self.net, self.ledger, options)
+        self.checks.rules = self.authors.rules
         self._tell_of_the_liar()
+        self.erasing = Asking(world.trace, self.ledger, root, self.nodes, self.checks.names)
+        self.authors.leaving = self.erasing.moves
         self.registrars = Registrars(world, self.net, self.nodes, regions, options)
         self.checks.crossed = self.registrars.halts.sent
         self.faults = Faults(world, self.net, self.nodes, self.authors, options)
@@ -158,12 +162,25 @@ class Federation:
 
         if self._broken():
             raise Violation(f"{self.options.heal:.0f} s after healing not whole: {', '.join(self._broken())}")
+        if self._not_erased():
+            raise Violation(f"{self.options.heal:.0f} s after healing not erased: {', '.join(self._not_erased())}")
+        if self._unanswered():
+            raise Violation(f"{self.options.heal:.0f} s after healing no answer to {', '.join(self._unanswered())}")
 
     def _under_way(self) -> bool:
         """A cell is not whole yet, or has not handed over everything for who has left."""
         boxes = [box for node in newest_of(self.nodes) for box in node.delivery.room.state.outboxes.values()]
         users = (item.user for box in boxes for item in box.items.values() if item.user)
-        return bool(self._broken()) or any(map(self.checks.honest, users))
+        waits = [self._broken(), self._not_erased(), self._unanswered()]
+        return any(waits) or any(map(self.checks.honest, users))
+
+    def _unanswered(self) -> list[str]:
+        """Owners of groups whose newest version no home has taken or refused."""
+        return [one.name for one in self._honest() if any(out.roster is not None for out in one.out.values())]
+
+    def _not_erased(self) -> list[str]:
+        """Receipts that are not there yet, where they are not to take minutes."""
+        return self.erasing.missing() if "ERASE_S" in self.options.limits else []
 
     def _broken(self) -> list[str]:
         """Cells of several that are not whole."""
@@ -190,6 +207,7 @@ class Federation:
         while True:
             await trio.sleep(LOOK_S)
             self.checks.bounded(self.nodes)
+            self.erasing.look()
             if self.options.nodes > 1:
                 self.checks.amnesia(self.nodes)
             for node in self.nodes:
@@ -202,6 +220,7 @@ class Federation:
     def _end(self) -> None:
         self.checks.scan(self.nodes)
         self.checks.at_rest(self.nodes)
+        self.erasing.look()
         for node in self.nodes:
             assert node.env is not None
             node.env.dead = True
@@ -218,7 +237,7 @@ def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any)
         worlds.append(world)
         federation = Federation(world, options)
         with (
-            watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar),
+            watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar), giving(),
             federation.registrars.halts.told(),
         ):
             await federation.run()

@@ -13,7 +13,7 @@ from relay.core import records
 from relay.core.block import Block
 from relay.core.envelope import envelope_id
 from relay.core.mailroom import Mailroom, expiry
-from relay.core.mailroom.effects import Answered, Effect, Noticed
+from relay.core.mailroom.effects import Answered, Effect, Noticed, PassedOn
 from relay.core.mailroom.state import State
 from relay.core.mailroom.turn import EXPIRE_NOTICE, TRY_PARKED, Turn
 from relay.core.wire import Code
@@ -30,7 +30,9 @@ MUST = (
     # and to the network, to devices and groups
     "connection cut", "half-open", "partition", "flap", "storm", "segment lost", "went away", "reads nothing",
     "forgot its cursor", "enrolled", "revoked", "told that it was revoked", "keys rotated", "roster", "looked up",
-    "moves", "follows", "sent on", "told later",
+    "moves", "follows", "sent on", "told later", "erasure receipt", "erasure receipt of a node that was away",
+    "owner moves",
+    "not_permitted", "lifetime", "passed on",
     # and what a region that lies does, and others notice
     "lie", "noticed home record: BrokenChain", "noticed home record: BadSignature",
     "noticed answer to a hand-over: PeerError",
@@ -65,6 +67,8 @@ class Tally:
             for effect in effects:
                 if isinstance(effect, Answered):
                     self._answered(effect.item.id, effect.item.code)
+                elif isinstance(effect, PassedOn):
+                    self.trace.counts["passed on"] += effect.item.code == Code.STORED
                 elif isinstance(effect, Noticed):
                     self._answered(effect.notice.id, effect.notice.code)
 

@@ -84,6 +84,8 @@ class Mailroom:
         return turn.effects
 
     def _apply_record(self, turn: Turn, record: records.Record, size: int) -> None:
+        if turn.state.moved:
+            moving.came(turn, record)
         match record:
             case records.Submit():
                 admission.submit(turn, record, size)

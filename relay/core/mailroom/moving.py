@@ -6,6 +6,8 @@ later. A forward goes only from a version of the home record to a higher one, so
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from relay.core import records
 from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.mailroom import outboxes, residents, rosters
@@ -156,6 +158,24 @@ def forget(turn: Turn, address: bytes) -> bool:
     for gone in moved.record.former:
         state.former.pop(gone.id, None)
     return True
+
+
+def came(turn: Turn, record: records.Record) -> None:
+    """The bytes of an envelope for somebody who has left lie in this block, whatever comes of it: also of one that is
+    refused or known. (What people here write to the new home is not what was left behind: it waits as all mail abroad.)
+    """
+    user = b""
+    with suppress(ProtocolError):
+        match record:
+            case records.HandIn(what=records.HANDIN_FORWARD, part=part):
+                user = records.read_forward(part).user
+            case records.HandIn(what=records.HANDIN_ENVELOPE, item=sealed) | records.Passed(envelope=sealed):
+                user = read_header(sealed).to
+            case records.Submit(dest=dest, envelope=sealed) if dest == turn.state.cell:
+                user = read_header(sealed).to
+    moved = turn.state.moved.get(user)
+    if moved is not None:
+        moved.last = max(moved.last, turn.index)
 
 
 # --- sending on ----------------------------------------------------------------------------------

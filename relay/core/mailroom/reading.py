@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import merge
 from itertools import islice
+from typing import Final
 
 from relay.core import records
 from relay.core.block import Block
@@ -12,6 +13,8 @@ from relay.core.mailroom import rosters
 from relay.core.mailroom.people import Entry, Notice
 from relay.core.mailroom.state import Outbox, OutItem, Source, State, source_key
 from relay.errors import StoreDamaged
+
+_NEVER: Final = 1 << 63  # above every version
 
 
 def _position(item: Entry | Notice) -> int:
@@ -45,6 +48,18 @@ def receives(state: State, device_id: bytes, address: bytes, roster: bool, entry
         return device.user == address and device.since <= entry.version
     group = state.rosters.get(address)
     return group is not None and rosters.receives(state, group, device.user, entry)
+
+
+def listens(state: State, device_id: bytes) -> Iterator[tuple[tuple[bool, bytes], int]]:
+    """Where a device is delivered to: each address, as (is it a roster, user id or group id), with the version from
+    which on all that is sealed is for the device. What is sealed for an older one may be as well."""
+    device = state.devices.get(device_id)
+    if device is None:
+        return
+    yield (False, device.user), device.since
+    for group in sorted(state.memberships.get(device.user, ())):
+        stays = state.rosters[group].members.get(device.user)
+        yield (True, group), stays[-1].since if stays and not stays[-1].until else _NEVER
 
 
 def outbox_batch(outbox: Outbox, after: int, count: int, size: int) -> list[tuple[int, OutItem]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from relay.core import records
@@ -59,7 +60,8 @@ def _settle_roster(state: State, roster: RosterState) -> None:
     )
     done = []
     for entry in roster.box.after(-1):
-        if any(rosters.receives(state, roster, user, entry) for cursor, user in lagging if cursor < entry.position):
+        lack = bisect_left(lagging, (entry.position,))
+        if any(rosters.receives(state, roster, user, entry) for _, user in lagging[:lack]):
             break
         done.append(entry.position)
     for pos in done:

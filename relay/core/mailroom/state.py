@@ -13,7 +13,7 @@ from relay.core.wire import ReceiptItem
 from relay.errors import StoreForeign
 from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_BITS
 
-FOLD_VERSION = 5
+FOLD_VERSION = 6
 GroupId = bytes
 PendingKey = bytes
 Outcome = tuple[int, int, str]  # code, newest, cell

@@ -290,6 +290,28 @@ def test_forwards_are_taken_late_and_into_a_full_mailbox(world: World, monkeypat
     assert there.ids("b1") == [envelope_id(sent)] and alice
 
 
+def test_what_comes_for_who_left_counts_as_left_behind_also_where_it_is_refused_or_known(world: World) -> None:
+    """ADR 22: its bytes lie in the block, whatever came of it."""
+    enrolled(world, "alice", A)
+    bob = enrolled(world, "bob", A)
+    here = world.logs[A]
+    world.move(bob, B, tell=A)
+    world.settle()
+    moved = here.room.state.moved[bob.id]
+    sent = here.submit("a1", here.seal(bob.id))
+    here.apply(sent)
+    world.settle()
+    old = here.seal(bob.id, life=1)
+    late = records.HandIn(C, b"l" * 16, 1, 0, records.HANDIN_ENVELOPE, old, b"")
+    here.time += 1_000
+    for record in (sent, here.submit("a1", old), records.Passed(B, old), late):
+        here.apply(record)
+        assert moved.last == here.room.state.index and not moved.items
+    to_the_new_home = records.Submit(device_id("a1"), B, here.seal(bob.id))
+    here.apply(to_the_new_home)  # as all that people here write abroad
+    assert moved.last < here.room.state.index
+
+
 def test_what_waits_for_who_left_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     enrolled(world, "alice", A)
     bob = enrolled(world, "bob", A)

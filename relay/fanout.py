@@ -1,0 +1,189 @@
+"""Fan-out: what was filed goes to every live seat that it is for, in order, in as few writes as the load allows.
+
+A round gives every seat what it lacks, joined; seats that lack the same share the same bytes. Then it rests for a
+multiple of the time it took. So a quiet node writes at once, and a busy one lets several messages go with each write:
+natural batching, as of commits, without a timer to be tuned. Lanes of few seats do not wait for a round: a message to
+one device is not behind a burst to ten thousand.
+
+Seats that are not live read from the journal (relay.delivery); so do those whose line took no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import trio
+
+from relay.core.mailroom import reading
+from relay.core.mailroom.people import Entry
+from relay.core.mailroom.state import State
+from relay.limits import FANOUT_BYTES, FANOUT_REST, FANOUT_REST_S, UNACKED_BYTES
+from relay.observe.metrics import Metrics
+from relay.ports import Clock
+from relay.seat import Address, Item, Lane, Seat
+
+_FEW: Final = 8  # seats of a lane that is emptied at once, when its block is applied
+_SLICE: Final = 32  # seats that are written to before others have their turn: below a millisecond
+
+
+class Fanout:
+    """Owns the lanes. `file` and `hurry` while a block is applied; one task runs `run`."""
+
+    def __init__(self, state: State, metrics: Metrics, clock: Clock) -> None:
+        self._state = state
+        self._metrics = metrics
+        self._clock = clock
+        self._lanes: dict[Address, Lane] = {}
+        self._dirty: dict[Lane, None] = {}  # those with items
+        self._filed = trio.Event()
+        self._given = 0  # deliveries that are not counted yet
+
+    # --- who listens -----------------------------------------------------------------------------
+    def listen(self, seat: Seat) -> None:
+        """Where the seat's device is delivered to from now on: a seat that is not live, or is not any more."""
+        self.leave(seat)
+        for address, since in reading.listens(self._state, seat.line.device):
+            lane = self._lanes.get(address)
+            if lane is None:
+                lane = self._lanes[address] = Lane(address)
+            lane.seats[seat] = since
+            seat.lanes[lane] = None
+
+    def leave(self, seat: Seat) -> None:
+        """The seat listens nowhere."""
+        for lane in seat.lanes:
+            del lane.seats[seat]
+            if not lane.seats:
+                del self._lanes[lane.address]
+                self._empty(lane)
+        seat.lanes = {}
+
+    def seats_at(self, address: Address) -> Iterable[Seat]:
+        """Who listens at an address."""
+        lane = self._lanes.get(address)
+        return list(lane.seats) if lane is not None else ()
+
+    def anyone(self, address: Address) -> bool:
+        """Does anybody listen there?"""
+        return address in self._lanes
+
+    # --- what is filed ---------------------------------------------------------------------------
+    def file(self, address: Address, item: Item, time: int) -> None:
+        """For whoever listens there; nothing where nobody does. `time`: of the block, Unix ms."""
+        lane = self._lanes.get(address)
+        if lane is not None:
+            lane.add(item, time)
+            self._dirty[lane] = None
+
+    def demote(self, address: Address, entry: Entry) -> None:
+        """Filed, but not to be had without waiting: whom it is for reads on from the journal."""
+        lane = self._lanes.get(address)
+        if lane is not None:
+            for seat in lane.seats:
+                if seat.live and self._receives(seat, address, entry):
+                    seat.demote()
+
+    def hurry(self) -> None:
+        """A block is applied: empty the lanes of few seats, and wake whoever does the rounds."""
+        oldest = 0
+        for lane in [lane for lane in self._dirty if len(lane.seats) <= _FEW]:
+            for seat in lane.seats:
+                if seat.live:
+                    self.give(seat)
+            oldest = min(oldest or lane.time, lane.time)
+            self._empty(lane)
+        self._observe(oldest)
+        if self._dirty:
+            if sum(lane.size for lane in self._dirty) > FANOUT_BYTES:
+                self._overrun()
+            self._filed.set()
+
+    def _overrun(self) -> None:
+        """More is filed than lines are written to: whoever has not been given it reads from the journal."""
+        for lane in list(self._dirty):
+            for seat in lane.seats:
+                if seat.live and seat.sent < lane.items[-1].position:
+                    seat.demote()
+            self._empty(lane)
+
+    def _empty(self, lane: Lane) -> None:
+        lane.empty()
+        self._dirty.pop(lane, None)
+
+    # --- giving ----------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Rounds, until cancelled."""
+        while True:
+            await self._filed.wait()
+            self._filed = trio.Event()
+            began = trio.current_time()
+            await self._round()
+            await trio.sleep(min(FANOUT_REST_S, FANOUT_REST * (trio.current_time() - began)))
+
+    async def _round(self) -> None:
+        """Everything that is filed now, to everybody whom it is for. What is filed meanwhile goes along where it
+        can; it is the next round's."""
+        tips = [(lane, lane.items[-1].position) for lane in self._dirty]
+        seats = dict.fromkeys(seat for lane, _ in tips for seat in lane.seats)
+        for number, seat in enumerate(seats, 1):
+            if seat.live:
+                self.give(seat)
+            if number % _SLICE == 0:
+                await trio.lowlevel.checkpoint()
+        oldest = 0
+        for lane, tip in tips:
+            if lane in self._dirty:  # nobody has left it for good meanwhile
+                oldest = min(oldest or lane.time, lane.time)
+                lane.forget(tip)
+                if not lane.items:
+                    del self._dirty[lane]
+        self._observe(oldest)
+
+    def give(self, seat: Seat) -> None:
+        """Write what its lanes hold for a seat that is live."""
+        few, many = (seat.lanes, self._dirty) if len(seat.lanes) < len(self._dirty) else (self._dirty, seat.lanes)
+        lanes = [lane for lane in few if lane in many]
+        if len(lanes) == 1 and self._all_for(seat, lanes[0]):
+            while seat.live and (piece := lanes[0].piece(seat.sent)) is not None:
+                self._push(seat, *piece)
+                seat.line.flush()
+        elif lanes:
+            for item in self._gather(seat, lanes):
+                if seat.live:
+                    self._push(seat, item.frame, 1, item.position)
+            seat.line.flush()
+
+    def _gather(self, seat: Seat, lanes: Iterable[Lane]) -> list[Item]:
+        """What is for the seat, in order."""
+        items: list[Item] = []
+        for lane in lanes:
+            lacks, whole = lane.after(seat.sent), self._all_for(seat, lane)
+            items += lacks if whole else [item for item in lacks if self._is_for(seat, lane.address, item)]
+        return sorted(items)
+
+    def _all_for(self, seat: Seat, lane: Lane) -> bool:
+        """Is all that the lane holds for the seat? Where not, each item has to be asked for."""
+        return lane.seats[seat] <= lane.lowest and lane.expires > self._state.time
+
+    def _is_for(self, seat: Seat, address: Address, item: Item) -> bool:
+        return self._receives(seat, address, item.entry) if item.entry else item.device == seat.line.device
+
+    def _receives(self, seat: Seat, address: Address, entry: Entry) -> bool:
+        roster, own = address
+        return entry.expires > self._state.time and reading.receives(self._state, seat.line.device, own, roster, entry)
+
+    def _push(self, seat: Seat, data: bytes, count: int, last: int) -> None:
+        if seat.unacked_bytes > UNACKED_BYTES or not seat.line.push((data,)):
+            seat.demote()
+        else:
+            seat.count(last, len(data))
+            self._given += count
+
+    def _observe(self, time: int) -> None:
+        """Seats were given what they lacked, of blocks from `time` on; 0: of none."""
+        if self._given:
+            self._metrics.delivered.inc(self._given)
+            self._given = 0
+        if time:
+            self._metrics.delivery_seconds.observe(max(0, self._clock.wall_ms() - time) / 1000)
