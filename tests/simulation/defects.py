@@ -385,15 +385,15 @@ DEFECTS = [
         **CELL, "safety": 20.0, "people": 4, "every": {"revoke": 4.0}}),
     Defect(of_devices.forgets_what_waits_at_a_rotation, "17", 1, {**ALONE, "every": {"rotate": 3.0, "offline": 2.0}}),
     Defect(of_devices.denies_what_it_has_not_applied, "16; ADR 29", 2, {
-        **CELL, "people": 4, "rate": 6.0, "burst": 40, "disk": 0.02, "slow_disk": 0.02, "every": {"enrol": 1.0}}),
+        **CELL, "people": 4, "rate": 6.0, "burst": 40, "disk": 0.02, "slow_disk": 0.02,
+        "every": {"enrol": 1.0, "silence": 5.0}}),
     Defect(empty_before_the_session, "18", 1, {**ALONE, "rate": 10.0, "disk": 0.05, "every": {"cut": 0.5}}),
     Defect(of_moves.drops_what_comes_late, "ADR 21", 1, MOVING),
     Defect(of_moves.leaves_what_waits_behind, "ADR 21", 1, {**MOVING, "every": {"move": 3.0, "offline": 2.0}}),
     Defect(of_moves.forwards_before_the_home_is_known, "ADR 21", 1, {
         **MOVING, "every": {"move": 3.0, "offline": 2.0}}),
     Defect(of_moves.the_old_home_goes_on, "ADR 21", 1, MOVING),
-    Defect(of_moves.drops_forwards_that_are_known, "ADR 21", 1, {
-        **MOVING, "every": {"move": 1.0, "offline": 2.0}}),
+    Defect(of_moves.drops_forwards_that_are_known, "ADR 21", 1, {**MOVING, "every": {"move": 1.0, "offline": 2.0}}),
     Defect(of_moves.forwards_to_another_cell, "section 5, 3", 1, MOVING),
     Defect(of_moves.says_stored_when_it_is_sent_on, "19; ADR 21", 1, MOVING),
     *(Defect(*three, {**ALONE, **more}) for of in (of_liars, of_moves, of_policies) for *three, more in of.PLANTS),

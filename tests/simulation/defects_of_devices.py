@@ -34,7 +34,7 @@ def forgets_what_waits_at_a_rotation(patch: Patch) -> None:
 def denies_what_it_has_not_applied(patch: Patch) -> None:
     """A node that is behind says of who came to another node of its cell that there is nobody of that id."""
 
-    async def reach(barrier: Barrier) -> None:
+    async def reach(barrier: Barrier, asker: str = "") -> None:
         await trio.lowlevel.checkpoint()
 
     patch.setattr(Barrier, "reach", reach)
