@@ -16,9 +16,9 @@ from random import Random
 
 import msgspec
 
-from bench.device import make_hub
+
 from bench.session import Enrolled, Session
-from bench.sockets import READ, WRITE, Connection, Hub
+from bench.sockets import READ, WRITE, Connection, Hub, make_hub
 from relay.core import wire
 from relay.core.codec import digest, encode, pack
 from relay.core.envelope import Header, To, join
@@ -38,13 +38,13 @@ _BACKOFF_NS = (50 * _MS, 300 * _MS)
 _RETRY_NS = 200 * _MS  # after an answer that says to try again
 
 
-class UnixConnection(Connection):
+class UnixConnection(Connection[Session]):
     """A session over a Unix socket: it crosses network namespaces."""
 
     __slots__ = ("heard_ns",)
 
     def __init__(self, hub: Hub, path: Path, session: Session, owner: Device) -> None:
-        self._hub, self._context, self.session, self._owner = hub, None, session, owner
+        self._hub, self._context, self.line, self._owner = hub, None, session, owner
         self._connecting, self._handshaking, self._events = True, False, WRITE
         self.heard_ns = time.monotonic_ns()
         self._sock = socket.socket(socket.AF_UNIX)
@@ -160,7 +160,7 @@ class Device:
 
     def lost(self, why: str) -> None:
         assert self._connection is not None
-        error = self._connection.session.error
+        error = self._connection.line.error
         self._connection, self._live = None, False
         fault, why = (error.code, error.text) if error else (0, why)
         self._load.history.add(Dropped(_now_ms(), self._number, fault, why))
@@ -169,7 +169,7 @@ class Device:
 
     def live(self) -> None:
         assert self._connection is not None
-        welcome = self._connection.session.welcome
+        welcome = self._connection.line.welcome
         assert welcome is not None
         if welcome.log_id != self._log_id:
             self._log_id, self._cursor = welcome.log_id, welcome.cursor
@@ -194,7 +194,7 @@ class Device:
             return
         if now - self._pinged_ns > _NS:
             self._pinged_ns = now
-            connection.session.ping()
+            connection.line.ping()
             connection.flush()
         if self._ack_ns and now > self._ack_ns:
             self._ack()
@@ -203,7 +203,7 @@ class Device:
 
     def _send(self, message: wire.ClientMessage) -> None:
         if self._connection is not None and self._live:
-            self._connection.session.send(message)
+            self._connection.line.send(message)
             self._connection.flush()
 
     # --- sending ---------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class Device:
                     self._answered(now_ms, message.id, message.code)
                 case wire.Error():
                     assert self._connection is not None
-                    self._connection.session.end(message)
+                    self._connection.line.end(message)
                 case _:
                     pass
         if self._unacked >= 64:
