@@ -1,6 +1,6 @@
 """One client connection: reads, lets the session machine judge, carries its effects out against the office.
 
-The conversation has a nursery: the WebSocket reader, the read loop, Office.serve, lookups. Its deadline is the
+The conversation has a nursery: the read loop, Office.serve, lookups. Its deadline is the
 handshake's until WELCOME, and then moves with the bytes that arrive. The outbox's writer lives in the nursery of the
 gateway: last words (ERROR, close) leave when the conversation is over, and an idle connection pays for no second one.
 """
