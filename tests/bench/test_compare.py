@@ -29,6 +29,7 @@ from tests.bench.broker import Broker, Lie, truly
 from tests.bench.standin import StandIn
 from tests.bench.test_run import SMALL
 from tests.bench.test_run import run as run_posthouse
+from tests.flipping import flipped
 
 NOWHERE = Program("no-such-server", "", "apt install no-such-server", ("--version",))
 SYSTEM: dict[str, Any] = {
@@ -80,7 +81,7 @@ def liar(number: int, log: list[bytes]) -> list[bytes]:
         case 51:
             return [message, log[49]]
         case 60:
-            return [message[:-1] + b"?"]
+            return [flipped(message)]
     return truly(number, log)
 
 

@@ -13,6 +13,7 @@ from bench.run import Raw, run_bench
 from bench.scenario import Scenario
 from relay.errors import PosthouseError
 from tests.bench.standin import Frames, StandIn, truly
+from tests.flipping import flipped
 
 SMALL = {"name": "small", "nodes": 1, "recipients": 8, "rate": 100.0, "seconds": 1.0, "warm_up": 0.2, "generators": 2}
 
@@ -75,7 +76,7 @@ def liar(number: int, log: list[bytes]) -> Frames:
         case 51:
             return [(2 * number, envelope), (2 * number + 1, log[49])]
         case 60:
-            return [(2 * number, envelope[:-1] + b"?")]
+            return [(2 * number, flipped(envelope))]
     return truly(number, log)
 
 

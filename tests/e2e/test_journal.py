@@ -18,6 +18,7 @@ from cluster.local import Layout, LocalFederation
 from relay.client import open_client
 from relay.errors import OperatorError
 from tests.e2e.letters import PATIENCE_S, send
+from tests.flipping import flipped
 
 
 async def post(*words: str, status: int = 0, types: str = "") -> str:
@@ -48,7 +49,7 @@ def flip(data: Path, which: str = "max", index: int = 0) -> int:
     index = index or tip(data, which)
     with closing(sqlite3.connect(data / "log.sqlite")) as database, database:
         (sealed,) = database.execute("SELECT sealed FROM block WHERE idx = ?", (index,)).fetchone()
-        sealed = sealed[:-1] + bytes([sealed[-1] ^ 1])
+        sealed = flipped(sealed)
         database.execute("UPDATE block SET sealed = ? WHERE idx = ?", (sealed, index))
     return index
 

@@ -18,6 +18,7 @@ from relay.core import wire
 from relay.core.wire import Code, Fault
 from relay.errors import OperatorError, ProtocolError
 from relay.limits import DAY, MAX_FRAME, MAX_LIFETIME, MINUTE
+from tests.flipping import flipped
 from tests.e2e.raw import Person, open_raw, seal
 
 
@@ -192,8 +193,7 @@ async def test_a_store_in_use_a_foreign_and_a_damaged_one_stop_the_node_with_a_r
         store = node.data_dir / "log.sqlite"
         with sqlite3.connect(store) as db:
             index, body = db.execute("SELECT idx, sealed FROM block ORDER BY idx DESC LIMIT 1").fetchone()
-            flipped = body[:-9] + bytes([body[-9] ^ 1]) + body[-8:]
-            db.execute("UPDATE block SET sealed = ? WHERE idx = ?", (flipped, index))
+            db.execute("UPDATE block SET sealed = ? WHERE idx = ?", (flipped(body, -9), index))
         db.close()
         with pytest.raises(OperatorError, match=f"block {index}"):
             await fed.start("norden")

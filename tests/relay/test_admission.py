@@ -13,6 +13,7 @@ from relay.errors import AuthError, DeviceRevoked, Refused
 from tests.relay.conftest import ABROAD
 from tests.relay.core.mailroom.conftest import User, device_id
 from tests.relay.test_office import people, seal, submit
+from tests.flipping import flipped
 
 
 async def test_admission_of_devices(open_cell, autojump_clock):
@@ -25,7 +26,7 @@ async def test_admission_of_devices(open_cell, autojump_clock):
         with pytest.raises(Refused):
             await cell.office.admit(stranger.id, device_id("e1"), stranger.chain)
         with pytest.raises(AuthError):
-            await cell.office.admit(bob.id, device_id("b1"), [bob.chain[0][:-1] + b"\x00"])
+            await cell.office.admit(bob.id, device_id("b1"), [flipped(bob.chain[0])])
         with pytest.raises(AuthError):
             await cell.office.admit(alice.id, device_id("b1"), alice.chain)
         line = await cell.join(nursery, bob, "b2")

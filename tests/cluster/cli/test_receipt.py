@@ -10,6 +10,7 @@ from cluster.cli.app import app
 from cluster.cli.exits import Exit
 from tests.attesting import Signer, make_root
 from tests.relay.core.test_receipts import GOOD, LOG_ID, N1, PAGE, ROOT
+from tests.flipping import flipped
 
 
 def verify(folder: Path, data: bytes, *words: str, root: bytes = ROOT.signed) -> int:
@@ -33,7 +34,7 @@ def test_a_receipt_that_holds_is_told_in_words(tmp_path: Path, capsys: pytest.Ca
 def test_what_does_not_hold_ends_with_5_and_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "envelope").write_bytes(b"another")
     for data, words, reason in (
-        (GOOD[:-1] + b"\x00", (), "signature does not hold"),
+        (flipped(GOOD), (), "signature does not hold"),
         (b"no receipt", (), "not a receipt"),
         (PAGE.receipt(0, N1), (), "1 of the 3 nodes"),
         (PAGE.receipt(0, N1, Signer("sueden", "n2")), (), "a node of sueden/1"),

@@ -20,6 +20,7 @@ from relay.errors import (
 )
 from relay.journal.portal import open_portal
 from relay.limits import DIRECTORY_CACHE, DIRECTORY_FRESH, DIRECTORY_RETRY
+from tests.flipping import flipped
 
 
 async def test_own_users_are_answered_from_the_cell_and_nobody_is_asked(world: Any) -> None:
@@ -198,7 +199,7 @@ async def test_forged_records_are_refused(world: Any) -> None:
     bob, mallory = world.user(2), world.user(3)
     world.cells.say(bob.sign(None, registrar=SigningKey(b"x" * 32)))
     await refused(world, bob.id, BadSignature)
-    world.cells.say(bob.chain[0][:-1] + bytes([bob.chain[0][-1] ^ 1]))
+    world.cells.say(flipped(bob.chain[0]))
     await refused(world, bob.id, BadSignature)
     world.cells.say(*mallory.chain)
     await refused(world, bob.id, BrokenChain)

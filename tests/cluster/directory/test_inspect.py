@@ -13,6 +13,7 @@ from cluster.directory.inspect import Finding, verify_bundle
 from cluster.pki import issue_node, make_authority
 from relay.core.trust import RootCell, RootNode, RootRegion
 from tests.roots import signed_root
+from tests.flipping import flipped
 
 NOW = 1_800_000_000_000  # Unix ms
 YEAR = 366 * 86_400_000
@@ -52,7 +53,7 @@ def test_a_root_that_does_not_hold_ends_the_report() -> None:
     assert "not the pinned one" in bad(verify_bundle(signed(*GOOD), now_ms=NOW, pinned=bytes(32)))
     assert "expired" in bad(verify_bundle(signed(*GOOD), now_ms=NOW + 2 * YEAR))
     good = signed(*GOOD)
-    for junk in (b"", b"junk", good[:-1], good[:-1] + bytes([good[-1] ^ 1])):
+    for junk in (b"", b"junk", good[:-1], flipped(good)):
         (finding,) = verify_bundle(junk, now_ms=NOW)
         assert not finding.ok
 

@@ -21,6 +21,7 @@ from relay.core.wire import Code, Fault
 from relay.errors import OperatorError, RolledBack, StoreLocked
 from tests.relay.client.fake_cell import Cell, Federation
 from tests.relay.client.helpers import collect, enrol, opened, rest, texts
+from tests.flipping import flipped
 
 
 async def test_a_rolled_back_node_is_loud(clock: MockClock, fed: Federation, tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ async def test_garbage_from_the_node_or_from_others_harms_nobody(
         await alice.send(bob.card, b"1")
         header = make_header(To.MAILBOX, bob.user, 1, fed.now, fed.now + 1_000_000)
         empty = b"\x93\x90\xc4\x00\xc4\x00"
-        forged = [b"\x00", join(header, b"\xc1"), cell.submitted[0][:-1] + b"!", join(header, empty)]
+        forged = [b"\x00", join(header, b"\xc1"), flipped(cell.submitted[0]), join(header, empty)]
         for envelope in forged:
             cell.append(frozenset([bob.device]), lambda at, e=envelope: wire.Deliver(at, e))  # type: ignore[misc]
         cell.pump()

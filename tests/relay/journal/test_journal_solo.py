@@ -15,6 +15,7 @@ from relay.journal.inspect import open_stopped
 from relay.journal.files import STORE_FILE
 from relay.journal.seal import StorageRing
 from tests.relay.journal.checkpoints import load_checkpoint
+from tests.flipping import flipped
 
 OLD, NEW, OTHER = b"k" * 32, b"n" * 32, b"o" * 32
 RING = StorageRing([OLD])
@@ -248,7 +249,7 @@ async def test_a_flipped_bit_is_found_at_the_start(tmp_path: Path, solo, column:
     if column == "prev":
         change(tmp_path, "UPDATE block SET prev = zeroblob(32) || x'01' WHERE idx = ?", index)
     elif column == "hash":
-        change(tmp_path, "UPDATE block SET hash = ? WHERE idx = ?", value[:-1] + bytes([value[-1] ^ 1]), index)
+        change(tmp_path, "UPDATE block SET hash = ? WHERE idx = ?", flipped(value), index)
     else:
         flip(tmp_path, value)
     for opened in (solo(tmp_path), _stopped(tmp_path)):

@@ -16,7 +16,7 @@ from cluster.core.epochmap import (
     verify_absent, verify_latest,
 )  # fmt: skip
 from relay.core.tlog import BadProof
-from tests.relay.core.tlog.naive import flipped
+from tests.flipping import flipped
 
 USERS = [bytes([n]) * 32 for n in range(40)]
 

@@ -16,6 +16,7 @@ from relay.core.trust import Member, RosterCell, RosterHead, make_part, sign_ros
 from relay.core.wire import Code
 from relay.errors import StoreDamaged
 from relay.limits import ADMISSION_WINDOW, MAX_CLOCK_AHEAD, MAX_LIFETIME, MINUTE
+from tests.flipping import flipped
 
 ABROAD = "sauda/1"
 
@@ -242,7 +243,7 @@ def test_a_forged_or_repeated_roster_changes_nothing(log, people, make_group):
     alice, bob = people
     group = make_group("a1")
     good = group.publish({log.cell: [alice.id]})
-    forged = records.Roster(good.device, good.head[:-1] + bytes([good.head[-1] ^ 1]), good.parts)
+    forged = records.Roster(good.device, flipped(good.head), good.parts)
     assert log.answers(forged) == [Code.BAD_RECORD]
     swapped = make_group("a1").publish({log.cell: [bob.id]})
     assert log.answers(records.Roster(good.device, good.head, swapped.parts)) == [Code.BAD_RECORD]

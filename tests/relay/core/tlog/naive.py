@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
+from tests.flipping import flipped
 
 Leaves = tuple[bytes, ...]
 
@@ -51,11 +52,6 @@ def proof(m: int, entries: Leaves, whole: bool = True) -> Leaves:
 def entries(n: int, salt: bytes = b"") -> Leaves:
     """n different entries."""
     return tuple(salt + b"entry %d" % number for number in range(n))
-
-
-def flipped(data: bytes, at: int, bit: int = 0) -> bytes:
-    """`data` with one bit changed."""
-    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
 def changes(parts: Sequence[bytes]) -> list[Leaves]:

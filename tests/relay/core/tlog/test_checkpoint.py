@@ -30,6 +30,7 @@ from relay.errors import BadSignature, TrustError
 from relay.limits import MAX_TREE
 from tests.relay.core.tlog import naive
 from tests.relay.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book, damaged, key, trust
+from tests.flipping import flipped
 
 BOOK = Book(naive.entries(20))
 
@@ -155,7 +156,7 @@ def test_any_changed_byte_of_a_checkpoint_fails() -> None:
     for at in range(len(NOTE)):
         for bit in range(8):
             with pytest.raises((Malformed, UnknownKey, BadSignature, TooFewWitnesses)):
-                open_checkpoint(naive.flipped(NOTE, at, bit), trust(3))
+                open_checkpoint(flipped(NOTE, at, bit), trust(3))
 
 
 @given(st.binary(max_size=300) | damaged(NOTE))

@@ -26,8 +26,8 @@ from relay.core.tlog import (
 )
 from relay.errors import BadSignature, TrustError
 from relay.limits import MAX_SIGNATURES, MAX_SIGNED_NOTE, MAX_TREE
-from tests.relay.core.tlog import naive
 from tests.relay.core.tlog.logbook import LOG, NOW, WITNESSES, damaged, key
+from tests.flipping import flipped
 
 # The example of golang.org/x/mod/sumdb/note.
 GO_SIGNER = "PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz"
@@ -90,7 +90,7 @@ def test_published_notes_verify(note: str, verifier: str) -> None:
     assert opened.encode() == note.encode()
     for at in range(len(opened.text)):
         with pytest.raises((BadSignature, Malformed)):
-            open_note(naive.flipped(note.encode(), at), [known])
+            open_note(flipped(note.encode(), at), [known])
 
 
 def test_a_published_cosignature_verifies() -> None:
@@ -146,7 +146,7 @@ def test_a_time_is_signed_and_bounded() -> None:
     value = NOTE.signatures[1].value
     for at in range(len(value)):
         with pytest.raises(BadSignature):
-            WITNESSES[0].verifier.verify(TEXT, naive.flipped(value, at))
+            WITNESSES[0].verifier.verify(TEXT, flipped(value, at))
     for time in (0, -1, MAX_TREE + 1):
         with pytest.raises(Malformed):
             NOTE.sign(WITNESSES[0], time)

@@ -41,6 +41,7 @@ from relay.core.tlog import (
 from relay.errors import TrustError
 from tests.relay.core.tlog import naive
 from tests.relay.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book, damaged, trust
+from tests.flipping import flipped
 
 ENTRIES = naive.entries(800)
 HASHES = [leaf_hash(entry) for entry in ENTRIES]
@@ -149,7 +150,7 @@ def test_its_auditor_finds_all_of_it_in_order(size: int) -> None:
     assert report.tiles + report.bundles == len(files)
     path = min(files)
     with pytest.raises((aics_tlog.TileVerificationError, ValueError)):
-        broken = {**files, path: naive.flipped(files[path], len(files[path]) - 1)}
+        broken = {**files, path: flipped(files[path])}
         aics_tlog.audit_tiles(aics_tlog.MemoryTileReader(broken), size, TREE.root(size))
 
 

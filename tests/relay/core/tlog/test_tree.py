@@ -20,6 +20,7 @@ from relay.core.tlog import (
 )
 from relay.limits import MAX_TREE
 from tests.relay.core.tlog import naive
+from tests.flipping import flipped
 
 # Leaves, roots and proofs of the Certificate Transparency project (merkle_tree_test.cc, now transparency-dev/merkle).
 CT_LEAVES = tuple(map(bytes.fromhex, (
@@ -132,9 +133,9 @@ def test_any_changed_byte_of_an_inclusion_proof_fails(where: tuple[int, int]) ->
             verify_inclusion(HASHES[index], index, size, change, root(size))
     for at in range(32):
         with pytest.raises(BadProof):
-            verify_inclusion(HASHES[index], index, size, proof, naive.flipped(root(size), at))
+            verify_inclusion(HASHES[index], index, size, proof, flipped(root(size), at))
         with pytest.raises(BadProof):
-            verify_inclusion(naive.flipped(HASHES[index], at), index, size, proof, root(size))
+            verify_inclusion(flipped(HASHES[index], at), index, size, proof, root(size))
 
 
 @given(st.integers(2, 300).flatmap(lambda new: st.tuples(st.integers(1, new - 1), st.just(new))))
@@ -147,9 +148,9 @@ def test_any_changed_byte_of_a_consistency_proof_fails(where: tuple[int, int]) -
             verify_consistency(old, new, root(old), root(new), change)
     for at in range(32):
         with pytest.raises(BadProof):
-            verify_consistency(old, new, naive.flipped(root(old), at), root(new), proof)
+            verify_consistency(old, new, flipped(root(old), at), root(new), proof)
         with pytest.raises(BadProof):
-            verify_consistency(old, new, root(old), naive.flipped(root(new), at), proof)
+            verify_consistency(old, new, root(old), flipped(root(new), at), proof)
 
 
 @given(st.integers(1, 200), st.integers(0, 199), st.integers(201, 300))

@@ -33,6 +33,7 @@ from relay.errors import BadSignature, Rollback, TrustError
 from relay.limits import MAX_PROOF
 from tests.relay.core.tlog import naive
 from tests.relay.core.tlog.logbook import LOG, NOW, ORIGIN, WITNESSES, Book, damaged, key, trust
+from tests.flipping import flipped
 
 BOOK = Book(naive.entries(40))
 FORKED = Book((*BOOK.entries[:20], *naive.entries(20, b"other ")))  # the same log up to 20
@@ -136,7 +137,7 @@ def test_who_is_not_the_log_is_refused() -> None:
     with pytest.raises(UnknownKey, match="no key"):
         consider(None, BOOK.request(0, 5), None, WITNESS, NOW)
     line = BOOK.note(5).signatures[0]
-    broken = replace(line, value=naive.flipped(line.value, 7))
+    broken = replace(line, value=flipped(line.value, 7))
     with pytest.raises(BadSignature):
         ask(None, AddCheckpoint(0, (), replace(BOOK.note(5), signatures=(broken,))))
     for itself in (LOG, replace(WITNESS, seed=LOG.seed)):

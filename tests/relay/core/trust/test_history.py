@@ -20,6 +20,7 @@ from relay.errors import (
 from relay.limits import DAY
 
 from tests.relay.core.trust.keepers import NAMES, NOW, Keepers, check, region, resigned, signers, swapped
+from tests.flipping import flipped
 
 
 # --- what was said before ------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_versions_that_are_left_out_or_renumbered(keepers: Keepers) -> None:
 
 def test_a_name_of_another_length_or_content_under_a_good_signature(keepers: Keepers) -> None:
     data = parse_bundle(keepers.bundle).bundle
-    statement = data.regions[0].statement[:-1] + b"\x01"
+    statement = flipped(data.regions[0].statement)
     with pytest.raises(MixAndMatch, match="its statement is not the one"):
         check(swapped(keepers.bundle, regions=(replace_part(data.regions[0], statement), data.regions[1])))
 
