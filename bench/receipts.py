@@ -4,10 +4,10 @@ of them, and when nobody does, in turn, in one run on one cell.
     python -m bench.receipts --nodes 3 --rounds 150 --noise     nobody asks: how far two halves of the same are apart
     python -m bench.receipts --nodes 3 --rounds 150
 
-Senders keep so many envelopes in flight that the machine is busy, from the first half to the last: nothing is waited for
-between halves. A round is without and then with receipts, or the other way round; its halves are short, so that what else
-the machine does, and how the log grows, meets both. The beginning of a half, in which the receipts of the one before
-still come, is not counted. At the end all receipts must have come; the first ones are verified.
+Senders keep so many envelopes in flight that the machine is busy, from the first half to the last: nothing is waited
+for between halves. A round is without and then with receipts, or the other way round; its halves are short, so that
+what else the machine does, and how the log grows, meets both. The beginning of a half, in which the receipts of the one
+before still come, is not counted. At the end all receipts must have come; the first ones are verified.
 """
 
 from __future__ import annotations
