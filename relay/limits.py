@@ -73,6 +73,13 @@ MAX_NOTICES: Final = 65_536  # unacknowledged outcomes of one device; past it OU
 MAX_UNCONFIRMED: Final = 4_096  # outcomes kept for another cell that it has not confirmed; 16 hand-over batches
 MAX_STAYS: Final = 4 * MAX_MEMBERS  # members of a roster and stays that ended while mail from their time waits
 
+# --- broadcast channels --------------------------------------------------------------------------
+MAX_CHANNELS: Final = 4_096  # channels of one cell; 2 KiB each with its terms
+MAX_CHANNELS_EACH: Final = 16  # channels of one user
+MAX_CHANNEL_BYTES: Final = 64 * MIB  # bytes that all channels of one user keep: what a mailbox may hold
+MAX_CHANNEL_POSTS: Final = 65_536  # posts that they keep; 64 bytes of memory each, and as many go in one block at most
+CHANNEL_BYTES_LEAST: Final = 256 * KIB  # bytes that a channel keeps at least: any post fits
+
 # --- receipts ------------------------------------------------------------------------------------
 MAX_RECEIPT: Final = 32 * KIB  # bytes of a receipt; nine nodes with large certificates fit
 MAX_CERTIFICATE: Final = 2 * KIB  # bytes of a node's certificate (DER) in a receipt; ours have about 600

@@ -142,7 +142,23 @@ class Passed(Struct, frozen=True, tag=13):
     envelope: EnvelopeBytes
 
 
-Record = Union[FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick, Members, Move, Passed]
+class Channel(Struct, frozen=True, tag=14):
+    """A version of a broadcast channel's signed terms, from a device of its owner."""
+
+    device: Key
+    terms: bytes
+
+
+class Post(Struct, frozen=True, tag=15):
+    """A post to a broadcast channel of this cell, from a device of its owner."""
+
+    device: Key
+    post: EnvelopeBytes
+
+
+Record = Union[
+    FoldVersion, Home, Session, Submit, Ack, Roster, HandIn, Handed, Carry, Tick, Members, Move, Passed, Channel, Post
+]
 
 (
     HANDIN_VOID, HANDIN_ENVELOPE, HANDIN_ROSTER, HANDIN_REFUSED, HANDIN_NOBODY, HANDIN_MOVE, HANDIN_FORWARD,

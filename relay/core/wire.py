@@ -39,6 +39,10 @@ class Code(IntEnum):
     BAD_RECORD = 25  # a home record or roster that does not verify
     NOT_PERMITTED = 26  # the policy of a region: the sender's, or the recipient's
     UNPROVEN = 27  # no receipt can be made (any more): the cell has not taken it, or does not remember how
+    UNKNOWN_CHANNEL = 28  # no such broadcast channel in that cell
+    NOT_OWNER = 29  # a channel's terms and posts come from its owner's devices only
+    NOT_SUBSCRIBER = 30  # no ticket that the channel's newest terms accept was shown on this connection
+    CHANNELS_FULL = 31  # more channels, posts or bytes than one user, or a cell, may keep
     UNREACHABLE = 64  # the home record could not be looked up now
     OUTBOX_FULL = 65
     OVERLOADED = 66

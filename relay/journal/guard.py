@@ -24,7 +24,8 @@ from relay.core.packing import KEY, PackedMap, Shelf
 from relay.core.policy import MAIL, Policies
 from relay.core.records import (
     HANDIN_ENVELOPE, HANDIN_FORWARD, HANDIN_MOVE, HANDIN_NOBODY, HANDIN_NOTICE, HANDIN_ROSTER, HANDIN_TOLD, Carry,
-    HandIn, Home, Move, Passed, Record, Roster, Submit, decode_record, read_chain, read_for_device, read_forward,
+    Channel, HandIn, Home, Move, Passed, Post, Record, Roster, Submit, decode_record, read_chain, read_for_device,
+    read_forward,
     read_told,
 )
 from relay.core.shapes import Hash, Key, UInt
@@ -33,6 +34,7 @@ from relay.core.trust import (
     verify_part, verify_roster,
 )
 from relay.errors import NotPermitted, ProtocolError, ResidencyError, TrustError
+from relay.journal.channelguard import ChannelFact, check_kept, check_post, check_terms
 from relay.limits import DAY, MAX_LIFETIME, MIB
 
 _HARMLESS = frozenset({1, 3, 5, 8, 10, 11})  # tags of records that hold no envelope and name nobody who is not known
@@ -55,7 +57,8 @@ class _GroupFact(Struct, tag=2):
     ever: bool
 
 
-_fact: Decoder[_UserFact | _GroupFact] = Decoder(Union[_UserFact, _GroupFact], "residency fact", MIB)
+_Fact = Union[_UserFact, _GroupFact, ChannelFact]
+_fact: Decoder[_Fact] = Decoder(_Fact, "residency fact", MIB)
 
 
 class _User(Struct):
@@ -108,6 +111,7 @@ class _Known:
         self.devices: MutableMapping[bytes, bytes]  # → user
         self.devices = ChainMap({}, below.devices) if below else PackedMap(shelf)
         self.groups: MutableMapping[bytes, _GroupFact] = ChainMap({}, below.groups) if below else {}
+        self.channels: MutableMapping[bytes, ChannelFact] = ChainMap({}, below.channels) if below else {}
         self.facts: dict[bytes, bytes] = {}  # what this layer taught
 
     def add_user(self, home: HomeRecord, devices: tuple[bytes, ...]) -> None:
@@ -121,6 +125,8 @@ class _Known:
             fact = _fact(value)
             if isinstance(fact, _UserFact):
                 self.add_user(_with_former(read_home(fact.signed), fact.devices), fact.devices)
+            elif isinstance(fact, ChannelFact):
+                self.add_channel(fact)
             else:
                 self.add_group(fact)
         self.facts.clear()
@@ -128,6 +134,12 @@ class _Known:
     def add_group(self, fact: _GroupFact) -> None:
         self.groups[fact.group] = fact
         self.facts[digest(fact.group, b"posthouse.group")] = encode(fact)
+
+    def add_channel(self, fact: ChannelFact) -> None:
+        known = self.channels.get(fact.channel)
+        if known is None or known.version < fact.version:
+            self.channels[fact.channel] = fact
+            self.facts[fact.key] = encode(fact)
 
 
 class ResidencyGuard:
@@ -159,7 +171,7 @@ class ResidencyGuard:
             try:
                 decoded = self._check(record, known)
                 if decoded is not None and not made:
-                    self._check_policy(decoded)
+                    self._check_policy(decoded, known)
                     self._check_logged(decoded, below)
             except ResidencyError as error:
                 raise type(error)(error.text, _REMEDY, ordinal) from None
@@ -187,12 +199,18 @@ class ResidencyGuard:
                 if header.kind != To.MAILBOX:
                     raise ResidencyError("an envelope for a group that another cell did not keep")
                 self._check_mailbox(header, known)
+            case Channel(terms=terms):
+                self._check_device(record.device, known)
+                known.add_channel(check_terms(terms, self._cell, known.devices))
+            case Post(post=post):
+                self._check_device(record.device, known)
+                check_post(post, self._cell, known.channels)
             case Carry(items):
                 for carried in items:
                     self._check_carried(carried.record, known)
         return record
 
-    def _check_policy(self, record: Record) -> None:
+    def _check_policy(self, record: Record, known: _Known) -> None:
         """What is carried is not asked about: it rests here already, and goes with its own expiry."""
         match record:
             case Submit(dest=dest):
@@ -206,6 +224,8 @@ class ResidencyGuard:
                     raise NotPermitted(f"mail from {record.origin}: {why}")
                 if what == HANDIN_ENVELOPE:
                     self._check_retention(record.item, self._cell)
+            case Channel() | Post():
+                check_kept(record, self._policies.longest(self._cell), known.channels)
             case Passed():
                 if why := self._policies.forbidden(record.origin, self._cell):
                     raise NotPermitted(f"mail from {record.origin}: {why}")

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 
 from relay.core.codec import pack
+from relay.core.mailroom import channels
 from relay.core.mailroom.expiry import rebuild
 from relay.core.mailroom.people import DeviceState, Notice, UserState, no_devices, no_users
 from relay.core.mailroom.resting import Resting
@@ -29,7 +30,7 @@ from relay.errors import StoreDamaged, StoreForeign
 from relay.limits import CHECKPOINT_BYTES, CHECKPOINT_SHARE
 
 _T = TypeVar("_T")
-FORMAT: Final = 4  # of the rows; nodes compare digests of one format only
+FORMAT: Final = 5  # of the rows; nodes compare digests of one format only
 ROW_BYTES: Final = 256 * 1024  # a row is closed when it passes this; far below the journal's 1 MiB
 _PART: Final = 64 * 1024  # bytes of packed rows in one item
 _OUTCOME: Final = Struct("<32sqqq")  # id, code, position, newest
@@ -41,6 +42,7 @@ def plan(state: State) -> None:
     size = 24 * len(state.blocks) + 64 * (len(state.sources) + len(state.outcomes)) + 1024 * len(state.users)
     size += 128 * (len(state.devices) + len(state.pending) + sum(len(box.items) for box in state.outboxes.values()))
     size += 512 * len(state.rosters) + 96 * len(state.memberships) + 1024 * len(state.moved)
+    size += channels.weight(state)
     state.checkpoint_due = state.log_bytes + max(CHECKPOINT_BYTES, size // CHECKPOINT_SHARE)
 
 
@@ -113,6 +115,7 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for key, roster in sorted(state.rosters.items())
         for w in roster.waiting
     )
+    yield from channels.sections(state, _PART)
     yield from _between_cells(state)
     yield "outcomes", _outcomes(state)
 
@@ -272,6 +275,12 @@ class _Loader:
         self.state.rosters[group].waiting.append(entry)
         self.state.waits(entry.size, entry.device, 1)
 
+    def channel(self, *rest: Any) -> None:
+        channels.load_channel(self.state, *rest)
+
+    def posts(self, channel: bytes, part: bytes) -> None:
+        self.state.channels[channel].window.load(part)
+
     def outbox(self, cell: str, done: int, last: int, logs: list[bytes]) -> None:
         self.state.outboxes[cell] = Outbox(done, last, tuple(logs))
 
@@ -331,6 +340,8 @@ _TAKE: dict[str, Callable[..., None]] = {
     "members": _Loader.member,
     "group mail": _Loader.group_mail,
     "waiting": _Loader.waiting,
+    "channels": _Loader.channel,
+    "posts": _Loader.posts,
     "outboxes": _Loader.outbox,
     "outbound": _Loader.outbound,
     "origins": _Loader.origin,

@@ -76,6 +76,22 @@ class MembershipChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Posted:
+    """A channel has a new post: its number, and the key of its source."""
+
+    channel: bytes
+    number: int
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelChanged:
+    """A channel has other terms, or has ended."""
+
+    channel: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class OutboxGrew:
     """There is something new for `cell`."""
 
@@ -89,5 +105,5 @@ class CheckpointDue:
 
 Effect = (
     CheckpointDue | Answered | PassedOn | Filed | Noticed | SessionStarted | DeviceGone | UserMoved | MembershipChanged
-    | OutboxGrew
+    | OutboxGrew | Posted | ChannelChanged
 )

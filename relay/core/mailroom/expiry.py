@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heapify, heappop
 
-from relay.core.mailroom import moving, outboxes, parking, rosters
+from relay.core.mailroom import channels, moving, outboxes, parking, rosters
 from relay.core.mailroom.people import Box, Entry
 from relay.core.mailroom.state import Expiry, State
 from relay.core.mailroom.turn import (
-    EXPIRE_MAILBOX, EXPIRE_MOVED, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_PARKED, EXPIRE_ROSTER, EXPIRE_TAKEN_OVER,
-    EXPIRE_WAITING, SWEEP_MAILBOX, SWEEP_ROSTER, TRY_PARKED, Turn,
+    EXPIRE_CHANNEL, EXPIRE_MAILBOX, EXPIRE_MOVED, EXPIRE_NOTICE, EXPIRE_OUTBOX, EXPIRE_PARKED, EXPIRE_ROSTER,
+    EXPIRE_TAKEN_OVER, EXPIRE_WAITING, SWEEP_MAILBOX, SWEEP_ROSTER, TRY_PARKED, Turn,
 )
 from relay.limits import MINUTE
 
@@ -54,6 +54,8 @@ def _expire(turn: Turn, kind: int, address: bytes, number: int) -> bool:
         return moving.forget(turn, address)
     if kind == EXPIRE_TAKEN_OVER:
         return outboxes.give_up(turn, address, number)
+    if kind == EXPIRE_CHANNEL:
+        return channels.expire(turn, address, number)
     device = state.devices.get(address)
     return device is not None and device.notices.pop(number, None) is not None
 
@@ -103,6 +105,7 @@ def _all(state: State) -> Iterator[Expiry]:
         for (log, number), (_, until) in outbox.taken_over.items():
             yield until, EXPIRE_TAKEN_OVER, log + cell.encode(), number
     yield from ((moved.record.payload.expires, EXPIRE_MOVED, key, 0) for key, moved in state.moved.items())
+    yield from channels.expiries(state)
     for key, device in state.devices.awake():
         yield from ((n.expires, EXPIRE_NOTICE, key, n.position) for n in device.notices.values())
 

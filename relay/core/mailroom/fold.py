@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from relay.core import records
 from relay.core.block import Block
 from relay.core.book import Taken
-from relay.core.mailroom import admission, answers, checkpoint, expiry, moving, residents, rosters, settle
+from relay.core.mailroom import admission, answers, channels, checkpoint, expiry, moving, residents, rosters, settle
 from relay.core.mailroom.effects import CheckpointDue, Effect
 from relay.core.mailroom.people import no_devices, no_users
 from relay.core.mailroom.state import State, check_fold_version
@@ -103,6 +103,10 @@ class Mailroom:
                 residents.home(turn, record)
             case records.Roster():
                 rosters.publish(turn, record, size)
+            case records.Post():
+                channels.post(turn, record, size)
+            case records.Channel():
+                channels.publish(turn, record)
             case records.Carry():
                 settle.carry(turn, record)
             case records.Move():

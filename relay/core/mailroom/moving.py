@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from relay.core import records
 from relay.core.envelope import Header, To, envelope_id, read_header
-from relay.core.mailroom import outboxes, residents, rosters
+from relay.core.mailroom import channels, outboxes, residents, rosters
 from relay.core.mailroom.effects import Filed, UserMoved
 from relay.core.mailroom.people import Entry, UserState
 from relay.core.mailroom.settle import devices_of
@@ -80,6 +80,7 @@ def _leave(turn: Turn, user: UserState, new: HomeRecord, chain: list[bytes], via
     _count_what_waits(state, moved)
     for device in devices:
         del state.devices[device.id]
+    channels.owner_left(turn, new.user)
     _tell(turn, new.cell, new.user, chain)
     for entry in user.box.after(-1):
         source = state.sources.find(entry.source)

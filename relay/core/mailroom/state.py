@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from struct import Struct
 from relay.core.block import position
+from relay.core.mailroom.channelstate import ChannelState
 from relay.core.mailroom.packed import Blocks, Table
 from relay.core.mailroom.people import Box, DeviceState, Entry, UserState, no_devices, no_users
 from relay.core.mailroom.resting import Resting
@@ -13,7 +14,7 @@ from relay.core.wire import ReceiptItem
 from relay.errors import StoreForeign
 from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_BITS
 
-FOLD_VERSION = 6
+FOLD_VERSION = 7
 GroupId = bytes
 PendingKey = bytes
 Outcome = tuple[int, int, str]  # code, newest, cell
@@ -238,6 +239,7 @@ class State:
     former: dict[bytes, bytes] = field(default_factory=dict)  # id that was revoked or rotated → user, of both kinds
     rosters: dict[bytes, RosterState] = field(default_factory=dict)
     memberships: dict[bytes, set[bytes]] = field(default_factory=dict)
+    channels: dict[bytes, ChannelState] = field(default_factory=dict)
     outboxes: dict[str, Outbox] = field(default_factory=dict)
     origins: dict[tuple[str, bytes], Origin] = field(default_factory=dict)
     pending: dict[bytes, Pending] = field(default_factory=dict)

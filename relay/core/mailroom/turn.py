@@ -18,8 +18,8 @@ from relay.limits import ADMISSION_WINDOW, MAX_LIFETIME, MINUTE, SLOT_BITS
 # What an expiry entry refers to. Of what is due at one time the sweeps come first: what they find counts as well.
 (
     SWEEP_MAILBOX, SWEEP_ROSTER, EXPIRE_MAILBOX, EXPIRE_ROSTER, EXPIRE_OUTBOX, EXPIRE_WAITING, EXPIRE_NOTICE,
-    EXPIRE_PARKED, TRY_PARKED, EXPIRE_MOVED, EXPIRE_TAKEN_OVER,
-) = range(11)  # fmt: skip
+    EXPIRE_PARKED, TRY_PARKED, EXPIRE_MOVED, EXPIRE_TAKEN_OVER, EXPIRE_CHANNEL,
+) = range(12)  # fmt: skip
 
 
 @dataclass(slots=True)
