@@ -13,14 +13,15 @@ from contextlib import contextmanager
 import structlog
 import trio
 
+from relay.channels import Channels
 from relay.core import wire
 from relay.core.block import Block
 from relay.core.book import Book
 from relay.core.frames import server_frame
 from relay.core.mailroom import Mailroom, reading
 from relay.core.mailroom.effects import (
-    Answered, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew, PassedOn,
-    SessionStarted, UserMoved,
+    Answered, ChannelChanged, CheckpointDue, DeviceGone, Effect, Filed, MembershipChanged, Noticed, OutboxGrew,
+    PassedOn, Posted, SessionStarted, UserMoved,
 )
 from relay.core.mailroom.people import Entry, Notice
 from relay.core.wire import Code, Fault
@@ -49,6 +50,7 @@ class Delivery:
         self._lines: dict[bytes, list[Line]] = {}
         self._seats: dict[bytes, Seat] = {}
         self._fanout = Fanout(room.state, metrics, clock)
+        self.channels = Channels(room.state, journal, metrics)
         self._started: dict[bytes, SessionStarted] = {}
         self._awaited: set[bytes] = set()
         self._applied = trio.Event()
@@ -73,6 +75,7 @@ class Delivery:
         """Apply blocks until cancelled. Raises DiskFailed or StoreDamaged: the node stops."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._fanout.run)
+            nursery.start_soon(self.channels.run)
             async for block in self._journal.follow(self.room.state.index):
                 while self._still:
                     await self._moves.wait()
@@ -136,6 +139,10 @@ class Delivery:
                 self.passed_on(effect.item)
             case OutboxGrew():
                 self.outbox_grew(effect.cell)
+            case Posted():
+                self.channels.posted(effect, block)
+            case ChannelChanged(channel):
+                self.channels.changed(channel)
             case CheckpointDue():
                 self._due = True
 
@@ -231,6 +238,7 @@ class Delivery:
 
     def detach(self, line: Line) -> None:
         """The line has ended."""
+        self.channels.leave(line)
         lines = self._lines.get(line.device, [])
         if line in lines:
             lines.remove(line)

@@ -78,6 +78,11 @@ MAX_CHANNELS: Final = 4_096  # channels of one cell; 2 KiB each with its terms
 MAX_CHANNELS_EACH: Final = 16  # channels of one user
 MAX_CHANNEL_BYTES: Final = 64 * MIB  # bytes that all channels of one user keep: what a mailbox may hold
 MAX_CHANNEL_POSTS: Final = 65_536  # posts that they keep; 64 bytes of memory each, and as many go in one block at most
+MAX_SUBSCRIPTIONS: Final = 64  # channels that one connection has subscribed to
+CHANNEL_PAGE: Final = 64 * KIB  # bytes of posts in one answer to a reader; one post at least
+CHANNEL_PAGES: Final = 8 * MIB  # bytes of such answers kept: many who come back at one time ask for the same
+CHANNEL_READS: Final = 8  # answers that are read from the journal at a time; past it readers take turns
+CHANNEL_BEHIND_S: Final = 1.0  # seconds between two tries to tell whoever missed a post that there is one
 CHANNEL_BYTES_LEAST: Final = 256 * KIB  # bytes that a channel keeps at least: any post fits
 
 # --- receipts ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import structlog
 import trio
 from msgspec import structs
 
+from relay.channeldesk import ChannelDesk
 from relay.core import records, wire
 from relay.core.codec import digest
 from relay.core.envelope import Header, To, envelope_id, read_header
@@ -53,6 +54,7 @@ class Office:
         self._notary = notary
         self.halted: Callable[[str], None] = lambda cell: None  # raises Refused where nothing goes to that cell now
         intake.on_refused = delivery.look_again
+        self.channels = ChannelDesk(identity, self._policies, delivery, intake, self._offer, self._receipt)
 
     # --- sessions --------------------------------------------------------------------------------
     async def admit(self, user: bytes, device: bytes, records_: Sequence[bytes]) -> None:

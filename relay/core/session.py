@@ -73,7 +73,7 @@ class Admit:
 class Ask:
     """Hand this request to the office."""
 
-    message: wire.Submit | wire.Ack | wire.Lookup | wire.Roster | wire.Ephemeral | wire.Prove
+    message: wire.Submit | wire.Ack | wire.Lookup | wire.Roster | wire.Ephemeral | wire.Prove | wire.ChannelMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Session:
         return Ask(ack)
 
     def _on_request(
-        self, message: wire.Submit | wire.Lookup | wire.Roster | wire.Ephemeral | wire.Prove
+        self, message: wire.Submit | wire.Lookup | wire.Roster | wire.Ephemeral | wire.Prove | wire.ChannelMessage
     ) -> Effect:
         return Ask(message)
 
@@ -195,6 +195,11 @@ TRANSITIONS: Final[dict[State, dict[type, tuple[_Action, State]]]] = {
         wire.Roster: (Session._on_request, State.LIVE),
         wire.Ephemeral: (Session._on_request, State.LIVE),
         wire.Prove: (Session._on_request, State.LIVE),
+        wire.Subscribe: (Session._on_request, State.LIVE),
+        wire.Unsubscribe: (Session._on_request, State.LIVE),
+        wire.Read: (Session._on_request, State.LIVE),
+        wire.Terms: (Session._on_request, State.LIVE),
+        wire.Posts: (Session._on_request, State.LIVE),
     },
     State.CLOSED: {},
 }
@@ -210,7 +215,7 @@ _EXPECTED: Final = {
     State.HELLO: "Open with HELLO",
     State.AUTH: "Answer CHALLENGE with AUTH",
     State.STARTING: "Wait for WELCOME",
-    State.LIVE: "Send SUBMIT, ACK, LOOKUP, ROSTER, EPHEMERAL or PROVE",
+    State.LIVE: "Send SUBMIT, ACK, LOOKUP, ROSTER, EPHEMERAL, PROVE, or what is for channels",
     State.CLOSED: "Reconnect",
 }
 

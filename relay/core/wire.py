@@ -153,7 +153,43 @@ class Prove(Struct, frozen=True, tag=9):
     items: Annotated[tuple[Wanted, ...], Meta(min_length=1, max_length=MAX_BATCH)]
 
 
-ClientMessage = Union[Hello, Auth, Submit, Ack, Lookup, Roster, Ephemeral, Prove]
+class Subscribe(Struct, frozen=True, tag=10):
+    """Show a ticket for a channel of this cell, good for this connection: READ is permitted from then on. `live`: send
+    POSTED as posts come. Answered by CHANNEL with the same `request`."""
+
+    request: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    channel: Hash
+    ticket: Signature
+    live: bool
+
+
+class Unsubscribe(Struct, frozen=True, tag=11):
+    """No more of this channel. Not answered."""
+
+    channel: Hash
+
+
+class Read(Struct, frozen=True, tag=12):
+    """Ask for the posts of a channel past number `after`: the reader's own place. Answered by PAGE."""
+
+    channel: Hash
+    after: UInt
+
+
+class Terms(Struct, frozen=True, tag=13):
+    """Publish a version of a channel's signed terms. Answered by a receipt whose id is the digest of `terms`."""
+
+    terms: bytes
+
+
+class Posts(Struct, frozen=True, tag=14):
+    """Post to channels, each answered by one receipt whose id is the digest of the post."""
+
+    posts: Annotated[tuple[EnvelopeBytes, ...], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+ChannelMessage = Union[Subscribe, Unsubscribe, Read, Terms, Posts]
+ClientMessage = Union[Hello, Auth, Submit, Ack, Lookup, Roster, Ephemeral, Prove, ChannelMessage]
 decode_client: Decoder[ClientMessage] = Decoder(ClientMessage, "client message", MAX_FRAME)
 
 
@@ -271,8 +307,40 @@ class Proof(Struct, frozen=True, tag=75):
     missing: tuple[Missing, ...]
 
 
+class Channel(Struct, frozen=True, tag=76):
+    """The answer to SUBSCRIBE; or, with `request` 0, news of a channel that was subscribed to: other terms, posts that
+    were not sent live (read on from your place), or, by `code`, that the subscription has ended. `terms` are the newest
+    signed ones, `first` and `last` the numbers of the oldest post that is kept and of the newest one (0: none)."""
+
+    request: UInt
+    channel: Hash
+    code: UInt
+    terms: bytes
+    first: UInt
+    last: UInt
+
+
+class Page(Struct, frozen=True, tag=77):
+    """The answer to READ: posts past `after`, in order, as many as fit; none where there are none. The same bytes for
+    everybody who asks for the same."""
+
+    channel: Hash
+    after: UInt
+    code: UInt
+    first: UInt
+    last: UInt
+    posts: tuple[EnvelopeBytes, ...]
+
+
+class Posted(Struct, frozen=True, tag=78):
+    """A post, as it came. The same bytes for every subscriber."""
+
+    post: EnvelopeBytes
+
+
 ServerMessage = Union[
-    Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom, Moved, Proof
+    Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom, Moved, Proof, Channel,
+    Page, Posted,
 ]
 decode_server: Decoder[ServerMessage] = Decoder(ServerMessage, "server message", 4 * MAX_FRAME)
 encode_message = encode

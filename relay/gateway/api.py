@@ -70,11 +70,33 @@ class Line(Protocol):
         """MOVED, if there are home `records` to say, ERROR, then close. Never blocks; the first call counts."""
 
 
+class ChannelOffice(Protocol):
+    """What the office does for broadcast channels. Methods raise PosthouseError only where the connection is to end."""
+
+    async def subscribe(self, line: Line, request: wire.Subscribe, nonce: bytes) -> None:
+        """Judge a ticket by the channel's terms; `nonce` is that of the connection's CHALLENGE. Answers on the line."""
+
+    def unsubscribe(self, line: Line, channel: bytes) -> None:
+        """The line wants no more of the channel."""
+
+    async def read(self, line: Line, request: wire.Read) -> None:
+        """Send the next posts past the reader's place, waiting for room."""
+
+    async def publish(self, line: Line, terms: bytes) -> None:
+        """Publish terms. The receipt comes by `line.push`."""
+
+    async def post(self, line: Line, posts: Sequence[bytes]) -> None:
+        """Hand posts to the intake. Receipts come by `line.push`."""
+
+
 class Office(Protocol):
     """The relay behind the gateway: sessions, submits, deliveries. Every method may raise PosthouseError."""
 
     @property
     def identity(self) -> Identity: ...
+
+    @property
+    def channels(self) -> ChannelOffice: ...
 
     async def admit(self, user: bytes, device: bytes, records: Sequence[bytes]) -> None:
         """The device proved its key. Verifies `records`, appends newer home records and waits until they are applied.

@@ -27,6 +27,7 @@ from relay.core.session import Admit, Ask, Begun, Close, Effect, Send, Session, 
 from relay.core.wire import Code, Fault
 from relay.errors import Overloaded, PosthouseError, Refused
 from relay.gateway.api import Office
+from relay.gateway.channels import ask_of_channels
 from relay.gateway.outbox import Gauge, Outbox
 from relay.gateway.tls import TlsStream
 from relay.gateway.websocket import accept
@@ -236,7 +237,7 @@ class Connection:
     async def _carry_out(self, session: Session, effect: Effect) -> None:
         match effect:
             case Ask():
-                await self._ask(effect)
+                await self._ask(effect, session.nonce)
             case Send(message):
                 await self._outbox.send(server_frame(wire.encode_message(message)))
             case Admit():
@@ -269,7 +270,7 @@ class Connection:
             self._fail(error, State.LIVE)
 
     # --- requests --------------------------------------------------------------------------------
-    async def _ask(self, effect: Ask) -> None:
+    async def _ask(self, effect: Ask, nonce: bytes) -> None:
         office = self._around.office
         match effect.message:
             case wire.Submit(items):
@@ -291,6 +292,8 @@ class Connection:
             case wire.Ephemeral() as message:
                 with suppress(Refused, Overloaded):  # nobody is told
                     await office.ephemeral(self, message)
+            case about_channels:
+                await ask_of_channels(office.channels, self, about_channels, nonce)
 
     async def _refuse(self, ids: Sequence[bytes], error: Refused | Overloaded) -> None:
         """A receipt with the same refusal for each."""

@@ -37,6 +37,7 @@ class Metrics:
         # connections
         self.connections = self._gauge("connections", "Open client connections, authenticated or not")
         self.sessions = self._gauge("sessions", "Device sessions that are delivered to")
+        self.subscriptions = self._gauge("subscriptions", "Subscriptions of connections to broadcast channels")
         self.links_up = self._gauge("links_up", "1 while this node has a working link to the cell", "cell")
         self.peers_up = self._gauge("peers_up", "1 while this node has a working link to the node of its cell", "node")
         what = "Unix time at which this node's certificate, or its authority's, ends"

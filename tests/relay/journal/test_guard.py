@@ -12,8 +12,8 @@ from relay.core.codec import Struct, digest, encode
 from relay.core.envelope import Header, To, join
 from relay.core.records import encode_record
 from relay.core.trust import (
-    Device, HomePayload, Member, Policy, Root, RootCell, RootRegion, RosterCell, RosterHead, group_id, make_part, sign_home,
-    sign_roster,
+    Device, HomePayload, Member, Policy, Root, RootCell, RootRegion, RosterCell, RosterHead, group_id, make_part,
+    sign_home, sign_roster,
 )
 from relay.limits import DAY, MAX_FORMER
 from relay.errors import DiskFailed, NotPermitted, ProtocolError, ResidencyError
@@ -412,10 +412,8 @@ def test_a_channel_rests_in_its_owners_home(desk: Desk, anna: Person) -> None:
 
 
 def test_a_channel_keeps_posts_no_longer_than_the_region(anna: Person) -> None:
-    root = verified_root(
-        (RootRegion("norden", b"", public("registrar of " + HERE), (RootCell(HERE, ()),), policy=Policy(retention_days=2)),),
-        FAR,
-    )  # fmt: skip
+    policy, registrar = Policy(retention_days=2), public("registrar of " + HERE)
+    root = verified_root((RootRegion("norden", b"", registrar, (RootCell(HERE, ()),), policy=policy),), FAR)
     guard, channel = ResidencyGuard("norden", HERE, root), Channel(key("anna's phone"), HERE)
     person = Person("anna")
     guard.learn(guard.check([encode_record(person.home("anna's phone"))]))

@@ -1,0 +1,127 @@
+"""The office's desk for broadcast channels: tickets, pages, terms and posts (ADR 35)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from relay.barrier import Barrier
+from relay.core import posts as posting
+from relay.core import records, wire
+from relay.core.codec import digest
+from relay.core.frames import server_frame
+from relay.core.mailroom import channels
+from relay.core.policy import Policies
+from relay.core.trust.channels import verify_terms, verify_ticket
+from relay.core.wire import Code
+from relay.delivery import Delivery
+from relay.errors import Overloaded, ProtocolError, TrustError
+from relay.gateway.api import Identity, Line
+from relay.intake import Intake
+
+_ASKER = "channels"  # whoever asks for channels that are not known here causes one block a second, all together
+
+
+class ChannelDesk:
+    """Judges what a connection wants of channels; what is refused here costs no record. `offer` hands records to the
+    intake, with the ids that a receipt would name; `receipt` sends outcomes."""
+
+    def __init__(
+        self, identity: Identity, policies: Policies, delivery: Delivery, intake: Intake,
+        offer: Callable[[Line, list[bytes], list[bytes]], None],
+        receipt: Callable[[Line, Sequence[wire.ReceiptItem]], None],
+    ) -> None:  # fmt: skip
+        self._identity = identity
+        self._policies = policies
+        self._state = delivery.room.state
+        self._channels = delivery.channels
+        self._barrier = Barrier(delivery.channels.journal, intake, delivery)
+        self._offer = offer
+        self._receipt = receipt
+
+    # --- readers ---------------------------------------------------------------------------------
+    async def subscribe(self, line: Line, request: wire.Subscribe, nonce: bytes) -> None:
+        """See relay.gateway.api.ChannelOffice."""
+        code = await self._subscribe(line, request, nonce)
+        if code is Code.NOT_SUBSCRIBER:
+            self._channels.unsubscribe(line, request.channel)
+        news = self._channels.news(request.channel, code, request.request)
+        await line.send(server_frame(wire.encode_message(news)))
+
+    async def _subscribe(self, line: Line, request: wire.Subscribe, nonce: bytes) -> Code:
+        try:
+            await self._learn(request.channel)
+        except Overloaded:
+            return Code.OVERLOADED
+        known = self._state.channels.get(request.channel)
+        if known is None:
+            return Code.UNKNOWN_CHANNEL
+        try:
+            verify_ticket(known.terms.terms.reader_key, request.channel, nonce, line.device, request.ticket)
+        except TrustError:
+            return Code.NOT_SUBSCRIBER
+        return Code.STORED if self._channels.subscribe(line, known, live=request.live) else Code.OVERLOADED
+
+    async def _learn(self, channel: bytes) -> None:
+        """A node that is behind denies nobody (ADR 29). Raises Overloaded."""
+        if channel not in self._state.channels:
+            await self._barrier.reach(_ASKER)
+
+    def unsubscribe(self, line: Line, channel: bytes) -> None:
+        """See relay.gateway.api.ChannelOffice."""
+        self._channels.unsubscribe(line, channel)
+
+    async def read(self, line: Line, request: wire.Read) -> None:
+        """See relay.gateway.api.ChannelOffice."""
+        if self._channels.may_read(line, request.channel):
+            frame = await self._channels.page(request.channel, request.after)
+        else:
+            page = wire.Page(request.channel, request.after, Code.NOT_SUBSCRIBER, 0, 0, ())
+            frame = server_frame(wire.encode_message(page))
+        await line.send(frame)
+
+    # --- the owner -------------------------------------------------------------------------------
+    async def publish(self, line: Line, terms: bytes) -> None:
+        """See relay.gateway.api.ChannelOffice."""
+        own = digest(terms)
+        try:
+            verified = verify_terms(terms)
+            await self._learn(verified.channel)
+        except (TrustError, ProtocolError):
+            self._refuse(line, own, Code.BAD_RECORD)
+            return
+        except Overloaded:
+            self._refuse(line, own, Code.OVERLOADED)
+            return
+        known = self._state.channels.get(verified.channel)
+        if verified.terms.cell != self._identity.cell:
+            self._refuse(line, own, Code.BAD_RECORD)
+        elif known.owner != line.user if known else verified.terms.owner_key != line.device:
+            self._refuse(line, own, Code.NOT_OWNER)
+        elif verified.terms.keep_ms > (longest := self._policies.longest(self._identity.cell)):
+            self._refuse(line, own, Code.LIFETIME, longest)
+        else:
+            self._offer(line, [records.encode_record(records.Channel(line.device, terms))], [own])
+
+    async def post(self, line: Line, posts: Sequence[bytes]) -> None:
+        """See relay.gateway.api.ChannelOffice. The fold judges once more: what is taken here may be old by then."""
+        taken: list[bytes] = []
+        ids: list[bytes] = []
+        for post in posts:
+            own = posting.post_id(post)
+            try:
+                await self._learn(posting.read_header(post).channel)
+                code, newest = channels.refusal(self._state, post, own, line.user)
+            except ProtocolError:
+                code, newest = Code.BAD_ENVELOPE, 0
+            except Overloaded:
+                code, newest = Code.OVERLOADED, 0
+            if code is None or code is Code.STORED:  # the fold says where it is, or was
+                taken.append(records.encode_record(records.Post(line.device, post)))
+                ids.append(own)
+            else:
+                self._refuse(line, own, code, newest)
+        if taken:
+            self._offer(line, taken, ids)
+
+    def _refuse(self, line: Line, own: bytes, code: Code, newest: int = 0) -> None:
+        self._receipt(line, [wire.ReceiptItem(own, code, 0, newest, self._identity.cell)])

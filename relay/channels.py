@@ -1,0 +1,292 @@
+"""Broadcast channels on a node: who is subscribed, the live posts to them, and pages for those who read (ADR 35).
+
+What a node keeps of a subscriber is an entry in two dicts, from SUBSCRIBE until the connection ends. Nobody has a
+cursor here: readers say from where. A post goes out encoded once, in rounds, with one write for all that came since the
+last one (as relay.fanout); a line that takes no more misses it, is told as soon as it takes something again, and reads
+the rest on demand. So a slow reader delays nobody, and holds no more than its outbox and one page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Final
+
+import trio
+
+from relay.core import records, wire
+from relay.core.block import Block
+from relay.core.frames import server_frame
+from relay.core.mailroom import reading
+from relay.core.mailroom.channels import post_of
+from relay.core.mailroom.channelstate import ChannelState, Kept
+from relay.core.mailroom.effects import Posted
+from relay.core.mailroom.state import State, split_key
+from relay.core.wire import Code
+from relay.gateway.api import Line
+from relay.limits import (
+    CHANNEL_BEHIND_S, CHANNEL_PAGE, CHANNEL_PAGES, CHANNEL_READS, FANOUT_BYTES, FANOUT_PIECE, FANOUT_REST,
+    FANOUT_REST_S, MAX_SUBSCRIPTIONS,
+)
+from relay.observe.metrics import Metrics
+from relay.ports import Journal
+
+_SLICE: Final = 32  # lines that are written to before others have their turn: below a millisecond
+_MOST: Final = 256  # posts in one page: bounds what one reader holds up
+_TRIES: Final = 4  # to read a post that a carry moves at the same time
+_PROVEN, _LIVE, _BEHIND = range(3)  # what a line is to a channel: it may read; is sent posts; missed some
+
+
+class Channels:
+    """Owns the subscriptions. `posted` and `changed` while a block is applied; one task runs `run`."""
+
+    def __init__(self, state: State, journal: Journal, metrics: Metrics) -> None:
+        self.journal = journal
+        self._state = state
+        self._metrics = metrics
+        self._readers: dict[bytes, dict[Line, int]] = {}  # by channel
+        self._channels: dict[Line, tuple[bytes, ...]] = {}
+        self._keys: dict[bytes, bytes] = {}  # of each channel with readers, the key that they proved
+        self._filed: dict[bytes, list[bytes]] = {}  # frames of live posts that are not given out yet
+        self._filed_bytes = 0
+        self._behind: dict[tuple[Line, bytes], None] = {}
+        self._told: list[tuple[bytes, Sequence[Line]]] = []  # news that is not given out yet: a frame, and for whom
+        self._wake = trio.Event()
+        self._pages = _Pages()
+        self._turns = trio.CapacityLimiter(CHANNEL_READS)
+
+    # --- who reads -------------------------------------------------------------------------------
+    def subscribe(self, line: Line, channel: ChannelState, *, live: bool) -> bool:
+        """The line has shown a ticket. False where it has MAX_SUBSCRIPTIONS already."""
+        key = channel.terms.channel
+        known = self._channels.get(line, ())
+        if key not in known:
+            if len(known) >= MAX_SUBSCRIPTIONS:
+                return False
+            self._channels[line] = (*known, key)
+            self._metrics.subscriptions.inc()
+        self._keys[key] = channel.terms.terms.reader_key
+        self._readers.setdefault(key, {})[line] = _LIVE if live else _PROVEN
+        return True
+
+    def unsubscribe(self, line: Line, channel: bytes) -> None:
+        """The line wants no more of it."""
+        left = tuple(key for key in self._channels.pop(line, ()) if key != channel)
+        if left:
+            self._channels[line] = left
+        self._forget(line, channel)
+
+    def leave(self, line: Line) -> None:
+        """The line has ended."""
+        for channel in self._channels.pop(line, ()):
+            self._forget(line, channel)
+
+    def _forget(self, line: Line, channel: bytes) -> None:
+        readers = self._readers.get(channel, {})
+        if readers.pop(line, None) is not None:
+            self._behind.pop((line, channel), None)
+            self._metrics.subscriptions.dec()
+            if not readers:
+                del self._readers[channel], self._keys[channel]
+
+    def may_read(self, line: Line, channel: bytes) -> bool:
+        """Has the line shown a ticket that the newest terms accept?"""
+        return line in self._readers.get(channel, ())
+
+    def news(self, channel: bytes, code: Code = Code.STORED, request: int = 0) -> wire.Channel:
+        """What there is of a channel now."""
+        known = self._state.channels.get(channel)
+        if known is None or code != Code.STORED:
+            return wire.Channel(request, channel, code, b"", 0, 0)
+        return wire.Channel(request, channel, code, known.terms.signed, *_span(known))
+
+    # --- what the fold says ----------------------------------------------------------------------
+    def posted(self, effect: Posted, block: Block) -> None:
+        """A post was taken: for whoever is subscribed here. Never waits."""
+        if effect.channel not in self._readers:
+            return
+        _, ordinal = split_key(effect.source)
+        post = post_of(records.decode_record(block.records[ordinal]))
+        frame = server_frame(wire.encode_message(wire.Posted(post)))
+        self._filed.setdefault(effect.channel, []).append(frame)
+        self._filed_bytes += len(frame)
+        if self._filed_bytes > FANOUT_BYTES:
+            self._overrun()
+        self._wake.set()
+
+    def changed(self, channel: bytes) -> None:
+        """A channel has other terms, or has ended: who may not read any more does not from here on."""
+        known = self._state.channels.get(channel)
+        readers = self._readers.get(channel)
+        if readers is None:
+            return
+        frame = _frame(self.news(channel))
+        if known is None or known.terms.terms.reader_key != self._keys[channel]:
+            frame = _frame(self.news(channel, Code.NOT_SUBSCRIBER if known else Code.UNKNOWN_CHANNEL))
+            lines = list(readers)
+            for line in lines:
+                self.unsubscribe(line, channel)
+            self._filed_bytes -= sum(map(len, self._filed.pop(channel, ())))
+            self._told.append((frame, lines))
+        else:
+            self._told.append((frame, list(readers)))
+        self._wake.set()
+
+    def _overrun(self) -> None:
+        """More is posted than lines are written to: everybody who lacks it reads on demand."""
+        for channel in self._filed:
+            for line, what in self._readers.get(channel, {}).items():
+                if what == _LIVE:
+                    self._miss(line, channel)
+        self._filed, self._filed_bytes = {}, 0
+
+    def _miss(self, line: Line, channel: bytes) -> None:
+        self._readers[channel][line] = _BEHIND
+        self._behind[line, channel] = None
+
+    # --- giving ----------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Rounds, until cancelled."""
+        again = -math.inf  # when who is behind may be told again
+        while True:
+            with trio.move_on_after(CHANNEL_BEHIND_S if self._behind else math.inf):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            began = trio.current_time()
+            await self._tell()
+            await self._round()
+            if self._behind and began >= again:
+                again = began + CHANNEL_BEHIND_S
+                await self._tell_behind()
+            await trio.sleep(min(FANOUT_REST_S, FANOUT_REST * (trio.current_time() - began)))
+
+    async def _tell(self) -> None:
+        told, self._told = self._told, []
+        for frame, lines in told:
+            for number, line in enumerate(lines, 1):
+                if line.push((frame,)):
+                    line.flush()
+                if number % _SLICE == 0:
+                    await trio.lowlevel.checkpoint()
+
+    async def _round(self) -> None:
+        """Everything that is filed now, to everybody who is live."""
+        filed, self._filed, self._filed_bytes = self._filed, {}, 0
+        for channel, frames in filed.items():
+            pieces, given = list(_joined(frames)), 0
+            for number, line in enumerate(list(self._readers.get(channel, ())), 1):
+                if self._readers.get(channel, {}).get(line) == _LIVE:
+                    if all(line.push((piece,)) for piece in pieces):
+                        given += len(frames)
+                    else:
+                        self._miss(line, channel)
+                    line.flush()
+                if number % _SLICE == 0:
+                    await trio.lowlevel.checkpoint()
+            self._metrics.delivered.inc(given)
+
+    async def _tell_behind(self) -> None:
+        """Who missed something hears that there is more than it has, once its line takes that, and is live again."""
+        frames: dict[bytes, bytes] = {}
+        for number, (line, channel) in enumerate(list(self._behind), 1):
+            if (line, channel) in self._behind:
+                frame = frames.get(channel) or frames.setdefault(channel, _frame(self.news(channel)))
+                if line.push((frame,)):
+                    line.flush()
+                    self._readers[channel][line] = _LIVE
+                    del self._behind[line, channel]
+            if number % _SLICE == 0:
+                await trio.lowlevel.checkpoint()
+
+    # --- reading on demand -----------------------------------------------------------------------
+    async def page(self, channel: bytes, after: int) -> bytes:
+        """The frame of the next posts past `after`, the same for everybody who asks for the same."""
+        async with self._turns:
+            known = self._state.channels.get(channel)
+            if known is None:
+                return _frame(wire.Page(channel, after, Code.UNKNOWN_CHANNEL, 0, 0, ()))
+            first, last = span = _span(known)
+            after_ = max(after, first - 1)
+            frame = self._pages.find(channel, after_, span)
+            if frame is None:
+                posts = await self._posts(known, after_)
+                frame = _frame(wire.Page(channel, after_, Code.STORED, first, last, tuple(posts)))
+                self._pages.keep(channel, after_, span, frame)
+            return frame
+
+    async def _posts(self, channel: ChannelState, after: int) -> list[bytes]:
+        posts: list[bytes] = []
+        size = 0
+        for kept in list(islice(channel.window.after(after), _MOST)):
+            try:
+                post = await self._read(kept, channel)
+            except LookupError:
+                break  # readers ask again
+            if post is None:
+                continue  # it went from the window meanwhile
+            size += len(post)
+            if posts and size > CHANNEL_PAGE:
+                break
+            posts.append(post)
+        return posts
+
+    async def _read(self, kept: Kept, channel: ChannelState) -> bytes | None:
+        """A post from where it lies; None where it is not kept any more. Raises LookupError where it was carried
+        elsewhere again and again while it was read."""
+        sources = self._state.sources
+        for _ in range(_TRIES):
+            source = sources.find(kept.source)
+            if source is None or kept.time + channel.terms.terms.keep_ms <= self._state.time:
+                return None
+            with suppress(LookupError):
+                block = await self.journal.read(source.index)
+                if sources.find(kept.source) == source:
+                    return post_of(reading.record_of(block, source))
+            await trio.lowlevel.checkpoint()
+        raise LookupError(kept.number)
+
+
+class _Pages:
+    """Frames of pages that were made lately. One holds as long as its channel keeps and knows the same posts."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[bytes, int], tuple[tuple[int, int], bytes]] = OrderedDict()
+        self._bytes = 0
+
+    def find(self, channel: bytes, after: int, span: tuple[int, int]) -> bytes | None:
+        kept = self._kept.get((channel, after))
+        return kept[1] if kept is not None and kept[0] == span else None
+
+    def keep(self, channel: bytes, after: int, span: tuple[int, int], frame: bytes) -> None:
+        old = self._kept.pop((channel, after), None)
+        self._kept[channel, after] = (span, frame)
+        self._bytes += len(frame) - (len(old[1]) if old else 0)
+        while self._bytes > CHANNEL_PAGES:
+            self._bytes -= len(self._kept.popitem(last=False)[1][1])
+
+
+def _span(channel: ChannelState) -> tuple[int, int]:
+    """(number of the oldest post that is kept, of the newest that was taken); what is kept is 0 where nothing is."""
+    first = channel.window.first()
+    return first.number if first is not None else 0, channel.last
+
+
+def _frame(message: wire.ServerMessage) -> bytes:
+    return server_frame(wire.encode_message(message))
+
+
+def _joined(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """Frames, joined up to FANOUT_PIECE: each piece is one write."""
+    piece: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if piece and size + len(frame) > FANOUT_PIECE:
+            yield b"".join(piece)
+            piece, size = [], 0
+        piece.append(frame)
+        size += len(frame)
+    if piece:
+        yield b"".join(piece)

@@ -1,0 +1,295 @@
+"""Broadcast channels on a node: tickets, live posts, pages, slow readers and floods; over a journal in memory."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+import relay.channels as module
+from relay.core import records, wire
+from relay.core.mailroom import reading
+from relay.core.mailroom.state import split_key
+from relay.core.posts import read_header
+from relay.core.trust.channels import make_ticket
+from relay.core.wire import Code
+from relay.limits import CHANNEL_PAGE, MAX_SUBSCRIPTIONS, MINUTE
+from tests.channels import Channel
+from tests.flipping import flipped
+from tests.relay.conftest import ABROAD, CELL, FakeLine
+from tests.relay.core.mailroom.conftest import User, key
+
+NONCE = b"n" * 32
+
+
+class Hall:
+    """A cell with anna, who owns a channel, and any number of readers, all devices of otto."""
+
+    def __init__(self, cell, nursery):
+        self.cell, self.nursery = cell, nursery
+        self.anna, self.otto = User("anna", CELL), User("otto", CELL)
+        self.anna.record("a1")
+        self.otto.record("o1")
+        self.channel = Channel(key("a1"), CELL)
+
+    async def open(self, **terms):
+        self.owner = await self.cell.join(self.nursery, self.anna, "a1", receive=False)
+        await self.cell.join(self.nursery, self.otto, "o1", receive=False)
+        await self.publish(**terms)
+
+    async def publish(self, **terms):
+        await self.cell.office.channels.publish(self.owner, self.channel.publish(**terms).terms)
+        await wait_all_tasks_blocked()
+
+    async def post(self, *texts):
+        await self.cell.office.channels.post(self.owner, [self.channel.seal(text) for text in texts])
+        await wait_all_tasks_blocked()
+
+    async def reader(self, *, live=True, room=1_000_000, secret=None, channel=None, request=7):
+        line = FakeLine(self.otto, "o1", room)
+        await self.subscribe(line, live=live, secret=secret, channel=channel, request=request)
+        return line
+
+    async def subscribe(self, line, *, live=True, secret=None, channel=None, request=7):
+        channel = channel or self.channel.id
+        ticket = make_ticket(secret or self.channel.secret, channel, NONCE, line.device)
+        await self.cell.office.channels.subscribe(line, wire.Subscribe(request, channel, ticket, live), NONCE)
+
+    async def read(self, line, after=0):
+        """Everything past `after`, page by page, as a client does it."""
+        posts = []
+        while True:
+            await self.cell.office.channels.read(line, wire.Read(self.channel.id, after))
+            page = line.of(wire.Page)[-1]
+            assert page.code == Code.STORED and sum(map(len, page.posts[:-1])) <= CHANNEL_PAGE
+            if not page.posts:
+                return posts
+            posts += page.posts
+            after = number(posts[-1])
+
+
+def number(post):
+    return read_header(post).number
+
+
+def live_of(line):
+    return [number(one.post) for one in line.of(wire.Posted)]
+
+
+@pytest.fixture
+def open_hall(open_cell):
+    @asynccontextmanager
+    async def opened(**terms):
+        async with open_cell() as (cell, nursery):
+            hall = Hall(cell, nursery)
+            await hall.open(**terms)
+            yield hall
+
+    return opened
+
+
+async def test_posts_go_to_who_is_subscribed_and_wait_for_nobody(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        readers = [await hall.reader() for _ in range(100)]
+        only_asks = await hall.reader(live=False)
+        tip = hall.cell.journal.tip
+        await hall.post(b"hello")
+        assert hall.owner.codes() == [Code.STORED, Code.STORED]  # the terms, the post
+        assert hall.cell.journal.tip == tip + 1  # one record; a subscription is none
+        await trio.sleep(1)
+        assert all(live_of(line) == [1] for line in readers) and live_of(only_asks) == []
+        assert len(await hall.read(only_asks)) == 1
+        for line in (*readers, only_asks):
+            hall.cell.office.detach(line)
+        channels = hall.cell.delivery.channels
+        assert not channels._readers and not channels._channels and not channels._keys
+
+
+async def test_a_frame_is_encoded_once(open_hall, autojump_clock, monkeypatch):
+    async with open_hall() as hall:
+        taken = []
+        monkeypatch.setattr(FakeLine, "push", lambda self, frames: taken.append(frames[0]) or True)
+        for _ in range(40):
+            await hall.reader()
+        await hall.cell.office.channels.post(hall.owner, [hall.channel.seal(b"hello")])
+        await trio.sleep(1)
+        frames = [one for one in taken if b"hello" not in one and len(one) > 500]
+        assert len(frames) == 40 and len(set(map(id, frames))) == 1
+
+
+async def test_who_shows_no_good_ticket_reads_nothing(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        await hall.post(b"hello")
+        stranger = await hall.reader(secret=b"s" * 32)
+        assert stranger.of(wire.Channel)[-1].code == Code.NOT_SUBSCRIBER
+        await hall.cell.office.channels.read(stranger, wire.Read(hall.channel.id, 0))
+        assert (page := stranger.of(wire.Page)[-1]).code == Code.NOT_SUBSCRIBER and not page.posts
+        ticket = make_ticket(hall.channel.secret, hall.channel.id, b"another connection's nonce", stranger.device)
+        for bad in (ticket, flipped(ticket), bytes(64)):
+            await hall.cell.office.channels.subscribe(stranger, wire.Subscribe(8, hall.channel.id, bad, True), NONCE)
+            assert stranger.of(wire.Channel)[-1].code == Code.NOT_SUBSCRIBER
+        await hall.post(b"again")
+        await trio.sleep(1)
+        assert live_of(stranger) == []
+
+
+async def test_a_ticket_that_fails_ends_what_an_earlier_one_permitted(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        line = await hall.reader()
+        await hall.subscribe(line, secret=b"s" * 32)
+        await hall.cell.office.channels.read(line, wire.Read(hall.channel.id, 0))
+        assert line.of(wire.Page)[-1].code == Code.NOT_SUBSCRIBER
+
+
+async def test_pages(open_hall, autojump_clock):
+    async with open_hall(keep_posts=1000, keep_bytes=4 << 20) as hall:
+        texts = [bytes([n % 256]) * 900 for n in range(300)]
+        for start in range(0, 300, 100):
+            await hall.post(*texts[start : start + 100])
+        line = await hall.reader(live=False)
+        assert (news := line.of(wire.Channel)[-1]).first == 1 and news.last == 300 and news.request == 7
+        assert [number(post) for post in await hall.read(line)] == list(range(1, 301))
+        assert [number(post) for post in await hall.read(line, after=290)] == list(range(291, 301))
+        assert await hall.read(line, after=300) == []
+        again = await hall.reader(live=False)
+        await hall.read(again)
+        one, two = line.of(wire.Page)[0], again.of(wire.Page)[0]
+        assert one == two and hall.cell.delivery.channels._pages._bytes > 0
+
+
+async def test_what_left_the_window_is_not_given(open_hall, autojump_clock):
+    async with open_hall(keep_posts=3, keep_ms=MINUTE) as hall:
+        for text in (b"1", b"2", b"3", b"4", b"5"):
+            await hall.post(text)
+        line = await hall.reader(live=False)
+        assert [number(post) for post in await hall.read(line)] == [3, 4, 5]
+        assert line.of(wire.Page)[0].after == 2  # where it begins: 1 and 2 are not to be had
+        await trio.sleep(120)
+        assert await hall.read(line) == []
+        assert (line.of(wire.Page)[-1].first, line.of(wire.Page)[-1].last) == (0, 5)
+        assert not hall.cell.state.sources
+
+
+async def test_a_slow_reader_reads_on_demand_and_delays_nobody(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        slow, quick = await hall.reader(room=3), await hall.reader()
+        for text in b"abcdefgh":
+            await hall.post(bytes([text]))
+            await trio.sleep(0.2)
+        assert live_of(quick) == list(range(1, 9))
+        assert live_of(slow) == [1, 2] and slow.ended is None
+        slow.make_room(100)
+        await trio.sleep(2)
+        news = slow.of(wire.Channel)[-1]
+        assert (news.request, news.code, news.last) == (0, Code.STORED, 8)
+        assert [number(post) for post in await hall.read(slow, after=2)] == list(range(3, 9))
+        await hall.post(b"i")
+        await trio.sleep(1)
+        assert live_of(slow) == [1, 2, 9]
+
+
+async def test_a_flood_goes_out_as_pages(open_hall, autojump_clock, monkeypatch):
+    """More is posted at once than lines are written to: nothing is lost, and what waits in memory is bounded."""
+    monkeypatch.setattr(module, "FANOUT_BYTES", 20_000)
+    async with open_hall() as hall:
+        readers = [await hall.reader() for _ in range(3)]
+        await hall.post(*[bytes([n]) * 3_000 for n in range(30)])
+        assert hall.cell.delivery.channels._filed_bytes <= 20_000
+        await trio.sleep(3)
+        for line in readers:
+            seen = live_of(line)
+            assert line.ended is None and seen == sorted(set(seen)) and len(seen) < 30
+            assert line.of(wire.Channel)[-1].last == 30
+            assert [number(post) for post in await hall.read(line)] == list(range(1, 31))
+
+
+async def test_what_strangers_send_costs_no_record(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        desk, otto = hall.cell.office.channels, FakeLine(hall.otto, "o1")
+        hall.cell.delivery.attach(otto)
+        tip = hall.cell.journal.tip
+        await desk.post(otto, [hall.channel.seal(b"not mine"), b"no post"])
+        await desk.post(hall.owner, [flipped(hall.channel.seal(b"changed"))])
+        await desk.post(hall.owner, [hall.channel.seal(b"ahead", 1, version=9)])
+        await desk.publish(otto, hall.channel.sign(hall.channel.draft()))
+        await desk.publish(otto, b"no terms")
+        await desk.publish(hall.owner, Channel(key("a1"), ABROAD).publish().terms)
+        await wait_all_tasks_blocked()
+        assert otto.codes() == [Code.NOT_OWNER, Code.BAD_ENVELOPE, Code.NOT_OWNER, Code.BAD_RECORD]
+        assert hall.owner.codes()[1:] == [Code.BAD_ENVELOPE, Code.BAD_ENVELOPE, Code.BAD_RECORD]
+        assert hall.cell.journal.tip == tip
+        assert otto.ended is None
+
+
+async def test_asking_for_channels_that_nobody_has_costs_a_block_a_second(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        lines = [FakeLine(hall.otto, "o1") for _ in range(20)]
+        await trio.sleep(5)
+        tip = hall.cell.journal.tip
+        async with trio.open_nursery() as nursery:
+            for n, line in enumerate(lines):
+                request = wire.Subscribe(1, bytes([n]) * 32, bytes(64), True)
+                nursery.start_soon(hall.cell.office.channels.subscribe, line, request, NONCE)
+        assert all(line.of(wire.Channel)[-1].code == Code.UNKNOWN_CHANNEL for line in lines)
+        assert hall.cell.journal.tip - tip <= 2
+
+
+async def test_a_new_secret_ends_subscriptions(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        line, idle = await hall.reader(), await hall.reader(live=False)
+        await hall.publish(keep_posts=50)
+        await trio.sleep(1)
+        assert line.of(wire.Channel)[-1].code == Code.STORED  # other terms, the same secret
+        old, hall.channel.secret = hall.channel.secret, b"new secret" * 4
+        await hall.publish(reader_key=hall.channel.draft().reader_key)
+        await hall.post(b"not for them")
+        await trio.sleep(1)
+        for one in (line, idle):
+            assert one.of(wire.Channel)[-1].code == Code.NOT_SUBSCRIBER and live_of(one) == []
+            await hall.cell.office.channels.read(one, wire.Read(hall.channel.id, 0))
+            assert one.of(wire.Page)[-1].code == Code.NOT_SUBSCRIBER
+        assert (await hall.reader(secret=old)).of(wire.Channel)[-1].code == Code.NOT_SUBSCRIBER
+        assert len(await hall.read(await hall.reader())) == 1
+
+
+async def test_a_channel_that_is_closed(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        line = await hall.reader()
+        await hall.post(b"hello")
+        await hall.publish(keep_ms=0)
+        await trio.sleep(1)
+        assert line.of(wire.Channel)[-1].code == Code.UNKNOWN_CHANNEL
+        assert not hall.cell.state.channels and not hall.cell.state.sources
+
+
+async def test_a_connection_has_so_many_subscriptions(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        line = await hall.reader()
+        channels, known = hall.cell.delivery.channels, hall.cell.state.channels[hall.channel.id]
+        channels._channels[line] = tuple(bytes([n]) * 32 for n in range(MAX_SUBSCRIPTIONS))
+        assert not channels.subscribe(line, known, live=True)
+        hall.cell.office.channels.unsubscribe(line, bytes(32))
+        assert channels.subscribe(line, known, live=True)
+
+
+async def test_a_post_is_read_from_where_a_carry_put_it(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        await hall.post(b"hello")
+        state, items = hall.cell.state, []
+        for source in reading.to_carry(state, state.index + 1):
+            block = await hall.cell.journal.read(source.index)
+            record = records.encode_record(reading.record_of(block, source))
+            items.append(records.Carried(*split_key(source.key), record))
+        hall.cell.intake.offer([records.encode_record(records.Carry(tuple(items)))])
+        await wait_all_tasks_blocked()
+        assert len(await hall.read(await hall.reader())) == 1
+
+
+async def test_a_region_keeps_posts_no_longer_than_its_policy(open_hall, autojump_clock, monkeypatch):
+    async with open_hall() as hall:
+        monkeypatch.setattr(type(hall.cell.office._policies), "longest", lambda self, *cells: MINUTE)
+        await hall.publish(keep_ms=MINUTE + 1)
+        item = hall.owner.of(wire.Receipt)[-1].items[0]
+        assert (item.code, item.newest) == (Code.LIFETIME, MINUTE)
