@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "card": "cluster.cli.users:card",
     "user": "cluster.cli.users:user",
     "group": "cluster.cli.groups:group",
+    "channel": "cluster.cli.channels:channel",
     "init": "cluster.cli.init:init",
     "federation": "cluster.cli.federation:federation",
     "config": "cluster.cli.nodes:config",

@@ -22,6 +22,7 @@ import trio
 from relay.client import groups as grouping
 from relay.client import people
 from relay.client.card import Card
+from relay.client.channels import Channels
 from relay.client.connection import (
     BACKOFF_MAX_S, BACKOFF_S, Elsewhere, HungUp, Seams, Socket, addresses, greet, tls_context,
 )
@@ -59,6 +60,7 @@ class Client:
         self._urls, self._at = urls, desk.own.cell  # where to connect, while our user is at home there
         self._line: Line | None = None
         self._messages = Messages(desk)
+        self.channels = Channels(desk)
         self.receives = receives
         self.user, self.device = desk.own.user, desk.own.device
 
@@ -267,9 +269,10 @@ class Client:
                 url = self._url(start + turn)
                 async with desk.seams.dial(url, tls_context(desk.own), HANDSHAKE_S) as socket:
                     with trio.fail_after(HANDSHAKE_S):
-                        welcome = await self._greet(socket)
+                        welcome, nonce = await self._greet(socket)
                     lived = True
-                    self._line = Line(desk, socket, welcome, receive=self.receives)
+                    self._line = Line(desk, socket, welcome, receive=self.receives, nonce=nonce)
+                    self.channels.connected(self._line.channels)
                     await self._line.serve()
             except FOR_GOOD as error:
                 now = trio.current_time()
@@ -288,6 +291,8 @@ class Client:
                     after_ms = error.retry_after_ms
                 log.info("disconnected", reason=str(error) or type(error).__name__)
             finally:
+                if self._line is not None:
+                    self._line.channels.end()
                 self._line = None
             left = trio.current_time()
             desk.stats.reconnects += 1
@@ -320,14 +325,14 @@ class Client:
             if self._line is not None:
                 await self._line.last_ack()
 
-    async def _greet(self, socket: Socket) -> wire.Welcome:
+    async def _greet(self, socket: Socket) -> tuple[wire.Welcome, bytes]:
         desk = self._desk
         chain, (log_id, cursor) = await desk.run(lambda db: (people.own_chain(db), get_cursor(db)), lazily=True)
-        welcome = await greet(socket, desk.own, chain, log_id, cursor, receive=self.receives)
+        welcome, nonce = await greet(socket, desk.own, chain, log_id, cursor, receive=self.receives)
         desk.sealer.offset, desk.sealer.longest = welcome.time - desk.now, welcome.max_lifetime
         if self.receives and welcome.log_id != log_id:  # another log: its own cursor counts from here on (rule 13)
             await desk.run(lambda db: put_cursor(db, welcome.log_id, welcome.cursor))
-        return welcome
+        return welcome, nonce
 
 
 @asynccontextmanager

@@ -108,8 +108,10 @@ def hung_up(error: wire.Error) -> PosthouseError:
 
 async def greet(
     socket: Socket, own: Own, chain: Sequence[bytes], log_id: bytes, cursor: int, *, receive: bool
-) -> wire.Welcome:
-    """HELLO, CHALLENGE, AUTH, WELCOME. Raises what `hung_up` gives, ProtocolError, NotServed (another cell's node)."""
+) -> tuple[wire.Welcome, bytes]:
+    """HELLO, CHALLENGE, AUTH, WELCOME: the last one, and the nonce of the second.
+
+    Raises what `hung_up` gives, ProtocolError, NotServed (another cell's node)."""
     await _send(socket, wire.Hello(wire.VERSION, log_id, cursor, receive, SOFTWARE))
     challenge = await _answer(socket)
     if not isinstance(challenge, wire.Challenge):
@@ -121,7 +123,7 @@ async def greet(
     welcome = await _answer(socket)
     if not isinstance(welcome, wire.Welcome) or welcome.log_id != challenge.log_id:
         raise ProtocolError("the node did not answer AUTH with WELCOME")
-    return welcome
+    return welcome, challenge.nonce
 
 
 async def _send(socket: Socket, message: wire.ClientMessage) -> None:

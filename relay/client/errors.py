@@ -7,7 +7,7 @@
     │   └── Revoked                its user revoked it, or rotated its keys
     └── Fenced                     the same device started a newer session elsewhere
     OperatorError
-    ├── BadCard, TooLarge, NotReceiving, NotOwner, UnknownGroup
+    ├── BadCard, TooLarge, NotReceiving, NotOwner, UnknownGroup, UnknownChannel
     RolledBack                     the node's log is older than what this device has seen (rule 13)
     TrustError                     somebody's signed record does not hold; never retried
 """
@@ -83,8 +83,12 @@ class UnknownGroup(OperatorError):
     """No group of that id is known here."""
 
 
+class UnknownChannel(OperatorError):
+    """No broadcast channel of that id is known here."""
+
+
 class NotOwner(OperatorError):
-    """Only the device that created a group may change it."""
+    """Only the device that created a group may change it; of a channel, too, and post to it."""
 
 
 class ClientClosed(PosthouseError):

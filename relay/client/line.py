@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from relay.client import people, sealer
+from relay.client.channeltalk import ChannelTalk
 from relay.client.connection import Elsewhere, HungUp, Socket, hung_up
 from relay.client.desk import MAX_INBOX, Desk
 from relay.client.incoming import wanted_senders
@@ -40,7 +41,7 @@ Arrival = wire.Deliver | wire.Notice | wire.Receipt | wire.Empty
 class Line:
     """One connection after WELCOME."""
 
-    def __init__(self, desk: Desk, socket: Socket, welcome: wire.Welcome, *, receive: bool) -> None:
+    def __init__(self, desk: Desk, socket: Socket, welcome: wire.Welcome, *, receive: bool, nonce: bytes) -> None:
         self._desk = desk
         self._socket = socket
         self._welcome = welcome
@@ -55,6 +56,7 @@ class Line:
         self._ack_due = trio.Event()
         self._lookups = Lookups(desk, self._say, self._start)
         self._proving = Proving(desk, self._say)
+        self.channels = ChannelTalk(self._say, desk.own.device, nonce)
         self._draining = False
         self._empty = False
         self._ended: Exception | None = None
@@ -123,6 +125,7 @@ class Line:
             if isinstance(message, Arrival):
                 if isinstance(message, wire.Receipt):
                     self._window.heard(trio.current_time())
+                    self.channels.took(message)
                 while self._arrived_bytes >= ARRIVED_BYTES:
                     self._room = trio.Event()
                     await self._room.wait()
@@ -133,6 +136,8 @@ class Line:
                 self._lookups.answered(message)
             elif isinstance(message, wire.Moved):
                 raise Elsewhere(message.records)
+            elif isinstance(message, wire.Channel | wire.Page | wire.Posted):
+                self.channels.take(message)
             elif isinstance(message, wire.Proof):
                 self._proving.answered(message)
             elif isinstance(message, wire.Drain):

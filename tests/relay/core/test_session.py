@@ -38,6 +38,11 @@ REQUESTS: list[wire.ClientMessage] = [
     wire.Lookup(1, USER, "norden", 0),
     wire.Roster(b"head", (("norden/1", b"part"),)),
     wire.Ephemeral(USER, "norden", b"typing"),
+    wire.Subscribe(1, b"c" * 32, bytes(64), True),
+    wire.Unsubscribe(b"c" * 32),
+    wire.Read(b"c" * 32, 7),
+    wire.Terms(b"terms"),
+    wire.Posts((b"post",)),
 ]
 GOOD: list[wire.ClientMessage] = [hello(), auth(), *REQUESTS]
 
