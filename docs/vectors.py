@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import structs
 from nacl.signing import SigningKey
 
+from docs import vectors_of_channels
 from docs.vectors_of_logs import region_logs
 from relay.client import Card
 from relay.core import receipts, sealing, trust, wire
@@ -115,6 +116,7 @@ def messages() -> list[Struct]:
         wire.Roster(b"a signed head", (("amber/1", b"a member list"),)),
         wire.Ephemeral(bytes([7]) * 32, "birch", b"typing"),
         wire.Prove(2, "amber/1", (wire.Wanted(own, receipt, AT), wire.Wanted(bytes([7]) * 32, receipt, 0))),
+        *vectors_of_channels.asked(),
         challenge(),
         wire.Welcome(LOG_ID, AT, NOW, 1, 64, 1_000, 131_072, 256),
         wire.Receipt((wire.ReceiptItem(own, receipt, position(8, 0), 2, "amber/1"),)),
@@ -127,6 +129,7 @@ def messages() -> list[Struct]:
         wire.EphemeralFrom(bytes([7]) * 32, public(DEVICE), b"typing"),
         wire.Moved((b"signed record",)),
         wire.Proof(2, (proven_block(),), (receipts.Missing(bytes([7]) * 32, wire.Code.UNPROVEN),)),
+        *vectors_of_channels.told(),
     ]
 
 
@@ -197,6 +200,7 @@ def vectors() -> dict[str, Any]:
         "records": records(),
         "region_logs": region_logs(first.signed, USER_KEY, REGISTRAR, NOW),
         "receipt": receipt(),
+        "channel": vectors_of_channels.channels(DEVICE, NONCE, NOW),
         "padding": [{"size": size, "bucket": sealing.bucket(size)} for size in (1, 512, 513, 1_000, 5_000, 98_304)],
         "suite_1": dict(sealing.test_vectors()),
     }  # fmt: skip

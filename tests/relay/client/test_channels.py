@@ -144,11 +144,13 @@ async def test_live_posts_and_what_was_missed(fed: Federation, tmp_path: Path, c
 
 async def test_what_left_the_window_is_a_gap(fed: Federation, tmp_path: Path, clock: MockClock) -> None:
     async with desk_of(fed, tmp_path) as desk:
-        desk.node.last = 9
+        desk.node.posts = [desk.channel.seal(b"one")]
+        assert len(await desk.read()) == 1
+        desk.node.posts, desk.node.last = [], 9
         assert await desk.read() == []
         desk.node.last, desk.channel.number = None, 11
         desk.node.posts = [desk.channel.seal(b"twelve")]
-        assert [(post.number, post.gap) for post in await desk.read()] == [(12, 2)]
+        assert [(post.number, post.gap) for post in await desk.read()] == [(12, 10)]
 
 
 # --- a node that lies ----------------------------------------------------------------------------
