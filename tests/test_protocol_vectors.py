@@ -14,9 +14,12 @@ from msgspec.msgpack import decode
 
 from docs import vectors
 from relay.core import wire
+from relay.core.codec import digest, encode
 from relay.core.envelope import envelope_id
+from relay.core.posts import open_post, verify_post
 from relay.core.tlog import BadProof, Trust, VerifierKey, verify_staple
 from relay.core.trust import read_home, split_home
+from relay.core.trust.channels import verify_terms, verify_ticket
 
 TEXT = (Path(__file__).parent.parent / "docs/PROTOCOL.md").read_text("utf-8")
 MESSAGES = (*get_args(wire.ClientMessage), *get_args(wire.ServerMessage))
@@ -36,10 +39,21 @@ def test_the_vectors_hold() -> None:
         data = bytes.fromhex(entry["bytes"])
         read = wire.decode_client if data[1] < 64 else wire.decode_server
         assert wire.encode_message(read(data)) == data, entry["name"]
-    proof = vectors.messages()[-1]
-    assert isinstance(proof, wire.Proof) and wire.encode_proof(proof) == wire.encode_message(proof)
+    (proof,) = (message for message in vectors.messages() if isinstance(message, wire.Proof))
+    assert wire.encode_proof(proof) == wire.encode_message(proof)
     envelope = made["envelope"]
     assert envelope_id(bytes.fromhex(envelope["envelope"])).hex() == envelope["id"]
+
+
+def test_the_vectors_of_a_channel_hold() -> None:
+    made = vectors.vectors()["channel"]
+    terms, secret = verify_terms(bytes.fromhex(made["signed"])), bytes.fromhex(made["secret"])
+    assert terms.channel.hex() == made["channel"] and terms.digest.hex() == made["digest"]
+    nonce, device, ticket = (bytes.fromhex(made["ticket"][name]) for name in ("nonce", "device", "signature"))
+    verify_ticket(terms.terms.reader_key, terms.channel, nonce, device, ticket)
+    post = bytes.fromhex(made["post"]["post"])
+    assert encode(verify_post(post, terms.terms.owner_key)).hex() == made["post"]["header"]
+    assert open_post(post, secret).data.hex() == made["post"]["data"] and digest(post).hex() == made["post"]["id"]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.__name__)
