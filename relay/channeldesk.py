@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from relay.barrier import Barrier
-from relay.core import posts as posting
 from relay.core import records, wire
 from relay.core.codec import digest
 from relay.core.frames import server_frame
 from relay.core.mailroom import channels
 from relay.core.policy import Policies
+from relay.core.posts import post_id
 from relay.core.trust.channels import verify_terms, verify_ticket
 from relay.core.wire import Code
 from relay.delivery import Delivery
@@ -18,7 +18,7 @@ from relay.errors import Overloaded, ProtocolError, TrustError
 from relay.gateway.api import Identity, Line
 from relay.intake import Intake
 
-_ASKER = "channels"  # whoever asks for channels that are not known here causes one block a second, all together
+_ASKER = "channels"  # whoever asks for what is not known here causes one block a second, all together
 
 
 class ChannelDesk:
@@ -48,10 +48,19 @@ class ChannelDesk:
         await line.send(server_frame(wire.encode_message(news)))
 
     async def _subscribe(self, line: Line, request: wire.Subscribe, nonce: bytes) -> Code:
-        try:
-            await self._learn(request.channel)
-        except Overloaded:
-            return Code.OVERLOADED
+        code = self._judge(line, request, nonce)
+        if code is not Code.STORED:
+            try:
+                await self._barrier.reach(_ASKER)  # there may be newer terms
+            except Overloaded:
+                return Code.OVERLOADED
+            code = self._judge(line, request, nonce)
+        if code is not Code.STORED:
+            return code
+        known = self._state.channels[request.channel]
+        return code if self._channels.subscribe(line, known, live=request.live) else Code.OVERLOADED
+
+    def _judge(self, line: Line, request: wire.Subscribe, nonce: bytes) -> Code:
         known = self._state.channels.get(request.channel)
         if known is None:
             return Code.UNKNOWN_CHANNEL
@@ -59,11 +68,12 @@ class ChannelDesk:
             verify_ticket(known.terms.terms.reader_key, request.channel, nonce, line.device, request.ticket)
         except TrustError:
             return Code.NOT_SUBSCRIBER
-        return Code.STORED if self._channels.subscribe(line, known, live=request.live) else Code.OVERLOADED
+        return Code.STORED
 
-    async def _learn(self, channel: bytes) -> None:
+    async def _learn(self, channel: bytes, version: int) -> None:
         """A node that is behind denies nobody (ADR 29). Raises Overloaded."""
-        if channel not in self._state.channels:
+        known = self._state.channels.get(channel)
+        if known is None or known.terms.version < version:
             await self._barrier.reach(_ASKER)
 
     def unsubscribe(self, line: Line, channel: bytes) -> None:
@@ -85,7 +95,7 @@ class ChannelDesk:
         own = digest(terms)
         try:
             verified = verify_terms(terms)
-            await self._learn(verified.channel)
+            await self._learn(verified.channel, 0 if verified.version == 1 else verified.version - 1)
         except (TrustError, ProtocolError):
             self._refuse(line, own, Code.BAD_RECORD)
             return
@@ -107,14 +117,14 @@ class ChannelDesk:
         taken: list[bytes] = []
         ids: list[bytes] = []
         for post in posts:
-            own = posting.post_id(post)
-            try:
-                await self._learn(posting.read_header(post).channel)
-                code, newest = channels.refusal(self._state, post, own, line.user)
-            except ProtocolError:
-                code, newest = Code.BAD_ENVELOPE, 0
-            except Overloaded:
-                code, newest = Code.OVERLOADED, 0
+            own = post_id(post)
+            code, newest = channels.refusal(self._state, post, own, line.user)
+            if code is Code.UNKNOWN_CHANNEL or (code is Code.BAD_ENVELOPE and newest):  # by terms that are not here
+                try:
+                    await self._barrier.reach(_ASKER)
+                    code, newest = channels.refusal(self._state, post, own, line.user)
+                except Overloaded:
+                    code, newest = Code.OVERLOADED, 0
             if code is None or code is Code.STORED:  # the fold says where it is, or was
                 taken.append(records.encode_record(records.Post(line.device, post)))
                 ids.append(own)

@@ -31,14 +31,14 @@ from relay.core import wire
 from relay.core.posts import MAX_TEXT, open_post, read_header, verify_post
 from relay.core.trust.channels import VerifiedTerms
 from relay.core.wire import Code
-from relay.errors import BadSignature, ProtocolError, TrustError
+from relay.errors import BadSignature, ProtocolError, Rollback, TrustError
 from relay.limits import DAY, MAX_STRING, MIB
 
 T = TypeVar("T")
 
 AGAIN_S: Final = 0.2  # seconds until what may be tried again is, doubling
 AGAIN_MAX_S: Final = 5.0
-TRIES: Final = 8  # answers STALE to one post: with each it is numbered and sealed anew
+TRIES: Final = 8  # answers STALE to one post: with each it is sealed anew; subscriptions that show older terms
 KEEP_MS, KEEP_POSTS, KEEP_BYTES = 7 * DAY, 1_000, 4 * MIB  # the window of a channel for which none was said
 
 
@@ -70,9 +70,9 @@ class Channels:
         self._connected.set()
         self._connected = trio.Event()
 
-    async def talk(self, but: ChannelTalk | None = None) -> ChannelTalk:
-        """The connection, when there is another one than `but`. Raises why the client ended."""
-        while self._talk is None or self._talk is but or self._talk.ended:
+    async def talk(self) -> ChannelTalk:
+        """The connection, when there is one. Raises why the client ended."""
+        while self._talk is None or self._talk.ended:
             self._desk.check()
             connected = self._connected
             with trio.move_on_after(1.0):  # the client may end meanwhile
@@ -102,16 +102,18 @@ class Channels:
     async def renew(self, channel: bytes) -> ChannelCard:
         """Draw a new secret: from here on, only who gets the new card reads. Raises like `create`; NotOwner."""
         secret = self._desk.seams.random_bytes(32)
-        await self._publish(channel)
-        await self.run(lambda db: store.redraft(db, channel, {}, secret))
-        await self._publish(channel)
+        async with self._posting[channel]:  # a post is by the terms that the relay has
+            await self._publish(channel)
+            await self.run(lambda db: store.redraft(db, channel, {}, secret))
+            await self._publish(channel)
         return next(one.card for one in await self.list() if one.card.channel == channel)
 
     async def close(self, channel: bytes) -> None:
         """End a channel: what it kept goes, and it is forgotten here."""
-        await self._publish(channel)
-        await self.run(lambda db: store.redraft(db, channel, {"keep_ms": 0}))
-        await self._publish(channel)
+        async with self._posting[channel]:
+            await self._publish(channel)
+            await self.run(lambda db: store.redraft(db, channel, {"keep_ms": 0}))
+            await self._publish(channel)
 
     async def _publish(self, channel: bytes) -> None:
         """Have the relay take our newest terms, if it has not yet."""
@@ -175,7 +177,7 @@ class Channels:
                 await trio.sleep(pause)
                 pause = min(2 * pause, AGAIN_MAX_S)
             except HungUp:
-                talk = await self.talk(but=talk)
+                talk = await self.talk()
 
     def _check(self, name: str, content: bytes) -> None:
         self._desk.check()
@@ -235,7 +237,6 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
                 if not await self._more():
                     raise StopAsyncIteration
             except HungUp:
-                await channels.talk(but=self._talk)
                 self._talk = None
         post = self._ahead.popleft()
         self._last = post.number
@@ -258,7 +259,15 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
     async def _subscribe(self, talk: ChannelTalk) -> None:
         self._secrets, place = await self._channels.run(lambda db: store.reading(db, self._channel), lazily=True)
         self._have = max(self._have, place)
-        await self._news(await talk.subscribe(self._channel, self._secrets[0], live=self._follow))
+        for attempt in range(TRIES):
+            news = await talk.subscribe(self._channel, self._secrets[0], live=self._follow)
+            try:
+                await self._news(news)
+                return
+            except Rollback:
+                if attempt == TRIES - 1:
+                    raise
+                await trio.sleep(AGAIN_S * (attempt + 1))  # a node that is behind the one that we asked before
 
     async def _news(self, news: wire.Channel) -> None:
         if news.code == Code.OVERLOADED:

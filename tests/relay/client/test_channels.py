@@ -41,6 +41,7 @@ class Node:
         self.lose = 0  # so many receipts are lost with the connection
         self.last: int | None = None
         self.live = Live()
+        self.older: list[bytes] = []  # terms that are shown first
 
     def _newest(self) -> int:
         return self.last if self.last is not None else max((read_header(post).number for post in self.posts), default=0)
@@ -60,7 +61,8 @@ class Node:
         return wire.ReceiptItem(post_id(post), code, 0, 7 if code is Code.STALE else 0, CELL)
 
     async def subscribe(self, channel: bytes, secret: bytes, *, live: bool) -> wire.Channel:
-        return wire.Channel(1, channel, self.codes.pop(0) if self.codes else Code.STORED, self.terms, 1, self._newest())
+        code, terms = self.codes.pop(0) if self.codes else Code.STORED, self.older.pop(0) if self.older else self.terms
+        return wire.Channel(1, channel, code, terms, 1, self._newest())
 
     async def read(self, channel: bytes, after: int) -> wire.Page:
         posts = tuple(self.posts)
@@ -199,6 +201,15 @@ async def test_terms_that_do_not_hold(fed: Federation, tmp_path: Path, clock: Mo
             desk.node.terms = bad
             with pytest.raises(TrustError):
                 await desk.read()
+
+
+async def test_a_node_that_is_behind_is_asked_again(fed: Federation, tmp_path: Path, clock: MockClock) -> None:
+    async with desk_of(fed, tmp_path) as desk:
+        first, second = desk.node.terms, desk.channel.publish(keep_posts=9).terms
+        desk.node.terms = second
+        assert await desk.read() == []
+        desk.node.older = [first, first]
+        assert await desk.read() == [] and not desk.node.older
 
 
 async def test_what_was_sealed_before_the_secret_that_we_have(
