@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -17,6 +16,7 @@ from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.processes import _ask_ready
 from tests.keeping import keeping
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
@@ -198,8 +198,7 @@ async def knows_four(admin: Address) -> None:
 
 
 async def test_another_machine_takes_a_nodes_place(tmp_path: Path) -> None:
-    first = 33_000 + os.getpid() % 500 * 16  # above the ports that make_federation takes
-    operator, region = Operator(None), tmp_path / "r"
+    operator, region, first = Operator(None), tmp_path / "r", free_ports(14)[0]
     where = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--dir", str(region)]
 
     def ports(base: int) -> list[str]:

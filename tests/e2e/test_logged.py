@@ -32,7 +32,7 @@ from relay.core.tlog import ED25519, AddCheckpoint, Checkpoint, NotLogged, parse
 from relay.core.trust import Policy, read_home, reopen_root, split_home
 from relay.errors import PosthouseError
 from relay.limits import GOSSIP_S
-from tests.e2e.ports import free_ports
+from tests.ports import free_ports
 
 REGIONS = ("amber", "birch")
 PATIENCE_S = 90

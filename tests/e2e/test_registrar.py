@@ -32,7 +32,7 @@ from relay.core.codec import encode, pack
 from relay.core.trust import StapledHome, read_home, same_home
 from relay.errors import Overloaded, PeerError, PosthouseError
 from tests.cluster.registrar.site import first, user_key
-from tests.e2e.ports import free_ports
+from tests.ports import free_ports
 
 REGIONS = ("norden", "sauda", "vika")
 
