@@ -82,6 +82,18 @@ def test_thousands_are_found_and_take_little_room() -> None:
     assert len(loaded) == 5_000 and all(digest(b"%d" % n) in loaded for n in range(0, 5_000, 13))
 
 
+def test_ids_that_begin_and_end_alike_do_not_crowd() -> None:
+    """Whoever sends can choose ids, at the price of some hashing. Where one lies, a secret of the process decides."""
+    outcomes, count = Outcomes(), 4_000
+    for number in range(count):
+        own = b"alike-12" + number.to_bytes(16, "big") + b"alike-34"
+        outcomes.add(0, ReceiptItem(own, 2, number, 1, CELLS[0]))
+    (sheet,) = outcomes._sheets.values()
+    taken = bytes(map(bool, sheet.index))
+    assert sum(taken) == count
+    assert max(map(len, taken.split(b"\x00"))) < 128, "the longest run of places that a look-up may have to go through"
+
+
 @pytest.mark.parametrize("form", ["short", "a cell that is not there"])
 def test_what_is_no_dump_is_not_loaded(form: str) -> None:
     outcomes = Outcomes()
