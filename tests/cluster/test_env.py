@@ -108,3 +108,10 @@ def test_a_machine_that_slept_is_no_clock_that_jumped(monkeypatch: pytest.Monkey
     """On Linux the usual monotonic clock stands still meanwhile; this one does not."""
     monkeypatch.setattr("time.clock_gettime_ns", lambda asked: 5_000_000 if asked == clock else 0)
     assert RealClock().monotonic_ms() == 5
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\u0378.example", "\ud800"])
+async def test_what_is_no_host_name_cannot_be_dialled_and_ends_nobody(host: str) -> None:
+    """Other regions write such names into the root document, and each node dials them."""
+    with pytest.raises(OSError):
+        await RealEnv().dial(host, 1)

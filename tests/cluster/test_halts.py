@@ -12,6 +12,7 @@ from nacl.signing import SigningKey
 
 from cluster.core import linkwire
 from cluster.halts import Halts, registrars_of
+from cluster.pki import make_authority
 from cluster.registrar.gossip import Gossip
 from cluster.switchboard import Switchboard
 from relay.core.codec import pack
@@ -171,3 +172,19 @@ def test_who_has_no_registrar_or_a_wrong_url_is_not_asked() -> None:
     assert registrars_of(make_root()) == {}
     odd = structs.replace(logged_region("norden", REGISTRAR), registrar_url="ftp://x")
     assert registrars_of(verified_root([odd], FAR)) == {}
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\u0378"])
+async def test_a_registrar_at_what_is_no_host_name_ends_no_node(
+    tmp_path: Path, autojump_clock: object, host: str
+) -> None:
+    """A region says of itself where its registrar is, and every node of every other region asks there."""
+    odd = structs.replace(logged_region("norden", REGISTRAR), registrar_url=f"https://{host}:1")
+    regions = [structs.replace(odd, authority=make_authority("norden")[0])]
+    asks = registrars_of(verified_root(regions, FAR))
+    halts, _ = halts_of(tmp_path)
+    with pytest.raises(PeerError, match=r"norden: .*no host name"):
+        await asks["norden"]()
+    with trio.move_on_after(3 * FORKS_PAUSE_S) as asking:
+        await halts.watch(asks)
+    assert asking.cancelled_caught
