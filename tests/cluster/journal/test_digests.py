@@ -61,9 +61,9 @@ async def cell(tmp_path, monkeypatch):
         yield world
 
 
-async def write(world, true, seconds=30.0):
+async def write(world, true):
     """Blocks, until it is so."""
-    with trio.fail_after(seconds):
+    with trio.fail_after(world.patience_s):
         while not true():
             for node in world.running.values():
                 with suppress(PosthouseError, trio.ClosedResourceError), trio.move_on_after(1):  # its life may end

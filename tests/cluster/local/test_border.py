@@ -12,6 +12,7 @@ from cluster.config_keys import Address
 from cluster.local.border import Border, Crossing
 from cluster.local.capture import Reel
 from relay.errors import OperatorError
+from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 
 
@@ -28,7 +29,7 @@ async def crossing_to_echo(reel: Reel | None = None) -> AsyncIterator[tuple[Cros
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, echo, listeners)
         await nursery.start(crossing.run)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             yield crossing, at, to
         nursery.cancel_scope.cancel()
 
@@ -82,7 +83,7 @@ async def test_nobody_behind_it_ends_the_connection() -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(Crossing(at, to).run)
         async with await trio.open_tcp_stream(*at) as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 assert await stream.receive_some() == b""
         nursery.cancel_scope.cancel()
 
