@@ -58,7 +58,10 @@ def check(scenario: Scenario) -> None:
         "kill_at": scenario.kill_at is not None, "versus": scenario.versus, "backlog": bool(scenario.backlog),
         "tls": scenario.tls, "pairs": scenario.pairs, "groups": scenario.groups > 1,
         "away_at": scenario.away_at is not None, "sweep_rate": bool(scenario.sweep_rate),
-        "sweep_recipients": bool(scenario.sweep_recipients),
+        "sweep_recipients": bool(scenario.sweep_recipients), "also": bool(scenario.also),
+        "link_ms": scenario.link_ms is not None, "drain_at": scenario.drain_at is not None,
+        "stall_at": scenario.stall_at is not None, "trickle": scenario.trickle, "idle": bool(scenario.idle),
+        "members": bool(scenario.members),
     }  # fmt: skip
     findings = [(key, "has no meaning beside a peer", "Leave it out") for key, given in cannot.items() if given]
     if findings:
