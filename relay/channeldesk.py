@@ -1,4 +1,4 @@
-"""The office's desk for broadcast channels: tickets, pages, terms and posts (ADR 35)."""
+"""The office's desk for broadcast channels: tickets, pages, terms and posts (ADR 36)."""
 
 from __future__ import annotations
 

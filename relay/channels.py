@@ -1,4 +1,4 @@
-"""Broadcast channels on a node: who is subscribed, the live posts to them, and pages for those who read (ADR 35).
+"""Broadcast channels on a node: who is subscribed, the live posts to them, and pages for those who read (ADR 36).
 
 What a node keeps of a subscriber is an entry in two dicts, from SUBSCRIBE until the connection ends. Nobody has a
 cursor here: readers say from where. A post goes out encoded once, in rounds, with one write for all that came since the

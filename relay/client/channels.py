@@ -1,4 +1,4 @@
-"""Broadcast channels for the app: make one and post to it, join one by its card and read it (ADR 35).
+"""Broadcast channels for the app: make one and post to it, join one by its card and read it (ADR 36).
 
     card = await client.channels.create("news")             its owner
     await client.channels.post(card.channel, b"hello")

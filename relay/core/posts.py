@@ -1,4 +1,4 @@
-"""A post: what the owner of a broadcast channel says to everybody who was given the channel's secret (ADR 35).
+"""A post: what the owner of a broadcast channel says to everybody who was given the channel's secret (ADR 36).
 
     post    = [header: bin, body: bin, signature]        id = BLAKE2b-256(post)
     header  = [1, channel, version of the terms, number, created, suite]

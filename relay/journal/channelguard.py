@@ -1,4 +1,4 @@
-"""What the disk writer knows of broadcast channels: that they rest in their owners' home, and for how long (ADR 35)."""
+"""What the disk writer knows of broadcast channels: that they rest in their owners' home, and for how long (ADR 36)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ without the proof that they are logged (ADR 27).
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Union
 
@@ -25,8 +24,7 @@ from relay.core.policy import MAIL, Policies
 from relay.core.records import (
     HANDIN_ENVELOPE, HANDIN_FORWARD, HANDIN_MOVE, HANDIN_NOBODY, HANDIN_NOTICE, HANDIN_ROSTER, HANDIN_TOLD, Carry,
     Channel, HandIn, Home, Move, Passed, Post, Record, Roster, Submit, decode_record, read_chain, read_for_device,
-    read_forward,
-    read_told,
+    read_forward, read_told,
 )
 from relay.core.shapes import Hash, Key, UInt
 from relay.core.trust import (
@@ -35,6 +33,7 @@ from relay.core.trust import (
 )
 from relay.errors import NotPermitted, ProtocolError, ResidencyError, TrustError
 from relay.journal.channelguard import ChannelFact, check_kept, check_post, check_terms
+from relay.journal.layer import Layer
 from relay.limits import DAY, MAX_LIFETIME, MIB
 
 _HARMLESS = frozenset({1, 3, 5, 8, 10, 11})  # tags of records that hold no envelope and name nobody who is not known
@@ -107,11 +106,11 @@ class _Known:
     """Who is at home here. A batch looks at what is known through a layer of its own."""
 
     def __init__(self, below: _Known | None = None, shelf: Shelf | None = None) -> None:
-        self.users: MutableMapping[bytes, _User] = ChainMap({}, below.users) if below else _Users(shelf)
+        self.users: MutableMapping[bytes, _User] = Layer(below.users) if below else _Users(shelf)
         self.devices: MutableMapping[bytes, bytes]  # → user
-        self.devices = ChainMap({}, below.devices) if below else PackedMap(shelf)
-        self.groups: MutableMapping[bytes, _GroupFact] = ChainMap({}, below.groups) if below else {}
-        self.channels: MutableMapping[bytes, ChannelFact] = ChainMap({}, below.channels) if below else {}
+        self.devices = Layer(below.devices) if below else PackedMap(shelf)
+        self.groups: MutableMapping[bytes, _GroupFact] = Layer(below.groups) if below else {}
+        self.channels: MutableMapping[bytes, ChannelFact] = Layer(below.channels) if below else {}
         self.facts: dict[bytes, bytes] = {}  # what this layer taught
 
     def add_user(self, home: HomeRecord, devices: tuple[bytes, ...]) -> None:
@@ -184,12 +183,12 @@ class ResidencyGuard:
             return None  # the hot path: a short msgpack array whose first element is that tag, acks above all
         record: Record = decode_record(encoded)
         match record:
+            case Submit():
+                self._check_submit(record, known)
             case Home(signed):
                 self._check_home(signed, known)
             case Move(chain):
                 self._check_move(chain, known)
-            case Submit():
-                self._check_submit(record, known)
             case Roster():
                 self._check_roster(record, known)
             case HandIn():

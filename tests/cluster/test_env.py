@@ -13,13 +13,14 @@ import trio
 
 from cluster.env import RealClock, RealEnv, clients_that_fit
 from relay.errors import OperatorError
+from tests.patience import PATIENCE_S
 
 
 async def test_dialled_and_accepted_sockets_do_not_wait_for_more_bytes() -> None:
     env = RealEnv()
     (listener,) = await env.listen("127.0.0.1", 0)
     async with listener:
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             near = await env.dial("127.0.0.1", listener.socket.getsockname()[1])
             far = await listener.accept()
         for stream in (near, far):

@@ -10,7 +10,8 @@ import trio
 
 from cluster.config_keys import Address
 from relay.core.trust import verify_root
-from tests.e2e.test_cell import PATIENCE_S, Operator, Servers, whole
+from tests.e2e.test_cell import Operator, Servers, whole
+from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 
 PEOPLE = ("anna", "bela", "cyra")
@@ -110,6 +111,7 @@ async def news_is_taken(ceremony: Ceremony, region: Path, admins: list[Address])
 
 
 async def fresh_until(admin: Address) -> float:
-    shown = await trio.to_thread.run_sync(lambda: urlopen(f"http://{admin}/metrics", timeout=10).read().decode())
+    url = f"http://{admin}/metrics"
+    shown = await trio.to_thread.run_sync(lambda: urlopen(url, timeout=PATIENCE_S).read().decode())
     (line,) = [line for line in shown.splitlines() if line.startswith("posthouse_root_fresh_until_timestamp_seconds ")]
     return float(line.split()[1])

@@ -18,8 +18,9 @@ from cluster.local.home import Home
 from cluster.local.people import create_user
 from cluster.pki import NODE_LIFETIME, renew_node
 from relay.client import Card, Client, open_client
-from tests.e2e.test_cell import PATIENCE_S, Operator, Servers, whole
+from tests.e2e.test_cell import Operator, Servers, whole
 from tests.keeping import keeping
+from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 
 NAMES = ("n1", "n2", "n3")
@@ -66,7 +67,7 @@ class Town:
 
     async def metrics(self, name: str) -> str:
         url = f"http://{self.admins[NAMES.index(name)]}/metrics"
-        return await trio.to_thread.run_sync(lambda: urlopen(url, timeout=10).read().decode())
+        return await trio.to_thread.run_sync(lambda: urlopen(url, timeout=PATIENCE_S).read().decode())
 
     async def taken(self, name: str) -> None:
         """The node runs with the certificate that lies in its file, and says until when."""

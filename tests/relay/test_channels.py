@@ -291,7 +291,7 @@ async def test_a_post_is_read_from_where_a_carry_put_it(open_hall, autojump_cloc
 
 async def test_a_region_keeps_posts_no_longer_than_its_policy(open_hall, autojump_clock, monkeypatch):
     async with open_hall() as hall:
-        monkeypatch.setattr(type(hall.cell.office._policies), "longest", lambda self, *cells: MINUTE)
+        monkeypatch.setattr(hall.cell.office._policies, "longest", lambda *cells: MINUTE)
         await hall.publish(keep_ms=MINUTE + 1)
         item = hall.owner.of(wire.Receipt)[-1].items[0]
         assert (item.code, item.newest) == (Code.LIFETIME, MINUTE)

@@ -1,4 +1,4 @@
-"""Broadcast channels in the fold: terms, posts, and the window in which posts are kept (ADR 35).
+"""Broadcast channels in the fold: terms, posts, and the window in which posts are kept (ADR 36).
 
 A post is one record and one row of 32 bytes, whoever reads it; readers leave no trace here. Posts go from the front: by
 age, by count, by bytes, as the newest terms say. So what a channel takes is bounded by its terms, and what its owner's

@@ -1,4 +1,4 @@
-"""The terms of a broadcast channel, signed by its owner: where its posts lie, for how long, and who may read (ADR 35).
+"""The terms of a broadcast channel, signed by its owner: where its posts lie, for how long, and who may read (ADR 36).
 
 A channel has no list of members. Whoever was given its secret can prove that (`ticket`), and can open what is posted;
 the relay knows the public half of the one key only.
