@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from relay.client.errors import BadCard
 
+_REMEDY = "It looks like posthouse-channel:cell:…:…, copy it whole"
 _NAME = r"[a-z0-9][a-z0-9.-]{0,46}"
 _CARD = re.compile(rf"posthouse-channel:({_NAME}/{_NAME}):([a-z2-7]{{52}}):([a-z2-7]{{52}})")
 
@@ -32,12 +33,12 @@ class ChannelCard:
         match = _CARD.fullmatch(text.strip())
         try:
             if match is None:
-                raise BadCard("this is not a channel's card")
+                raise BadCard("this is not a channel's card", _REMEDY)
             card = cls(match[1], *(base64.b32decode(part.upper() + "====") for part in match.groups()[1:]))
         except binascii.Error:
-            raise BadCard("this is not a channel's card") from None
+            raise BadCard("this is not a channel's card", _REMEDY) from None
         if str(card) != match[0]:
-            raise BadCard("this channel's card was changed")
+            raise BadCard("this channel's card was changed", _REMEDY)
         return card
 
     def __str__(self) -> str:

@@ -64,8 +64,8 @@ class Fenced(AuthError):
 class BadCard(OperatorError):
     """Not an address card."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text, "A card looks like posthouse:region:…, copy it whole")
+    def __init__(self, text: str, remedy: str = "A card looks like posthouse:region:…, copy it whole") -> None:
+        super().__init__(text, remedy)
 
 
 class TooLarge(OperatorError):
