@@ -83,7 +83,7 @@ class Cell:
             raise PeerError("a proposal for another log", "Start the node that sent it again")
         try:
             with trio.fail_after(LINK_DEADLINE_S / 2):
-                placed = await self.journal.place(message.records)
+                placed = await self.journal.place(message.records, term=message.term)
         except NotLeader as error:
             return linkwire.NotLeading(self.journal.node_of(error.leader))
         except ResidencyError as error:

@@ -22,6 +22,7 @@ from cluster.core.raft import (
 from cluster.journal.chain import Chain
 from cluster.journal.disk import RaftDisk
 from cluster.journal.ends import Rejoin, removed
+from cluster.journal.line import Line, Turn
 from cluster.journal.post import Post
 from cluster.journal.proposals import Placed, Proposal, Proposals, ask_leader, check_proposal, sift
 from cluster.journal.shapes import from_members
@@ -37,7 +38,6 @@ from relay.journal.tail import Follower, check_checkpoint
 from relay.ports import Env, Rows
 
 _log = structlog.get_logger("cluster.journal")
-_SETTLED_S = 1.0  # seconds between two looks whether a block that was placed can still be committed
 
 
 class RaftJournal:
@@ -59,6 +59,7 @@ class RaftJournal:
         self._clock = env.clock
         self._post = Post(own, disk, links, self.clocks)
         self._proposals = Proposals(len(nodes))
+        self._line = Line()
         self._stepping = False
         self._due: int | None = None  # when the driver looks by itself, ms
         self._look = trio.Event()  # it is to look now
@@ -113,18 +114,24 @@ class RaftJournal:
     async def append(self, records: Sequence[bytes], placed: Callable[[], None] = lambda: None) -> None:
         check_proposal(records)
         await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            self._disk.store.check()
-            changed = self._lead
-            try:
-                place = await self._place_somewhere(records, placed)
-            except (NotLeader, Overloaded, PeerError) as error:
-                _log.debug("append_waits", text=error.text)
-                with trio.move_on_after(0.05):
-                    await changed.wait()
-                continue
-            if await self._settled(place):
-                return
+        with self._line.joined(placed) as turn:
+            while not await self._try_append(records, turn):
+                turn.lost()
+
+    async def _try_append(self, records: Sequence[bytes], turn: Turn) -> bool:
+        """One try; False: they have no place in the log, and whoever can give them one may be another."""
+        term = await turn.term_before()
+        self._disk.store.check()
+        changed = self._lead
+        try:
+            place = await self._place_somewhere(records, term, turn)
+        except (NotLeader, Overloaded, PeerError) as error:
+            _log.debug("append_waits", text=error.text)
+            turn.lost()
+            with trio.move_on_after(0.05):
+                await changed.wait()
+            return False
+        return await self._settled(place)
 
     def follow(self, after: int) -> AsyncIterator[Block]:
         self._disk.store.check()
@@ -152,17 +159,18 @@ class RaftJournal:
         return await self._disk.load_saved(take)
 
     # --- appending -------------------------------------------------------------------------------
-    async def _place_somewhere(self, records: Sequence[bytes], placed: Callable[[], None]) -> Placed:
-        """Have the leader put records into a block. Raises NotLeader, Overloaded, PeerError, ResidencyError."""
+    async def _place_somewhere(self, records: Sequence[bytes], term: int, turn: Turn) -> Placed:
+        """Have the leader put records into a block, in `term` (0: whichever it is). Raises NotLeader, Overloaded,
+        PeerError, ResidencyError."""
         if self.leads:
-            return await self.place(records, placed)
+            return await self.place(records, turn.placed, term)
         node = self.leader_node
         if not node or node == self.own.node:
             raise NotLeader(None)
-        answer = await ask_leader(self._links, node, linkwire.Propose(self.log_id, tuple(records)), self._lead)
+        answer = await ask_leader(self._links, node, linkwire.Propose(self.log_id, tuple(records), term), self._lead)
         match answer:
             case linkwire.Proposed(index, hash_, term):
-                placed()
+                turn.placed(term)
                 return Placed(index, hash_, term)
             case linkwire.ProposalRefused(ordinal, text, policy):
                 kind = NotPermitted if policy else ResidencyError
@@ -172,24 +180,26 @@ class RaftJournal:
             case _:
                 raise PeerError(f"{node} answered a proposal with {type(answer).__name__}")
 
-    async def place(self, records: Sequence[bytes], queued: Callable[[], None] = lambda: None) -> Placed:
-        """Put records into a block of this leader's; it is not committed yet. `queued` is called when they have their
-        place among what waits for the next block. Raises NotLeader, Overloaded, ResidencyError."""
-        if not self.leads:
+    async def place(
+        self, records: Sequence[bytes], queued: Callable[[int], None] = lambda term: None, term: int = 0
+    ) -> Placed:
+        """Put records into a block of this leader's, in `term` if that is not 0; it is not committed yet. `queued` is
+        called with the term when they have their place among what waits for the next block. Raises NotLeader,
+        Overloaded, ResidencyError."""
+        if not self.leads or term not in (0, self.raft.term):
             raise NotLeader(self.raft.leader)
         proposal = self._proposals.add(records)
-        queued()
+        queued(self.raft.term)
         self.wake()
         return await self._proposals.outcome(proposal)
 
     async def _settled(self, placed: Placed) -> bool:
-        """Wait until the place is committed here: with that block, or (False) with another one or none that may come.
-        What is proposed again although it is committed does no harm: the fold drops repeats."""
-        while self._tail.tip < placed.index:
-            with trio.move_on_after(_SETTLED_S):
-                await self._tail.reached(placed.index)
-            if self._tail.tip < placed.index and self.raft.term != placed.term:
+        """Wait until the place is committed here: with that block, or (False) with another one; or until none can come
+        there any more, because what is committed is of a later term already: terms never fall along a log."""
+        while (tip := self._tail.tip) < placed.index:
+            if (self.raft.log.term(tip) or 0) > placed.term:
                 return False
+            await self._tail.reached(tip + 1)
         return self.raft.log.term(placed.index) == placed.term  # index and term tell an entry (memory may have let go)
 
     # --- the driver ------------------------------------------------------------------------------

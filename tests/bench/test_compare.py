@@ -32,6 +32,7 @@ from tests.bench.standin import StandIn
 from tests.bench.test_run import SMALL
 from tests.bench.test_run import run as run_posthouse
 from tests.flipping import flipped
+from tests.patience import PATIENCE_S
 
 NOWHERE = Program("no-such-server", "", "apt install no-such-server", ("--version",))
 SYSTEM: dict[str, Any] = {
@@ -164,7 +165,7 @@ async def test_a_server_does_not_outlive_a_bench_that_is_killed(tmp_path: Path) 
         [sys.executable, "-c", KILLED, str(tmp_path / "run")], capture_stdout=True, check=False
     )
     assert found.returncode == -9
-    with suppress(ProcessLookupError), trio.fail_after(20):
+    with suppress(ProcessLookupError), trio.fail_after(PATIENCE_S):
         handle = os.pidfd_open(int(found.stdout))
         await trio.lowlevel.wait_readable(handle)  # it has ended
         os.close(handle)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 
 KEYS = [
     "offered_per_s", "achieved_per_s", "recipients", "latency_ms", "last_recipient_ms", "ack_ms", "lost", "duplicated",
@@ -19,7 +20,7 @@ KEYS = [
 def bench(tmp_path: Path, *args: str, scenario: str = "smoke") -> dict[str, Any]:
     out = tmp_path / "bench.json"
     command = [sys.executable, "-m", "cluster.cli", "bench", "run", scenario, "--json", str(out), *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     report: dict[str, Any] = json.loads(out.read_text())
     return report

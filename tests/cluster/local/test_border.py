@@ -11,12 +11,9 @@ import trio
 from cluster.config_keys import Address
 from cluster.local.border import Border, Crossing
 from cluster.local.capture import Reel
-from cluster.local.make import port_is_free
 from relay.errors import OperatorError
-
-
-def free_address() -> Address:
-    return next(a for port in range(19_000, 20_000) if port_is_free(a := Address("127.0.0.1", port)))
+from tests.patience import PATIENCE_S
+from tests.ports import free_ports
 
 
 @asynccontextmanager
@@ -29,12 +26,12 @@ async def crossing_to_echo(
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     to = Address("127.0.0.1", listeners[0].socket.getsockname()[1])
-    at = free_address()
+    at = Address("127.0.0.1", *free_ports(1))
     crossing = Crossing(at, to, reel, delay_s)
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, echo, listeners)
         await nursery.start(crossing.run)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             yield crossing, at, to
         nursery.cancel_scope.cancel()
 
@@ -96,11 +93,11 @@ async def test_a_crossing_between_two_cut_regions_opens_when_both_are_back() -> 
 
 
 async def test_nobody_behind_it_ends_the_connection() -> None:
-    at, to = Address("127.0.0.1", 19_999), free_address()
+    at, to = (Address("127.0.0.1", port) for port in free_ports(2))
     async with trio.open_nursery() as nursery:
         await nursery.start(Crossing(at, to).run)
         async with await trio.open_tcp_stream(*at) as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 assert await stream.receive_some() == b""
         nursery.cancel_scope.cancel()
 
