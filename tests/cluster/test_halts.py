@@ -21,8 +21,8 @@ from relay.core.tlog import (
 )  # fmt: skip
 from relay.core.trust import Root
 from relay.core.wire import Code
-from relay.errors import Overloaded, PeerError, RegionHalted, TrustError
-from relay.limits import FORKS_PAUSE_S, GOSSIP_S
+from relay.errors import OperatorError, Overloaded, PeerError, RegionHalted, TrustError
+from relay.limits import FORKS_PAUSE_S, FORKS_WAIT_S, GOSSIP_S, WITNESS_S
 from relay.observe.metrics import Metrics
 from tests.cluster.registrar.site import open_world
 from tests.cluster.registrar.test_attacks import tiles_of
@@ -104,6 +104,32 @@ def test_it_is_kept_before_it_counts_and_over_when_the_region_has_a_new_log(tmp_
     assert "norden" in again.why("norden/2") and halted(metrics) == 1
     later, metrics = halts_of(tmp_path, make_root(str(key("norden.example/log2").verifier)))
     assert later.why("norden/1") == "" and halted(metrics) == 0
+
+
+def test_what_cannot_be_kept_does_not_count(tmp_path: Path) -> None:
+    halts, metrics = halts_of(tmp_path)
+    (tmp_path / "forks").write_text("in the way")
+    with pytest.raises(OperatorError, match="cannot write"):
+        halts.take(proof_of(30, 40))
+    assert halts.why("norden/1") == "" and halted(metrics) == 0
+
+
+async def test_a_registrar_that_hangs_once_is_asked_again(tmp_path: Path, autojump_clock: object) -> None:
+    halts, _ = halts_of(tmp_path)
+    asked = 0
+
+    async def tells() -> bytes:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await trio.sleep_forever()
+        return pack([proof_of(30, 30)])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(halts.watch, {"a": tells})
+        await trio.sleep(FORKS_WAIT_S + WITNESS_S + 2 * FORKS_PAUSE_S)
+        assert halts.why("norden/1") and asked >= 2
+        nursery.cancel_scope.cancel()
 
 
 def test_of_the_own_log_it_is_only_told(tmp_path: Path) -> None:

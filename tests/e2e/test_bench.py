@@ -50,6 +50,41 @@ def test_a_small_run_loses_nothing(seconds: int, kills: int, args: tuple[str, ..
     assert report["rss_mib_max"] > 10
 
 
+ALL = """
+name = "all"
+nodes = 1
+pairs = true
+recipients = 4
+rate = 20.0
+seconds = 3.0
+warm_up = 1.0
+canary_rate = 0.0
+floors = false
+alone = true
+bound_ratio = 100.0
+bound_adds_ms = 60000.0
+bound_kib = 4096.0
+link_ms = 20.0
+also = [
+  { name = "far", pairs = true, abroad = true, recipients = 3, rate = 10.0 },
+  { name = "far group", abroad = true, recipients = 3, members = 50, rate = 5.0 },
+  { name = "stalled", recipients = 10, rate = 10.0, size = 4096, stall_at = 0.0, stall_for = 3.0 },
+  { name = "trickling", recipients = 3, idle = 20, rate = 5.0, trickle = true },
+]
+"""
+
+
+def test_several_loads_in_two_regions_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "all.toml").write_text(ALL)
+    report = bench(tmp_path, scenario=str(tmp_path / "all.toml"))
+    assert (report["lost"], report["duplicated"], report["reordered"]) == (0, 0, 0)
+    counts = {one["scenario"]["name"]: one["deliveries"] for one in (report["quiet"], report, *report["also"])}
+    assert counts == {"alone": 60, "all": 60, "far": 30, "far group": 45, "stalled": 300, "trickling": 45}
+    assert report["link"]["round_trip_ms"]["p50"] >= 20 and len(report["link"]["loads"]) == 2
+    assert all(one["adds_to_one_way_ms"] > 0 for one in report["link"]["loads"])
+    assert report["each_node"].keys() == {"n1", "sauda-n1"}
+
+
 def test_what_replication_costs_is_measured_side_by_side(tmp_path: Path) -> None:
     args = ("--rounds", "1", "--seconds", "2", "--rate", "20", "--recipients", "5")
     report = bench(tmp_path, *args, scenario="replication")

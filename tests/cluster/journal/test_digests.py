@@ -33,8 +33,7 @@ class Whimsical(Mailroom):
         effects = super().apply(block)
         own = self.whim.ljust(32)
         if own not in self.state.outcomes:
-            self.state.outcomes[own] = ReceiptItem(own, 2, 0, 0, CELL)
-            self.state.outcome_minutes.setdefault(block.time // MINUTE, []).append(own)
+            self.state.outcomes.add(block.time // MINUTE, ReceiptItem(own, 2, 0, 0, CELL))
         return effects
 
 

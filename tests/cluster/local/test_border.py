@@ -17,7 +17,9 @@ from tests.ports import free_ports
 
 
 @asynccontextmanager
-async def crossing_to_echo(reel: Reel | None = None) -> AsyncIterator[tuple[Crossing, Address, Address]]:
+async def crossing_to_echo(
+    reel: Reel | None = None, delay_s: float = 0.0
+) -> AsyncIterator[tuple[Crossing, Address, Address]]:
     async def echo(stream: trio.SocketStream) -> None:
         async for data in stream:
             await stream.send_all(data)
@@ -25,7 +27,7 @@ async def crossing_to_echo(reel: Reel | None = None) -> AsyncIterator[tuple[Cros
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     to = Address("127.0.0.1", listeners[0].socket.getsockname()[1])
     at = Address("127.0.0.1", *free_ports(1))
-    crossing = Crossing(at, to, reel)
+    crossing = Crossing(at, to, reel, delay_s)
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, echo, listeners)
         await nursery.start(crossing.run)
@@ -43,6 +45,18 @@ async def test_forwards_both_ways_and_the_end() -> None:
             while len(got) < len(data):
                 got += await stream.receive_some()
         assert got == data
+
+
+async def test_a_long_way_takes_its_time_and_keeps_order_and_bytes() -> None:
+    async with crossing_to_echo(delay_s=0.05) as (_, at, _), await trio.open_tcp_stream(*at) as stream:
+        began, got, data = trio.current_time(), b"", bytes(range(256)) * 256
+        for place in range(0, len(data), 4096):
+            await stream.send_all(data[place : place + 4096])
+        while len(got) < len(data):
+            got += await stream.receive_some()
+        took = trio.current_time() - began
+    assert got == data
+    assert 0.1 <= took < 0.1 * 16, "the way there and back, not once for each piece"
 
 
 async def test_cut_breaks_what_is_there_and_refuses_what_comes() -> None:
