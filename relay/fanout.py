@@ -142,10 +142,11 @@ class Fanout:
 
     def give(self, seat: Seat) -> None:
         """Write what its lanes hold for a seat that is live."""
-        few, many = (seat.lanes, self._dirty) if len(seat.lanes) < len(self._dirty) else (self._dirty, seat.lanes)
-        lanes = [lane for lane in few if lane in many]
+        lanes = tuple(self._dirty.keys() & seat.lanes.keys())
         if len(lanes) == 1 and self._all_for(seat, lanes[0]):
-            while seat.live and (piece := lanes[0].piece(seat.sent)) is not None:
+            lane = lanes[0]
+            newest = lane.items[-1].position
+            while seat.live and seat.sent < newest and (piece := lane.piece(seat.sent)) is not None:
                 self._push(seat, *piece)
                 seat.line.flush()
         elif lanes:
