@@ -23,6 +23,9 @@ ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := PYTHONWARNINGS=ignore $(PIP) install --quiet --constraint configs/constraints.txt
 
+# Without bytecode every process compiles everything anew, a third of a second long: tests and demo start hundreds of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The first interpreter that is new enough; asked only when .venv has to be made.
 find_python = for python in $(PYTHON) $(if $(PYTHON),,python3 python3.14 python3.13 python3.12 python3.11 python); do \
 	if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo "$$python"; break; fi; done

@@ -6,10 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from bench.enrol import enrol, make_group
 from bench.pipes import Author, Endpoint, Plan, Publish, Receive, Send, Subscribe
 from bench.scenario import Scenario
 from bench.target import Target
+from relay.core.codec import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,41 +24,56 @@ class Cast:
 
 
 def make_plan(
-    scenario: Scenario, endpoints: Sequence[Endpoint], addresses: Sequence[bytes] = (b"",), mailboxes: bool = False
+    scenario: Scenario, endpoints: Sequence[Endpoint], addresses: Sequence[bytes] = (b"",), hint: str = ""
 ) -> Plan:
     """What all workers of the run know."""
     return Plan(
         endpoints=tuple(endpoints),
         addresses=tuple(addresses),
-        mailboxes=mailboxes,
+        mailboxes=scenario.pairs,
         rate=scenario.rate,
         warm_up=scenario.warm_up,
         seconds=scenario.seconds,
         size=scenario.size,
         seed=scenario.seed,
         away_ns=scenario.away_ns,
+        stall_ns=scenario.stall_ns,
+        trickle=scenario.trickle,
+        hint=hint,
     )
 
 
 def cast_members(scenario: Scenario, target: Target) -> Cast:
-    """Users in the target's cell, made from the seed: the author of each stream, and who gets it. Blocks: there are
-    keys to make."""
-    now_ms, streams, home = time.time_ns() // 1_000_000, scenario.streams, target.home
-    count = streams + scenario.recipients
-    users = [enrol(home, scenario.seed, number, now_ms) for number in range(count)]
-    owners, members = users[:streams], users[streams:]
+    """Users, made from the seed: the author of each stream at home in the target's cell, and who gets it, there or
+    abroad. Blocks: there are keys to make."""
+    now_ms, streams = time.time_ns() // 1_000_000, scenario.streams
+    at = target.abroad if scenario.abroad else target
+    owners = [enrol(target.home, scenario.seed, number, now_ms) for number in range(streams)]
+    count = scenario.recipients + scenario.idle
+    users = [enrol(at.home, scenario.seed, number, now_ms) for number in range(streams, streams + count)]
+    members, idle = users[: scenario.recipients], users[scenario.recipients :]
     if scenario.pairs:
         addresses, authors = [member.user for member in members], [Author(owner) for owner in owners]
     else:
-        groups = [make_group(home, owner, [owner, *members[place::streams]]) for place, owner in enumerate(owners)]
+        never = [digest(b"%d" % number) for number in range(scenario.members - scenario.recipients - 1)]
+        groups = [
+            make_group(owner, [(target.home, owner.user), *((at.home, one.user) for one in members[place::streams]),
+                               *((at.home, user) for user in never)])
+            for place, owner in enumerate(owners)
+        ]  # fmt: skip
         addresses = [group.id for group in groups]
         authors = [Author(owner, group.head, group.parts) for owner, group in zip(owners, groups, strict=True)]
-    plan = make_plan(scenario, target.endpoints, addresses, scenario.pairs)
+    hint = at.home.region if scenario.abroad and scenario.pairs else ""
+    plan = make_plan(scenario, target.endpoints, addresses, hint)
+    there = msgspec.structs.replace(plan, endpoints=tuple(at.endpoints))
     shares = [range(number, scenario.recipients, scenario.generators) for number in range(scenario.generators)]
     receivers = [
-        Receive(plan, tuple(members[place] for place in share), tuple(place % streams for place in share))
-        for share in shares
-    ]
+        Receive(
+            there, tuple(members[place] for place in share), tuple(place % streams for place in share),
+            tuple(idle[number :: scenario.generators]),
+        )
+        for number, share in enumerate(shares)
+    ]  # fmt: skip
     return Cast(tuple(receivers), Send(plan, tuple(authors)))
 
 

@@ -69,11 +69,12 @@ def bench() -> None:
 def run(
     scenario: str, small: bool, json_path: Path | None, html_path: Path | None, keep: Path | None, **overrides: Any
 ) -> None:
-    """Run SCENARIO, a file or the name of one that comes with Posthouse (backlog, drain, failover, fanout,
-    groups, one-to-one, replication, saturation, smoke, storm, sweep), on this machine.
+    """Run SCENARIO, a file or the name of one that comes with Posthouse (backlog, cross-border, crowd,
+    drain, failover, fair, fanout, groups, idle, mixed-day, one-to-one, replication, saturation, slow, smoke, storm,
+    sweep), on this machine.
 
-    Exit status 1 when anything was lost, duplicated or reordered, or when less than 95 % of the offered rate was
-    achieved."""
+    Exit status 1 when anything was lost, duplicated or reordered, when less than 95 % of the offered rate was achieved,
+    or when a bound that the scenario gives was passed."""
     given = {key: value for key, value in overrides.items() if value is not None}
     chosen = load_scenario(scenario, {**(smoke() if small else {}), **given})
     with needing_extra():

@@ -16,14 +16,16 @@ MS: Final = 1_000_000  # ns
 _HANDSHAKING = 64  # connections of one worker that are on the way at a time, so that none waits for its deadline
 _HANDSHAKE_NS = 15 * NS  # from connect to being served
 _BACKOFF_NS = (100 * MS, 400 * MS)  # first and longest wait before another try; a random half of it is taken off
+_PING_TURNS = 300
 _PING_NS = 30 * NS  # between pings, so that no client that has nothing to ack meets an idle deadline
 
 
 class Net:
     """What the clients of one worker share: the loop, where to connect, and what went wrong."""
 
-    def __init__(self, hub: Hub, endpoints: Sequence[Endpoint], seed: int) -> None:
-        self.hub, self.endpoints = hub, tuple(endpoints)
+    def __init__(self, hub: Hub, endpoints: Sequence[Endpoint], seed: int, narrow: bool = False) -> None:
+        """`narrow`: see bench.sockets.Connection."""
+        self.hub, self.endpoints, self.narrow = hub, tuple(endpoints), narrow
         self.context = client_context(self.endpoints[0].authority)
         self.random = Random(seed)
         self.faults: Counter[str] = Counter()
@@ -37,14 +39,20 @@ class Net:
     def add(self, client: Client[Any]) -> None:
         """Connect a new client, and keep it from falling idle."""
         if not self._clients:
-            self.hub.at(time.monotonic_ns() + _PING_NS, self._pings)
+            self._pings(0)
         self._clients.append(client)
         self.admit(client)
 
-    def _pings(self) -> None:
-        for client in self._clients:
+    def _pings(self, turn: int) -> None:
+        """A part of them at a time, so that ten thousand do not ping at once."""
+        for client in self._clients[turn::_PING_TURNS]:
             client.ping()
-        self.hub.at(time.monotonic_ns() + _PING_NS, self._pings)
+        self.hub.at(time.monotonic_ns() + _PING_NS // _PING_TURNS, lambda: self._pings((turn + 1) % _PING_TURNS))
+
+    def deafen(self, deaf: bool) -> None:
+        """All clients stop reading, or read again."""
+        for client in self._clients:
+            client.deafen(deaf)
 
     def admit(self, client: Client[Any]) -> None:
         """Connect `client` as soon as fewer than the limit are on the way."""
@@ -102,7 +110,7 @@ class Client(Generic[LineT]):
         net = self._net
         self._opened_ns = opened_ns = time.monotonic_ns()
         endpoint = net.endpoints[self._place % len(net.endpoints)]
-        self._connection = Connection(net.hub, endpoint, net.context, self.dial(endpoint), self)
+        self._connection = Connection(net.hub, endpoint, net.context, self.dial(endpoint), self, net.narrow)
         net.hub.at(opened_ns + _HANDSHAKE_NS, lambda: self._overdue(opened_ns))
 
     def _overdue(self, opened_ns: int) -> None:
@@ -133,6 +141,16 @@ class Client(Generic[LineT]):
         self._net.live += 1
         self._net.connects += 1
         self._net.settled()
+
+    def deafen(self, deaf: bool) -> None:
+        """Stop reading, or read again."""
+        if self._connection is not None:
+            self._connection.deafen(deaf)
+
+    def move_on(self) -> None:
+        """Leave, and go to the next endpoint."""
+        self._place += 1
+        self.hang_up()
 
     def hang_up(self) -> None:
         """Gone; it waits for its turn to connect again."""

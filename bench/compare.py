@@ -12,14 +12,13 @@ from statistics import fmean
 from typing import Any, Final
 
 import msgspec
-from rich.console import Console
 
 from bench.accounts import histogram_ms, merge
-from bench.machine import describe_machine, describe_versions, raise_file_limit
+from bench.machine import describe_machine, describe_versions
 from bench.peers.api import Peer, Promises
 from bench.peers.registry import PEERS
 from bench.peers.start import find_program, open_peer, version_of
-from bench.progress import Line, progress_line
+from bench.progress import Line
 from bench.report import summarize, verdict
 from bench.run import Raw, run_bench, run_peer, unwrapped
 from bench.scenario import Scenario
@@ -57,8 +56,10 @@ def check(scenario: Scenario) -> None:
     cannot = {
         "kill_at": scenario.kill_at is not None, "versus": scenario.versus, "backlog": bool(scenario.backlog),
         "tls": scenario.tls, "pairs": scenario.pairs, "groups": scenario.groups > 1,
-        "away_at": scenario.away_at is not None, "sweep_rate": bool(scenario.sweep_rate),
-        "sweep_recipients": bool(scenario.sweep_recipients),
+        "away_at": scenario.away_at is not None, "also": bool(scenario.also),
+        "link_ms": scenario.link_ms is not None, "drain_at": scenario.drain_at is not None,
+        "stall_at": scenario.stall_at is not None, "trickle": scenario.trickle, "idle": bool(scenario.idle),
+        "members": bool(scenario.members),
     }  # fmt: skip
     findings = [(key, "has no meaning beside a peer", "Leave it out") for key, given in cannot.items() if given]
     if findings:
@@ -76,15 +77,6 @@ def find_peers(names: Sequence[str]) -> tuple[dict[str, Path], dict[str, str]]:
     if len(missing) == len(found):  # all that were asked for
         raise OperatorError("no peer to compare with", "; ".join(missing.values()))
     return {name: path for name, path in found.items() if path is not None}, missing
-
-
-async def compare_locally(
-    scenario: Scenario, names: Sequence[str], directory: Path, console: Console
-) -> dict[str, Any]:
-    """`compare`, with its progress on `console`."""
-    raise_file_limit()
-    with progress_line(console) as line, unwrapped():
-        return await compare(scenario, names, directory, line)
 
 
 async def compare(scenario: Scenario, names: Sequence[str], directory: Path, line: Line) -> dict[str, Any]:

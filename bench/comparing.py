@@ -19,14 +19,17 @@ from cluster.cli.exits import Exit
 from cluster.cli.options import ending_like_ctrl_c
 
 # of the options of `bench run`, those that mean something here
-SAME: Final = ("scenario", "recipients", "rate", "seconds", "size", "generators", "nodes", "rounds", "seed", "small",
-               "json_path", "html_path", "keep")  # fmt: skip
+SAME: Final = (
+    "scenario", "sweep_recipients", "sweep_rate", "bound_ms", "recipients", "rate", "seconds", "size", "generators",
+    "nodes", "rounds", "seed", "small", "json_path", "html_path", "keep",
+)  # fmt: skip
 HELP: Final = """Play SCENARIO with Posthouse and with other message brokers, in turn, in one run, on this machine.
 
 Each round is Posthouse, the first peer, Posthouse, the second, and so on; the same generator drives all of them in
 clear, with the same schedule, sizes and number of recipients, and checks what arrives. One system runs at a time, from
 empty disks. The table has latency, rate and CPU of each, what each promises, and Posthouse's figures divided by each
-peer's (below 1: quicker, or cheaper).
+peer's (below 1: quicker, or cheaper). A scenario that sweeps has every system go through all values, each up to the
+first rate that it does not hold, and names the knee of each.
 
 Exit status 1 when Posthouse lost, duplicated or reordered anything, or achieved less than 95 % of the offered rate; 3
 when a peer is not installed or could not be driven (the others are compared all the same). What goes wrong with a peer
@@ -50,8 +53,8 @@ def _compare(
     given = {key: value for key, value in overrides.items() if value is not None}
     chosen = load_scenario(scenario, {**(smoke() if small else {}), **given})
     with needing_extra():
-        from bench.compare import compare_locally
-        from bench.compared import describe, make_table
+        from bench.contest import compare_locally
+        from bench.shown import describe, make_table
 
         if html_path is not None:
             from bench.page import render

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import time
+from typing import Final, Protocol
 
 from bench.client import MS, Client, Net
+from bench.frames import client_frame
 from bench.pipes import Endpoint
 from bench.session import Enrolled, Session
 from relay.core import wire
 from relay.errors import PeerError
 
+_TRICKLE_NS: Final = 60_000 * MS  # between two bytes of an ack that trickles
 _FATAL = {wire.Fault.PROTOCOL, wire.Fault.AUTH, wire.Fault.NOT_HOME, wire.Fault.REVOKED, wire.Fault.ROLLED_BACK}
 
 
@@ -26,11 +29,13 @@ class Reader(Protocol):
 class Device(Client[Session]):
     """One enrolled device: `log_id` and `cursor` are what it has, across connections."""
 
-    __slots__ = ("_ack_due_ns", "_enrolled", "_reader", "_unacked", "log_id")
+    __slots__ = ("_ack_due_ns", "_enrolled", "_reader", "_trickled", "_trickles", "_unacked", "log_id")
 
-    def __init__(self, net: Net, enrolled: Enrolled, reader: Reader, place: int = 0) -> None:
+    def __init__(self, net: Net, enrolled: Enrolled, reader: Reader, place: int = 0, trickles: bool = False) -> None:
+        """`trickles`: it acks a byte a minute."""
         super().__init__(net, place)
-        self._enrolled, self._reader = enrolled, reader
+        self._enrolled, self._reader, self._trickles = enrolled, reader, trickles
+        self._trickled: Session | None = None
         self._unacked = 0
         self._ack_due_ns = 0
         self.log_id = b""
@@ -55,7 +60,11 @@ class Device(Client[Session]):
     def _ack(self) -> None:
         """Everything up to the cursor is safe here."""
         self._unacked = self._ack_due_ns = 0
-        self.send(wire.Ack(self.cursor))
+        if not self._trickles:
+            self.send(wire.Ack(self.cursor))
+        elif self.line is not self._trickled:
+            self._trickled = self.line
+            self._trickle()
 
     def _ack_if_due(self, due_ns: int) -> None:
         if self._ack_due_ns == due_ns:
@@ -86,12 +95,33 @@ class Device(Client[Session]):
         if self._unacked >= welcome.ack_every:
             self._ack()
 
+    def ping(self) -> None:
+        if not self._trickles:  # it would stand in the middle of the ack
+            super().ping()
+
+    def _trickle(self, frame: bytes = b"") -> None:
+        """One byte more of an ack that begins whenever there is something to ack, and takes minutes."""
+        frame = frame or client_frame(wire.encode_message(wire.Ack(self.cursor)))
+        if (line := self.line) is not None and line is self._trickled:
+            line.output += frame[:1]
+            self.flush()
+            self._net.hub.at(time.monotonic_ns() + _TRICKLE_NS, lambda: self._trickle(frame[1:]))
+
     def other(self, message: bytes) -> wire.ServerMessage:
-        """Decode what is no delivery, and heed an ERROR. Raises PeerError for one that trying again does not mend."""
+        """Decode what is no delivery, and heed a DRAIN or an ERROR. Raises PeerError for one that trying again does not
+        mend."""
         decoded = wire.decode_server(message)
+        if isinstance(decoded, wire.Drain) and (line := self.line) is not None:
+            wait_ns = int(self._net.random.random() * decoded.spread_ms * MS)
+            self._net.hub.at(time.monotonic_ns() + wait_ns, lambda: self._leave(line))
         if isinstance(decoded, wire.Error) and self._connection is not None:
             self._connection.line.end(decoded)
         return decoded
+
+    def _leave(self, line: Session) -> None:
+        """The node of that connection goes away."""
+        if self.line is line:
+            self.move_on()
 
     def lost(self, why: str, retry_after_ns: int = 0) -> None:
         error = self._connection.line.error if self._connection is not None else None

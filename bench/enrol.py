@@ -5,6 +5,7 @@ A record reaches the node in AUTH, like any that the cell has not seen yet.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nacl.signing import SigningKey
@@ -68,10 +69,13 @@ class Group:
     parts: tuple[tuple[str, bytes], ...]
 
 
-def make_group(home: Home, owner: Enrolled, members: list[Enrolled]) -> Group:
-    """A group of `members` (the owner is one of them), all at home in one cell, signed by the owner's device."""
-    part = make_part(1, [Member(member.user, 1) for member in members])
-    cells = (RosterCell(home.cell, len(members), digest(part)),)
-    head = RosterHead(1, digest(owner.user), 1, b"", bytes(owner.key.verify_key), cells)
+def make_group(owner: Enrolled, members: Sequence[tuple[Home, bytes]]) -> Group:
+    """A group of users (the owner is one of them), each at home somewhere, signed by the owner's device."""
+    cells: dict[str, list[Member]] = {}
+    for home, user in members:
+        cells.setdefault(home.cell, []).append(Member(user, 1))
+    parts = {cell: make_part(1, those) for cell, those in sorted(cells.items())}
+    listed = tuple(RosterCell(cell, len(cells[cell]), digest(part)) for cell, part in parts.items())
+    head = RosterHead(1, digest(owner.user), 1, b"", bytes(owner.key.verify_key), listed)
     signed = sign_roster(head, owner.key)
-    return Group(verify_roster(signed).group, signed, ((home.cell, part),))
+    return Group(verify_roster(signed).group, signed, tuple(parts.items()))

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.accounts import exact_ms
+from relay.errors import OperatorError
 
 _LIBRARIES = ("posthouse", "trio", "trio-websocket", "wsproto", "msgpack", "msgspec", "aiosqlite", "pynacl")
+_FILES: Final = 256  # of a process, beside its connections
 _PROC = Path("/proc")
 _SYNCS: Final = 200  # of a mark file's slot, to see what one costs on this disk
 _SLOT: Final = 512  # bytes (relay.journal.mark)
@@ -117,10 +119,14 @@ def _status_mib(pid: int, key: str) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(key)), 0.0)
 
 
-def raise_file_limit() -> None:
-    """As many open files as the system lets this user have; children inherit it."""
+def raise_file_limit(connections: int = 0) -> None:
+    """As many open files as the system lets this user have; children inherit it. Raises OperatorError where one process
+    cannot have so many connections."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most != resource.RLIM_INFINITY and connections + _FILES > most:
+        what = f"{connections} connections need more open files than this user may have ({most})"
+        raise OperatorError(what, f"Raise the hard limit (`ulimit -Hn {connections + _FILES}`, as root), or have fewer")
 
 
 def describe_machine(data: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from bench import plots, sweep
+from bench import contest, plots, sweep
 from bench.shown import describe, make_table, verdict
 
 _STYLE = """
@@ -49,6 +49,9 @@ def render(report: dict[str, Any]) -> str:
 
 
 def _pictures(report: dict[str, Any]) -> list[plots.Picture]:
+    if report.get("sweep") and report.get("comparison"):
+        caption = f"p99 to every recipient over {report['sweep']}, each system up to where it does not hold"
+        return [plots.curve(caption, report["sweep"], contest.lines(report), report["bound_ms"], None)]
     if what := report.get("sweep"):
         lines, knee = sweep.lines(report), report["knee"] if report["saturated"] else None
         return [plots.curve(f"Latency to every recipient over {what}", what, lines, report["bound_ms"], knee)]

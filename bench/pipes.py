@@ -39,6 +39,9 @@ class Plan(msgspec.Struct, frozen=True):
     size: int
     seed: int
     away_ns: tuple[int, int] | None = None  # after the start all recipients leave, and how long they stay away
+    stall_ns: tuple[int, int] | None = None  # the same for when they read nothing
+    trickle: bool = False  # recipients ack a byte a minute, and so nothing
+    hint: str = ""  # the region where users live, for their senders
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -51,6 +54,7 @@ class Receive(Message, frozen=True):
     plan: Plan
     devices: tuple[Enrolled, ...]
     streams: tuple[int, ...]  # which one each device gets
+    idle: tuple[Enrolled, ...] = ()  # connect these, too; nothing comes for them
 
 
 class Author(msgspec.Struct, frozen=True):

@@ -34,7 +34,7 @@ class Members:
         return self._streams[place]
 
     def client(self, net: Net, recipient: Recipient, place: int) -> Device:
-        return Device(net, self._devices[place], recipient, place)
+        return Device(net, self._devices[place], recipient, place, self._plan.trickle)
 
     def delivers(self, client: Client[Any], recipient: Recipient, message: bytes) -> bool:
         if message[:2] == _DELIVER:
@@ -63,8 +63,9 @@ class Members:
 class Pen:
     """One author's device: it publishes the stream's roster first, where there is one."""
 
-    def __init__(self, author: Author, stream: int, net: Net, desk: Desk) -> None:
-        self._author, self._stream, self._desk = author, stream, desk
+    def __init__(self, author: Author, stream: int, net: Net, desk: Desk, hint: str) -> None:
+        """`hint`: the region where who gets its mail is at home; empty: here, or a group."""
+        self._author, self._stream, self._desk, self._hint = author, stream, desk, hint
         self.device = Device(net, author.device, self, stream)
         self.ready = False
         self.due: list[bytes] = []  # what goes with the next submit
@@ -81,12 +82,12 @@ class Pen:
     def submit(self) -> None:
         """What is due, in batches."""
         batch: list[wire.SubmitItem] = []
-        size = 0
+        size, hint = 0, self._hint
         for envelope in self.due:
             if len(batch) == MAX_BATCH or size + len(envelope) > _SUBMIT_BYTES:
                 self.device.send(wire.Submit(tuple(batch)))
                 batch, size = [], 0
-            batch.append(wire.SubmitItem("", envelope))
+            batch.append(wire.SubmitItem(hint, envelope))
             size += len(envelope)
         if batch:
             self.device.send(wire.Submit(tuple(batch)))
@@ -119,7 +120,7 @@ class Authors:
 
     def __init__(self, order: Send, net: Net, desk: Desk) -> None:
         self._plan = order.plan
-        self._pens = [Pen(author, stream, net, desk) for stream, author in enumerate(order.authors)]
+        self._pens = [Pen(author, stream, net, desk, order.plan.hint) for stream, author in enumerate(order.authors)]
         self._of: dict[Hashable, Pen] = {}  # of messages that are about to be submitted
         self.clients = tuple(pen.device for pen in self._pens)
 

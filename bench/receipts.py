@@ -1,12 +1,13 @@
 """What signed receipts cost: how many envelopes a cell takes a second when every sender asks for a receipt of every one
 of them, and when nobody does, in turn, in one run on one cell.
 
-    python -m bench.receipts --nodes 3 --rounds 8 --noise     nobody asks: how far two halves of the same are apart
-    python -m bench.receipts --nodes 3 --rounds 8
+    python -m bench.receipts --nodes 3 --rounds 150 --noise     nobody asks: how far two halves of the same are apart
+    python -m bench.receipts --nodes 3 --rounds 150
 
-Senders keep so many envelopes in flight that the machine is busy. A round is without and then with receipts, or the
-other way round, so that what else the machine does, and how the log grows, meets both. An envelope counts when it was
-accepted in its half; all receipts must have come by the end of it, and the first ones of all are verified.
+Senders keep so many envelopes in flight that the machine is busy, from the first half to the last: nothing is waited
+for between halves. A round is without and then with receipts, or the other way round; its halves are short, so that
+what else the machine does, and how the log grows, meets both. The beginning of a half, in which the receipts of the one
+before still come, is not counted. At the end all receipts must have come; the first ones are verified.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import math
 import statistics
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -42,26 +44,43 @@ from relay.limits import MAX_BATCH, MINUTE
 
 SUITE: Final = 0  # nothing is sealed
 SUBMIT: Final = 32  # envelopes in one SUBMIT
-_SETTLE_S: Final = 30.0  # seconds for the last answers of a half
+_SETTLE_S: Final = 30.0  # seconds for the last answers of all
+_TURN_S: Final = 0.4  # seconds at the beginning of a half that are not counted: four times what a receipt takes
 _PROVES: Final = 2  # questions of one sender in flight
 VERIFIED: Final = 8  # blocks of each sender whose signatures are looked at: before anything is measured
 
 
 @dataclass(slots=True)
 class Half:
-    """What one half of a round came to."""
+    """What came in the counted part of one half of a round."""
 
-    accepted: int = 0  # within the time
-    answered: int = 0  # of those that were sent within the time
+    accepted: int = 0
     proven: int = 0
     blocks: int = 0  # that they are of, counted for each question
-    unproven: int = 0
     seconds: float = 0.0
     node_cpu_s: float = 0.0
+    load_cpu_s: float = 0.0  # of the senders, who share the machine
 
     @property
     def rate(self) -> float:
         return self.accepted / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """The nodes' CPU time an envelope, µs."""
+        return self.node_cpu_s / max(1, self.accepted) * 1e6
+
+
+@dataclass(slots=True)
+class Tally:
+    """What all senders do now, and what they have done. Envelopes that are `owed` have no receipt yet."""
+
+    sending: bool = True
+    prove: bool = False
+    half: Half = field(default_factory=Half)
+    owed: int = 0
+    proven: int = 0
+    unproven: int = 0
 
 
 class Line:
@@ -104,6 +123,7 @@ class Sender:
     cell: str
     root: Root
     window: int
+    tally: Tally
     in_flight: set[bytes] = field(default_factory=set)  # ids; a cell that changes its leader may answer twice
     asking: int = 0
     number: int = 0
@@ -111,18 +131,14 @@ class Sender:
     salt: bytes = field(default_factory=lambda: RealEnv().random_bytes(16))
     verified: int = 0
 
-    async def play(self, half: Half, seconds: float, prove: bool) -> None:
-        """Send for so long; what comes after that does not count, but must come."""
-        until = trio.current_time() + seconds
-        with trio.fail_after(seconds + _SETTLE_S):
-            while trio.current_time() < until or self.in_flight or self.to_prove or self.asking:
-                counts = trio.current_time() < until
-                if counts:
-                    self._submit()
-                if prove:
-                    self._ask(flush=not counts and not self.in_flight)
-                for message in await self.line.receive():
-                    self._take(message, half, prove, counts)
+    async def play(self) -> None:
+        """Until nothing is to be sent any more, and everything has come."""
+        while self.tally.sending or self.in_flight or self.to_prove or self.asking:
+            if self.tally.sending:
+                self._submit()
+            self._ask(flush=not self.tally.prove or not self.tally.sending)
+            for message in await self.line.receive():
+                self._take(message)
 
     def _submit(self) -> None:
         now = RealEnv().clock.wall_ms()
@@ -144,7 +160,8 @@ class Sender:
             self.line.session.send(wire.Prove(self.number, self.cell, batch))
             self.asking += 1
 
-    def _take(self, message: wire.ServerMessage, half: Half, prove: bool, counts: bool) -> None:
+    def _take(self, message: wire.ServerMessage) -> None:
+        tally = self.tally
         if isinstance(message, wire.Receipt):
             for item in message.items:
                 if item.id not in self.in_flight:
@@ -152,35 +169,40 @@ class Sender:
                 self.in_flight.discard(item.id)
                 if item.code >= wire.Code.STALE:
                     raise PeerError(f"an envelope was refused: {wire.Code(item.code).name}")
-                half.accepted += counts
-                half.answered += 1
-                if prove:
+                tally.half.accepted += 1
+                if tally.prove:
+                    tally.owed += 1
                     self.to_prove.append(wire.Wanted(item.id, item.code, item.position))
         elif isinstance(message, wire.Proof):
             self.asking -= 1
-            half.unproven += len(message.missing)
+            tally.unproven += len(message.missing)
             for block in message.blocks:
-                half.proven += len(block.items)
-                half.blocks += 1
+                tally.owed -= len(block.items)
+                tally.proven += len(block.items)
+                tally.half.proven += len(block.items)
+                tally.half.blocks += 1
                 if self.verified < VERIFIED:
                     self.verified += 1
                     verify_block(block, self.root, certify)
 
 
 class Bench:
-    """A cell, with senders that stay connected."""
+    """A cell, with senders that never stop."""
 
-    def __init__(self, target: LocalTarget, senders: list[Sender]) -> None:
+    def __init__(self, target: LocalTarget, tally: Tally) -> None:
         self._target = target
-        self._senders = senders
+        self._tally = tally
 
     async def half(self, seconds: float, prove: bool) -> Half:
-        half = Half(seconds=seconds)
-        before = self._cpu()
-        async with trio.open_nursery() as nursery:
-            for sender in self._senders:
-                nursery.start_soon(sender.play, half, seconds, prove)
-        half.node_cpu_s = self._cpu() - before
+        """What comes in so many seconds, with or without receipts."""
+        self._tally.prove = prove
+        await trio.sleep(_TURN_S)
+        half = self._tally.half = Half()
+        nodes, load, begun = self._cpu(), time.process_time(), trio.current_time()
+        await trio.sleep(seconds)
+        self._tally.half = Half()
+        half.seconds = trio.current_time() - begun
+        half.node_cpu_s, half.load_cpu_s = self._cpu() - nodes, time.process_time() - load
         return half
 
     def _cpu(self) -> float:
@@ -196,52 +218,56 @@ async def connect(endpoint: Endpoint, device: Enrolled) -> Line:
 async def measure(
     directory: Path, nodes: int, rounds: int, seconds: float, senders: int, window: int, noise: bool = False
 ) -> list[tuple[Half, Half]]:
-    """Rounds of (without, with); with `noise`, without in both halves: how far two of the same are apart."""
+    """Rounds of (without, with); with `noise`, without in both halves: how far two of the same are apart. Raises
+    PeerError where a receipt does not come, and as local_target."""
     now = RealEnv().clock.wall_ms()
     async with local_target(directory, False, nodes) as target:
         users = [enrol(target.home, 1, number, now) for number in range(senders + 20)]
         endpoints = target.endpoints
         lines = [await connect(endpoints[at % len(endpoints)], user) for at, user in enumerate(users)]
+        for line in lines[senders:]:  # enrolled by that, and away from now on
+            await line.close()
         recipients = [user.user for user in users[senders:]]
         root = target.layout.home.root(now)
-        bench = Bench(target, [
-            Sender(line, recipients, target.home.cell, root, window) for line in lines[:senders]
-        ])  # fmt: skip
-        for line in lines[senders:]:
-            await line.close()
-        await bench.half(min(3.0, seconds), prove=True)
+        tally = Tally()
         played = []
-        orders = [number % 2 == 0 for number in range(rounds)]
-        Random(1).shuffle(orders)  # what comes back in turns (a checkpoint, say) meets both
-        for number in range(rounds):
-            order = (False, True) if orders[number] else (True, False)
-            halves = {prove: await bench.half(seconds, prove and not noise) for prove in order}
-            played.append((halves[False], halves[True]))
-            click.echo(told(*played[-1]))
+        async with trio.open_nursery() as nursery:
+            for line in lines[:senders]:
+                sender = Sender(line, recipients, target.home.cell, root, window, tally)
+                nursery.start_soon(sender.play)
+            bench = Bench(target, tally)
+            await bench.half(min(3.0, seconds), prove=True)
+            for order in orders(rounds):
+                halves = {prove: await bench.half(seconds, prove and not noise) for prove in order}
+                played.append((halves[False], halves[True]))
+                click.echo(told(*played[-1]))
+            tally.sending = False
+            nursery.cancel_scope.deadline = trio.current_time() + _SETTLE_S
+        if tally.owed or tally.unproven or nursery.cancel_scope.cancelled_caught:
+            raise PeerError(
+                f"{tally.owed} receipts did not come, {tally.unproven} of them were refused",
+                "Look at the logs of the nodes",
+            )
         return played
+
+
+def orders(rounds: int) -> list[tuple[bool, bool]]:
+    """Which half of each round comes first, either as often: what comes in turns (a checkpoint, say) meets both."""
+    first = [number % 2 == 0 for number in range(rounds)]
+    Random(1).shuffle(first)
+    return [(not prove, prove) for prove in first]
 
 
 def told(without: Half, with_: Half) -> str:
     return (
-        f"without {without.rate:7.0f}/s   with {with_.rate:7.0f}/s   ratio {with_.rate / without.rate:.3f}"
-        f"   nodes' CPU an envelope {_each(without):.0f} and {_each(with_):.0f} µs"
-        f"   proven {with_.proven}, not {with_.unproven}, {with_.proven / max(1, with_.blocks):.0f} a block"
+        f"without {without.rate:7.0f}/s   with {with_.rate:7.0f}/s   ratio {_ratio(with_.rate, without.rate):.3f}"
+        f"   nodes' CPU an envelope {without.cpu_us:.0f} and {with_.cpu_us:.0f} µs"
+        f"   proven {with_.proven}, {with_.proven / max(1, with_.blocks):.0f} a block"
     )
 
 
-def _each(half: Half) -> float:
-    return half.node_cpu_s / max(1, half.answered) * 1e6
-
-
-def _sum(halves: Iterable[Half]) -> Half:
-    halves = list(halves)
-    return Half(answered=sum(half.answered for half in halves), node_cpu_s=sum(half.node_cpu_s for half in halves))
-
-
-def _best(played: Sequence[tuple[Half, Half]], side: int) -> float:
-    """The mean rate of the best quarter of a side's halves: other programs only ever slow one down."""
-    rates = sorted((pair[side].rate for pair in played), reverse=True)
-    return statistics.mean(rates[: -(-len(rates) // 4)])
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else math.inf
 
 
 def _mean(ratios: Sequence[float]) -> tuple[float, float]:
@@ -253,26 +279,33 @@ def _mean(ratios: Sequence[float]) -> tuple[float, float]:
 
 
 def summary(played: Iterable[tuple[Half, Half]]) -> dict[str, Any]:
-    """Ratios of the rounds, and over all of them."""
+    """Rates, CPU an envelope, and ratios of with to without. Raises PeerError where nothing was accepted in a half."""
     played = list(played)
-    ratios = [with_.rate / without.rate for without, with_ in played]
-    without, with_ = (sum(pair[side].rate for pair in played) / len(played) for side in (0, 1))
+    if any(not half.accepted for pair in played for half in pair):
+        raise PeerError("a half passed in which nothing was accepted", "Give longer halves: --seconds")
+    sides = [
+        {
+            "per_s": round(sum(half.accepted for half in side) / sum(half.seconds for half in side)),
+            "node_cpu_us": round(sum(half.node_cpu_s for half in side) / sum(half.accepted for half in side) * 1e6, 1),
+            "load_cpu_us": round(sum(half.load_cpu_s for half in side) / sum(half.accepted for half in side) * 1e6, 1),
+        }
+        for side in zip(*played, strict=True)
+    ]
     return {
-        "without_per_s": round(without), "with_per_s": round(with_), "ratio": round(with_ / without, 4),
-        "ratio_median": round(statistics.median(ratios), 4),
-        "ratio_best": round(_best(played, 1) / _best(played, 0), 4),
-        "ratios": [round(ratio, 4) for ratio in ratios],
-        "proven": sum(with_.proven for _, with_ in played), "unproven": sum(with_.unproven for _, with_ in played),
-        "node_cpu_us": [round(_each(_sum(side)), 1) for side in zip(*played, strict=True)],
-        "ratio_mean": _mean(ratios),
-        "node_cpu_ratio_mean": _mean([_each(with_) / _each(without) for without, with_ in played]),
+        "without": sides[0], "with": sides[1],
+        "ratio": round(sides[1]["per_s"] / sides[0]["per_s"], 4),
+        "ratio_mean": _mean([with_.rate / without.rate for without, with_ in played]),
+        "node_cpu_ratio": round(sides[1]["node_cpu_us"] / sides[0]["node_cpu_us"], 4),
+        "node_cpu_ratio_mean": _mean([with_.cpu_us / without.cpu_us for without, with_ in played]),
+        "proven": sum(with_.proven for _, with_ in played),
+        "rounds": [[round(half.rate) for half in pair] for pair in played],
     }  # fmt: skip
 
 
 @click.command()
 @click.option("--nodes", type=click.Choice(["1", "3"]), default="3", show_default=True)
-@click.option("--rounds", default=8, show_default=True)
-@click.option("--seconds", default=5.0, show_default=True, help="Of each half of a round.")
+@click.option("--rounds", default=150, show_default=True)
+@click.option("--seconds", default=0.8, show_default=True, help="That are counted of each half of a round.")
 @click.option("--senders", default=3, show_default=True)
 @click.option("--window", default=512, show_default=True, help="Envelopes in flight, of each sender.")
 @click.option("--noise", is_flag=True, help="Ask for no receipts in either half: how far two of the same are apart.")
@@ -285,15 +318,16 @@ def main(
         directory = Path(scratch)
         try:
             played = trio.run(measure, directory / "run", int(nodes), rounds, seconds, senders, window, noise)
+            found = summary(played) | {"machine": describe_machine(directory)}
         except* PosthouseError as group:
             raise click.ClickException("\n".join(str(error) for error in group.exceptions)) from None
-        found = summary(played) | {"machine": describe_machine(directory)}
-    click.echo(f"over all: {found['ratio']:.3f} of the throughput, median of the rounds {found['ratio_median']:.3f},"
-               f" best quarter of the halves {found['ratio_best']:.3f};"
-               f" nodes' CPU an envelope {found['node_cpu_us'][0]:.0f}"
-               f" and {found['node_cpu_us'][1]:.0f} µs")
-    for what, name in (("throughput", "ratio_mean"), ("nodes' CPU an envelope", "node_cpu_ratio_mean")):
-        click.echo(f"{what}: {found[name][0]:.3f} ± {found[name][1]:.3f} (mean of the rounds, standard error)")
+    for name in ("without", "with"):
+        side = found[name]
+        cpu = f"CPU an envelope: nodes {side['node_cpu_us']} µs, load {side['load_cpu_us']} µs"
+        click.echo(f"{name:8}{side['per_s']}/s, {cpu}")
+    for what, name in (("throughput", "ratio"), ("nodes' CPU an envelope", "node_cpu_ratio")):
+        mean, error = found[f"{name}_mean"]
+        click.echo(f"{what}: {found[name]:.3f} over all, {mean:.3f} ± {error:.3f} (mean of the rounds, standard error)")
     if json_path is not None:
         json_path.write_text(json.dumps(found, indent=2) + "\n")
 

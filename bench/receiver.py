@@ -17,6 +17,7 @@ from collections import Counter
 
 from bench.accounts import Latencies, Ledger
 from bench.client import Net
+from bench.device import Device
 from bench.dialect import Hearing
 from bench.peers.clients import Subscribers
 from bench.pipes import Cost, Go, Plan, Progress, Receive, Received, Stop, Subscribe, ToWorker
@@ -147,6 +148,17 @@ def parse_us(net: Net, hearing: Hearing, plan: Plan) -> float:
     return (time.process_time_ns() - start_ns) / 1000 / (len(frames) * len(recipients))
 
 
+class Idler:
+    """Is connected, and gets nothing."""
+
+    def live(self) -> None:
+        """See bench.device.Reader."""
+
+    def read(self, messages: list[bytes], now_ns: int) -> int:
+        """See bench.device.Reader."""
+        return 0
+
+
 class Receiver:
     """What the process does: obeys the bench."""
 
@@ -156,16 +168,21 @@ class Receiver:
         self._tally: Tally | None = None
         self._plan: Plan | None = None
         self._recipients: list[Recipient] = []
+        self._clients = 0
 
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Receive | Subscribe):
             hearing: Hearing = Members(order) if isinstance(order, Receive) else Subscribers(order)
-            self._plan = order.plan
-            self._net = Net(self.process.hub, order.plan.endpoints, order.plan.seed)
+            self._plan = plan = order.plan
+            self._net = Net(self.process.hub, plan.endpoints, plan.seed, narrow=plan.stall_ns is not None)
             self._tally = Tally(order.plan, hearing)
             self._recipients = [Recipient(self._net, self._tally, place) for place in range(hearing.recipients)]
             for recipient in self._recipients:
                 self._net.add(recipient.client)
+            idle = order.idle if isinstance(order, Receive) else ()
+            for place, device in enumerate(idle):
+                self._net.add(Device(self._net, device, Idler(), place))
+            self._clients = len(idle) + len(self._recipients)
             self.process.report(self._caught_up, self._progress)
         elif isinstance(order, Go):
             gc.collect()
@@ -174,6 +191,10 @@ class Receiver:
                 at_ns, for_ns = self._plan.away_ns
                 self.process.hub.at(order.start_ns + at_ns, self._leave)
                 self.process.hub.at(order.start_ns + at_ns + for_ns, self._come_back)
+            if self._plan is not None and self._plan.stall_ns is not None:
+                at_ns, for_ns = self._plan.stall_ns
+                self.process.hub.at(order.start_ns + at_ns, self._stall)
+                self.process.hub.at(order.start_ns + at_ns + for_ns, self._read_again)
         elif isinstance(order, Stop):
             self.process.end(self._result())
 
@@ -183,13 +204,24 @@ class Receiver:
             recipient.caught_up = False
         self._net.leave()
 
+    def _stall(self) -> None:
+        assert self._net is not None
+        self._net.deafen(True)
+
+    def _read_again(self) -> None:
+        assert self._net is not None and self._tally is not None
+        self._tally.returned_ns = self._tally.live_ns = time.monotonic_ns()
+        self._net.deafen(False)
+
     def _come_back(self) -> None:
         assert self._net is not None and self._tally is not None
         self._tally.returned_ns = time.monotonic_ns()
         self._net.come_back()
 
     def _caught_up(self) -> bool:
-        return all(recipient.caught_up for recipient in self._recipients)
+        """Everybody is served, and has what waited."""
+        assert self._net is not None
+        return self._net.live == self._clients and all(recipient.caught_up for recipient in self._recipients)
 
     def _progress(self) -> Progress:
         assert self._net is not None and self._tally is not None

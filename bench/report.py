@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.table import Table
 
+from bench import together
 from bench.accounts import exact_ms, histogram_ms, lost_deliveries, merge, percentile_curve
 from bench.machine import describe_machine, describe_versions
 from bench.pipes import Cost
@@ -66,6 +68,7 @@ def summarize(raw: Raw, canary: dict[str, Any] | None, data: Path) -> dict[str, 
         "nodes": scenario.nodes,
         "failover_ms": next((kill["failover_ms"] for kill in kills), None),
         "kills": kills,
+        "drains": [together.drained(drain, start_ns, schedule) for drain in raw.drains],
         "away": _away(raw),
         "node_cpu_s": round(raw.meter.cpu_s, 2),
         "each_node": _each_node(raw),
@@ -176,23 +179,35 @@ def _per_item(costs: list[Cost]) -> dict[str, float]:
 
 def verdict(report: dict[str, Any]) -> list[str]:
     """Why the run does not pass; empty when it does."""
-    wrong = [f"{report[key]} {key}" for key in NEVER if report[key]]
+    wrong = [f"{report[key]} {key}" for key in NEVER if report[key]] + list(_too_slow(report))
+    for one in (*report.get("also", ()), *filter(None, [report.get("quiet")])):
+        wrong += [f"{one['scenario']['name']}: {line}" for line in _too_slow(one)]
+    return wrong + list(together.wrong(report))
+
+
+def _too_slow(report: dict[str, Any]) -> Iterator[str]:
     if away := report.get("away"):  # then the end of the run says nothing about the rate
-        return [*wrong, *(["not all devices came back"] if away["caught_up_ms"] is None else [])]
-    if report["achieved_per_s"] < ENOUGH * report["offered_per_s"]:
-        wrong.append(
+        if away["caught_up_ms"] is None:
+            yield "not all devices came back"
+        return
+    stalled = report.get("scenario", {}).get("stall_at") is not None
+    if not stalled and report["achieved_per_s"] < ENOUGH * report["offered_per_s"]:
+        yield (
             f"only {report['achieved_per_s']:.1f} of {report['offered_per_s']:.1f} messages a second were achieved "
             f"(below {ENOUGH:.0%}): the latencies are those of a growing queue"
         )
-    return wrong
 
 
 def _shape(report: dict[str, Any]) -> str:
     """Who sends to whom."""
-    recipients, groups = report["recipients"], report["scenario"].get("groups", 1)
-    if report["scenario"].get("pairs"):
-        return f"{recipients} pairs, 1 → 1"
-    return f"1 → {recipients}" if groups == 1 else f"{groups} groups, 1 → {recipients // groups} each"
+    scenario = report["scenario"]
+    recipients, groups = report["recipients"], scenario.get("groups", 1)
+    if scenario.get("pairs"):
+        shape = f"{recipients} pairs, 1 → 1"
+    else:
+        shape = f"1 → {recipients}" if groups == 1 else f"{groups} groups, 1 → {recipients // groups} each"
+    idle = f" and {scenario['idle']} idle" if scenario.get("idle") else ""
+    return shape + idle + (" abroad" if scenario.get("abroad") else "")
 
 
 def make_table(report: dict[str, Any]) -> Table:
@@ -209,6 +224,10 @@ def make_table(report: dict[str, Any]) -> Table:
         ("ack_ms", "to the receipt, ms"),
     ):
         cells = (report[key].get(name) for name in ("p50", "p90", "p99", "p999", "max"))
+        table.add_row(label, *("–" if cell is None else f"{cell:.2f}" for cell in cells))
+    for one in (*filter(None, [report.get("quiet")]), *report.get("also", ())):
+        label = f"{one['scenario']['name']} ({_shape(one)} at {one['offered_per_s']:g}/s)"
+        cells = (one["latency_ms"].get(name) for name in ("p50", "p90", "p99", "p999", "max"))
         table.add_row(label, *("–" if cell is None else f"{cell:.2f}" for cell in cells))
     return table
 
@@ -250,6 +269,7 @@ def describe(report: dict[str, Any]) -> list[str]:
     if kills:
         lines += [_describe_kill(kill) for kill in kills]
         lines.append(f"{report['resubmitted']} submitted again after {len(kills)} kill(s)")
+    lines += together.describe(report)
     if report["refused"]:
         lines.append("refused: " + ", ".join(f"{count} {name}" for name, count in report["refused"].items()))
     if report["canary"]:

@@ -13,12 +13,12 @@ import msgspec
 import trio
 
 from bench.cast import Cast, cast_members, cast_subscribers
-from bench.machine import Meter
+from bench.machine import Meter, rss_mib
 from bench.phases import Acks
 from bench.pipes import Go, Progress, Received, Sent, ToWorker
 from bench.samples import Samples, since
 from bench.scenario import NS, Scenario
-from bench.target import Stage, Target
+from bench.target import FOLLOWER, Stage, Target
 from bench.workers import Worker, work
 from relay.core.wire import Code
 from relay.errors import PosthouseError
@@ -45,12 +45,14 @@ class Status:
 
 @dataclass(slots=True)
 class Kill:
-    """A node that was killed at `at_ns`, and served again at `back_ns` (0: not). Times of the monotonic clock."""
+    """A node that was killed at `at_ns`, and served again at `back_ns` (0: not). Times of the monotonic clock. One that
+    was told to stop had gone at `gone_ns`."""
 
     node: str
     led: bool
     at_ns: int
     back_ns: int = 0
+    gone_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ class Raw:
     meter: Meter
     kills: list[Kill] = field(default_factory=list)
     counted: Mapping[str, Samples] = field(default_factory=dict)  # by the nodes, from the first message to the last
+    drains: list[Kill] = field(default_factory=list)
+    rss_mib: tuple[float, float] = (0.0, 0.0)  # of all nodes, before the recipients came, and when all were there
 
     def last_ns(self) -> list[int]:
         """For each message the time at which the last recipient had it; 0 where some recipient never did."""
@@ -90,24 +94,44 @@ Show = Callable[[Status], None]
 async def run_bench(scenario: Scenario, target: Target, logs: Path, show: Show, quiet_s: float = QUIET_S) -> Raw:
     """Run `scenario` against `target`; worker logs go into `logs`. When nothing has moved for `quiet_s` after the last
     message was due, what is missing is lost. Raises PosthouseError when the run is void."""
-    cast = await trio.to_thread.run_sync(cast_members, scenario, target)
-    return await _carry_out(scenario, target, cast, logs, show, quiet_s, target)
+    return (await run_loads([scenario], target, logs, show, quiet_s))[0]
+
+
+async def run_loads(
+    scenarios: Sequence[Scenario], target: Target, logs: Path, show: Show, quiet_s: float = QUIET_S
+) -> list[Raw]:
+    """The same with several loads at the same time; what happens to nodes, and what is shown, is the first one's."""
+    casts = [await trio.to_thread.run_sync(cast_members, scenario, target) for scenario in scenarios]
+    with unwrapped():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(target.died)
+            runs = []
+            for number, (scenario, cast) in enumerate(zip(scenarios, casts, strict=True)):
+                prefix = f"load-{number}-" if number else ""
+                run = _Run(scenario, target, logs, _quietly if number else show, quiet_s, nursery, target, prefix)
+                await run.prepare(cast)
+                runs.append(run)
+            start_ns = time.monotonic_ns() + _LEAD_NS
+            async with trio.open_nursery() as playing:
+                for run in runs:
+                    playing.start_soon(run.play, start_ns)
+            raws = [await run.finish(start_ns) for run in runs]
+            nursery.cancel_scope.cancel()
+    return raws
 
 
 async def run_peer(
     scenario: Scenario, peer: str, stage: Stage, logs: Path, show: Show, quiet_s: float = QUIET_S
 ) -> Raw:
     """The same with the peer of that name (bench.peers) on the stage."""
-    return await _carry_out(scenario, stage, cast_subscribers(scenario, peer, stage.endpoints), logs, show, quiet_s)
-
-
-async def _carry_out(
-    scenario: Scenario, stage: Stage, cast: Cast, logs: Path, show: Show, quiet_s: float, victims: Target | None = None
-) -> Raw:
     with unwrapped():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stage.died)
-            raw = await _Run(scenario, stage, logs, show, quiet_s, nursery, victims).carry_out(cast)
+            run = _Run(scenario, stage, logs, show, quiet_s, nursery)
+            await run.prepare(cast_subscribers(scenario, peer, stage.endpoints))
+            start_ns = time.monotonic_ns() + _LEAD_NS
+            await run.play(start_ns)
+            raw = await run.finish(start_ns)
             nursery.cancel_scope.cancel()
     return raw
 
@@ -141,31 +165,49 @@ def unwrapped() -> Iterator[None]:
 class _Run:
     def __init__(
         self, scenario: Scenario, stage: Stage, logs: Path, show: Show, quiet_s: float, nursery: trio.Nursery,
-        victims: Target | None = None,
+        victims: Target | None = None, prefix: str = "",
     ) -> None:  # fmt: skip
-        self._scenario, self._stage, self._logs, self._show, self._nursery = scenario, stage, logs, show, nursery
-        self._victims = victims
+        self._scenario, self._stage, self._logs, self._nursery = scenario, stage, logs, nursery
+        self._show, self._victims, self._prefix = show, victims, prefix
         self._quiet_ns = int(quiet_s * NS)
         self._meter = Meter()
         self._kills: list[Kill] = []
+        self._drains: list[Kill] = []
         self._counted: dict[str, Samples] = {}
         self._receivers: list[Worker] = []
+        self._senders: list[Worker] = []
+        self._rss_mib = (0.0, 0.0)
 
-    async def carry_out(self, cast: Cast) -> Raw:
+    async def prepare(self, cast: Cast) -> None:
+        """Everybody is there, and may begin."""
+        before = self._resident()
         for number, order in enumerate(cast.receivers):
             self._receivers.append(await self._start("bench.receiver", f"receiver-{number}", order))
         await self._ready(self._receivers, "connecting")
-        sender = await self._start("bench.sender", "sender", cast.sender)
-        await self._ready([sender], "getting ready to send")
-        start_ns = time.monotonic_ns() + _LEAD_NS
-        for worker in [sender, *self._receivers]:
+        self._rss_mib = before, self._resident()
+        self._senders.append(await self._start("bench.sender", "sender", cast.sender))
+        await self._ready(self._senders, "getting ready to send")
+
+    def _resident(self) -> float:
+        return sum(map(rss_mib, self._stage.pids.values()))
+
+    async def play(self, start_ns: int) -> None:
+        """From `start_ns` on, until everything came, or nothing moves any more."""
+        for worker in [*self._senders, *self._receivers]:
             await worker.tell(Go(start_ns))
-        await self._drive(sender, start_ns)
-        for worker in [sender, *self._receivers]:
+        await self._drive(self._senders[0], start_ns)
+
+    async def finish(self, start_ns: int) -> Raw:
+        """What came of it."""
+        for worker in [*self._senders, *self._receivers]:
             await worker.finish()
         received = [worker.result for worker in self._receivers if isinstance(worker.result, Received)]
-        assert isinstance(sender.result, Sent)
-        return Raw(self._scenario, start_ns, sender.result, received, self._meter, self._kills, self._counted)
+        sent = self._senders[0].result
+        assert isinstance(sent, Sent)
+        return Raw(
+            self._scenario, start_ns, sent, received, self._meter, self._kills, self._counted, self._drains,
+            self._rss_mib,
+        )  # fmt: skip
 
     async def fill(self, cast: Cast) -> int:
         """Let the recipients show themselves and go, then send to them; until everything is answered, or nothing is any
@@ -188,11 +230,12 @@ class _Run:
         return sum(0 < code < Code.STALE for code in sender.result.codes)
 
     async def _start(self, module: str, name: str, order: ToWorker) -> Worker:
-        worker: Worker = await self._nursery.start(work, module, name, order, self._logs)
+        worker: Worker = await self._nursery.start(work, module, self._prefix + name, order, self._logs)
         return worker
 
     async def _ready(self, workers: Sequence[Worker], phase: str) -> None:
-        with trio.move_on_after(_CONNECT_S * (1 + self._scenario.recipients / 1000)) as scope:
+        devices = self._scenario.recipients + self._scenario.idle
+        with trio.move_on_after(_CONNECT_S * (1 + devices / 1000)) as scope:
             for worker in workers:
                 while not worker.ready.is_set():
                     self._show(self._status(phase))
@@ -214,6 +257,9 @@ class _Run:
             if scenario.kill_at is not None:
                 assert self._victims is not None, "nobody to kill"
                 nursery.start_soon(self._kill, self._victims, measured_ns + int(scenario.kill_at * NS))
+            if scenario.drain_at is not None:
+                assert self._victims is not None, "nobody to stop"
+                nursery.start_soon(self._drain, self._victims, measured_ns + int(scenario.drain_at * NS))
             end_ns = start_ns + schedule.offset_ns(schedule.total)
             seen: list[Progress] = []
             moved_ns = 0
@@ -246,6 +292,18 @@ class _Run:
             await target.restart(node)
             kill.back_ns = time.monotonic_ns()
 
+    async def _drain(self, target: Target, when_ns: int) -> None:
+        """A node that does not lead is told to stop, as for an update, and comes back."""
+        await _until(when_ns)
+        node, leads = await target.choose(FOLLOWER)
+        self._meter.leave(node, target.pids[node])
+        drain = Kill(node, leads, time.monotonic_ns())
+        self._drains.append(drain)
+        await target.stop(node)
+        drain.gone_ns = time.monotonic_ns()
+        await target.restart(node)
+        drain.back_ns = time.monotonic_ns()
+
     def _status(self, phase: str, start_ns: int = 0, sender: Worker | None = None) -> Status:
         schedule = self._scenario.schedule
         return Status(
@@ -256,6 +314,10 @@ class _Run:
             deliveries=sum(worker.progress.count for worker in self._receivers),
             accepted=sender.progress.accepted if sender is not None else 0,
         )
+
+
+def _quietly(status: Status) -> None:
+    """For loads beside the one that is shown."""
 
 
 async def _until(when_ns: int) -> None:

@@ -23,6 +23,13 @@ _STEPS = 32  # of a sweep; each takes as long as a run
 _STREAMS = 900  # each has a sender of its own, and one process waits for all of them with select: 1,024 at most
 _INTERVALS = 120  # points of a curve over time; more than a page has room for says no more
 _MIN_BODY = 32  # bytes; sequence number and time need up to 23
+_AFTER = 10.0  # seconds after the last message was due that some may still not read; the run waits a bit longer
+_LOADS = 8  # at a time; each has processes of its own
+_SHARED = ("nodes", "tls", "seconds", "warm_up", "size", "link_ms")  # what the loads of a scenario have from it
+_OWN = (
+    "name", "recipients", "rate", "size", "generators", "groups", "pairs", "members", "abroad", "idle", "trickle",
+    "away_at", "away_for", "stall_at", "stall_for",
+)  # fmt: skip
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +66,37 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, or nothing")
     ] = None
     away_for: Annotated[float, Meta(ge=0, le=3600, description="seconds that all recipients are away, 0 to 3600")] = 0.0
+    members: Annotated[
+        int, Meta(ge=0, le=MAX_MEMBERS, description=f"members of the group, most of them never there, to {MAX_MEMBERS}")
+    ] = 0
+    idle: Annotated[
+        int, Meta(ge=0, le=3 * MAX_CONNECTIONS, description=f"further devices, 0 to {3 * MAX_CONNECTIONS}")
+    ] = 0
+    stall_at: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, or nothing")
+    ] = None
+    stall_for: Annotated[float, Meta(ge=0, le=3600, description="seconds that nobody reads, 0 to 3600")] = 0.0
+    trickle: Annotated[bool, Meta(description="true or false")] = False
+    link_ms: Annotated[
+        Annotated[float, Meta(ge=0, le=2_000)] | None, Meta(description="round trip to another region, ms, up to 2000")
+    ] = None
+    abroad: Annotated[bool, Meta(description="true or false")] = False
+    drain_at: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, below `seconds`")
+    ] = None
+    also: Annotated[
+        tuple[dict[str, Any], ...], Meta(max_length=_LOADS, description=f"tables, up to {_LOADS}: [[also]]")
+    ] = ()
+    alone: Annotated[bool, Meta(description="true or false")] = False
+    bound_ratio: Annotated[
+        float, Meta(gt=1, le=100, description="how many times p99 may be with the others there, above 1, up to 100")
+    ] = 2.0
+    bound_kib: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="KiB of memory for a connection, or nothing")
+    ] = None
+    bound_adds_ms: Annotated[
+        float, Meta(gt=0, le=60_000, description="ms that p50 may be above the link's round trip, up to 60000")
+    ] = 5.0
     sweep_recipients: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=_RECIPIENTS)], ...],
         Meta(max_length=_STEPS, description=f"a list of up to {_STEPS} numbers of recipients, each 1 to {_RECIPIENTS}"),
@@ -86,10 +124,35 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def away_ns(self) -> tuple[int, int] | None:
         """When after the start all recipients leave, and how long they stay away; None where they stay."""
-        if self.away_at is None:
+        return self._stretch(self.away_at, self.away_for)
+
+    @property
+    def stall_ns(self) -> tuple[int, int] | None:
+        """The same for when they read nothing."""
+        return self._stretch(self.stall_at, self.stall_for)
+
+    def _stretch(self, at: float | None, seconds: float) -> tuple[int, int] | None:
+        if at is None:
             return None
         schedule = self.schedule
-        return schedule.offset_ns(schedule.first_measured) + int(self.away_at * NS), int(self.away_for * NS)
+        return schedule.offset_ns(schedule.first_measured) + int(at * NS), int(seconds * NS)
+
+    @property
+    def connections(self) -> int:
+        """Clients of all loads: who receives, who idles, who sends."""
+        return sum(load.recipients + load.idle + load.streams for load in self.loads)
+
+    @property
+    def loads(self) -> tuple[Scenario, ...]:
+        """What runs at the same time: this scenario's own load first, then those of `also`."""
+        if not self.also:
+            return (self,)
+        shared = {key: getattr(self, key) for key in _SHARED} | {"canary_rate": 0.0, "floors": False}
+        others = (
+            Scenario(**{"name": f"load {number}", **shared, "seed": self.seed + number, **changes})
+            for number, changes in enumerate(self.also, 1)
+        )
+        return (msgspec.structs.replace(self, also=()), *others)
 
     @property
     def schedule(self) -> Schedule:
@@ -134,6 +197,12 @@ class Schedule:
 
 
 def _check(source: str, given: Mapping[str, Any]) -> Scenario:
+    if findings := _findings(given):
+        raise ConfigError(source, findings)
+    return msgspec.convert(dict(given), Scenario)
+
+
+def _findings(given: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     hints = get_type_hints(Scenario, include_extras=True)
     findings: list[tuple[str, str, str]] = []
     for key in given:
@@ -150,10 +219,10 @@ def _check(source: str, given: Mapping[str, Any]) -> Scenario:
             except msgspec.ValidationError as error:
                 findings.append((key, f"{given[key]!r}: {error}".rstrip("."), f"Give {get_args(hint)[1].description}"))
     if not findings:
+        findings += _also_findings(given)
+    if not findings:
         findings += _together(given)
-    if findings:
-        raise ConfigError(source, findings)
-    return msgspec.convert(dict(given), Scenario)
+    return findings
 
 
 def _together(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
@@ -183,7 +252,9 @@ def _together(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     if scenario.away_at is not None and (scenario.versus or scenario.backlog):
         yield "away_at", "has no meaning for this scenario", "Leave it out"
     yield from _streams_together(scenario)
+    yield from _stays_together(scenario)
     yield from _sweep_together(scenario)
+    yield from _loads_together(scenario)
     if scenario.rate * (scenario.seconds + scenario.warm_up) < 1:
         yield "rate", "no message would be sent", "Raise rate or seconds"
 
@@ -201,6 +272,50 @@ def _streams_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:
         yield "rate", "not everybody would get a message", "Raise rate or seconds, or have fewer pairs or groups"
     if (scenario.pairs or groups > 1) and scenario.backlog:
         yield "pairs" if scenario.pairs else "groups", "has no meaning for this scenario", "Leave it out"
+
+
+def _stays_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:
+    """Who is there, and where: members, idlers, those who stall; nodes that go."""
+    if scenario.members and (scenario.pairs or scenario.groups > 1):
+        yield "members", "of which group?", "Have one group, or leave it out"
+    elif scenario.members and scenario.members <= max(scenario.sweep_recipients or (scenario.recipients,)):
+        yield "members", "fewer than recipients and their sender", f"Choose more than {scenario.recipients}"
+    if scenario.stall_at is None and scenario.stall_for:
+        yield "stall_for", "nobody stalls", "Give stall_at, or leave it out"
+    elif scenario.stall_at is not None and scenario.stall_at + scenario.stall_for > scenario.seconds + _AFTER:
+        most = scenario.seconds + _AFTER
+        yield "stall_at", "they would read again long after the end", f"Read again after {most:g} seconds at most"
+    if scenario.stall_at is not None and scenario.away_at is not None:
+        yield "stall_at", "stands beside away_at", "Choose one of them"
+    if scenario.abroad and scenario.link_ms is None:
+        yield "abroad", "there is no other region", "Give link_ms"
+    if scenario.drain_at is not None and (scenario.nodes == 1 or scenario.drain_at >= scenario.seconds):
+        yield "drain_at", "needs another node, and time", f"Choose 3 nodes, and less than {scenario.seconds} seconds"
+
+
+def _loads_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:
+    if scenario.alone and not scenario.also:
+        yield "alone", "there is nothing else", "Give [[also]], or leave it out"
+    plain = not (scenario.versus or scenario.backlog or scenario.sweep_rate or scenario.sweep_recipients)
+    composed = ("also", "link_ms", "drain_at", "stall_at", "idle", "trickle", "members")
+    for key in composed if not plain else ():
+        if getattr(scenario, key) not in (None, 0, ()):
+            yield key, "has no meaning for this scenario", "Leave it out"
+    most = MAX_CONNECTIONS * scenario.nodes
+    if scenario.nodes in SIZES and scenario.connections > most:
+        yield "idle", f"{scenario.connections} connections", f"{scenario.nodes} node(s) take {most} at most"
+
+
+def _also_findings(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """Mistakes in the other loads."""
+    shared = {key: given[key] for key in _SHARED if key in given}
+    for number, changes in enumerate(given.get("also", ()), 1):
+        for key in changes:
+            if key not in _OWN:
+                yield f"also {number}: {key}", "no key of a further load", f"Known: {', '.join(_OWN)}"
+        if set(changes) <= set(_OWN):
+            for key, what, remedy in _findings({"name": "also", **shared, **changes}):
+                yield f"also {number}: {key}", what, remedy
 
 
 def _sweep_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:

@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import backlog, compared, report, sweep, versus
+from bench import backlog, compared, contest, report, sweep, versus
 
 
 def _kind(result: dict[str, Any]) -> ModuleType:
     scenario = result["scenario"]
     if result.get("sweep"):
-        return sweep
+        return contest if result.get("comparison") else sweep
     if result.get("comparison"):
         return compared
     return versus if scenario.get("versus") else backlog if scenario.get("backlog") else report

@@ -21,6 +21,8 @@ from relay.errors import ProtocolError
 from relay.limits import KIB
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_NARROW = 4 * KIB  # bytes of a narrow connection's window
+_SEGMENT = 536  # bytes, the least that TCP takes (RFC 9293 3.7.1): the sender's buffer grows with it
 _RECV = 256 * KIB  # bytes asked for in one recv: what a busy socket collects between two rounds of the loop
 
 
@@ -123,7 +125,8 @@ class Connection(Generic[LineT]):
     """A line over one socket."""
 
     __slots__ = (
-        "_connecting", "_context", "_endpoint", "_events", "_handshaking", "_hub", "_owner", "_sock", "line",
+        "_connecting", "_context", "_deaf", "_endpoint", "_events", "_handshaking", "_hub", "_owner", "_sock", "closed",
+        "line",
     )  # fmt: skip
 
     def __init__(
@@ -133,12 +136,18 @@ class Connection(Generic[LineT]):
         context: ssl.SSLContext | None,
         line: LineT,
         owner: Owner,
+        narrow: bool = False,
     ) -> None:
+        """`narrow`: little fits into the connection itself, so that who does not read is felt at the other end soon."""
         self._hub, self._endpoint, self._context, self.line, self._owner = hub, endpoint, context, line, owner
         family, kind, proto, _, address = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)[0]
         self._sock = socket.socket(family, kind, proto)
         self._sock.setblocking(False)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if narrow:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
+        self._deaf = self.closed = False
         self._connecting, self._handshaking = True, context is not None
         self._events = WRITE
         self._sock.connect_ex(address)
@@ -146,7 +155,7 @@ class Connection(Generic[LineT]):
 
     def flush(self) -> None:
         """Write what the line has; what does not fit waits for the socket."""
-        if self._connecting or self._handshaking or not self._events:
+        if self._connecting or self._handshaking or self.closed:
             return
         output = self.line.output
         try:
@@ -159,20 +168,36 @@ class Connection(Generic[LineT]):
             return
         self._watch(READ | WRITE if output else READ)
 
+    def deafen(self, deaf: bool) -> None:
+        """Read nothing from now on, not even that the other side has gone; or read again."""
+        self._deaf = deaf
+        if not self.closed and not self._connecting and not self._handshaking:
+            if not deaf:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECV)
+            self._watch(READ | WRITE if self.line.output else READ)
+
     def close(self) -> None:
         """Let go; nothing is called any more."""
-        if self._events:
-            self._events = 0
-            self._hub.selector.unregister(self._sock)
+        if not self.closed:
+            self._watch(0)
+            self.closed = True
             self._sock.close()
 
     def _watch(self, events: int) -> None:
-        if events != self._events:
-            self._events = events
+        """What the loop tells of: none at all where nobody reads, and nothing is to be written."""
+        events = events & ~READ if self._deaf else events
+        if events == self._events:
+            return
+        if not events:
+            self._hub.selector.unregister(self._sock)
+        elif not self._events:
+            self._hub.selector.register(self._sock, events, self._ready)
+        else:
             self._hub.selector.modify(self._sock, events, self._ready)
+        self._events = events
 
     def _lose(self, why: str) -> None:
-        if self._events:
+        if not self.closed:
             self.close()
             self._owner.lost(why)
 
@@ -182,7 +207,7 @@ class Connection(Generic[LineT]):
             return
         if mask & READ:
             self._read()
-        if mask & WRITE and self._events:
+        if mask & WRITE:
             self.flush()
 
     def _establish(self) -> None:
@@ -211,7 +236,7 @@ class Connection(Generic[LineT]):
             self.flush()
 
     def _read(self) -> None:
-        while self._events:
+        while not self.closed and not self._deaf:
             try:
                 data = self._sock.recv(_RECV)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from bench.scenario import Scenario
 from relay.errors import PosthouseError
 
 RATE, RECIPIENTS = "rate", "recipients"
-_UNITS: Final = {RATE: "messages a second", RECIPIENTS: "recipients"}
+UNITS: Final = {RATE: "messages a second", RECIPIENTS: "recipients"}
 RunOne = Callable[[Scenario, Path, Line], Awaitable[dict[str, Any]]]
 
 
@@ -34,50 +34,74 @@ def swept(scenario: Scenario) -> str:
 
 
 @dataclass
-class _Sweep:
+class Sweep:
+    """One system's. `low` is the last value that held, `high` the first rate that did not."""
+
     scenario: Scenario
-    what: str
     directory: Path
     line: Line
     run_one: RunOne
-    steps: list[dict[str, Any]]
+    name: str = ""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    low: float = 0.0
+    high: float = 0.0
 
-    async def step(self, value: float) -> bool:
-        """Run one, and say whether it held. One that is void (the cell could not even take the devices) did not."""
+    @property
+    def what(self) -> str:
+        return swept(self.scenario)
+
+    async def rise(self, value: float) -> None:
+        """The next value; nothing once a rate has not held."""
+        if self.high:
+            return
+        if await self._step(value):
+            self.low = value
+        elif self.what == RATE:
+            self.high = value
+
+    async def refine(self) -> None:
+        """Look once between the last rate that held and the first that did not."""
+        middle = round(math.sqrt(self.low * self.high), 1)
+        if self.low < middle < self.high and await self._step(middle):
+            self.low = middle
+        elif self.low < middle < self.high:
+            self.high = middle
+
+    async def _step(self, value: float) -> bool:
+        """Run one, and say whether it held. One that is void (the system could not even take the devices) did not."""
         one = msgspec.structs.replace(
             self.scenario, sweep_rate=(), sweep_recipients=(),
             **{self.what: int(value) if self.what == RECIPIENTS else value},
         )  # fmt: skip
-        self.line.stage = f"{value:g} {_UNITS[self.what]}: "
+        self.line.stage = f"{self.name}{value:g} {UNITS[self.what]}: "
         found: dict[str, Any] = {"value": value}
         try:
             found["report"] = await self.run_one(one, self.directory / f"step-{len(self.steps) + 1}", self.line)
         except PosthouseError as error:
             found["void"] = error.text
+        self.line.stage = ""
         found["held"] = _held(found, self.scenario.bound_ms)
         self.steps.append(found)
         return bool(found["held"])
 
 
-async def run_sweep(scenario: Scenario, directory: Path, line: Line, run_one: RunOne) -> dict[str, Any]:
-    """All steps; a sweep of rates ends with the first that does not hold, and looks `sweep_refine` times between it
-    and the last that did. Files go into directories in `directory`."""
-    what = swept(scenario)
-    sweep = _Sweep(scenario, what, directory, line, run_one, [])
-    low = high = 0.0
+async def run_sweeps(sweeps: Sequence[Sweep]) -> None:
+    """All steps, of all systems in turn; a sweep of rates ends with the first that does not hold, and looks
+    `sweep_refine` times between it and the last that did."""
+    scenario = sweeps[0].scenario
     for value in scenario.sweep_rate or scenario.sweep_recipients:
-        if await sweep.step(value):
-            low = value
-        elif what == RATE:
-            high = value
-            break
-    for _ in range(scenario.sweep_refine if low and high else 0):
-        middle = round(math.sqrt(low * high), 1)
-        if not low < middle < high:
-            break
-        low, high = (middle, high) if await sweep.step(middle) else (low, middle)
-    line.stage = ""
-    return _report(sweep)
+        for sweep in sweeps:
+            await sweep.rise(value)
+    for _ in range(scenario.sweep_refine):
+        for sweep in sweeps:
+            await sweep.refine()
+
+
+async def run_sweep(scenario: Scenario, directory: Path, line: Line, run_one: RunOne) -> dict[str, Any]:
+    """The sweep of one system, whole. Files go into directories in `directory`."""
+    sweep = Sweep(scenario, directory, line, run_one)
+    await run_sweeps([sweep])
+    return make_report(sweep)
 
 
 def _held(step: dict[str, Any], bound_ms: float) -> bool:
@@ -89,7 +113,8 @@ def _held(step: dict[str, Any], bound_ms: float) -> bool:
     return in_time and enough
 
 
-def _report(sweep: _Sweep) -> dict[str, Any]:
+def make_report(sweep: Sweep) -> dict[str, Any]:
+    """What came of it, with every step's own report."""
     steps = sorted(sweep.steps, key=lambda step: step["value"])
     reports = [step["report"] for step in steps if "report" in step]
     knee = None
@@ -101,7 +126,7 @@ def _report(sweep: _Sweep) -> dict[str, Any]:
     wrong = [f"{count} {key}" for key, count in totals.items() if count]
     wrong += [f"at {step['value']:g}: {step['void']}" for step in steps if "void" in step]
     if knee is None:
-        wrong.append(f"not even {steps[0]['value']:g} {_UNITS[sweep.what]} held")
+        wrong.append(f"not even {steps[0]['value']:g} {UNITS[sweep.what]} held")
     return {
         "scenario": msgspec.to_builtins(sweep.scenario),
         "sweep": sweep.what,
@@ -120,8 +145,8 @@ def _report(sweep: _Sweep) -> dict[str, Any]:
 
 def make_table(report: dict[str, Any]) -> Table:
     """The steps for a terminal."""
-    table = Table(title=f"{report['scenario']['name']}: over {_UNITS[report['sweep']]}")
-    columns = (_UNITS[report["sweep"]], "p50, ms", "p99, ms", "max, ms", "achieved/s", "CPU µs a delivery", "to floors")
+    table = Table(title=f"{report['scenario']['name']}: over {UNITS[report['sweep']]}")
+    columns = (UNITS[report["sweep"]], "p50, ms", "p99, ms", "max, ms", "achieved/s", "CPU µs a delivery", "to floors")
     for column in (*columns, "held"):
         table.add_column(column, justify="right")
     for step in report["steps"]:
@@ -138,15 +163,19 @@ def make_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def knee_of(report: dict[str, Any]) -> str:
+    """The knee, in words."""
+    bound, unit = f"p99 below {report['bound_ms']:g} ms", UNITS[report["sweep"]]
+    if report["knee"] is None:
+        return f"nothing held {bound}"
+    if report["saturated"]:
+        return f"the knee: {report['knee']:g} {unit} is the most that held {bound}"
+    return f"no knee: everything held {bound}, up to {report['knee']:g} {unit}"
+
+
 def describe(report: dict[str, Any]) -> list[str]:
     """What does not fit the table, a line each."""
-    bound, unit = f"p99 below {report['bound_ms']:g} ms", _UNITS[report["sweep"]]
-    if report["knee"] is None:
-        knee = f"nothing held {bound}"
-    elif report["saturated"]:
-        knee = f"the knee: {report['knee']:g} {unit} is the most that held {bound}"
-    else:
-        knee = f"no knee: everything held {bound}, up to {report['knee']:g} {unit}"
+    knee = knee_of(report)
     return [
         knee,
         f"lost {report['lost']}, duplicated {report['duplicated']}, reordered {report['reordered']} in all steps",

@@ -11,12 +11,11 @@ year: then the user asks again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Final, NamedTuple
 
 from msgspec import structs
-from nacl.bindings import crypto_core_ed25519_is_valid_point, crypto_scalarmult
-from nacl.exceptions import CryptoError
+from nacl.bindings import crypto_core_ed25519_is_valid_point
 from nacl.signing import SigningKey
 
 from relay.client.identity import LIFETIME
@@ -27,10 +26,21 @@ from relay.core.trust import (
     HomePayload, HomeRecord, Root, check_current, endorse_home, join_home, moves, read_home, release_home, split_home,
     verify_asked, verify_home,
 )
-from relay.errors import AlreadyReleased, ClosedBorder, NotReleased, OperatorError, ProtocolError, VersionTaken
+from relay.errors import (
+    AlreadyReleased, BadSignature, ClosedBorder, NotReleased, OperatorError, ProtocolError, VersionTaken,
+)  # fmt: skip
 from relay.limits import DAY, KIB, MAX_CHAIN
 
 _AGAIN: Final = "Make the request again: docs/PROTOCOL.md, section 5, says what is in it"
+
+# The u-coordinates of the points of Curve25519 and its twist whose order divides 8 (RFC 7748 section 6.1): with one of
+# them every shared secret is zero, and nobody can seal. The two long ones are points of order 8.
+_PRIME: Final = 2**255 - 19
+_SMALL: Final = frozenset((
+    0, 1, _PRIME - 1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+))  # fmt: skip
 
 _BEFORE: Final = "Give the file that the registrar made for the version before"
 
@@ -111,11 +121,10 @@ def sign_next(
     not signed it before. `registrar` is the key that the root names: `check_registrar` is the caller's, once. Nothing
     is verified twice: what `verify_asked` leaves out is the signature that is made here."""
     _check_new(asked, last)
-    _check_keys(asked.payload)
     _check_moves(asked.payload, last)
     _check_border(asked.payload, last, root)
     outer = _read_request(asked.request)
-    wanted = verify_asked(outer.payload, outer.user_signature, root, last, outer.release)
+    wanted = _verified(asked, last, root, outer.release)
     if last is not None and moves(wanted, last) and not outer.release:
         raise OperatorError(
             f"the user is at home in {last.cell}, and {last.payload.region} has not released it",
@@ -178,11 +187,10 @@ def release_next(
     """The same for a request after a verified record, by the registrar of its region, which has released nobody with it
     before. `registrar` is the key that the root names: `check_registrar` is the caller's, once."""
     _check_new(asked, last)
-    _check_keys(asked.payload)
     _check_moves(asked.payload, last)
     _check_border(asked.payload, last, root)
     outer = _read_request(asked.request)
-    record = verify_asked(outer.payload, outer.user_signature, root, last)
+    record = _verified(asked, last, root)
     if not moves(record, last):
         raise OperatorError(f"the request keeps the user in {last.cell}", "Only a move is released; sign it instead")
     _check_term(record, now_ms)
@@ -254,23 +262,40 @@ def _unsigned(request: bytes) -> HomeRecord:
         raise OperatorError(f"no enrolment request: {error.text}", error.remedy or _AGAIN) from None
 
 
-def _check_keys(payload: HomePayload) -> None:
-    """Keys that nobody could verify or seal with would make the user unreachable for good."""
+def _verified(asked: Asked, last: HomeRecord | None, root: Root, release: bytes = b"") -> HomeRecord:
+    """`verify_asked`, and that the keys are keys: with others nobody could reach the user, for good. A key that has
+    signed here is one: to ask the curve takes as long as verifying. Where a signature does not hold because its key is
+    none, that is what is said."""
+    payload, outer = asked.payload, _read_request(asked.request)
+    _check_listed(payload)
+    signers = {device.id for device in payload.devices} | {(last.payload if last else payload).user_key}
+    try:
+        record = verify_asked(outer.payload, outer.user_signature, root, last, release)
+    except BadSignature:
+        _check_points(payload, set())
+        raise
+    _check_points(payload, signers)
+    return record
+
+
+def _check_listed(payload: HomePayload) -> None:
     if not payload.devices:
         raise OperatorError("the request lists no device", _AGAIN)
+    if payload.recovery_key and payload.recovery_key in {payload.user_key, *(one.id for one in payload.devices)}:
+        raise OperatorError("the recovery key is another key of the request, too", "Make one that is kept apart")
+    for number, device in enumerate(payload.devices, 1):
+        if int.from_bytes(device.encryption, "little") % (1 << 255) % _PRIME in _SMALL:
+            raise OperatorError(f"device {number}'s encryption key is no X25519 public key", _AGAIN)
+
+
+def _check_points(payload: HomePayload, known: Set[bytes]) -> None:
+    """The keys that are not `known` are points of Ed25519's main subgroup."""
     keys = {"the user key": payload.user_key} | {f"device {n}'s id": one.id for n, one in enumerate(payload.devices, 1)}
     if payload.recovery_key:
-        if payload.recovery_key in keys.values():
-            raise OperatorError("the recovery key is another key of the request, too", "Make one that is kept apart")
         keys["the recovery key"] = payload.recovery_key
     for name, key in keys.items():
-        if not crypto_core_ed25519_is_valid_point(key):
+        if key not in known and not crypto_core_ed25519_is_valid_point(key):
             raise OperatorError(f"{name} is no Ed25519 public key", _AGAIN)
-    for number, device in enumerate(payload.devices, 1):
-        try:
-            crypto_scalarmult(b"\x01" * 32, device.encryption)
-        except CryptoError:
-            raise OperatorError(f"device {number}'s encryption key is no X25519 public key", _AGAIN) from None
 
 
 def _check_border(payload: HomePayload, last: HomeRecord | None, root: Root) -> None:

@@ -20,6 +20,7 @@ from typing import Protocol
 import trio
 
 from cluster.directory.seen import Seen, open_seen
+from relay.dialing import dial_tcp
 from relay.errors import OperatorError
 from relay.journal import files
 from relay.journal.api import LogStore, Meta, StoreEnv
@@ -87,7 +88,7 @@ class RealEnv:
 
     async def dial(self, host: str, port: int) -> trio.SocketStream:
         """A TCP connection. Raises OSError; the caller sets the deadline."""
-        return await trio.open_tcp_stream(host, port)
+        return await dial_tcp(host, port)
 
     async def listen(self, host: str, port: int) -> Sequence[trio.SocketListener]:
         """TCP listeners, one an address of `host`. Raises OperatorError."""

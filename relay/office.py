@@ -21,8 +21,8 @@ from relay.core.trust import (
 from relay.core.wire import Code, Fault
 from relay.delivery import Delivery, send_receipt
 from relay.errors import (
-    AuthError, DeviceRevoked, MovedAway, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, RolledBack,
-    TrustError,
+    AuthError, DeviceRevoked, MovedAway, NotPermitted, Overloaded, PeerError, ProtocolError, Refused, ResidencyError,
+    RolledBack, TrustError,
 )  # fmt: skip
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
@@ -281,8 +281,9 @@ class Office:
 
     def _offer(self, line: Line, taken: list[bytes], ids: list[bytes]) -> None:
         def refused(error: ResidencyError) -> None:
-            at = error.ordinal
-            self._receipt(line, [self._outcome(ids[at], Code.NOT_PERMITTED)])
+            at = error.ordinal  # whoever moves while this is under way can be written to again, at the new home
+            code = Code.NOT_PERMITTED if isinstance(error, NotPermitted) else Code.UNREACHABLE
+            self._receipt(line, [self._outcome(ids[at], code)])
             if len(taken) > 1:  # the others are none the worse for it
                 self._offer(line, taken[:at] + taken[at + 1 :], ids[:at] + ids[at + 1 :])
 

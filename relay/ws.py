@@ -15,6 +15,7 @@ import trio
 import trio_websocket as library
 
 from relay.core.wire import SUBPROTOCOL
+from relay.dialing import dial_tcp
 from relay.errors import Overloaded, PosthouseError, ProtocolError, TrustError
 from relay.limits import MAX_FRAME, SECOND
 
@@ -130,11 +131,6 @@ def _closed(error: Exception) -> Closed:
 
 
 Dial = Callable[[str, int], Awaitable[trio.abc.Stream]]
-
-
-async def dial_tcp(host: str, port: int) -> trio.abc.Stream:
-    """A TCP connection (RFC 8305 over all addresses of the host). Raises OSError."""
-    return await trio.open_tcp_stream(host, port)
 
 
 @asynccontextmanager

@@ -92,7 +92,7 @@ def _report(error: BaseException) -> Exit:
     if len(known) < len(inside):
         raise error
     for text in dict.fromkeys(map(_message, known)):
-        click.echo(f"posthouse: {text}", err=True)
+        click.echo(f"posthouse: {_shown(text)}", err=True)
     statuses = [Exit.OPERATOR if isinstance(leaf, OSError) else exit_of(leaf) for leaf in known]
     return max(statuses, key=[Exit.FAILED, Exit.UNREACHABLE, Exit.OPERATOR, Exit.UNTRUSTED].index)
 
@@ -105,6 +105,11 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{os.fsdecode(error.filename)}: {error.strerror}. Check the path and its permissions"
     return str(error)
+
+
+def _shown(text: str) -> str:
+    """A part of it may be what a peer answered: nothing in it speaks to the terminal."""
+    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _silence_stdout() -> None:

@@ -13,8 +13,8 @@ from cluster.journal.chain import Chain
 from cluster.journal.ends import Rejoin
 from cluster.journal.shapes import from_members
 from relay.core.block import Block, check_follows
-from relay.core.codec import Decoder, Struct, encode
-from relay.core.mailroom.checkpoint import state_hash
+from relay.core.codec import Decoder, Struct, digest, encode
+from relay.core.mailroom.checkpoint import rows_digest
 from relay.core.shapes import Hash, UInt
 from relay.errors import StoreDamaged
 from relay.journal.api import CheckpointHead, FactRow, Hard, LogStore, Write
@@ -190,31 +190,27 @@ class RaftDisk(LogDisk):
     async def save(self, index: int, rows: Rows, block: Block, term: int, members: Members) -> None:
         """Save the checkpoint taken after `block`, with its head in front."""
         head = encode(Head(term, block.hash, block.time, from_members(members)))
-        total = state_hash()
 
         async def with_head() -> AsyncIterator[bytes]:
             yield head
             async for row in each_row(rows):
-                total.update(row)
                 yield row
 
-        await self.save_checkpoint(index, with_head())
-        self.state_known(index, total.digest())
+        digests = await self.save_checkpoint(index, with_head())
+        self.state_known(index, rows_digest(digests[1:]))
 
     async def load_saved(self, take: Callable[[bytes], None]) -> int | None:
         """`load_checkpoint` without its head."""
-        total, heads = state_hash(), list[bytes]()
+        digests = list[bytes]()
 
         def take_row(row: bytes) -> None:
-            if not heads:
-                heads.append(row)
-                return
-            total.update(row)
-            take(row)
+            digests.append(digest(row))
+            if len(digests) > 1:
+                take(row)
 
         index = await self.load_checkpoint(take_row)
         if index is not None:
-            self.state_known(index, total.digest())
+            self.state_known(index, rows_digest(digests[1:]))
         return index
 
     # --- snapshots -------------------------------------------------------------------------------

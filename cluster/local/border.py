@@ -1,9 +1,11 @@
-"""The border of a region: small TCP forwarders between it and each other region, which can be cut and healed."""
+"""The border of a region: small TCP forwarders between it and each other region, which can be cut and healed, and may
+be long: what goes through them arrives later."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Protocol
 
 import trio
 
@@ -13,6 +15,7 @@ from relay.errors import OperatorError
 from relay.limits import KIB
 
 _PIECE = 64 * KIB  # bytes forwarded at once; all that a border ever holds of a direction
+_PIECES = 256  # under way on a border that takes its time: 16 MiB, twice what a link has in flight
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 
 
@@ -20,12 +23,13 @@ class Crossing:
     """One direction of dialling between two regions: a listening port, and where it leads.
 
     While it is open, connections are forwarded; once shut, they are broken off and new ones refused. `reel` keeps what
-    goes through."""
+    goes through. Each way takes `delay_s` seconds, as if the regions were that far apart."""
 
-    def __init__(self, at: Address, to: Address, reel: Reel | None = None) -> None:
+    def __init__(self, at: Address, to: Address, reel: Reel | None = None, delay_s: float = 0.0) -> None:
         self._at = at
         self._to = to
         self._reel = reel
+        self._delay_s = delay_s
         self._shut_by: set[str] = set()
         self._changed = trio.Event()
         self._scope: trio.CancelScope | None = None
@@ -65,8 +69,12 @@ class Crossing:
             with suppress(*_GONE):
                 async with await trio.open_tcp_stream(*self._to) as outer, trio.open_nursery() as nursery:
                     out, back = self._reel.tapes() if self._reel else (_kept_nowhere, _kept_nowhere)
-                    nursery.start_soon(_pump, inner, outer, out, nursery.cancel_scope)
-                    nursery.start_soon(_pump, outer, inner, back, nursery.cancel_scope)
+                    for source, target, keep in ((inner, outer, out), (outer, inner, back)):
+                        way: _Way = target
+                        if self._delay_s:
+                            way = late = _Late(target, self._delay_s)
+                            nursery.start_soon(late.run, nursery.cancel_scope)
+                        nursery.start_soon(_pump, source, way, keep, nursery.cancel_scope)
 
 
 class Border:
@@ -91,9 +99,33 @@ def _kept_nowhere(data: bytes | bytearray) -> None:
     pass
 
 
-async def _pump(
-    source: trio.SocketStream, target: trio.SocketStream, keep: Tape, either_ends: trio.CancelScope
-) -> None:
+class _Way(Protocol):
+    """Where a direction leads."""
+
+    async def send_all(self, data: bytes | bytearray) -> None: ...
+
+
+class _Late:
+    """What is sent here arrives `delay_s` later, however much is under way meanwhile."""
+
+    def __init__(self, target: trio.SocketStream, delay_s: float) -> None:
+        self._target, self._delay_s = target, delay_s
+        self._in, self._out = trio.open_memory_channel[tuple[float, bytes | bytearray]](_PIECES)
+
+    async def send_all(self, data: bytes | bytearray) -> None:
+        """Waits only where too much is under way."""
+        await self._in.send((trio.current_time() + self._delay_s, data))
+
+    async def run(self, either_ends: trio.CancelScope) -> None:
+        """Until the target is gone."""
+        with suppress(*_GONE):
+            async for due, data in self._out:
+                await trio.sleep_until(due)
+                await self._target.send_all(data)
+        either_ends.cancel()
+
+
+async def _pump(source: trio.SocketStream, target: _Way, keep: Tape, either_ends: trio.CancelScope) -> None:
     with suppress(*_GONE):
         while data := await source.receive_some(_PIECE):
             keep(data)

@@ -56,9 +56,9 @@ class _Running:
 
 class LocalFederation:
     """The processes of a Layout, as an async context manager; leaving it stops them all. `capture` keeps what crosses
-    the borders, where the layout was made with borders."""
+    the borders, where the layout was made with borders; each way over one takes `delay_s` seconds."""
 
-    def __init__(self, layout: Layout, capture: Capture | None = None) -> None:
+    def __init__(self, layout: Layout, capture: Capture | None = None, delay_s: float = 0.0) -> None:
         self.layout = layout
         self._running: dict[tuple[str, str], _Running] = {}
         self._died = trio.Event()
@@ -69,6 +69,7 @@ class LocalFederation:
                 Address("127.0.0.1", border.port),
                 layout.node(border.target, border.node).links_addr,
                 capture.reel(border.source, border.target, border.node) if capture else None,
+                delay_s,
             )
             for border in layout.file.borders
         }

@@ -18,6 +18,7 @@ from cluster.env import RealEnv
 from cluster.pki import asking_context, read_claim, serving_context
 from cluster.registrar.http import Caller, Wrap
 from relay.core.trust import Root
+from relay.dialing import dial_tcp
 from relay.errors import OperatorError, PeerError
 
 ROLE: Final = "registrar"  # the name after the region's in a registrar's certificate, where nodes have their cell's
@@ -59,7 +60,7 @@ def caller(name: str, url: str, root: Root | None, region: str) -> Caller:
         if endpoint.path is not None:
             return await trio.open_unix_socket(endpoint.path)
         assert endpoint.address is not None
-        stream: trio.abc.Stream = await trio.open_tcp_stream(*endpoint.address)
+        stream: trio.abc.Stream = await dial_tcp(*endpoint.address)
         if context is None:
             return stream
         assert root is not None

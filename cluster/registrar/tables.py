@@ -17,7 +17,7 @@ from cluster.core.homelog import EpochEntry, ReleaseEntry, read_entry, release_e
 from cluster.enrolment import Asked, read_request
 from relay.core.tlog import (
     Checkpoint, Frontier, Note, Staple, Tile, consistency_proof, consistency_tiles, edge, encode_bundle, grow,
-    inclusion_proofs, inclusion_tiles, leaf_hash, parse_checkpoint,
+    inclusion_proofs, inclusion_tiles_of, leaf_hash, parse_checkpoint,
 )  # fmt: skip
 from relay.core.tlog.tiles import FULL
 from relay.core.tlog.tree import HASH
@@ -240,8 +240,7 @@ def summaries(connection: Connection) -> Iterator[tuple[int, Summary]]:
 
 def staples(connection: Connection, indexes: Sequence[int], size: int, note: Note) -> list[bytes]:
     """See Registry.staples."""
-    wanted = {tile for index in indexes for tile in inclusion_tiles(index, size)}
-    proofs = inclusion_proofs(indexes, size, _tiles(connection, tuple(wanted)))
+    proofs = inclusion_proofs(indexes, size, _tiles(connection, inclusion_tiles_of(indexes, size)))
     return [Staple(index, proof, note).encode() for index, proof in zip(indexes, proofs, strict=True)]
 
 

@@ -43,27 +43,33 @@ def encode(struct: Struct) -> bytes:
 
 
 class Decoder(Generic[T]):
-    """Decodes one shape, or a union of tagged ones. `what` names it in errors; `max_bytes` is checked first."""
+    """Decodes one shape, or a union of tagged ones. `what` names it in errors; `max_bytes` is checked first. `flat`: a
+    shape of single values and no list, so that it needs no caps but its own: a field of another kind is refused
+    before it is read."""
 
-    def __init__(self, shape: Any, what: str, max_bytes: int, max_array: int = MAX_ARRAY) -> None:
+    def __init__(
+        self, shape: Any, what: str, max_bytes: int, max_array: int = MAX_ARRAY, *, flat: bool = False
+    ) -> None:
         self._shape: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(shape)  # compiled once: convert() is not
         self._what = what
         self._max_bytes = max_bytes
         self._max_array = max_array
+        self._flat = flat
 
     def __call__(self, data: bytes | bytearray | memoryview) -> T:
         """Raises ProtocolError with the place and the reason; never anything else, whatever the bytes."""
         if len(data) > self._max_bytes:
             raise ProtocolError(f"{self._what} of {len(data)} bytes", f"At most {self._max_bytes} are taken")
         try:
-            msgpack.unpackb(  # the caps; its values are thrown away
-                data,
-                max_str_len=MAX_STRING * 4,
-                max_bin_len=self._max_bytes,
-                max_array_len=self._max_array,
-                max_map_len=0,
-                max_ext_len=0,
-            )
+            if not self._flat:
+                msgpack.unpackb(  # the caps; its values are thrown away
+                    data,
+                    max_str_len=MAX_STRING * 4,
+                    max_bin_len=self._max_bytes,
+                    max_array_len=self._max_array,
+                    max_map_len=0,
+                    max_ext_len=0,
+                )
             return self._shape.decode(data)
         except msgspec.ValidationError as error:
             raise ProtocolError(f"{self._what} has the wrong shape: {error}") from None

@@ -40,8 +40,8 @@ class _Envelope(Struct, frozen=True):
     body: bytes
 
 
-_envelope: Decoder[_Envelope] = Decoder(_Envelope, "envelope", MAX_ENVELOPE)
-_header: Decoder[Header] = Decoder(Header, "envelope header", 256)
+_envelope: Decoder[_Envelope] = Decoder(_Envelope, "envelope", MAX_ENVELOPE, flat=True)
+_header: Decoder[Header] = Decoder(Header, "envelope header", 256, flat=True)
 
 
 def envelope_id(envelope: bytes) -> bytes:
@@ -57,7 +57,7 @@ def split(envelope: bytes) -> tuple[bytes, bytes]:
 
 def read_header(envelope: EnvelopeBytes) -> Header:
     """Raises ProtocolError where the envelope or its header is not well formed."""
-    return _header(split(envelope)[0])
+    return _header(_envelope(envelope).header)
 
 
 def join(header: bytes, body: bytes) -> bytes:

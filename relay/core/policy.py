@@ -9,6 +9,7 @@ hold different root documents for a while.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from relay.core import records
@@ -21,6 +22,7 @@ from relay.limits import DAY, MAX_LIFETIME
 MAIL: Final = frozenset({  # what crosses borders
     records.HANDIN_ENVELOPE, records.HANDIN_ROSTER, records.HANDIN_NOBODY, records.HANDIN_FORWARD,
 })  # fmt: skip
+_PAIRS: Final = 256  # of cells whose limits are remembered: it is asked for every envelope
 _REMEDY: Final = "Its operator decides: posthouse directory show says what each region permits"
 
 
@@ -34,6 +36,7 @@ class Policies:
 
     def __init__(self, root: Root) -> None:
         self._of = {region.name: region.policy for region in root.payload.regions}
+        self.longest = lru_cache(_PAIRS)(self._longest)
 
     def forbidden(self, origin: str, dest: str) -> str:
         """Why nothing may go from cell `origin` to cell `dest`, in words; empty where it may. Both regions have a say;
@@ -66,7 +69,7 @@ class Policies:
                 return cell, f"{region_of(origin)} lets nothing wait that is bound abroad, and so has no group with it"
         return "", ""
 
-    def longest(self, *cells: str) -> int:
+    def _longest(self, *cells: str) -> int:
         """The longest lifetime, ms, of an envelope that rests in these cells."""
         policies = [self._of.get(region_of(cell)) for cell in cells]
         days = [policy.retention_days for policy in policies if policy is not None and policy.retention_days]

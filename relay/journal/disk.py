@@ -177,8 +177,8 @@ class LogDisk:
         """`below`, or less where somebody reads older blocks; looked at before each step of a release."""
         return below
 
-    async def save_checkpoint(self, index: int, rows: Rows) -> None:
-        """See relay.ports.Journal."""
+    async def save_checkpoint(self, index: int, rows: Rows) -> list[bytes]:
+        """See relay.ports.Journal. The digests of the rows."""
         async with self.checkpointing:
             self.tail.check()
             self.store.check()
@@ -193,6 +193,7 @@ class LogDisk:
                 await self.store.finish_checkpoint(head, self._lent)
                 self.head = head
                 await self.store.fold_wal()
+            return digests
 
     @property
     def _lent(self) -> int | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator, MutableMapping, Sequence
-from typing import Union
+from typing import TypeVar, Union
 
 from msgpack import unpackb
 from msgspec import structs
@@ -37,6 +37,7 @@ from relay.limits import DAY, MAX_LIFETIME, MIB
 
 _HARMLESS = frozenset({1, 3, 5, 8, 10, 11})  # tags of records that hold no envelope and name nobody who is not known
 _REMEDY = "Nothing of this batch was written"
+_T = TypeVar("_T")
 
 
 class _UserFact(Struct, tag=1):
@@ -100,14 +101,30 @@ class _Users(MutableMapping[bytes, _User]):
         return len(self._packed)
 
 
+class _Layer(ChainMap[bytes, _T]):
+    """What a batch teaches, over what is known. Nobody is forgotten: whoever was found is not looked for again."""
+
+    def __init__(self, below: MutableMapping[bytes, _T]) -> None:
+        super().__init__({}, below)
+        self._found = set[object]()
+
+    def __contains__(self, key: object) -> bool:
+        if key in self._found:
+            return True
+        found = key in self.maps[0] or key in self.maps[1]
+        if found:
+            self._found.add(key)
+        return found
+
+
 class _Known:
     """Who is at home here. A batch looks at what is known through a layer of its own."""
 
     def __init__(self, below: _Known | None = None, shelf: Shelf | None = None) -> None:
-        self.users: MutableMapping[bytes, _User] = ChainMap({}, below.users) if below else _Users(shelf)
+        self.users: MutableMapping[bytes, _User] = _Layer(below.users) if below else _Users(shelf)
         self.devices: MutableMapping[bytes, bytes]  # → user
-        self.devices = ChainMap({}, below.devices) if below else PackedMap(shelf)
-        self.groups: MutableMapping[bytes, _GroupFact] = ChainMap({}, below.groups) if below else {}
+        self.devices = _Layer(below.devices) if below else PackedMap(shelf)
+        self.groups: MutableMapping[bytes, _GroupFact] = _Layer(below.groups) if below else {}
         self.facts: dict[bytes, bytes] = {}  # what this layer taught
 
     def add_user(self, home: HomeRecord, devices: tuple[bytes, ...]) -> None:
@@ -172,12 +189,12 @@ class ResidencyGuard:
             return None  # the hot path: a short msgpack array whose first element is that tag, acks above all
         record: Record = decode_record(encoded)
         match record:
+            case Submit():
+                self._check_submit(record, known)
             case Home(signed):
                 self._check_home(signed, known)
             case Move(chain):
                 self._check_move(chain, known)
-            case Submit():
-                self._check_submit(record, known)
             case Roster():
                 self._check_roster(record, known)
             case HandIn():

@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
-from nacl.bindings import (
-    crypto_aead_xchacha20poly1305_ietf_decrypt,
-    crypto_aead_xchacha20poly1305_ietf_encrypt,
-)
-from nacl.exceptions import CryptoError
-
 from relay.core.codec import Decoder, Struct, digest, pack
 from relay.errors import OperatorError, ProtocolError, StoreDamaged, StoreForeign
+from relay.journal.aead import KEY_BYTES, NONCE_BYTES, TAG_BYTES, open_each, seal_each
 from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS
 
-KEY_BYTES, NONCE_BYTES, KEY_ID_BYTES = 32, 24, 8
-_OVERHEAD = NONCE_BYTES + 16 + 5  # bytes that sealing adds to a record: nonce, tag, msgpack
+KEY_ID_BYTES = 8
+_OVERHEAD = NONCE_BYTES + TAG_BYTES + 5  # bytes that sealing adds to a record: nonce, tag, msgpack
 MAX_SEALED = MAX_BLOCK + MAX_BLOCK_RECORDS * _OVERHEAD + 64  # bytes of a sealed block
 
 RandomBytes = Callable[[int], bytes]
@@ -31,7 +26,7 @@ RandomBytes = Callable[[int], bytes]
 
 class _Sealed(Struct):
     key_id: Annotated[bytes, Meta(min_length=KEY_ID_BYTES, max_length=KEY_ID_BYTES)]
-    items: tuple[Annotated[bytes, Meta(min_length=NONCE_BYTES + 16)], ...]
+    items: tuple[Annotated[bytes, Meta(min_length=NONCE_BYTES + TAG_BYTES)], ...]
 
 
 _sealed: Decoder[_Sealed] = Decoder(_Sealed, "sealed value", MAX_SEALED)
@@ -92,14 +87,8 @@ class StorageRing:
 
     def seal(self, place: bytes, records: Sequence[bytes], random_bytes: RandomBytes) -> bytes:
         """Seal records for `place` (see `context`) with the active key; a fresh random nonce each."""
-        key = self._keys[self.active]
         nonces = random_bytes(NONCE_BYTES * len(records))
-        items = []
-        for ordinal, record in enumerate(records):
-            nonce = nonces[ordinal * NONCE_BYTES : (ordinal + 1) * NONCE_BYTES]
-            bound = place + ordinal.to_bytes(8, "big")
-            items.append(nonce + crypto_aead_xchacha20poly1305_ietf_encrypt(record, bound, nonce, key))
-        return pack([self.active, items])
+        return pack([self.active, seal_each(records, place, nonces, self._keys[self.active])])
 
     def open(self, place: bytes, sealed: bytes, what: str) -> tuple[bytes, ...]:
         """Open what was sealed for `place`; `what` names it in errors.
@@ -119,23 +108,12 @@ class StorageRing:
                 f"{what} is sealed with the storage key {value.key_id.hex()}, which is not in the key file",
                 "Put that key's line back below the active one",
             )
-        records = []
-        for ordinal, item in enumerate(value.items):
-            bound = place + ordinal.to_bytes(8, "big")
-            try:
-                nonce, boxed = item[:NONCE_BYTES], item[NONCE_BYTES:]
-                records.append(crypto_aead_xchacha20poly1305_ietf_decrypt(boxed, bound, nonce, key))
-            except CryptoError:
-                raise StoreDamaged(f"{what}: record {ordinal} does not open: its bytes were changed") from None
+        records = open_each(value.items, place, key)
+        if len(records) < len(value.items):
+            raise StoreDamaged(f"{what}: record {len(records)} does not open: its bytes were changed")
         return tuple(records)
 
 
 def _opens(items: Sequence[bytes], place: bytes, key: bytes) -> bool:
     """Does this key open a sealed value, by its first record?"""
-    bound = place + (0).to_bytes(8, "big")
-    try:
-        for item in items[:1]:
-            crypto_aead_xchacha20poly1305_ietf_decrypt(item[NONCE_BYTES:], bound, item[:NONCE_BYTES], key)
-    except CryptoError:
-        return False
-    return bool(items)
+    return bool(open_each(items[:1], place, key))

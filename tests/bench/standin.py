@@ -96,6 +96,10 @@ class StandIn:
         assert node == "n1"
         self._serving.cancel()
 
+    async def stop(self, node: str) -> None:
+        self.kill(node)
+        await trio.lowlevel.checkpoint()
+
     async def restart(self, node: str) -> None:
         await trio.sleep(0.2)
         await self._listen()

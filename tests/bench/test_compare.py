@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-import bench.compare
+import bench.contest
 import trio
 from bench.cli import bench as command
 from bench.compare import POSTHOUSE, Outcome, Turn, check, find_peers, make_report
@@ -22,14 +22,17 @@ from bench.peers.api import Program
 from bench.peers.registry import PEERS
 from bench.peers.start import find_program, open_peer, version_of
 from bench.report import summarize
+from bench.progress import Line, progress_line
 from bench.run import Raw, run_peer
 from bench.scenario import Scenario, load_scenario
+from bench.sweep import Sweep, run_sweeps
 from relay.errors import ConfigError, OperatorError
 from tests.bench.broker import Broker, Lie, truly
 from tests.bench.standin import StandIn
 from tests.bench.test_run import SMALL
 from tests.bench.test_run import run as run_posthouse
 from tests.flipping import flipped
+from tests.patience import PATIENCE_S
 
 NOWHERE = Program("no-such-server", "", "apt install no-such-server", ("--version",))
 SYSTEM: dict[str, Any] = {
@@ -162,10 +165,45 @@ async def test_a_server_does_not_outlive_a_bench_that_is_killed(tmp_path: Path) 
         [sys.executable, "-c", KILLED, str(tmp_path / "run")], capture_stdout=True, check=False
     )
     assert found.returncode == -9
-    with suppress(ProcessLookupError), trio.fail_after(20):
+    with suppress(ProcessLookupError), trio.fail_after(PATIENCE_S):
         handle = os.pidfd_open(int(found.stdout))
         await trio.lowlevel.wait_readable(handle)  # it has ended
         os.close(handle)
+
+
+def test_a_sweep_of_all_names_the_knee_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real servers, at each size in turn; one that does not start is void, and said to be."""
+    script(tmp_path / "mosquitto", "echo cannot bind; exit 3")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    out, page = tmp_path / "found.json", tmp_path / "found.html"
+    args = ["smoke", "--peer", "nats", "--peer", "mosquitto", "--nodes", "1", "--recipients", "4", "--seconds", "1",
+            "--sweep-recipients", "2,4", "--bound-ms", "60000", "--json", str(out), "--html", str(page)]  # fmt: skip
+    result = CliRunner().invoke(command, ["compare", *args], catch_exceptions=False)
+    report = json.loads(out.read_text())
+    assert report["knees"] == {"posthouse": 4, "nats": 4, "mosquitto": None}, result.output
+    assert [step["value"] for step in report["systems"]["nats"]["steps"]] == [2, 4]
+    assert "cannot bind" in report["systems"]["mosquitto"]["steps"][0]["void"] and report["wrong"] == []
+    assert result.exit_code == 0 and "nats" in result.output and "no knee: everything held" in result.output
+    assert "data:image/svg+xml" in page.read_text()
+
+
+async def test_each_system_rises_until_it_does_not_hold_and_is_refined_by_itself(tmp_path: Path) -> None:
+    seen: list[tuple[str, float]] = []
+
+    def sweep(name: str, most: float, line: Line) -> Sweep:
+        async def one(scenario: Scenario, where: Path, line: Line) -> dict[str, Any]:
+            seen.append((name, scenario.rate))
+            p99 = 1.0 if scenario.rate <= most else 900.0
+            return {"latency_ms": {"p99": p99}, "offered_per_s": 1.0, "achieved_per_s": 1.0, "lost": 0,
+                    "duplicated": 0, "reordered": 0, "damaged": 0, "unanswered": 0}  # fmt: skip
+
+        return Sweep(Scenario(name="up", sweep_rate=(10.0, 40.0, 160.0), sweep_refine=1), tmp_path, line, one, name)
+
+    with progress_line(Console(stderr=True)) as line:
+        slow, quick = sweep("slow", 25.0, line), sweep("quick", 500.0, line)
+        await run_sweeps([slow, quick])
+    assert seen == [("slow", 10), ("quick", 10), ("slow", 40), ("quick", 40), ("quick", 160), ("slow", 20)]
+    assert (slow.low, slow.high, quick.low, quick.high) == (20, 40, 160, 0)
 
 
 # --- who is not here -----------------------------------------------------------------------------
@@ -192,7 +230,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Result:
     async def locally(*_: object) -> dict[str, Any]:
         return {**REPORT, **changes}
 
-    monkeypatch.setattr(bench.compare, "compare_locally", locally)
+    monkeypatch.setattr(bench.contest, "compare_locally", locally)
     return CliRunner().invoke(command, ["compare", "smoke", "--peer", "nats"], catch_exceptions=False)
 
 

@@ -9,6 +9,7 @@ import trio
 
 from bench import registrars
 from bench.registrar import measure
+from tests.patience import PATIENCE_S
 
 
 async def test_it_measures_what_it_says(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ async def test_it_measures_what_it_says(tmp_path: Path) -> None:
 
 async def test_the_same_by_real_registrars(tmp_path_factory: pytest.TempPathFactory) -> None:
     place = tmp_path_factory.mktemp("r") / "r"  # short: there are Unix sockets in it
-    with trio.fail_after(120):
+    with trio.fail_after(PATIENCE_S):
         found = await registrars.measure(place, 12)
     for figures in found.values():
         assert figures.users == 12 and 1 <= figures.batches <= 12

@@ -14,8 +14,8 @@ from relay.errors import ConfigError
 
 def test_the_shipped_scenario_is_what_the_issue_asks_for() -> None:
     assert known_scenarios() == [
-        "backlog", "drain", "failover", "fanout", "groups", "one-to-one", "replication", "saturation", "smoke", "storm",
-        "sweep",
+        "backlog", "cross-border", "crowd", "drain", "failover", "fair", "fanout", "groups", "idle", "mixed-day",
+        "one-to-one", "replication", "saturation", "slow", "smoke", "storm", "sweep",
     ]  # fmt: skip
     scenario = load_scenario("fanout")
     assert (scenario.recipients, scenario.rate, scenario.seconds, scenario.size) == (300, 50.0, 20.0, 256)
@@ -64,7 +64,14 @@ def test_every_mistake_is_reported_at_once_with_a_remedy(tmp_path: Path) -> None
      ({"pairs": True, "recipients": 901}, "recipients"), ({"pairs": True, "rate": 1.0}, "rate"),
      ({"away_at": 19.0, "away_for": 2.0}, "away_at"), ({"away_for": 2.0}, "away_for"),
      ({"away_at": 1.0, "backlog": 5}, "away_at"), ({"away_at": -1.0}, "away_at"),
-     ({"rate": 0.01, "seconds": 1.0, "warm_up": 0.0}, "rate")],
+     ({"rate": 0.01, "seconds": 1.0, "warm_up": 0.0}, "rate"), ({"members": 300}, "members"),
+     ({"members": 900, "pairs": True}, "members"), ({"stall_for": 3.0}, "stall_for"),
+     ({"stall_at": 10.0, "stall_for": 30.0}, "stall_at"), ({"stall_at": 1.0, "away_at": 1.0}, "stall_at"),
+     ({"abroad": True}, "abroad"), ({"drain_at": 1.0, "nodes": 1}, "drain_at"), ({"drain_at": 20.0}, "drain_at"),
+     ({"alone": True}, "alone"), ({"idle": 3, "backlog": 5}, "idle"), ({"link_ms": 3.0, "versus": True}, "link_ms"),
+     ({"idle": 9_900, "nodes": 1}, "idle"), ({"also": [{"recipients": 0}]}, "also 1: recipients"),
+     ({"also": [{}, {"kill_at": 3.0}]}, "also 2: kill_at"), ({"also": [{"abroad": True}]}, "also 1: abroad"),
+     ({"also": 3}, "also")],
 )  # fmt: skip
 def test_values_must_fit_together(overrides: dict[str, object], where: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -73,7 +80,7 @@ def test_values_must_fit_together(overrides: dict[str, object], where: str) -> N
 
 
 def test_a_missing_file_and_a_broken_one_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one of: backlog, drain, failover, fanout"):
+    with pytest.raises(ConfigError, match="one of: backlog, cross-border, crowd, drain"):
         load_scenario(str(tmp_path / "nowhere.toml"))
     (tmp_path / "broken.toml").write_text("rate = = 3")
     with pytest.raises(ConfigError, match="not TOML"):
@@ -93,6 +100,16 @@ def test_a_schedule_is_even_and_due_counts_it(rate: float, warm_up: float, secon
     assert schedule.measured >= 1
     last = schedule.offset_ns(schedule.total - 1)
     assert abs(last - (schedule.total - 1) * NS / rate) <= 1
+
+
+def test_loads_share_what_is_the_runs_and_have_keys_of_their_own() -> None:
+    changes = {"also": [{"rate": 2.0}, {"name": "far", "abroad": True, "size": 99}], "link_ms": 9.0, "kill_at": 3.0}
+    first, second, third = load_scenario("fanout", changes).loads
+    assert (first.name, first.kill_at, first.also, first.floors) == ("fanout", 3.0, (), True)
+    assert (second.name, second.rate, second.kill_at, second.size, second.canary_rate) == ("load 1", 2.0, None, 256, 0)
+    assert (third.name, third.abroad, third.size, third.rate, third.seconds) == ("far", True, 99, 50.0, 20.0)
+    assert len({one.seed for one in (first, second, third)}) == 3
+    assert load_scenario("fanout").loads == (load_scenario("fanout"),)
 
 
 def test_nothing_is_due_before_the_start() -> None:

@@ -82,7 +82,7 @@ def test_users_of_a_seed_are_the_same_again_and_verify() -> None:
 
 def test_the_group_is_one_that_the_relay_takes() -> None:
     members = [enrol(HOME, 1, number, NOW) for number in range(4)]
-    group = make_group(HOME, members[0], members)
+    group = make_group(members[0], [(HOME, member.user) for member in members])
     head = verify_roster(group.head)
     assert head.group == group.id
     part = verify_part(group.parts[0][1], head, "norden/1")

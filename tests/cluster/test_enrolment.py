@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from nacl.bindings import crypto_scalarmult
+from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey
 from nacl.signing import SigningKey
 
-from cluster.enrolment import asked_region, left_region, read_records, release_enrolment, sign_enrolment
+from cluster.enrolment import (
+    _SMALL, asked_region, left_region, read_records, release_enrolment, sign_enrolment,
+)  # fmt: skip
 from relay.core.codec import digest, encode, pack
 from relay.core.trust import (
     Device, HomePayload, HomeRecord, Policy, Root, RootCell, RootRegion, prove_devices, verify_chain,
@@ -189,3 +193,30 @@ def test_nobody_moves_over_a_border_that_mail_may_not_cross(root: Root, closed: 
     opened = verified_root([here, root.payload.regions[1]], NOW + 400 * DAY)
     moved, _ = sign_enrolment(released, before, opened, OTHER, NOW)
     assert moved.cell == "sauda/1"
+
+
+def test_encryption_keys_are_judged_as_the_library_judges_them(root: Root) -> None:
+    """A key with which every shared secret is zero is refused in each of its forms, and no other one."""
+    prime, good = 2**255 - 19, bytes(PHONE.verify_key.to_curve25519_public_key())
+    small = [0, 1, prime - 1, prime, prime + 1, *_SMALL]
+    forms = {(u + high * 2**255).to_bytes(32, "little") for u in small for high in (0, 1)}
+    for key in (*forms, good, (2).to_bytes(32, "little"), (prime - 2).to_bytes(32, "little")):
+        try:
+            crypto_scalarmult(b"\x01" * 32, key)
+            refused = False
+        except CryptoError:
+            refused = True
+        assert refused == (key in forms)
+        asked = first(devices=(structs.replace(device(PHONE), encryption=key),))
+        if refused:
+            with pytest.raises(OperatorError, match="no X25519 public key"):
+                sign_enrolment(ask(asked), (), root, REGISTRAR, NOW)
+        else:
+            sign_enrolment(ask(asked), (), root, REGISTRAR, NOW)
+
+
+def test_a_new_user_key_that_signs_nothing_yet_is_a_key(root: Root) -> None:
+    record, records = sign_enrolment(ask(first()), (), root, REGISTRAR, NOW)
+    asked = ask(following(record, user_key=b"\x01" + bytes(31)))
+    with pytest.raises(OperatorError, match="the user key is no Ed25519"):
+        sign_enrolment(asked, read_records(records), root, REGISTRAR, NOW)

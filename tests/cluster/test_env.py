@@ -13,13 +13,14 @@ import trio
 
 from cluster.env import RealClock, RealEnv, clients_that_fit
 from relay.errors import OperatorError
+from tests.patience import PATIENCE_S
 
 
 async def test_dialled_and_accepted_sockets_do_not_wait_for_more_bytes() -> None:
     env = RealEnv()
     (listener,) = await env.listen("127.0.0.1", 0)
     async with listener:
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             near = await env.dial("127.0.0.1", listener.socket.getsockname()[1])
             far = await listener.accept()
         for stream in (near, far):
@@ -107,3 +108,10 @@ def test_a_machine_that_slept_is_no_clock_that_jumped(monkeypatch: pytest.Monkey
     """On Linux the usual monotonic clock stands still meanwhile; this one does not."""
     monkeypatch.setattr("time.clock_gettime_ns", lambda asked: 5_000_000 if asked == clock else 0)
     assert RealClock().monotonic_ms() == 5
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\u0378.example", "\ud800"])
+async def test_what_is_no_host_name_cannot_be_dialled_and_ends_nobody(host: str) -> None:
+    """Other regions write such names into the root document, and each node dials them."""
+    with pytest.raises(OSError):
+        await RealEnv().dial(host, 1)

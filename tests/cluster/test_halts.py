@@ -12,6 +12,7 @@ from nacl.signing import SigningKey
 
 from cluster.core import linkwire
 from cluster.halts import Halts, registrars_of
+from cluster.pki import make_authority
 from cluster.registrar.gossip import Gossip
 from cluster.switchboard import Switchboard
 from relay.core.codec import pack
@@ -20,8 +21,8 @@ from relay.core.tlog import (
 )  # fmt: skip
 from relay.core.trust import Root
 from relay.core.wire import Code
-from relay.errors import Overloaded, PeerError, RegionHalted, TrustError
-from relay.limits import FORKS_PAUSE_S, GOSSIP_S
+from relay.errors import OperatorError, Overloaded, PeerError, RegionHalted, TrustError
+from relay.limits import FORKS_PAUSE_S, FORKS_WAIT_S, GOSSIP_S, WITNESS_S
 from relay.observe.metrics import Metrics
 from tests.cluster.registrar.site import open_world
 from tests.cluster.registrar.test_attacks import tiles_of
@@ -105,6 +106,32 @@ def test_it_is_kept_before_it_counts_and_over_when_the_region_has_a_new_log(tmp_
     assert later.why("norden/1") == "" and halted(metrics) == 0
 
 
+def test_what_cannot_be_kept_does_not_count(tmp_path: Path) -> None:
+    halts, metrics = halts_of(tmp_path)
+    (tmp_path / "forks").write_text("in the way")
+    with pytest.raises(OperatorError, match="cannot write"):
+        halts.take(proof_of(30, 40))
+    assert halts.why("norden/1") == "" and halted(metrics) == 0
+
+
+async def test_a_registrar_that_hangs_once_is_asked_again(tmp_path: Path, autojump_clock: object) -> None:
+    halts, _ = halts_of(tmp_path)
+    asked = 0
+
+    async def tells() -> bytes:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await trio.sleep_forever()
+        return pack([proof_of(30, 30)])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(halts.watch, {"a": tells})
+        await trio.sleep(FORKS_WAIT_S + WITNESS_S + 2 * FORKS_PAUSE_S)
+        assert halts.why("norden/1") and asked >= 2
+        nursery.cancel_scope.cancel()
+
+
 def test_of_the_own_log_it_is_only_told(tmp_path: Path) -> None:
     halts, metrics = halts_of(tmp_path, region="norden")
     halts.take(proof_of(30, 30))
@@ -171,3 +198,19 @@ def test_who_has_no_registrar_or_a_wrong_url_is_not_asked() -> None:
     assert registrars_of(make_root()) == {}
     odd = structs.replace(logged_region("norden", REGISTRAR), registrar_url="ftp://x")
     assert registrars_of(verified_root([odd], FAR)) == {}
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\u0378"])
+async def test_a_registrar_at_what_is_no_host_name_ends_no_node(
+    tmp_path: Path, autojump_clock: object, host: str
+) -> None:
+    """A region says of itself where its registrar is, and every node of every other region asks there."""
+    odd = structs.replace(logged_region("norden", REGISTRAR), registrar_url=f"https://{host}:1")
+    regions = [structs.replace(odd, authority=make_authority("norden")[0])]
+    asks = registrars_of(verified_root(regions, FAR))
+    halts, _ = halts_of(tmp_path)
+    with pytest.raises(PeerError, match=r"norden: .*no host name"):
+        await asks["norden"]()
+    with trio.move_on_after(3 * FORKS_PAUSE_S) as asking:
+        await halts.watch(asks)
+    assert asking.cancelled_caught

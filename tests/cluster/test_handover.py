@@ -245,8 +245,10 @@ async def test_only_an_old_home_sends_on(autojump_clock):
             part = encode(records.Forward(world.bob.id, 1, chain))
             item = linkwire.HandItem(records.HANDIN_FORWARD, mail, part)
             vector = len(world.cell.state.origins)
-            answer = await world.reception(PEER, linkwire.HandOver(bytes([vector]) * 16, 0, 1, (item,)))
+            with structlog.testing.capture_logs() as said:
+                answer = await world.reception(PEER, linkwire.HandOver(bytes([vector]) * 16, 0, 1, (item,)))
             assert [outcome.code for outcome in answer.outcomes] == [Code.BAD_RECORD]
+            assert "never was at home there" in str(said)
         await wait_all_tasks_blocked()
         assert world.delivered() == []
 
@@ -256,6 +258,8 @@ async def test_only_an_old_home_says_what_became_of_a_letter(autojump_clock):
     async with Opened() as world:
         told = records.ForDevice(device_id("b1"), b"i" * 32, Code.STORED, 1, "quito/1")
         item = linkwire.HandItem(records.HANDIN_NOTICE, encode(told), b"")
-        answer = await world.reception(PEER, linkwire.HandOver(b"o" * 16, 0, 1, (item,)))
+        with structlog.testing.capture_logs() as said:
+            answer = await world.reception(PEER, linkwire.HandOver(b"o" * 16, 0, 1, (item,)))
         assert [outcome.code for outcome in answer.outcomes] == [Code.BAD_RECORD]
+        assert "never was at home there" in str(said)
         assert not world.cell.state.devices[device_id("b1")].notices

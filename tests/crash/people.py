@@ -50,7 +50,7 @@ def populate(home: Home, users: int, seed: int, now_ms: int) -> Population:
         people.append(enrolled[0])
         devices += enrolled
         owners += [number] * len(enrolled)
-    group: Group = make_group(home, people[0], people)
+    group: Group = make_group(people[0], [(home, one.user) for one in people])
     return Population(
         home.region, tuple(one.user for one in people), tuple(devices), tuple(owners), group.id, group.head, group.parts
     )

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 def test_a_cell_loses_nothing_when_the_power_goes() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.crash", "--rounds", "1", "--kind", "power", "--rate", "200"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200, check=False,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        timeout=2 * PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     totals = done.stdout.splitlines()[-1]

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from tests.crash.powercut import Cut, PowercutError, build, cut, environment
+from tests.patience import PATIENCE_S
 
 OLD, NEW = b"o" * 10_000, b"n" * 12_000
 PRELUDE = f"""
@@ -38,7 +39,7 @@ def run(directory: Path, script: str, *, end: int = -9) -> str:
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"{PRELUDE}{script}\ndie()"],
         cwd=directory / "watch", env={**os.environ, **variables},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == end, done.stderr
     return done.stderr

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import trio
 
 from cluster.local import Layout
 from cluster.local.people import find_card
 from relay.client import open_client
-
-PATIENCE_S: Final = 60
+from tests.patience import PATIENCE_S
 
 
 async def send(layout: Layout, to: str, *texts: str, wait: str = "stored") -> None:

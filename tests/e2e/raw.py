@@ -16,8 +16,8 @@ from relay.core.codec import digest, encode
 from relay.core.envelope import Header, To, join
 from relay.core.trust import Device, HomePayload, prove_devices, sign_home
 from relay.limits import DAY
+from tests.patience import PATIENCE_S
 
-WAIT_S = 20.0
 
 
 class Person:
@@ -50,7 +50,7 @@ class Raw:
         await self.socket.send(wire.encode_message(message))
 
     async def hear(self) -> wire.ServerMessage:
-        with trio.fail_after(WAIT_S):
+        with trio.fail_after(PATIENCE_S):
             message = wire.decode_server(await self.socket.receive())
         self.seen.append(message)
         return message
@@ -94,5 +94,5 @@ def trust(layout: Layout, region: str, now_ms: int) -> ssl.SSLContext:
 @asynccontextmanager
 async def open_raw(layout: Layout, region: str, now_ms: int, **options) -> AsyncIterator[Raw]:
     address = layout.node(region).clients_addr
-    async with ws.connect(f"wss://{address}", trust(layout, region, now_ms), WAIT_S, **options) as socket:
+    async with ws.connect(f"wss://{address}", trust(layout, region, now_ms), PATIENCE_S, **options) as socket:
         yield Raw(socket)

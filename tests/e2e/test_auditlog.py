@@ -15,7 +15,8 @@ from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.layout import NodeLayout
 from cluster.trail import DIRECTORY, files_in
-from tests.e2e.test_cell import PATIENCE_S, Operator
+from tests.e2e.test_cell import Operator
+from tests.patience import PATIENCE_S
 
 
 def entries(node: NodeLayout) -> list[Entry]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
+from typing import Any
 
 import trio
 
@@ -17,9 +19,10 @@ from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.processes import _ask_ready
 from tests.keeping import keeping
+from tests.patience import PATIENCE_S
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60
 
 
 class Operator:
@@ -28,19 +31,27 @@ class Operator:
     def __init__(self, layout: Layout | None) -> None:
         self.layout = layout
 
-    async def types(self, *words: str, status: int = 0) -> str:
-        command = [sys.executable, "-m", "cluster.cli", *words]
+    async def types(self, *words: str, status: int = 0, until: str = "", then: Callable[[], object] = bool) -> str:
+        """What the command says. `then` is called once it has said `until`."""
+        command, heard = [sys.executable, "-m", "cluster.cli", *words], b""
         with trio.fail_after(PATIENCE_S):
-            done = await trio.run_process(
-                command, capture_stdout=True, stderr=subprocess.STDOUT, check=False, cwd=ROOT
-            )
-        said = done.stdout.decode()
-        assert done.returncode == status and "Traceback" not in said, (words, done.returncode, said)
+            process = await trio.lowlevel.open_process(command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, cwd=ROOT)
+            assert process.stdout is not None
+            try:
+                async for part in process.stdout:
+                    known, heard = heard, heard + part
+                    if until.encode() in heard and until.encode() not in known:
+                        then()
+                await process.wait()
+            finally:
+                process.kill()
+        said = heard.decode()
+        assert process.returncode == status and "Traceback" not in said, (words, process.returncode, said)
         return said
 
-    async def cell(self, *words: str, status: int = 0) -> str:
+    async def cell(self, *words: str, **more: Any) -> str:
         assert self.layout is not None
-        return await self.types("cell", *words, "--dir", str(self.layout.directory), status=status)
+        return await self.types("cell", *words, "--dir", str(self.layout.directory), **more)
 
     async def whole(self) -> dict[str, str]:
         """Node → store, once all three vote and nobody is silent."""
@@ -76,8 +87,9 @@ async def test_a_cell_is_looked_after_while_it_runs(tmp_path: Path) -> None:
 
         fed.kill("amber", "n2")  # the leader, and its disk
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_come_back_empty, fed)
-            said = await operator.cell("replace-node", "n2")
+            said = await operator.cell(
+                "replace-node", "n2", until="n2 has store", then=partial(nursery.start_soon, _come_back_empty, fed)
+            )
         assert "n2 votes with a new store" in said and "n2 has store" in said
         renewed = await operator.whole()
         assert renewed["n2"] != stores["n2"] and renewed["n1"] == stores["n1"] and renewed["n3"] == stores["n3"]
@@ -141,7 +153,6 @@ async def test_a_node_that_was_removed_stays_away_until_it_is_let_in_again(tmp_p
 
 
 async def _come_back_empty(fed: LocalFederation) -> None:
-    await trio.sleep(2.0)  # long enough that the command sees the store that is about to go
     await fed.wipe("amber", "n2")
     await fed.start("amber", "n2")
 
@@ -198,8 +209,7 @@ async def knows_four(admin: Address) -> None:
 
 
 async def test_another_machine_takes_a_nodes_place(tmp_path: Path) -> None:
-    first = 33_000 + os.getpid() % 500 * 16  # above the ports that make_federation takes
-    operator, region = Operator(None), tmp_path / "r"
+    operator, region, first = Operator(None), tmp_path / "r", free_ports(14)[0]
     where = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--dir", str(region)]
 
     def ports(base: int) -> list[str]:

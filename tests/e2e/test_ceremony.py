@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from urllib.request import urlopen
@@ -11,7 +10,9 @@ import trio
 
 from cluster.config_keys import Address
 from relay.core.trust import verify_root
-from tests.e2e.test_cell import PATIENCE_S, Operator, Servers, whole
+from tests.e2e.test_cell import Operator, Servers, whole
+from tests.patience import PATIENCE_S
+from tests.ports import free_ports
 
 PEOPLE = ("anna", "bela", "cyra")
 NAMES = ("n1", "n2", "n3")
@@ -57,7 +58,7 @@ class Ceremony:
 
 async def test_two_of_three_make_a_federation_that_runs(tmp_path: Path) -> None:
     ceremony, region = Ceremony(tmp_path), tmp_path / "r"
-    operator, first = ceremony.operator, 18_100 + os.getpid() % 100 * 16
+    operator, first = ceremony.operator, free_ports(13)[0]
     where = ["--host", "127.0.0.1", "--listen", "127.0.0.1", "--nodes", "3", "--dir", str(region)]
     ports = ["--clients", str(first), "--links", str(first + 5), "--admin", str(first + 10)]
     await operator.types("init", "region", "amber", *where, *ports)
@@ -110,6 +111,7 @@ async def news_is_taken(ceremony: Ceremony, region: Path, admins: list[Address])
 
 
 async def fresh_until(admin: Address) -> float:
-    shown = await trio.to_thread.run_sync(lambda: urlopen(f"http://{admin}/metrics", timeout=10).read().decode())
+    url = f"http://{admin}/metrics"
+    shown = await trio.to_thread.run_sync(lambda: urlopen(url, timeout=PATIENCE_S).read().decode())
     (line,) = [line for line in shown.splitlines() if line.startswith("posthouse_root_fresh_until_timestamp_seconds ")]
     return float(line.split()[1])

@@ -25,6 +25,7 @@ from relay.core import wire
 from relay.core.envelope import envelope_id
 from relay.errors import OperatorError
 from tests.e2e.planting import plant
+from tests.patience import PATIENCE_S
 
 REGIONS = ("amber", "birch", "cedar")
 
@@ -34,7 +35,7 @@ def test_the_demo_is_clean(tmp_path: Path, nodes: int) -> None:
     kept, report = tmp_path / "kept", tmp_path / "out.json"
     command = [sys.executable, "-m", "cluster.cli", "demo", "--dir", str(kept), "--json", str(report)]
     command += ["--nodes", str(nodes)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     counted = json.loads(report.read_text())
     found = {name: counted.pop(name) for name in (

@@ -17,9 +17,9 @@ from cluster.local.people import create_device, create_user
 from cluster.local.recovery import Recovery
 from relay.client import Card, Client, Message, Revoked, open_client
 from relay.client.identity import own_records
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 90
-ENDS_S = 3.0  # seconds in which a revoked device's session has to end, on whichever node it is
+ENDS_S = 30.0  # seconds in which a revoked device's session has to end, on whichever node it is: nothing else ends it
 
 
 def now() -> int:
@@ -161,13 +161,14 @@ async def _rotations_under_load_lose_nothing_and_repeat_nothing(town: Town) -> N
             for turn in range(6):
                 async with town.open("alice", f"n{turn % 3 + 1}") as alice:
                     ids.add(alice.device)
-                    with trio.move_on_after(1):
-                        async for message in alice.messages():
-                            got_alice.append(message)
-                            if len(got_alice) % 3 == 0:
-                                sent_alice.append(b"%d" % len(sent_alice))
-                                with trio.CancelScope(shield=True):  # else it may not be in the store yet
-                                    await alice.send(bob.card, sent_alice[-1], wait="queued")
+                    known = len(got_alice)
+                    async for message in alice.messages():
+                        got_alice.append(message)
+                        if len(got_alice) % 3 == 0:
+                            sent_alice.append(b"%d" % len(sent_alice))
+                            await alice.send(bob.card, sent_alice[-1], wait="queued")
+                        if len(got_alice) == known + 25:
+                            break
                 if turn < 5:  # at once: what is under way is under way
                     await trio.to_thread.run_sync(rotate_device, town.home, "alice", now())
         async with town.open("alice", "n1") as alice:

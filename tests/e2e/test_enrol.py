@@ -19,6 +19,7 @@ from cluster.local import LocalFederation, make_federation
 from relay.core import wire
 from relay.core.wire import Code
 from tests.e2e.raw import Person, open_raw, seal
+from tests.patience import PATIENCE_S
 
 DAY = 86_400_000
 
@@ -48,7 +49,7 @@ def named(payload: list) -> bytes:
 
 def posthouse(*args: object, status: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster.cli", "user", "sign", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -105,6 +106,6 @@ async def test_keys_made_by_hand_are_enrolled_and_served(tmp_path: Path) -> None
                 assert [i.code for i in await a.submit("norden", seal(me, now(), version=2))] == [Code.STORED]
                 await c.hear_a(wire.Deliver)
                 await b.hear_a(wire.Deliver)
-                with trio.fail_after(10):
+                with trio.fail_after(PATIENCE_S):
                     assert [i.code for i in await c.submit("norden", seal(friend.user, now()))] == [Code.STORED]
                 await a.hear_a(wire.Deliver)

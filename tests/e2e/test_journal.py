@@ -17,8 +17,9 @@ from cluster.cli.exits import Exit
 from cluster.local import Layout, LocalFederation
 from relay.client import open_client
 from relay.errors import OperatorError
-from tests.e2e.letters import PATIENCE_S, send
+from tests.e2e.letters import send
 from tests.flipping import flipped
+from tests.patience import PATIENCE_S
 
 
 async def post(*words: str, status: int = 0, types: str = "") -> str:
@@ -67,7 +68,7 @@ async def test_a_damaged_log_of_a_cell_of_one_goes_on_under_a_new_id(layout: Lay
         await fed.stop("birch")
         await send(layout, "carol", "four", "five", wait="accepted")
         fed.kill("amber")
-        await trio.sleep(0.2)
+        await fed.ended()
 
         assert "good  " in await post("verify", str(data)) and "good  " in await post("verify", node)
         before = json.loads(await post("inspect", "--json", node))
@@ -110,12 +111,12 @@ async def test_other_regions_go_on_with_a_log_that_lost_what_they_had_handed_ove
         await send(layout, "carol", "one")
         assert await collect(layout, "carol", 1) == ["one"]
         fed.kill("birch")
-        await trio.sleep(0.2)
+        await fed.ended()
         before = tip(data)
         await fed.start("birch")
         await send(layout, "carol", "two", "three")  # stored, and then lost
         fed.kill("birch")
-        await trio.sleep(0.2)
+        await fed.ended()
         flip(data, index=before + 1)
         assert "What came after is lost" in await post("repair", "--yes", node)
         await fed.start("birch")
@@ -157,7 +158,7 @@ async def test_a_copy_beside_the_data_of_a_node_is_looked_at_itself(layout: Layo
     async with LocalFederation(layout) as fed:
         await fed.start("amber")
         fed.kill("amber")  # no last checkpoint: there are blocks
-        await trio.sleep(0.2)
+        await fed.ended()
     shutil.copytree(data, old)
     flip(old)
     said = await post("verify", str(old), status=Exit.FAILED)
@@ -208,7 +209,7 @@ async def test_a_repair_that_is_cut_short_is_finished_by_the_next_one(
         async with open_client(layout.home.store("bob")) as client:
             await client.caught_up()
         fed.kill("amber")
-        await trio.sleep(0.2)
+        await fed.ended()
         shutil.copytree(data, tmp_path / "before")
         rename, left = Path.rename, 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,10 @@ from relay.client.identity import own_records
 from relay.core.tlog import ED25519, AddCheckpoint, Checkpoint, NotLogged, parse_checkpoint, parse_note
 from relay.core.trust import Policy, read_home, reopen_root, split_home
 from relay.errors import PosthouseError
-from relay.limits import GOSSIP_S
-from tests.e2e.ports import free_ports
+from tests.patience import PATIENCE_S
+from tests.ports import free_ports
 
 REGIONS = ("amber", "birch")
-PATIENCE_S = 90
 now_ms = RealEnv().clock.wall_ms
 
 
@@ -67,19 +66,31 @@ def make_logged(place: Path, regions: Sequence[str] = REGIONS) -> Layout:
 
 
 @contextmanager
-def registrars(layout: Layout, regions: Sequence[str] = REGIONS) -> Iterator[None]:
-    processes = []
+def registrars(layout: Layout, regions: Sequence[str] = REGIONS) -> Iterator[Callable[[str], None]]:
+    """They run. Gives what kills one of them and starts it anew."""
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(region: str) -> None:
+        with (layout.home.directory / f"{region}.registrar.log").open("ab") as log:
+            directory = layout.home.directory / f"registrar-{region}"
+            words = [sys.executable, "-m", "cluster.cli", "registrar", "run", str(directory)]
+            processes[region] = subprocess.Popen(words, stderr=log, stdout=log, stdin=subprocess.DEVNULL)
+
+    def end(region: str) -> None:
+        processes[region].kill()
+        processes[region].wait()
+
+    def again(region: str) -> None:
+        end(region)
+        start(region)
+
     try:
         for region in regions:
-            with (layout.home.directory / f"{region}.registrar.log").open("ab") as log:
-                directory = layout.home.directory / f"registrar-{region}"
-                words = [sys.executable, "-m", "cluster.cli", "registrar", "run", str(directory)]
-                processes.append(subprocess.Popen(words, stderr=log, stdout=log, stdin=subprocess.DEVNULL))
-        yield
+            start(region)
+        yield again
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        for region in processes:
+            end(region)
 
 
 async def patiently(work: Any, *arguments: Any) -> Any:
@@ -130,7 +141,7 @@ async def test_users_with_proofs_write_and_move_and_those_without_get_nowhere(tm
 
 
 async def birch_forks(layout: Layout) -> None:
-    """Birch's log shows amber's witness another root of one size: within one round nothing goes there any more."""
+    """Birch's log shows amber's witness another root of one size: nothing goes there any more."""
     home = layout.home
     log = load_key(home.directory / "registrar-birch" / "secrets" / "log.key", ED25519)
     amber = Registrar.of(load_config(home.directory / "registrar-amber", now_ms())).caller
@@ -140,7 +151,7 @@ async def birch_forks(layout: Layout) -> None:
     status, said = await amber.ask("POST", "/add-checkpoint", AddCheckpoint(before.size, (), lie).encode())
     assert status == 422 and b"Fork" in said
     admin = layout.node("amber", "n1").admin_addr
-    with trio.fail_after(GOSSIP_S):
+    with trio.fail_after(PATIENCE_S):  # GOSSIP_S is held to in tests/cluster/test_halted_in_time.py
         while b"warning: federation with birch is halted" not in await page(admin, "/readyz"):  # noqa: ASYNC110
             await trio.sleep(0.5)
     assert b'posthouse_region_halted{region="birch"} 1.0' in await page(admin, "/metrics")
@@ -154,7 +165,7 @@ async def birch_forks(layout: Layout) -> None:
 
 async def page(address: Address, path: str) -> bytes:
     def fetch() -> bytes:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=PATIENCE_S) as answer:
             return bytes(answer.read())
 
     return await trio.to_thread.run_sync(fetch)

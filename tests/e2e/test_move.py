@@ -14,8 +14,8 @@ from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, make_federation
 from cluster.local.people import create_device, create_user, move_user, sign_move
 from relay.client import Card, Client, open_client, take_records
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 90
 
 
 class Town:

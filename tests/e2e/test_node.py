@@ -20,6 +20,7 @@ from relay.errors import OperatorError, ProtocolError
 from relay.limits import DAY, MAX_FRAME, MAX_LIFETIME, MINUTE
 from tests.flipping import flipped
 from tests.e2e.raw import Person, open_raw, seal
+from tests.patience import PATIENCE_S
 
 
 def now() -> int:
@@ -118,7 +119,7 @@ async def test_garbage_ends_the_connection_with_a_reason(garbage_federation, fra
         if len(frame) <= MAX_FRAME:
             error = await raw.hear_a(wire.Error)
             assert error.code == Fault.PROTOCOL and error.text
-        with pytest.raises(Exception, match=r"."), trio.fail_after(20):
+        with pytest.raises(Exception, match=r"."), trio.fail_after(PATIENCE_S):
             while True:
                 await raw.socket.receive()
     async with open_raw(layout, "norden", now()) as raw:
@@ -189,7 +190,7 @@ async def test_a_store_in_use_a_foreign_and_a_damaged_one_stop_the_node_with_a_r
         )
         assert ran.returncode == 3 and b"Traceback" not in ran.stderr, ran.stderr[-2000:]
         fed.kill("norden")
-        await trio.sleep(0.2)
+        await fed.ended()
         store = node.data_dir / "log.sqlite"
         with sqlite3.connect(store) as db:
             index, body = db.execute("SELECT idx, sealed FROM block ORDER BY idx DESC LIMIT 1").fetchone()

@@ -20,7 +20,8 @@ from cluster.local.people import create_user, find_card
 from relay.client import SendRefused, open_client
 from relay.core.trust import Policy, reopen_root
 from relay.core.wire import Code
-from tests.e2e.test_journal import PATIENCE_S, collect
+from tests.e2e.test_journal import collect
+from tests.patience import PATIENCE_S
 
 now_ms = RealEnv().clock.wall_ms
 
@@ -109,7 +110,7 @@ async def test_what_may_not_go_does_not_cross_and_does_not_rest(layout: Layout) 
         assert "withheld" in layout.node("amber").log_path.read_text()
         for region in layout.regions:
             fed.kill(region)
-        await trio.sleep(0.3)
+        await fed.ended()
         assert (await audit(layout))["birch"]["at_home"] == 1, "the one from before, which nobody has collected"
         await fed.start_all()
         assert await collect(layout, "carol", 1) == ["before"]
@@ -159,7 +160,7 @@ async def test_what_may_not_wait_goes_at_once_or_later_and_once(layout: Layout) 
             assert client.stats.refused == 0 and client.stats.stored == len(expected)
         fed.kill("amber")
         fed.kill("birch")
-        await trio.sleep(0.3)
+        await fed.ended()
         found, logs = await audit(layout), [await log_of(layout, region) for region in layout.regions]
         assert found["amber"]["in_outbox"] == found["amber"]["at_home"] == 0 and logs[0]["first"] == 1
         assert not {"Submit", "Handed"} & logs[0]["records"].keys(), "not in any block that was ever written"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -39,7 +40,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
             yield tmp_path
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) in (0, 130)
+            assert process.wait(PATIENCE_S) in (0, 130)
 
 
 def environment() -> dict[str, str]:
@@ -48,7 +49,7 @@ def environment() -> dict[str, str]:
 
 
 def run(place: Path, *command: str) -> str:
-    said = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=90)
+    said = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert said.returncode == 0, f"{command}: {said.stdout}{said.stderr}"
     return said.stdout
 

@@ -17,8 +17,8 @@ from relay.client import NotProven, open_client
 from relay.core.receipts import Verified, verify_receipt
 from relay.core.wire import Code
 from tests.e2e.test_cell import Operator, whole
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 90
 
 
 def people(layout: Layout) -> None:

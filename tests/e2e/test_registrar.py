@@ -32,7 +32,8 @@ from relay.core.codec import encode, pack
 from relay.core.trust import StapledHome, read_home, same_home
 from relay.errors import Overloaded, PeerError, PosthouseError
 from tests.cluster.registrar.site import first, user_key
-from tests.e2e.ports import free_ports
+from tests.patience import PATIENCE_S
+from tests.ports import free_ports
 
 REGIONS = ("norden", "sauda", "vika")
 
@@ -47,9 +48,8 @@ def request(number: int, **more: object) -> bytes:
 
 
 def posthouse(*words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "cluster.cli", *map(str, words)], capture_output=True, text=True, check=False, timeout=60
-    )
+    command = [sys.executable, "-m", "cluster.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -106,7 +106,7 @@ def actions(log: Path, root: Path) -> list[str]:
 
 
 async def enrol_patiently(registrar: Registrar, asked: bytes) -> StapledHome:
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE_S):
         while True:
             try:
                 return await registrar.enrol(asked)
@@ -243,7 +243,7 @@ async def test_killed_under_load_nothing_answered_is_missing_and_no_witness_sees
                 async with trio.open_nursery() as nursery:
                     for _ in range(8):
                         nursery.start_soon(load, until)
-                    with trio.fail_after(60):
+                    with trio.fail_after(PATIENCE_S):
                         while len(answered) < before + 30:  # noqa: ASYNC110
                             await trio.sleep(0.01)
                     os.kill(processes["norden"].pid, signal.SIGKILL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from pathlib import Path
@@ -19,8 +18,10 @@ from cluster.local.home import Home
 from cluster.local.people import create_user
 from cluster.pki import NODE_LIFETIME, renew_node
 from relay.client import Card, Client, open_client
-from tests.e2e.test_cell import PATIENCE_S, Operator, Servers, whole
+from tests.e2e.test_cell import Operator, Servers, whole
 from tests.keeping import keeping
+from tests.patience import PATIENCE_S
+from tests.ports import free_ports
 
 NAMES = ("n1", "n2", "n3")
 SHORT_S = 60  # until the first certificates end; to start the nodes and to renew them takes about 25 on a slow machine
@@ -30,9 +31,8 @@ class Town:
     """A region of three on this machine, whose nodes dial each other through crossings that can be cut."""
 
     def __init__(self, folder: Path) -> None:
-        first = 10_000 + os.getpid() % 500 * 16  # below the ports that make_federation takes
         self.region, self.keeper, self.operator = folder / "r", folder / "keeper", Operator(None)
-        at = [Address("127.0.0.1", first + offset) for offset in range(12)]
+        at = [Address("127.0.0.1", port) for port in free_ports(12)]
         self.clients, self.links, self.admins, gates = at[0:3], at[3:6], at[6:9], at[9:12]
         self.gates = dict(zip(NAMES, gates, strict=True))
         self.crossings = [Crossing(gate, link) for gate, link in zip(gates, self.links, strict=True)]
@@ -67,7 +67,7 @@ class Town:
 
     async def metrics(self, name: str) -> str:
         url = f"http://{self.admins[NAMES.index(name)]}/metrics"
-        return await trio.to_thread.run_sync(lambda: urlopen(url, timeout=10).read().decode())
+        return await trio.to_thread.run_sync(lambda: urlopen(url, timeout=PATIENCE_S).read().decode())
 
     async def taken(self, name: str) -> None:
         """The node runs with the certificate that lies in its file, and says until when."""

@@ -10,7 +10,7 @@ from relay.core import envelope, wire
 from relay.core.codec import encode
 from relay.core.trust import read_home
 from relay.core.wire import Code, Fault
-from relay.errors import AuthError, ResidencyError, RolledBack
+from relay.errors import AuthError, NotPermitted, ResidencyError, RolledBack
 from relay.limits import MINUTE, UNACKED_BYTES
 from tests.relay.conftest import ABROAD, CELL, FakeLine
 from tests.relay.core.mailroom.conftest import Group, User, device_id
@@ -166,6 +166,35 @@ async def test_routing_abroad_and_refusals(open_cell, autojump_clock):
         record = await cell.office.lookup(a1, wire.Lookup(7, carol.id, "sauda", 0))
         assert (record.code, record.records) == (Code.STORED, (carol.chain[0],))
         assert (await cell.office.lookup(a1, wire.Lookup(8, bytes(32), "sauda", 0))).code == Code.UNKNOWN_USER
+
+
+async def test_what_has_just_moved_may_come_again_and_what_is_forbidden_may_not(open_cell, autojump_clock):
+    """The disk writer knows already that the recipient has left, and the office did not when it routed."""
+    alice, bob = people()
+    async with open_cell() as (cell, nursery):
+        await cell.join(nursery, bob, "b1")
+        a1 = await cell.join(nursery, alice, "a1")
+        gone, forbidden, good = (seal(cell, bob.id, body=body) for body in (b"gone", b"forbidden", b"good"))
+
+        class Writer:
+            def check(self, encoded):
+                for ordinal, one in enumerate(encoded):
+                    if gone in one:
+                        raise ResidencyError("an envelope for a user who is not at home here", "", ordinal)
+                    if forbidden in one:
+                        raise NotPermitted("an envelope that a policy forbids", "", ordinal)
+                return ()
+
+            def learn(self, facts):
+                pass
+
+        cell.journal._residency = Writer()
+        await submit(cell, a1, gone, forbidden, good)
+        told = {item.id: item.code for one in a1.of(wire.Receipt) for item in one.items}
+        assert told == {
+            envelope.envelope_id(gone): Code.UNREACHABLE, envelope.envelope_id(forbidden): Code.NOT_PERMITTED,
+            envelope.envelope_id(good): Code.STORED,
+        }  # fmt: skip
 
 
 async def test_a_region_that_does_not_answer_holds_a_batch_up_once(open_cell, autojump_clock):

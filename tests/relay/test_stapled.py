@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import asynccontextmanager
 
 import pytest
@@ -125,6 +126,7 @@ async def test_a_move_that_the_region_that_is_entered_did_not_log_brings_nobody(
         movers, reception = Movers(ROOT, cell.delivery), Reception(
             ROOT, cell.delivery, cell.intake, cell.barrier, cell.office, None
         )
+        assert movers.begin().record(moved_here(alice.chain)).what == records.HANDIN_REFUSED
         assert movers.begin().record(moved_here(logged(alice))).what == records.HANDIN_MOVE
         for number, (chain, code) in enumerate(((alice.chain, Code.BAD_RECORD), (logged(alice), Code.STORED)), 1):
             item = linkwire.HandItem(records.HANDIN_MOVE, encode(records.Chain(tuple(chain))), b"")
@@ -156,3 +158,19 @@ async def test_mail_for_a_region_that_is_halted_is_refused_for_now(autojump_cloc
         await wait_all_tasks_blocked()
         assert sorted(line.codes()) == [Code.ACCEPTED, Code.UNREACHABLE]
         nursery.cancel_scope.cancel()
+
+
+async def test_the_receiving_node_alone_refuses_a_move_that_forks_what_is_known_here(autojump_clock):
+    alice = person()
+    async with opened() as cell:
+        await admit(cell, alice, logged(alice))
+        twin = copy.deepcopy(alice)
+        alice.record("alice1", "alice2")
+        await admit(cell, alice, logged(alice))
+        twin.move(ABROAD)
+        movers = Movers(ROOT, cell.delivery)
+        with structlog.testing.capture_logs() as logs:
+            assert movers.begin().record(moved_here(logged(twin))).what == records.HANDIN_REFUSED
+        assert "a fork" in str(logs)
+        alice.move(ABROAD)
+        assert movers.begin().record(moved_here(logged(alice))).what == records.HANDIN_MOVE

@@ -13,6 +13,7 @@ from wsproto.utilities import generate_accept_token
 from relay import ws
 from relay.errors import Overloaded, PosthouseError, ProtocolError
 from relay.gateway.websocket import busy_response
+from tests.patience import PATIENCE_S
 
 Handler = Callable[[trio.SocketStream, bytes], Awaitable[None]]
 
@@ -64,7 +65,7 @@ def answering(data: bytes) -> Handler:
 )
 async def test_a_handshake_that_fails_says_why(data: bytes, error: type[PosthouseError], says: str) -> None:
     async with open_server(answering(data)) as url:
-        with trio.fail_after(5), pytest.raises(error, match=says):
+        with trio.fail_after(PATIENCE_S), pytest.raises(error, match=says):
             async with ws.connect(url):
                 pytest.fail("connected")
 
@@ -75,7 +76,7 @@ async def test_a_server_of_another_kind_is_refused() -> None:
         await stream.receive_some()
 
     async with open_server(no_protocol) as url:
-        with trio.fail_after(5), pytest.raises(ProtocolError, match="does not speak"):
+        with trio.fail_after(PATIENCE_S), pytest.raises(ProtocolError, match="does not speak"):
             async with ws.connect(url):
                 pytest.fail("connected")
 
@@ -112,7 +113,7 @@ async def test_every_end_is_closed(ending: bytes) -> None:
         await stream.send_all(b"\x82\x02hi" + ending)
 
     async with open_server(handler) as url:
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             async with ws.connect(url) as socket:
                 assert await socket.receive() == b"hi"
                 for attempt in (socket.receive, socket.receive, socket.ping, lambda: socket.send(b"x")):
@@ -127,7 +128,7 @@ async def test_a_ping_does_not_outlive_the_connection() -> None:
         await stream.receive_some()  # the ping
 
     async with open_server(handler) as url, ws.connect(url) as socket:
-        with trio.fail_after(5), pytest.raises(ws.Closed):
+        with trio.fail_after(PATIENCE_S), pytest.raises(ws.Closed):
             await socket.ping()
 
 
@@ -151,7 +152,7 @@ async def test_a_server_that_never_answers_a_close_is_left(monkeypatch: pytest.M
             pass
 
     async with open_server(handler) as url:
-        with trio.fail_after(1):
+        with trio.fail_after(PATIENCE_S):
             async with ws.connect(url) as socket:
                 await socket.aclose()
                 await socket.aclose()

@@ -7,27 +7,25 @@ from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.mailroom import moving, outboxes, rosters
 from relay.core.mailroom.effects import Filed, PassedOn
 from relay.core.mailroom.people import Entry
-from relay.core.mailroom.settle import devices_of
 from relay.core.mailroom.state import Source
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code, ReceiptItem
 from relay.errors import ProtocolError
-from relay.limits import ADMISSION_WINDOW, MAX_CLOCK_AHEAD, MAX_LIFETIME, MAX_MAILBOX, MAX_UNCONFIRMED
+from relay.limits import ADMISSION_WINDOW, MAX_CLOCK_AHEAD, MAX_LIFETIME, MAX_MAILBOX, MAX_UNCONFIRMED, MINUTE
 
 
 def submit(turn: Turn, record: records.Submit, size: int) -> None:
     """Apply an envelope from a device of this cell."""
     pos = turn.next_position()
     own = envelope_id(record.envelope)
-    known = turn.state.outcomes.get(own)
+    header = _read(record.envelope)
+    known = _known(turn, own, header)
     if known is not None:
         turn.answer(record.device, known, None)
         return
     if record.device not in turn.state.devices:
         return  # its enrolment ended while the record was under way; nobody is left to be told
-    try:
-        header = read_header(record.envelope)
-    except ProtocolError:
+    if header is None:
         turn.answer(record.device, turn.receipt(own, Code.BAD_ENVELOPE), None)
         return
     code = _age(header, turn.time, window=True)
@@ -53,14 +51,13 @@ def passed(turn: Turn, record: records.Passed, size: int) -> None:
     """Apply an envelope that another cell passed on without keeping it: a first submit, as if its device were here."""
     pos = turn.next_position()
     own = envelope_id(record.envelope)
-    item = turn.state.outcomes.get(own) or _passed(turn, record.envelope, own, turn.source(size), pos)
+    header = _read(record.envelope)
+    item = _known(turn, own, header) or _passed(turn, header, own, turn.source(size), pos)
     turn.effects.append(PassedOn(item))
 
 
-def _passed(turn: Turn, sealed: bytes, own: bytes, source: Source, pos: int) -> ReceiptItem:
-    try:
-        header = read_header(sealed)
-    except ProtocolError:
+def _passed(turn: Turn, header: Header | None, own: bytes, source: Source, pos: int) -> ReceiptItem:
+    if header is None:
         return turn.receipt(own, Code.BAD_ENVELOPE)
     code = Code.NOT_PERMITTED if header.kind is To.ROSTER else _age(header, turn.time, window=True)
     if code is None and header.to in turn.state.moved:
@@ -117,12 +114,11 @@ def _hand_in_of_a_move(turn: Turn, record: records.HandIn, size: int, pos: int) 
 
 def _hand_in_envelope(turn: Turn, record: records.HandIn, size: int, pos: int) -> tuple[int, int]:
     own = envelope_id(record.item)
-    known = turn.state.outcomes.get(own)
+    header = _read(record.item)
+    known = _known(turn, own, header)
     if known is not None and known.code != Code.ACCEPTED:  # that one, of a sender here, has its outcome elsewhere
         return known.code, known.newest
-    try:
-        header = read_header(record.item)
-    except ProtocolError:
+    if header is None:
         return Code.BAD_ENVELOPE, 0
     code = _age(header, turn.time, window=False)
     if code is not None:
@@ -137,6 +133,18 @@ def _hand_in_envelope(turn: Turn, record: records.HandIn, size: int, pos: int) -
         turn.remember(item, header.created)
     _take(turn, item, header)
     return item.code, item.newest
+
+
+def _read(envelope: bytes) -> Header | None:
+    """Its header; None where it is not well formed: no outcome of such a one is remembered."""
+    try:
+        return read_header(envelope)
+    except ProtocolError:
+        return None
+
+
+def _known(turn: Turn, own: bytes, header: Header | None) -> ReceiptItem | None:
+    return turn.state.outcomes.get(own, header.created // MINUTE) if header is not None else None
 
 
 def _take(turn: Turn, item: ReceiptItem, header: Header) -> None:
@@ -164,16 +172,20 @@ def _to_mailbox(turn: Turn, header: Header, own: bytes, source: Source, pos: int
         return turn.receipt(own, code, newest, pos if code == Code.ACCEPTED else 0)
     if user is None:
         return turn.receipt(own, Code.UNKNOWN_USER)
-    newest = user.record.version
+    home = user.record
+    newest = home.version
     if not 1 <= header.to_version <= newest:
         return turn.receipt(own, Code.BAD_ENVELOPE, newest)
     if user.box.bytes + source.size > MAX_MAILBOX:
         return turn.receipt(own, Code.MAILBOX_FULL, newest)
-    if any(device.since <= header.to_version for device in devices_of(turn.state, user)):
-        entry = Entry(pos, turn.state.hold(source), header.to_version, header.expires)
-        turn.state.file(user.box, entry, source.size)
-        turn.expire_in_box(user.box, False, header.to, entry)
-        turn.effects.append(Filed(False, header.to, entry))
+    for listed in home.devices:
+        device = turn.state.devices.get(listed.id)
+        if device is not None and device.user == header.to and device.since <= header.to_version:
+            entry = Entry(pos, turn.state.hold(source), header.to_version, header.expires)
+            turn.state.file(user.box, entry, source.size)
+            turn.expire_in_box(user.box, False, header.to, entry)
+            turn.effects.append(Filed(False, header.to, entry))
+            break
     return turn.receipt(own, Code.STORED, newest, pos)
 
 

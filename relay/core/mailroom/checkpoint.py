@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
-from itertools import groupby
-from struct import Struct, error as StructError
+from struct import error as StructError
 from typing import Any, Final, TypeVar
 
 import msgpack
 
-from relay.core.codec import pack
+from relay.core.codec import digest, pack
 from relay.core.mailroom.expiry import rebuild
 from relay.core.mailroom.people import DeviceState, Notice, UserState, no_devices, no_users
 from relay.core.mailroom.resting import Resting
@@ -24,16 +22,13 @@ from relay.core.mailroom.state import (
 )
 from relay.core.packing import Shelf
 from relay.core.trust import read_chain, read_home, verify_roster
-from relay.core.wire import ReceiptItem
 from relay.errors import StoreDamaged, StoreForeign
 from relay.limits import CHECKPOINT_BYTES, CHECKPOINT_SHARE
 
 _T = TypeVar("_T")
-FORMAT: Final = 4  # of the rows; nodes compare digests of one format only
+FORMAT: Final = 5  # of the rows; nodes compare digests of one format only
 ROW_BYTES: Final = 256 * 1024  # a row is closed when it passes this; far below the journal's 1 MiB
 _PART: Final = 64 * 1024  # bytes of packed rows in one item
-_OUTCOME: Final = Struct("<32sqqq")  # id, code, position, newest
-_OUTCOMES: Final = 1_024  # in one item
 
 
 def plan(state: State) -> None:
@@ -60,17 +55,14 @@ def dump(state: State) -> Iterator[bytes]:
             yield pack([section, chunk])
 
 
-def state_hash() -> blake2b:
-    """To be fed with all rows: its digest is compared between nodes (rule 10)."""
-    return blake2b(digest_size=32, person=b"posthouse.state")
+def rows_digest(digests: Iterable[bytes]) -> bytes:
+    """What is compared between nodes (rule 10), by `codec.digest` of each row: who writes rows has those already."""
+    return digest(b"".join(digests), b"posthouse.state")
 
 
 def state_digest(state: State) -> bytes:
     """The digest of the state's rows."""
-    total = state_hash()
-    for row in dump(state):
-        total.update(row)
-    return total.digest()
+    return rows_digest(map(digest, dump(state)))
 
 
 def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
@@ -114,7 +106,7 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for w in roster.waiting
     )
     yield from _between_cells(state)
-    yield "outcomes", _outcomes(state)
+    yield "outcomes", state.outcomes.dump(_PART)
 
 
 def _peek(some: Resting[_T], key: bytes) -> _T:
@@ -158,15 +150,6 @@ def _between_cells(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for group, parked in sorted(box.parked.items())
         for key, item in sorted(parked.items.items())
     )
-
-
-def _outcomes(state: State) -> Iterator[list[Any]]:
-    """[minute, cell, packed outcomes], in the order in which they came."""
-    for minute, ids in sorted(state.outcome_minutes.items()):
-        for start in range(0, len(ids), _OUTCOMES):
-            known = (state.outcomes[own] for own in ids[start : start + _OUTCOMES])
-            for cell, some in groupby(known, lambda r: r.cell):
-                yield [minute, cell, b"".join(_OUTCOME.pack(r.id, r.code, r.position, r.newest) for r in some)]
 
 
 class Loading:
@@ -311,11 +294,8 @@ class _Loader:
         pending = self.state.pending[key] = Pending(*rest)
         pending.origin = tuple(rest[-1]) if rest[-1] else None
 
-    def outcome(self, minute: int, cell: str, part: bytes) -> None:
-        rows = _OUTCOME.iter_unpack(part)
-        items = [ReceiptItem(own, code, place, newest, cell) for own, code, place, newest in rows]
-        self.state.outcomes.update((item.id, item) for item in items)
-        self.state.outcome_minutes.setdefault(minute, []).extend(item.id for item in items)
+    def outcomes(self, minute: int, cells: list[str], part: bytes) -> None:
+        self.state.outcomes.load(minute, cells, part)
 
 
 _TAKE: dict[str, Callable[..., None]] = {
@@ -339,5 +319,5 @@ _TAKE: dict[str, Callable[..., None]] = {
     "pending": _Loader.pending,
     "parked": _Loader.parked,
     "parked items": _Loader.parked_item,
-    "outcomes": _Loader.outcome,
+    "outcomes": _Loader.outcomes,
 }

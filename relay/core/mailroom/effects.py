@@ -1,30 +1,27 @@
-"""What applying a block asks of the shells around the mailroom."""
+"""What applying a block asks of the shells around the mailroom. Structs, of which many are made: they cost little."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from relay.core.mailroom.people import Entry, Notice
 from relay.core.wire import ReceiptItem
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True, gc=False):
     """A submit of `device` has this outcome: a receipt, if it is still connected."""
 
     device: bytes
     item: ReceiptItem
 
 
-@dataclass(frozen=True, slots=True)
-class PassedOn:
+class PassedOn(Struct, frozen=True, gc=False):
     """An envelope that another cell passed on has this outcome."""
 
     item: ReceiptItem
 
 
-@dataclass(frozen=True, slots=True)
-class Filed:
+class Filed(Struct, frozen=True, gc=False):
     """An entry was filed at a mailbox (`roster` False, `address` a user id) or a roster (a group id)."""
 
     roster: bool
@@ -32,16 +29,14 @@ class Filed:
     entry: Entry
 
 
-@dataclass(frozen=True, slots=True)
-class Noticed:
+class Noticed(Struct, frozen=True, gc=False):
     """A durable outcome stands in the stream of `device`."""
 
     device: bytes
     notice: Notice
 
 
-@dataclass(frozen=True, slots=True)
-class SessionStarted:
+class SessionStarted(Struct, frozen=True, gc=False):
     """`device` is served under `nonce` from here on; older sessions of it are fenced (rule 18)."""
 
     device: bytes
@@ -50,8 +45,7 @@ class SessionStarted:
     cursor: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceGone:
+class DeviceGone(Struct, frozen=True, gc=False):
     """`device` is no longer enrolled: its connections end. `waited`: envelopes that it did not collect. `rotated`: it
     has new keys, whose all that is now."""
 
@@ -60,30 +54,26 @@ class DeviceGone:
     rotated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class UserMoved:
+class UserMoved(Struct, frozen=True, gc=False):
     """`devices` are at home elsewhere from here on, as `chain` says: their connections end."""
 
     devices: tuple[bytes, ...]
     chain: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MembershipChanged:
+class MembershipChanged(Struct, frozen=True, gc=False):
     """`user` joined or left a roster: its sessions listen at other addresses now."""
 
     user: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxGrew:
+class OutboxGrew(Struct, frozen=True, gc=False):
     """There is something new for `cell`."""
 
     cell: str
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointDue:
+class CheckpointDue(Struct, frozen=True, gc=False):
     """A checkpoint is to be taken now, after this block: at the same one on every node (rule 10)."""
 
 

@@ -17,10 +17,10 @@ _KEY: Final = Struct("<q")
 class Table:
     """Rows by rising key, their first column. Rows are added at the end and go from anywhere."""
 
-    __slots__ = ("_chunks", "_count", "_firsts", "_last", "_row")
+    __slots__ = ("_chunks", "_count", "_firsts", "_full", "_last", "_pack", "_row")
 
     def __init__(self, row: Struct) -> None:
-        self._row = row
+        self._row, self._pack, self._full = row, row.pack, _CHUNK * row.size
         self._chunks: list[bytearray] = []  # none is empty
         self._firsts: list[int] = []  # of each chunk: at most its first key, above every key of the chunk before
         self._count = 0
@@ -46,12 +46,13 @@ class Table:
 
     def add(self, *row: int) -> None:
         """A row whose key is above all that were added before."""
-        assert row[0] > self._last, "rows are found by rising key"
-        self._last = row[0]
-        if not self._chunks or len(self._chunks[-1]) >= _CHUNK * self._row.size:
-            self._chunks.append(bytearray())
-            self._firsts.append(row[0])
-        self._chunks[-1] += self._row.pack(*row)
+        key = row[0]
+        assert key > self._last, "rows are found by rising key"
+        self._last, chunks = key, self._chunks
+        if not chunks or len(chunks[-1]) >= self._full:
+            chunks.append(bytearray())
+            self._firsts.append(key)
+        chunks[-1].extend(self._pack(*row))
         self._count += 1
 
     def get(self, key: int) -> tuple[Any, ...] | None:
@@ -125,6 +126,8 @@ class Blocks:
 
     __slots__ = ("_rows", "bytes", "first", "live_bytes")
     _ROW: Final = Struct("<qqq")
+    _LIVE: Final = Struct("<qq")  # the last two of them
+    _SIZE_BYTES: Final = 8  # of the first
 
     def __init__(self) -> None:
         self.first = 1
@@ -139,9 +142,10 @@ class Blocks:
         return BlockUse(*self._ROW.unpack_from(self._rows, self._offset(index)))
 
     def _offset(self, index: int) -> int:
-        if not self.first <= index < self.first + len(self):
+        offset = (index - self.first) * self._ROW.size
+        if not 0 <= offset < len(self._rows):
             raise KeyError(index)
-        return (index - self.first) * self._ROW.size
+        return offset
 
     def add(self, size: int) -> None:
         """The next block."""
@@ -150,9 +154,9 @@ class Blocks:
 
     def lies(self, index: int, sign: int, size: int) -> None:
         """A source of `size` bytes lies in the block from now on (+1), or no longer (-1)."""
-        offset = self._offset(index)
-        whole, live, live_bytes = self._ROW.unpack_from(self._rows, offset)
-        self._ROW.pack_into(self._rows, offset, whole, live + sign, live_bytes + sign * size)
+        offset = self._offset(index) + self._SIZE_BYTES
+        live, live_bytes = self._LIVE.unpack_from(self._rows, offset)
+        self._LIVE.pack_into(self._rows, offset, live + sign, live_bytes + sign * size)
         self.live_bytes += sign * size
 
     def __iter__(self) -> Iterator[tuple[int, BlockUse]]:

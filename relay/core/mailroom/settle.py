@@ -25,10 +25,7 @@ def devices_of(state: State, user: UserState) -> Iterator[DeviceState]:
 
 def forget_outcomes(turn: Turn) -> None:
     """Ids live until created + D (rule 15)."""
-    minutes = turn.state.outcome_minutes
-    for minute in [minute for minute in minutes if (minute + 1) * MINUTE + ADMISSION_WINDOW < turn.time]:
-        for own in minutes.pop(minute):
-            turn.state.outcomes.pop(own, None)
+    turn.state.outcomes.forget(-((ADMISSION_WINDOW - turn.time) // MINUTE) - 1)  # whose last id has gone
 
 
 def settle_mailbox(state: State, user: UserState) -> None:

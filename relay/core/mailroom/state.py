@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from struct import Struct
+
+import msgspec
+
 from relay.core.block import position
+from relay.core.mailroom.outcomes import Outcomes
 from relay.core.mailroom.packed import Blocks, Table
 from relay.core.mailroom.people import Box, DeviceState, Entry, UserState, no_devices, no_users
 from relay.core.mailroom.resting import Resting
 from relay.core.trust import HomeRecord, VerifiedHead
-from relay.core.wire import ReceiptItem
 from relay.errors import StoreForeign
 from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_BITS
 
@@ -30,8 +33,7 @@ def check_fold_version(version: int) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True, gc=False):
     """Where the record behind some entries lies now. `key` is (index, ordinal) where it was first written, packed."""
 
     key: int
@@ -241,8 +243,7 @@ class State:
     outboxes: dict[str, Outbox] = field(default_factory=dict)
     origins: dict[tuple[str, bytes], Origin] = field(default_factory=dict)
     pending: dict[bytes, Pending] = field(default_factory=dict)
-    outcomes: dict[bytes, ReceiptItem] = field(default_factory=dict)
-    outcome_minutes: dict[int, list[bytes]] = field(default_factory=dict)
+    outcomes: Outcomes = field(default_factory=Outcomes)
     waiting_bytes: dict[bytes, int] = field(default_factory=dict)  # by sending device: waiting here, or parked
     sources: Sources = field(default_factory=Sources)
     blocks: Blocks = field(default_factory=Blocks)

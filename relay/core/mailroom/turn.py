@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from heapq import heappush
 
 from relay.core import records
-from relay.core.block import position
 from relay.core.book import Taken
 from relay.core.codec import encode
 from relay.core.mailroom.effects import Answered, Effect, Noticed, OutboxGrew
 from relay.core.mailroom.people import Box, Entry, Notice
-from relay.core.mailroom.state import Outbox, OutItem, Source, State, source_key
+from relay.core.mailroom.state import Outbox, OutItem, Source, State
 from relay.core.wire import Code, ReceiptItem
 from relay.limits import ADMISSION_WINDOW, MAX_LIFETIME, MINUTE, SLOT_BITS
 
@@ -39,14 +38,14 @@ class Turn:
     taken: list[Taken] = field(default_factory=list)  # envelopes, for receipts
 
     def next_position(self) -> int:
-        pos = position(self.index, self.slot)
+        pos = self.index << SLOT_BITS | self.slot
         self.slot += 1
         assert self.slot < 1 << SLOT_BITS, "a block's slots ran out: MAX_BLOCK_RECORDS and MAX_EXPIRIES bound them"
         return pos
 
     def source(self, size: int) -> Source:
         """The source of the record being applied."""
-        return Source(source_key(self.index, self.ordinal), self.index, self.ordinal, size)
+        return Source(self.index << SLOT_BITS | self.ordinal, self.index, self.ordinal, size)
 
     def expire_later(self, expires: int, kind: int, address: bytes, number: int) -> None:
         heappush(self.state.expiries, (expires, kind, address, number))
@@ -74,10 +73,8 @@ class Turn:
 
     def remember(self, item: ReceiptItem, created: int) -> None:
         self.admitted += item.code < Code.STALE
-        if created + ADMISSION_WINDOW < self.time or item.id in self.state.outcomes:
-            return
-        self.state.outcomes[item.id] = item
-        self.state.outcome_minutes.setdefault(created // MINUTE, []).append(item.id)
+        if created + ADMISSION_WINDOW >= self.time:
+            self.state.outcomes.add(created // MINUTE, item)
 
     def receipt(self, envelope_id: bytes, code: Code, newest: int = 0, pos: int = 0) -> ReceiptItem:
         return ReceiptItem(envelope_id, int(code), pos, newest, self.state.cell)
@@ -85,9 +82,7 @@ class Turn:
     def notice(self, device: bytes, envelope_id: bytes, code: int, newest: int, cell: str) -> None:
         """A durable outcome for the sender (rule 16), in its own stream."""
         code = int(code)
-        known = self.state.outcomes.get(envelope_id)
-        if known is not None:
-            self.state.outcomes[envelope_id] = ReceiptItem(envelope_id, code, known.position, newest, cell)
+        self.state.outcomes.replace(ReceiptItem(envelope_id, code, 0, newest, cell))
         owner = self.state.heir(device)
         if owner is None:
             self._notice_elsewhere(records.ForDevice(device, envelope_id, code, newest, cell))

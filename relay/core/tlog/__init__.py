@@ -50,6 +50,7 @@ from relay.core.tlog.proofs import (
     inclusion_proof,
     inclusion_proofs,
     inclusion_tiles,
+    inclusion_tiles_of,
 )
 from relay.core.tlog.staple import Proven, Staple, parse_staple, verify_staple
 from relay.core.tlog.tiles import (
@@ -83,7 +84,8 @@ __all__ = [
     "contradicts",
     "Tile", "Bundle", "parse_path", "tile_at", "edge", "tiles_written", "bundles_written", "grow", "grow_bundles",
     "frontier", "encode_bundle", "decode_bundle",
-    "inclusion_tiles", "inclusion_proof", "inclusion_proofs", "consistency_tiles", "consistency_proof",
+    "inclusion_tiles", "inclusion_tiles_of", "inclusion_proof", "inclusion_proofs", "consistency_tiles",
+    "consistency_proof",
     "contradiction_tiles", "contradiction_proof",
     "ED25519", "COSIGNATURE", "SignerKey", "VerifierKey",
     "Note", "Signature", "new_note", "parse_note", "parse_signatures", "open_note", "signers",

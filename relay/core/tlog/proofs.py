@@ -13,7 +13,9 @@ near the leaf, and one a level at the right edge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from relay.core.tlog.errors import NotInTree
@@ -38,13 +40,18 @@ class _Subtree(NamedTuple):
 
 def inclusion_tiles(index: int, size: int) -> tuple[Tile, ...]:
     """The tiles that `inclusion_proof` reads. Raises NotInTree."""
-    return _tiles(_inclusion(index, size), size)
+    return inclusion_tiles_of((index,), size)
+
+
+def inclusion_tiles_of(indexes: Sequence[int], size: int) -> tuple[Tile, ...]:
+    """The tiles that `inclusion_proofs` reads. Raises NotInTree."""
+    return _tiles(dict.fromkeys(chain.from_iterable(_inclusions(indexes, size))), size)
 
 
 def inclusion_proof(index: int, size: int, tiles: Mapping[Tile, bytes]) -> tuple[bytes, ...]:
     """That entry `index` is in the tree of `size` leaves: the siblings on the way, the leaf's first. Raises NotInTree;
     BadTile when `tiles` lacks one of `inclusion_tiles`."""
-    return _roots(_inclusion(index, size), size, tiles)
+    return inclusion_proofs((index,), size, tiles)[0]
 
 
 def inclusion_proofs(indexes: Sequence[int], size: int, tiles: Mapping[Tile, bytes]) -> list[tuple[bytes, ...]]:
@@ -71,7 +78,7 @@ def inclusion_proofs(indexes: Sequence[int], size: int, tiles: Mapping[Tile, byt
             parts[part] = fold_right([root(subtree) for subtree in _subtrees(part)])
         return parts[part]
 
-    return [tuple(map(over, _inclusion(index, size))) for index in indexes]
+    return [tuple(map(over, ranges)) for ranges in _inclusions(indexes, size)]
 
 
 def consistency_tiles(old: int, new: int) -> tuple[Tile, ...]:
@@ -97,20 +104,28 @@ def contradiction_proof(old: int, new: int, tiles: Mapping[Tile, bytes]) -> tupl
 
 
 # --- which ranges of leaves ----------------------------------------------------------------------
-def _inclusion(index: int, size: int) -> list[_Range]:
-    """From the root down: which half has the leaf? The other one's root is a part of the proof."""
-    if not 0 <= index < size <= MAX_TREE:
-        raise NotInTree(f"entry {index} of a tree of {size}: there is none", "Ask for an index below the tree's size")
-    ranges, start, end = [], 0, size
-    while end - start > 1:
+def _inclusions(indexes: Sequence[int], size: int) -> list[list[_Range]]:
+    """For each index, from the root down: which half has the leaf? The other one's root is a part of the proof. Those
+    that go the same way share what is left of it."""
+    found: dict[int, list[_Range]] = {index: [] for index in indexes}
+    for index in found:
+        if not 0 <= index < size <= MAX_TREE:
+            raise NotInTree(f"entry {index} of a tree of {size}: there is none", "Ask for one below the tree's size")
+
+    def walk(start: int, end: int, some: Sequence[int]) -> None:
         middle = _middle(start, end)
-        if index < middle:
-            ranges.append(_Range(middle, end))
-            end = middle
-        else:
-            ranges.append(_Range(start, middle))
-            start = middle
-    return ranges[::-1]
+        cut = bisect_left(some, middle)
+        for first, last, those, other in (
+            (start, middle, some[:cut], _Range(middle, end)), (middle, end, some[cut:], _Range(start, middle)),
+        ):  # fmt: skip
+            if those and last - first > 1:
+                walk(first, last, those)
+            for index in those:
+                found[index].append(other)
+
+    if found and size > 1:
+        walk(0, size, sorted(found))
+    return [found[index] for index in indexes]
 
 
 def _consistency(old: int, new: int) -> list[_Range]:
@@ -160,7 +175,7 @@ def _place(subtree: _Subtree, size: int) -> tuple[Tile, int, int]:
     return tile_at(level, first >> HEIGHT, size), first % FULL, 1 << above
 
 
-def _tiles(ranges: Sequence[_Range], size: int) -> tuple[Tile, ...]:
+def _tiles(ranges: Iterable[_Range], size: int) -> tuple[Tile, ...]:
     return tuple(dict.fromkeys(_place(subtree, size)[0] for part in ranges for subtree in _subtrees(part)))
 
 

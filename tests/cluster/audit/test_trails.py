@@ -18,6 +18,7 @@ from cluster.core.auditlog import Entry, origin_of
 from relay.core.tlog import ED25519, Checkpoint, SignerKey, Trust, open_checkpoint
 from cluster.trail import DIRECTORY, Trail, acting, files_in, open_trail
 from relay.errors import DiskFailed, OperatorError, StoreDamaged, StoreLocked
+from tests.patience import PATIENCE_S
 
 SEED = bytes(range(32))
 WHOSE = "norden/1/n1"
@@ -344,7 +345,7 @@ async def test_after_a_failed_write_nothing_is_noted_or_done(tmp_path: Path, mon
     monkeypatch.setattr(trails, "sync_handle", lambda handle: None)
     with pytest.raises(DiskFailed):
         log.note("cell.remove", "operator")
-    with pytest.raises(DiskFailed), trio.fail_after(1):
+    with pytest.raises(DiskFailed), trio.fail_after(PATIENCE_S):
         await log.failed()
     log.close()
     assert not done, "it must not be begun"

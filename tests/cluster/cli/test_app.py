@@ -132,3 +132,11 @@ def test_a_service_managers_signal_ends_like_ctrl_c() -> None:
     with pytest.raises(KeyboardInterrupt), ending_like_ctrl_c():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_a_peer_said_does_not_speak_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registrar's refusal is shown as it came: other regions have registrars, too."""
+    result = failing(PeerError("the registrar of sauda answered 500", "\x1b[2J\x1b]0;ok\x07 done\r\nå"), monkeypatch)
+    assert not {"\x1b", "\x07", "\r"} & set(result.stderr)
+    assert result.stderr.endswith("\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}]0;ok"
+                                  "\N{REPLACEMENT CHARACTER} done\N{REPLACEMENT CHARACTER}\nå\n")  # fmt: skip

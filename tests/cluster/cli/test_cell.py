@@ -23,6 +23,7 @@ from cluster.local import make_federation
 from relay.errors import OperatorError
 from relay.observe.admin import serve_admin
 from relay.observe.metrics import Metrics
+from tests.patience import PATIENCE_S
 
 
 class Straw:
@@ -87,7 +88,7 @@ async def reaching(straw: Straw, folder: Path, *nodes: str) -> AsyncIterator[Rea
                 pages = cell_pages(lambda control=control: control, orders=orders)  # type: ignore[misc]
                 await nursery.start(partial(serve_admin, listeners, Metrics(), lambda: None, pages))
             doors.append(Door(node, Address("127.0.0.1", faces[0].socket.getsockname()[1]), folder / node))
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             yield Reach(tuple(doors))
         nursery.cancel_scope.cancel()
 

@@ -21,6 +21,7 @@ from relay.errors import (
 from relay.journal.portal import open_portal
 from relay.limits import DIRECTORY_CACHE, DIRECTORY_FRESH, DIRECTORY_RETRY
 from tests.flipping import flipped
+from tests.patience import PATIENCE_S
 
 
 async def test_own_users_are_answered_from_the_cell_and_nobody_is_asked(world: Any) -> None:
@@ -172,7 +173,7 @@ async def test_concurrent_lookups_share_one_request_and_survive_a_cancelled_lead
             with scope:
                 found.append((await directory.lookup(bob.id, "sueden")).version)
 
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             async with trio.open_nursery() as nursery:
                 leader = trio.CancelScope()
                 nursery.start_soon(look, leader)

@@ -9,7 +9,7 @@ import trio
 
 from cluster.core.linkwire import LookUp, Records
 from relay.core.wire import Code
-from relay.errors import Overloaded, Refused, TrustError
+from relay.errors import BrokenChain, Overloaded, Refused
 from relay.limits import DIRECTORY_RETRY, LOOKUP_S, MAX_CHAIN, MAX_HOPS
 
 
@@ -63,7 +63,7 @@ async def test_cells_that_send_one_in_circles_are_left_at_some_time(world: Any) 
     for cell in ("sueden/1", "sueden/2"):
         world.cells.answers[cell] = lambda ask: Records(Code.STORED, (bob.chain[ask.after + (ask.after == 0)],))
     async with world.open() as directory:
-        with pytest.raises(TrustError):
+        with pytest.raises(BrokenChain):
             await directory.lookup(bob.id, "sueden")
     assert len(world.cells.asked) <= 1 + MAX_HOPS
 
@@ -116,6 +116,23 @@ async def test_all_cells_of_a_lookup_have_one_deadline(world: Any, autojump_cloc
                 found = None if error.code == Code.UNREACHABLE else 0
             assert (found, trio.current_time() - began <= LOOKUP_S) == (expected, True)
             world.env.settable.now += DIRECTORY_RETRY
+
+
+async def test_a_cell_that_does_not_answer_leaves_the_others_their_share(world: Any, autojump_clock: Any) -> None:
+    bob = world.user(2)
+
+    async def request(cell: str, message: LookUp, deadline_s: float) -> Records:
+        if cell == "sueden/1":
+            await trio.sleep(deadline_s)
+            raise Refused(Code.UNREACHABLE, f"{cell} gave no answer")
+        with trio.fail_after(deadline_s):
+            await trio.sleep(1)
+        return Records(Code.STORED, _told(bob.chain, message))
+
+    bob.grow("sueden/2")
+    world.cells.request = request
+    async with world.open() as directory:
+        assert (await directory.lookup(bob.id, "sueden")).cell == "sueden/2"
 
 
 async def test_an_answer_that_denies_asks_the_log_for_the_cell_that_wanted_it(world: Any) -> None:

@@ -13,6 +13,7 @@ from relay.core import records
 from relay.core.wire import Code
 from relay.errors import PosthouseError, Refused
 from relay.journal.seal import StorageRing
+from tests.patience import PATIENCE_S
 
 NODES = ("n1", "n2", "n3")
 RING = StorageRing([b"k" * 32])
@@ -97,9 +98,15 @@ class Node:
         self.journal, self.cell = None, None
         self.lives = 0
         self.ended, self.may_end = None, False
-        self._scope = trio.CancelScope()
+        self._scope, self.over = trio.CancelScope(), trio.Event()  # over: its store is closed
 
     async def run(self):
+        try:
+            await self._run()
+        finally:
+            self.over.set()
+
+    async def _run(self):
         with self._scope:
             while self.ended is None:
                 try:
@@ -134,9 +141,9 @@ class Node:
 class World:
     """A cell whose nodes start, die and come back."""
 
-    def __init__(self, nursery, path, make_env, nodes=NODES, residency=lambda name: Anything()):
+    def __init__(self, nursery, path, make_env, nodes=NODES, residency=lambda name: Anything(), patience_s=30.0):
         self.nursery, self._path, self.make_env, self.nodes = nursery, path, make_env, nodes
-        self.residency = residency
+        self.residency, self.patience_s = residency, patience_s
         self.wires = Wires()
         self.running = {}
         self.path(nodes[0]).mkdir(parents=True, exist_ok=True)
@@ -158,12 +165,19 @@ class World:
         for name in names:
             self.running.pop(name).kill()
 
+    async def end(self, *names):
+        """Kill, and wait until nobody holds the stores any more."""
+        nodes = [self.running[name] for name in names]
+        self.kill(*names)
+        for node in nodes:
+            await node.over.wait()
+
     def leader(self):
         leads = [node for node in self.running.values() if node.journal is not None and node.journal.leads]
         return max(leads, key=lambda node: node.journal.raft.term, default=None)
 
-    async def until(self, true, seconds=30.0):
-        with trio.fail_after(seconds):
+    async def until(self, true):
+        with trio.fail_after(self.patience_s):
             while not true():  # noqa: ASYNC110 - of several journals at once
                 await trio.sleep(0.02)
 
@@ -181,9 +195,11 @@ TICK = records.encode_record(records.Tick())
 
 
 @asynccontextmanager
-async def a_cell(path, make_env, nodes=NODES, residency=lambda name: Anything()) -> AsyncIterator[World]:
+async def a_cell(
+    path, make_env, nodes=NODES, residency=lambda name: Anything(), patience_s=PATIENCE_S
+) -> AsyncIterator[World]:
     async with trio.open_nursery() as nursery:
-        world = World(nursery, path, make_env, nodes, residency)
+        world = World(nursery, path, make_env, nodes, residency, patience_s)
         world.start()
         yield world
         nursery.cancel_scope.cancel()

@@ -33,8 +33,7 @@ class Whimsical(Mailroom):
         effects = super().apply(block)
         own = self.whim.ljust(32)
         if own not in self.state.outcomes:
-            self.state.outcomes[own] = ReceiptItem(own, 2, 0, 0, CELL)
-            self.state.outcome_minutes.setdefault(block.time // MINUTE, []).append(own)
+            self.state.outcomes.add(block.time // MINUTE, ReceiptItem(own, 2, 0, 0, CELL))
         return effects
 
 
@@ -62,9 +61,9 @@ async def cell(tmp_path, monkeypatch):
         yield world
 
 
-async def write(world, true, seconds=30.0):
+async def write(world, true):
     """Blocks, until it is so."""
-    with trio.fail_after(seconds):
+    with trio.fail_after(world.patience_s):
         while not true():
             for node in world.running.values():
                 with suppress(PosthouseError, trio.ClosedResourceError), trio.move_on_after(1):  # its life may end

@@ -23,6 +23,7 @@ from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
 from tests.relay.journal.checkpoints import load_checkpoint
 from tests.cluster.journal.conftest import CELL, RING, Anything
+from tests.patience import PATIENCE_S
 
 FEDERATION = bytes(range(32))
 
@@ -156,7 +157,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 async def test_what_is_damaged_at_the_start_is_set_aside(opened, made, tmp_path, damage):
     damage(tmp_path)
-    with pytest.raises(StoreSetAside), trio.fail_after(10):
+    with pytest.raises(StoreSetAside), trio.fail_after(PATIENCE_S):
         async with opened():
             pytest.fail("opened")
     assert len(aside(tmp_path)) == 1
@@ -175,7 +176,7 @@ async def test_what_is_damaged_at_the_start_is_set_aside(opened, made, tmp_path,
 )
 async def test_what_the_fold_is_loaded_from_is_part_of_it(opened, made, tmp_path, statement):
     change(tmp_path, statement)
-    with pytest.raises(StoreSetAside), trio.fail_after(10):
+    with pytest.raises(StoreSetAside), trio.fail_after(PATIENCE_S):
         async with opened() as cell:
             await load_checkpoint(cell.journal)
     assert aside(tmp_path) == [made.hex()]
@@ -219,7 +220,7 @@ async def test_nothing_is_asked_for_before_the_store_is_there(opened, tmp_path):
 
     async with opened(links=Asked()) as cell, trio.open_nursery() as nursery:
         nursery.start_soon(cell.run)
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_S):
             while (linkwire.Join, True) not in asked:  # noqa: ASYNC110 - a fake has no bell
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
@@ -267,7 +268,7 @@ async def test_a_database_that_turns_out_to_be_broken_while_it_is_written(opened
         error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT"
         raise error
 
-    with pytest.raises(StoreSetAside, match="malformed"), trio.fail_after(10):
+    with pytest.raises(StoreSetAside, match="malformed"), trio.fail_after(PATIENCE_S):
         async with opened() as cell, trio.open_nursery() as nursery:
             monkeypatch.setattr("relay.journal.store._change", corrupt)
             nursery.start_soon(cell.run)
@@ -284,7 +285,7 @@ async def test_a_broken_database_is_found_whoever_wrote_to_it(opened, made, tmp_
         error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT"
         raise error
 
-    with pytest.raises(StoreSetAside, match="malformed"), trio.fail_after(10):
+    with pytest.raises(StoreSetAside, match="malformed"), trio.fail_after(PATIENCE_S):
         async with opened() as cell, trio.open_nursery() as nursery:
             nursery.start_soon(cell.run)
             monkeypatch.setattr("relay.journal.database.transact", corrupt)

@@ -17,6 +17,7 @@ from cluster.journal import open_raft
 from cluster.journal.notes import pack_note
 from tests.relay.journal.checkpoints import load_checkpoint
 from tests.cluster.journal.conftest import CELL, NODES, RING, Anything, FakeLinks, Wires, World, a_cell
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ async def test_the_cell_carries_on_without_its_leader_and_takes_it_back(tmp_path
         leader = await world.whole()
         await leader.journal.append([b"before"])
         one, other = others(world, leader)
-        world.kill(leader.name)
-        with trio.fail_after(20):
+        await world.end(leader.name)
+        with trio.fail_after(PATIENCE_S):
             await one.journal.append([b"without it"])
         world.start(leader.name)
         await world.until(lambda: (back := world.running[leader.name].journal) and back.tip >= other.journal.tip)
@@ -100,8 +101,7 @@ async def test_a_wiped_store_comes_back_by_snapshot_under_a_new_id(tmp_path, mak
         leader = await world.whole()
         victim = others(world, leader)[0]
         old = victim.journal.own.store
-        world.kill(victim.name)
-        await trio.sleep(0.2)
+        await world.end(victim.name)
         shutil.rmtree(world.path(victim.name))
         journal = leader.journal
         for number in range(10):
@@ -122,8 +122,7 @@ async def test_an_older_copy_of_a_store_is_set_aside(tmp_path, make_env):
     async with a_cell(tmp_path, make_env) as world:
         leader = await world.whole()
         victim, path = others(world, leader)[0].name, tmp_path / "copy"
-        world.kill(victim)
-        await trio.sleep(0.2)
+        await world.end(victim)
         shutil.copytree(world.path(victim), path)
         world.start(victim)
         await world.until(lambda: world.running[victim].journal is not None)
@@ -131,8 +130,7 @@ async def test_an_older_copy_of_a_store_is_set_aside(tmp_path, make_env):
             await leader.journal.append([b"%d" % number])
         await world.until(lambda: world.running[victim].journal.tip == leader.journal.tip)
         old = world.running[victim].journal.own.store
-        world.kill(victim)
-        await trio.sleep(0.3)
+        await world.end(victim)
         shutil.rmtree(world.path(victim))
         shutil.copytree(path, world.path(victim))  # with the mark of its time: only the others know better
         world.start(victim)
@@ -169,7 +167,7 @@ async def test_a_record_that_must_not_rest_here_is_refused_alone(tmp_path, make_
 
 async def test_a_founder_that_dies_before_its_first_block_still_founds_the_cell(tmp_path, make_env):
     async with trio.open_nursery() as nursery:
-        world = World(nursery, tmp_path, make_env)
+        world = World(nursery, tmp_path, make_env, patience_s=PATIENCE_S)
         async with open_raft(
             world.path("n1"), env=make_env("n1"), ring=RING, residency=Anything(), cell=CELL,
             federation=bytes(range(32)), node="n1", nodes=NODES, links=FakeLinks(world.wires, "n1", NODES),
@@ -255,7 +253,7 @@ async def test_a_block_that_memory_has_let_go_of_is_not_written_again(tmp_path, 
     async with a_cell(tmp_path, make_env) as world:
         leader = await world.whole()
         for number, node in enumerate(world.running.values()):
-            with trio.fail_after(20):
+            with trio.fail_after(PATIENCE_S):
                 await node.journal.append([bytes([number]) * 5_000])
         await world.until(lambda: leader.journal.tip >= node.journal.tip)  # two others may commit without its disk
         records = await records_of(leader.journal)

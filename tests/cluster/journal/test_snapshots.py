@@ -36,8 +36,7 @@ async def wiped_after_a_checkpoint(world, *, below: int):
     old, journal = victim.journal.own.store, leader.journal
     for number in range(12):
         await journal.append([b"letter %d" % number + bytes(300_000)])
-    world.kill(victim.name)
-    await trio.sleep(0.2)
+    await world.end(victim.name)
     shutil.rmtree(world.path(victim.name))
     index = journal.tip - 2
     for node in world.running.values():  # whoever leads then
@@ -65,8 +64,7 @@ async def test_a_snapshot_brings_the_blocks_that_it_refers_to(tmp_path, make_env
         journal, back = await wiped_after_a_checkpoint(world, below=5)
         assert (await load_checkpoint(back.journal))[0] > 10 > back.journal.first == 5
         assert await same_blocks(back.journal, journal)
-        world.kill(back.name)
-        await trio.sleep(0.2)
+        await world.end(back.name)
         world.start(back.name)  # and they are there after a start
         back = world.running[back.name]
         await world.until(lambda: back.journal is not None and back.journal.tip >= 15)

@@ -77,7 +77,7 @@ async def virtual_cell(
     def machine(name: str) -> VirtualEnv:
         return machines.setdefault(name, VirtualEnv(name, clock, salt))
 
-    async with a_cell(path, machine, nodes, residency) as world:
+    async with a_cell(path, machine, nodes, residency, patience_s=30.0) as world:
         world.machines = machines
         await world.whole()
         running: list[Node] = list(world.running.values())

@@ -20,6 +20,7 @@ from cluster.core.linkwire import (
 from cluster.links import Links
 from relay.errors import PeerError, Refused
 from tests.cluster.links.plain import PlainSecurity
+from tests.patience import PATIENCE_S
 
 ID, USER = bytes(16), bytes(32)
 NOTE = CellNote(ID, ID, 1, b"a vote")
@@ -38,7 +39,7 @@ async def say(fed: Any, context: ssl.SSLContext | None, *pieces: bytes) -> tuple
     """Say `pieces` to n2 of a running cell, which goes on. What n2 answered, and the reason that it logged."""
     n1, n2, n3 = (fed.nodes[name] for name in ALL)
     heard = b""
-    with trio.fail_after(10), structlog.testing.capture_logs() as logs:
+    with trio.fail_after(PATIENCE_S), structlog.testing.capture_logs() as logs:
         async with fed.running(*ALL):
             await fed.met(*ALL)
             stream: trio.abc.Stream = await fed.env.dial("127.0.0.1", fed.ports["n2"])
@@ -88,7 +89,7 @@ async def test_it_is_refused_in_one_piece_with_the_hello_too(cell: Any) -> None:
 async def test_a_node_that_asks_the_wrong_cell_loses_only_that_link(cell: Any) -> None:
     """By a mistake in our own code, say."""
     sueden, n2 = cell.nodes["sueden"], cell.nodes["n2"]
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         async with cell.running("n1", "n2", "sueden"):
             await cell.met("n1", "n2")
             with pytest.raises(Refused, match="the link ended before the answer"):
@@ -108,7 +109,7 @@ async def test_garbage_from_a_node_of_the_cell_ends_its_link(cell: Any) -> None:
 async def _as_n1(cell: Any, context: ssl.SSLContext, *pieces: bytes) -> tuple[bytes, str]:
     """As `say`, where the real n1 is off."""
     n2, n3 = cell.nodes["n2"], cell.nodes["n3"]
-    with trio.fail_after(10), structlog.testing.capture_logs() as logs:
+    with trio.fail_after(PATIENCE_S), structlog.testing.capture_logs() as logs:
         async with cell.running("n2", "n3"):
             await cell.met("n2", "n3")
             stream = trio.SSLStream(await cell.env.dial("127.0.0.1", cell.ports["n2"]), context)
@@ -163,7 +164,7 @@ async def test_another_node_at_the_address_of_this_one(cellnet: Any) -> None:
     """Also of the own cell: each link is to one node."""
     cellnet.env.listeners[cellnet.ports["n2"]] = cellnet.env.listeners[cellnet.ports["n3"]]
     links = cellnet.nodes["n1"].links
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         async with cellnet.running("n1", "n3"):
             with pytest.raises(PeerError, match="norden/1/n3 answers for norden/1/n2"):
                 await links.ask("n2", Join(ID))
@@ -187,7 +188,7 @@ async def test_a_claim_is_believed_only_as_the_root_has_it(
     cellnet: Any, peer: Peer, vouched_by: str, reason: str
 ) -> None:
     n2, liar = cellnet.nodes["n2"], PlainSecurity(peer, vouched_by)
-    with trio.fail_after(10), structlog.testing.capture_logs() as logs:
+    with trio.fail_after(PATIENCE_S), structlog.testing.capture_logs() as logs:
         async with cellnet.running("n2"):
             stream, _ = await liar.secure_client(await cellnet.env.dial("127.0.0.1", cellnet.ports["n2"]), "norden")
             await stream.send_all(hello(cellnet, peer.cell, peer.node) + frame(NO_REQUEST, NOTE))
@@ -200,7 +201,7 @@ async def test_a_claim_is_believed_only_as_the_root_has_it(
 async def test_a_dialer_believes_no_claim_that_the_root_has_not(cellnet: Any) -> None:
     n2 = cellnet.nodes["n2"]
     liar = Links(cellnet.env, cellnet.root, n2.peer, PlainSecurity(n2.peer, "sueden"))
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         async with cellnet.running("n1"), trio.open_nursery() as nursery:
             await nursery.start(liar.run, n2.listeners, n2)
             with pytest.raises(PeerError, match="issued by the authority of region sueden"):
@@ -213,7 +214,7 @@ async def test_a_node_of_the_cell_finds_room_where_others_find_none(
 ) -> None:
     monkeypatch.setattr("cluster.links.incoming.MAX_LINKS", 1)
     sueden, n1, n2 = cell.nodes["sueden"], cell.nodes["n1"], cell.nodes["n2"]
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         async with cell.running("n1", "n2", "sueden"):
             await cell.met("n1", "n2")
             with pytest.raises(Refused):

@@ -20,6 +20,7 @@ from cluster.pki import issue_node, make_authority
 from relay.core.wire import Code
 from relay.errors import PeerError, Refused
 from relay.limits import LINK_REQUESTS, MAX_LINK_FRAME
+from tests.patience import PATIENCE_S
 
 LOOKUP = LookUp(bytes(32), 0)
 YEAR = 366 * 86_400_000
@@ -55,7 +56,7 @@ async def talk(fed: Any, context: ssl.SSLContext | None, *pieces: bytes) -> byte
 async def refused_and_others_served(fed: Any, context: ssl.SSLContext | None, *pieces: bytes) -> tuple[bytes, str]:
     """What the liar heard, and the reason in sueden's log."""
     sueden = fed.nodes["sueden"]
-    with trio.fail_after(10), structlog.testing.capture_logs() as logs:
+    with trio.fail_after(PATIENCE_S), structlog.testing.capture_logs() as logs:
         async with fed.running("westen", "sueden"):
             heard = await talk(fed, context, *pieces)
             while not sueden.links.refused:
@@ -159,7 +160,7 @@ async def test_what_breaks_the_protocol_is_cut_off(fed: Any) -> None:
         1,
     ):
         context = fed.lying_client(*fed.files("norden", "norden"))
-        with trio.fail_after(10), structlog.testing.capture_logs() as logs:
+        with trio.fail_after(PATIENCE_S), structlog.testing.capture_logs() as logs:
             async with fed.running("sueden", "westen"):
                 await talk(fed, context, *broken)
                 while fed.nodes["sueden"].links.refused < 1:
@@ -172,7 +173,7 @@ async def test_what_breaks_the_protocol_is_cut_off(fed: Any) -> None:
 
 async def test_a_truncated_frame_is_only_a_lost_link(fed: Any) -> None:
     context = fed.lying_client(*fed.files("norden", "norden"))
-    with trio.fail_after(10), structlog.testing.capture_logs() as logs:
+    with trio.fail_after(PATIENCE_S), structlog.testing.capture_logs() as logs:
         async with fed.running("sueden"):
             stream = trio.SSLStream(await fed.env.dial("127.0.0.1", fed.ports["sueden"]), context)
             await stream.send_all(hello(fed) + frame(1, LOOKUP)[:-3])
@@ -185,7 +186,7 @@ async def test_a_truncated_frame_is_only_a_lost_link(fed: Any) -> None:
 
 async def test_a_second_link_of_the_same_node_ends_the_first(fed: Any) -> None:
     context = fed.lying_client(*fed.files("norden", "norden"))
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_S):
         async with fed.running("sueden"):
             first = trio.SSLStream(await fed.env.dial("127.0.0.1", fed.ports["sueden"]), context)
             await first.send_all(hello(fed))
@@ -223,7 +224,7 @@ async def test_a_dialer_that_does_not_read_its_answers_may_not_go_on_asking(fed:
 
     sueden.answer = answer
     context = fed.lying_client(*fed.files("norden", "norden"))
-    with trio.fail_after(10), structlog.testing.capture_logs() as logs:
+    with trio.fail_after(PATIENCE_S), structlog.testing.capture_logs() as logs:
         async with trio.open_nursery() as nursery:
             await nursery.start(sueden.links.run, sueden.listeners, sueden)
             stream = trio.SSLStream(await fed.env.dial("127.0.0.1", fed.ports["sueden"]), context)
@@ -266,7 +267,7 @@ def lying_server(*files: Any) -> ssl.SSLContext:
 
 
 async def asked_of_a_liar(fed: Any, context: ssl.SSLContext, *pieces: bytes) -> tuple[BaseException, str]:
-    with trio.fail_after(10), structlog.testing.capture_logs() as logs:
+    with trio.fail_after(PATIENCE_S), structlog.testing.capture_logs() as logs:
         async with trio.open_nursery() as nursery, fed.running("norden"):
             await listen_as(fed, nursery, context, *pieces)
             with pytest.raises((PeerError, Refused)) as caught:

@@ -11,28 +11,27 @@ import trio
 from cluster.config_keys import Address
 from cluster.local.border import Border, Crossing
 from cluster.local.capture import Reel
-from cluster.local.make import port_is_free
 from relay.errors import OperatorError
-
-
-def free_address() -> Address:
-    return next(a for port in range(19_000, 20_000) if port_is_free(a := Address("127.0.0.1", port)))
+from tests.patience import PATIENCE_S
+from tests.ports import free_ports
 
 
 @asynccontextmanager
-async def crossing_to_echo(reel: Reel | None = None) -> AsyncIterator[tuple[Crossing, Address, Address]]:
+async def crossing_to_echo(
+    reel: Reel | None = None, delay_s: float = 0.0
+) -> AsyncIterator[tuple[Crossing, Address, Address]]:
     async def echo(stream: trio.SocketStream) -> None:
         async for data in stream:
             await stream.send_all(data)
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     to = Address("127.0.0.1", listeners[0].socket.getsockname()[1])
-    at = free_address()
-    crossing = Crossing(at, to, reel)
+    at = Address("127.0.0.1", *free_ports(1))
+    crossing = Crossing(at, to, reel, delay_s)
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, echo, listeners)
         await nursery.start(crossing.run)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             yield crossing, at, to
         nursery.cancel_scope.cancel()
 
@@ -46,6 +45,18 @@ async def test_forwards_both_ways_and_the_end() -> None:
             while len(got) < len(data):
                 got += await stream.receive_some()
         assert got == data
+
+
+async def test_a_long_way_takes_its_time_and_keeps_order_and_bytes() -> None:
+    async with crossing_to_echo(delay_s=0.05) as (_, at, _), await trio.open_tcp_stream(*at) as stream:
+        began, got, data = trio.current_time(), b"", bytes(range(256)) * 256
+        for place in range(0, len(data), 4096):
+            await stream.send_all(data[place : place + 4096])
+        while len(got) < len(data):
+            got += await stream.receive_some()
+        took = trio.current_time() - began
+    assert got == data
+    assert 0.1 <= took < 0.1 * 16, "the way there and back, not once for each piece"
 
 
 async def test_cut_breaks_what_is_there_and_refuses_what_comes() -> None:
@@ -82,11 +93,11 @@ async def test_a_crossing_between_two_cut_regions_opens_when_both_are_back() -> 
 
 
 async def test_nobody_behind_it_ends_the_connection() -> None:
-    at, to = Address("127.0.0.1", 19_999), free_address()
+    at, to = (Address("127.0.0.1", port) for port in free_ports(2))
     async with trio.open_nursery() as nursery:
         await nursery.start(Crossing(at, to).run)
         async with await trio.open_tcp_stream(*at) as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 assert await stream.receive_some() == b""
         nursery.cancel_scope.cancel()
 

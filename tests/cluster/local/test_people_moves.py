@@ -21,7 +21,7 @@ from relay.client import add_device, ask_to_move, take_records
 from relay.client.identity import following, user_key_of
 from relay.client.store import Store
 from relay.core.trust import endorse_request, read_chain, read_home, request_home
-from relay.errors import BrokenChain, VersionTaken
+from relay.errors import AlreadyReleased, BrokenChain, VersionTaken
 
 
 def now() -> int:
@@ -70,9 +70,9 @@ def test_nobody_is_released_to_two_regions(home: Home) -> None:
     _, released = release(request, before)
     assert release(request, before)[1] == released, "what went astray is given out again"
     for asked in (other, ask_to_move(store, cell="sauda/1", now_ms=now() + 5)[0]):
-        with pytest.raises(VersionTaken, match="version 3 of this user was released, for the move to sauda/1"):
+        with pytest.raises(AlreadyReleased, match="version 3 of this user was released, for the move to sauda/1"):
             releaser_of(home, "norden", now()).release(asked, before)
-    with pytest.raises(VersionTaken, match="was released"):  # nor is another version signed in its place
+    with pytest.raises(AlreadyReleased, match="was released"):  # nor is another version signed in its place
         add_device(home.clients / "x" / "store", of=store, registrar=registrar_of(home, "norden", now()), now_ms=now())
     records = sign_move(home, "bob", "sauda/1", now())  # the same release: that of a run that was cut short
     assert read_home(records[2]).digest == read_request(released).digest

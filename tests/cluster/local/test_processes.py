@@ -17,6 +17,7 @@ from cluster.config_keys import Address
 from cluster.env import RealEnv
 from cluster.local import Layout, LocalFederation, NodeLayout, make_federation, processes
 from relay.errors import OperatorError
+from tests.patience import PATIENCE_S
 
 STAND_IN = """
 import http.server, os, signal, sys, threading
@@ -139,7 +140,7 @@ async def test_an_unexpected_death_is_noticed(layout: Layout) -> None:
     async with LocalFederation(layout) as fed:
         await fed.start("norden")
         os.kill(fed.pid("norden"), signal.SIGKILL)
-        with trio.fail_after(5), pytest.raises(OperatorError, match="norden-n1 ended with status -9"):
+        with trio.fail_after(PATIENCE_S), pytest.raises(OperatorError, match="norden-n1 ended with status -9"):
             await fed.died()
 
 
@@ -149,7 +150,7 @@ async def test_one_of_three_may_end_and_two_may_not(tmp_path: Path) -> None:
         await fed.start_all()
         for name, carries_on in (("n2", True), ("n1", False)):
             os.kill(fed.pid("norden", name), signal.SIGKILL)
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 node, error = await fed.next_death()
             assert node.name == name and f"norden-{name} ended with status -9" in error.text
             assert fed.carries_on("norden") is carries_on
@@ -181,7 +182,7 @@ async def test_nodes_notice_that_their_parent_is_gone(layout: Layout) -> None:
         running = fed._running["norden", "n1"]
         assert running.process.stdin is not None
         await running.process.stdin.aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             await running.exited.wait()
         assert running.process.returncode == 3
 

@@ -148,7 +148,7 @@ class World:
 
     @asynccontextmanager
     async def region(
-        self, name: str = "norden", k: int = 2, wait_s: float = 5.0, file: str = "registry.sqlite"
+        self, name: str = "norden", k: int = 2, wait_s: float = 60.0, file: str = "registry.sqlite"
     ) -> AsyncIterator[Region]:
         """The registrar of a region, serving."""
         directory = self.directory / name

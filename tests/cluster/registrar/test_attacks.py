@@ -148,7 +148,8 @@ async def test_a_fork_of_another_size_is_found_by_its_own_proof(world: World) ->
     witness.on_fork = lambda origin, fork: told.append(fork)
     await witness.add_checkpoint(ONE.request(0, 30).encode())
     verdict = await witness.add_checkpoint(OTHER.request(30, 40).encode())
-    assert verdict.status == HTTPStatus.UNPROCESSABLE_ENTITY and told and told[0].proof
+    assert verdict.status == HTTPStatus.UNPROCESSABLE_ENTITY and verdict.body.startswith(b"Fork: ")
+    assert told and told[0].proof
 
 
 async def test_anybodys_wrong_proof_with_a_true_checkpoint_halts_nobody(world: World) -> None:
@@ -156,7 +157,8 @@ async def test_anybodys_wrong_proof_with_a_true_checkpoint_halts_nobody(world: W
     await witness.add_checkpoint(ONE.request(0, 30).encode())
     true = ONE.request(30, 40)
     wrong = type(true)(30, (bytes(32), *true.proof[1:]), true.note)
-    assert (await witness.add_checkpoint(wrong.encode())).status == HTTPStatus.UNPROCESSABLE_ENTITY
+    refused = await witness.add_checkpoint(wrong.encode())
+    assert refused.status == HTTPStatus.UNPROCESSABLE_ENTITY and refused.body.startswith(b"BadProof: ")
     assert (await witness.add_checkpoint(true.encode())).status == HTTPStatus.OK
 
 
@@ -174,6 +176,7 @@ async def test_what_a_witness_said_it_remembers_after_a_restart(world: World) ->
         ) as witness:
             verdict = await witness.add_checkpoint(request_.encode())
             assert verdict.status == status, verdict.body
+            assert status != HTTPStatus.UNPROCESSABLE_ENTITY or verdict.body.startswith(b"Fork: ")
             if status == HTTPStatus.CONFLICT:
                 assert verdict.body == b"30\n" and verdict.size
 

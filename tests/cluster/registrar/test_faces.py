@@ -19,6 +19,7 @@ from relay.errors import BadSignature, DiskFailed, OperatorError, Overloaded, Po
 from tests.relay.core.tlog import naive
 from tests.relay.core.tlog.logbook import Book
 from tests.cluster.registrar.site import NOW, ROOT, Region, World, ask, first, log_key, request, user_key
+from tests.patience import PATIENCE_S
 
 
 def face(world: World, region: Region, inner: bool = True) -> Face:
@@ -137,16 +138,16 @@ def test_errors_as_answers(error: PosthouseError, status: int, retry: bool) -> N
 
 
 async def test_a_witness_that_is_slow_holds_up_one_batch_and_no_more(world: World) -> None:
-    async with world.region(wait_s=0.3) as region:
+    async with world.region() as region:
         await region.log.enrol(request(1))
-        region.doors["sauda"].delay_s = 1000
-        with trio.fail_after(60):
+        region.doors["sauda"].delay_s, region.choir.wait_s = 1000, 0.3
+        with trio.fail_after(PATIENCE_S):
             for number in range(2, 12):
                 with pytest.raises(TooFewWitnesses):
                     await region.log.enrol(request(number))
         assert region.registry.head.users == 11
     async with world.region(k=1, wait_s=1000) as region:
         region.doors["sauda"].delay_s = 1000
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_S):
             answer = await region.log.enrol(request(20))
         assert read_home(answer.signed).version == 1

@@ -23,6 +23,7 @@ from tests.cluster.registrar.site import (
     NOW, ROOT, Region, World, ask, device, first, following, log_key, registrar_key, request,
     user_key,
 )  # fmt: skip
+from tests.patience import PATIENCE_S
 
 FRESH = Freshness(NOW // 1000, 60)
 
@@ -166,16 +167,16 @@ async def test_one_witness_that_is_away_delays_nobody_where_one_is_enough(world:
 
 
 async def test_with_too_few_witnesses_the_record_is_logged_and_asking_again_gives_the_staple(world: World) -> None:
-    async with world.region(wait_s=0.2) as region:
+    async with world.region() as region:
         await region.log.enrol(request(1))
-        region.doors["sauda"].shut = True
+        region.doors["sauda"].shut, region.choir.wait_s = True, 0.2
         with pytest.raises(TooFewWitnesses, match="are logged, and not cosigned yet"):
             await region.log.enrol(request(2))
         assert region.registry.head.users == 2
         with pytest.raises(TooFewWitnesses):
             await region.log.standing(b"u" * 32)
-        region.doors["sauda"].shut = False
-        with trio.fail_after(20):
+        region.doors["sauda"].shut, region.choir.wait_s = False, PATIENCE_S
+        with trio.fail_after(PATIENCE_S):
             while True:
                 try:
                     answer = await region.log.enrol(request(2))

@@ -21,10 +21,11 @@ from relay.core.tlog import (
 )  # fmt: skip
 from relay.core.tlog.tiles import Tile
 from relay.core.trust import (
-    HomeRecord, Policy, RootCell, RootRegion, StapledHome, read_home, release_home, staple_home,
+    HomeRecord, Policy, RootCell, RootRegion, StapledHome, read_home, release_home, sign_home, staple_home,
 )  # fmt: skip
 from relay.errors import (
-    AlreadyReleased, BadSignature, BrokenChain, NotReleased, OperatorError, PeerError, RolledBack, VersionTaken,
+    AlreadyReleased, BadSignature, BrokenChain, NotReleased, OperatorError, PeerError, RolledBack, TrustError,
+    VersionTaken,
 )  # fmt: skip
 from relay.limits import DAY
 from tests.cluster.registrar.site import (
@@ -191,7 +192,7 @@ async def test_a_release_that_too_few_witnesses_saw_is_given_later(world: World)
             await norden.log.release(asked)
         with pytest.raises(TooFewWitnesses):
             await norden.log.released(one.user)
-        norden.doors["sauda"].shut, norden.choir.wait_s = False, 5.0
+        norden.doors["sauda"].shut, norden.choir.wait_s = False, 60.0
         with trio.fail_after(60):
             while True:
                 try:
@@ -220,6 +221,8 @@ async def test_a_release_that_is_not_in_the_log_of_the_region_that_is_left_moves
             await sauda.log.enrol(secret, before=before, release=other.staple)
         let_go = await norden.log.release(pack([data, signature]))
         assert let_go.signed == secret, "Ed25519 is deterministic: only the log is new"
+        with pytest.raises(NotLogged):  # nor by a history that norden's log does not have
+            await sauda.log.enrol(secret, before=[one.signed], release=let_go.staple)
         moved = await sauda.log.enrol(secret, before=before, release=let_go.staple)
         assert read_home(moved.signed).cell == "sauda/1"
 
@@ -249,8 +252,10 @@ class Straight:
         if self.away:
             raise PeerError(f"{self.name}: away")
         assert self.face.takes(method, path) is not None
+        if path in self.spoil:
+            return 200, self.spoil[path]
         reply = await self.face.reply(method, path, body)
-        return reply.status, self.spoil.get(path, reply.body)
+        return reply.status, reply.body
 
 
 def straight(world: World, region: Region) -> tuple[Registrar, Straight]:
@@ -297,9 +302,42 @@ async def test_a_registrar_that_answers_with_anything_else_is_not_believed(world
             line.spoil["/release"] = encode(answer)
             with pytest.raises(error):
                 await leave.release(asked, NOW)
+        three = moving(read_home(sign_home(following(one), user_key(1), registrar_key("norden")), one), 1, "sauda/1")
+        data, signature = decode(three)
+        beyond = pack([data, signature, release_home(data, registrar_key("norden"))])
+        line.spoil["/release"] = encode(StapledHome(beyond, staple))
+        with pytest.raises(BrokenChain, match="follows none of its own"):
+            await leave.release(three, NOW)
         line.away = True
         with pytest.raises(PeerError):
             await leave.release(asked, NOW)
+
+
+async def test_what_was_released_for_an_earlier_move_is_not_given_for_the_next(world: World) -> None:
+    async with world.region("norden") as norden, world.region("sauda") as sauda:
+        norden.log.root = sauda.log.root = NAMED
+        (leave, _), (enter, _) = straight(world, norden), straight(world, sauda)
+        one = await enrolled(norden, 1)
+        _, file = await leave.release(moving(one, 1, "sauda/1"), NOW)
+        proof, _ = await enter.sign(file, (await leave.prove(one.user, NOW)).records, NOW)
+        two = proof.record
+        assert two is not None
+        _, file = await enter.release(moving(two, 1, "norden/1"), NOW)
+        await leave.sign(file, proof.records, NOW)
+        assert await leave.released(one.user, NOW) is None and await enter.released(one.user, NOW) is not None
+
+
+async def test_an_answer_that_is_not_among_the_records_is_not_believed(world: World) -> None:
+    async with world.region("norden") as norden:
+        norden.log.root = NAMED
+        registrar, line = straight(world, norden)
+        one = await enrolled(norden, 1)
+        asked = ask(following(one), user_key(1))
+        staple = (await norden.log.enrol(asked)).staple
+        fork = sign_home(following(one, expires=NOW + DAY), user_key(1), registrar_key("norden"))
+        line.spoil["/enrol"] = encode(StapledHome(fork, staple))
+        with pytest.raises(TrustError, match="contradict each other"):
+            await registrar.sign(asked, (), NOW)
 
 
 async def test_the_pages(world: World) -> None:

@@ -106,3 +106,19 @@ def test_it_must_not_change_while_somebody_iterates() -> None:
     with pytest.raises(RuntimeError, match="changed while"):
         for key in packed:
             del packed[key]
+
+
+def test_who_is_lower_than_all_that_are_left_is_in_order() -> None:
+    """The first leaf is emptied, and then somebody comes who belongs there."""
+    keys = sorted(digest(number.to_bytes(4)) for number in range(400))
+    packed = PackedMap()
+    for key in keys:
+        packed[key] = b"v"
+    first = list(packed)[: len(leaves(packed)[0]) // 40]
+    for key in first[:-1]:
+        del packed[key]
+    count = len(leaves(packed))
+    while len(leaves(packed)) == count:
+        del packed[next(iter(packed))]
+    packed[keys[0]] = b"again"
+    assert list(packed) == sorted(packed) and packed[keys[0]] == b"again" and next(iter(packed)) == keys[0]

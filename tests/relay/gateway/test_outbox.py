@@ -16,6 +16,7 @@ import trustme
 from relay.core.frames import server_frame
 from relay.gateway.outbox import IOV_MAX, Outbox
 from relay.gateway.tls import TlsStream
+from tests.patience import PATIENCE_S
 from tests.relay.gateway.honest import FakeMetrics
 
 LIMIT = 256 * 1024
@@ -60,7 +61,7 @@ async def open_box(kind: str, limit: int = LIMIT) -> AsyncIterator[Box]:
 
 async def read(peer: Any, size: int) -> bytes:
     data = b""
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         while len(data) < size:
             data += await peer.receive_some(4096)
     return data
@@ -186,7 +187,7 @@ async def test_the_librarys_writes_never_cut_into_a_frame(kind: str) -> None:
             while True:
                 got.extend(await box.peer.receive_some(order.randrange(1, 9000)))
 
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reader)
                 async with trio.open_nursery() as writers:
@@ -230,7 +231,7 @@ async def test_the_pongs_of_a_busy_connection_do_not_wait_for_silence() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader)
             nursery.start_soon(busy)
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_S):
                 await box.outbox.send_all(b"pong")
             done.set()
             nursery.cancel_scope.cancel()
@@ -258,7 +259,7 @@ async def test_a_broken_stream_is_told_once_and_everybody_is_let_go(kind: str) -
     async with open_box(kind) as box:
         assert box.outbox.push([bytes(200_000)])
         box.outbox.flush()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_expect_broken, box.outbox.send_all, b"pong")
                 nursery.start_soon(_expect_broken, box.outbox.written)

@@ -11,6 +11,7 @@ import trio.testing
 import trustme
 
 from relay.gateway.tls import TlsStream
+from tests.patience import PATIENCE_S
 
 NAME = "norden.example"
 
@@ -45,7 +46,7 @@ async def test_megabytes_both_ways_at_once() -> None:
             got += await from_.receive_some()
         assert got == data
 
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.send_all, data)
             nursery.start_soon(peer.send_all, data)
@@ -64,7 +65,7 @@ async def test_the_end_is_the_end_with_close_notify_or_without(politely: bool) -
             await peer.unwrap()
     else:
         await peer.transport_stream.send_eof()
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         assert await stream.receive_some() == b""
         assert await stream.receive_some() == b""
     await stream.aclose()
@@ -73,7 +74,7 @@ async def test_the_end_is_the_end_with_close_notify_or_without(politely: bool) -
 async def test_bytes_that_were_tampered_with_break_the_stream() -> None:
     stream, peer = await pair()
     await peer.transport_stream.send_all(b"\x17\x03\x03\x00\x20" + bytes(32))
-    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError, match="TLS"):
+    with trio.fail_after(PATIENCE_S), pytest.raises(trio.BrokenResourceError, match="TLS"):
         await stream.receive_some()
     await stream.aclose()
 
@@ -87,7 +88,7 @@ async def test_a_handshake_that_is_none(opening: bytes) -> None:
     stream = TlsStream(trio.SocketStream(ours), server)
     await theirs.send(opening)
     theirs.shutdown(trio.socket.SHUT_WR)
-    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError, match="TLS handshake"):
+    with trio.fail_after(PATIENCE_S), pytest.raises(trio.BrokenResourceError, match="TLS handshake"):
         await stream.do_handshake()
     await stream.aclose()
     theirs.close()
@@ -106,7 +107,7 @@ async def test_both_ends_and_what_is_written_without_waiting() -> None:
     near, far = trio.socket.socketpair()
     dialer = TlsStream(trio.SocketStream(near), client, server_side=False)
     listener = TlsStream(trio.SocketStream(far), server)
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dialer.do_handshake)
             nursery.start_soon(listener.do_handshake)

@@ -12,12 +12,13 @@ from relay.core.block import Block, check_follows
 from relay.errors import ResidencyError
 from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_CHECKPOINT_ROW, MINUTE
 from relay.ports import Journal
+from tests.patience import PATIENCE_S
 from tests.relay.journal.checkpoints import load_checkpoint
 
 
 async def take(journal: Journal, after: int, count: int) -> list[Block]:
     follower = journal.follow(after)
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_S):
         return [await anext(follower) for _ in range(count)]
 
 

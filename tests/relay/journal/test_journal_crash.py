@@ -17,6 +17,7 @@ from relay.errors import StoreDamaged, StoreLocked
 from relay.journal.inspect import open_stopped
 from relay.journal.files import STORE_FILE
 from relay.journal.seal import StorageRing
+from tests.patience import PATIENCE_S
 from tests.relay.journal.checkpoints import load_checkpoint
 
 CHILD = Path(__file__).with_name("writer_child.py")
@@ -69,7 +70,7 @@ async def test_sigkill_keeps_every_acknowledged_block(tmp_path: Path, solo) -> N
 
 async def test_a_disk_error_fails_the_store_for_good(tmp_path: Path, solo) -> None:
     with writer(tmp_path, str(2_000_000)) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
     lines = out.splitlines()
     assert lines[-1].startswith("failed 8 1 "), out[-500:] + err[-2000:]  # every call, by the same error
     assert str(tmp_path / STORE_FILE) in lines[-1]

@@ -12,6 +12,7 @@ import trio
 from relay.errors import DiskFailed
 from relay.journal.portal import open_portal
 from relay.journal.files import STORE_FILE
+from tests.patience import PATIENCE_S
 
 
 async def test_a_directory_that_cannot_be_written(tmp_path: Path, solo) -> None:
@@ -22,7 +23,7 @@ async def test_a_directory_that_cannot_be_written(tmp_path: Path, solo) -> None:
 
 
 async def test_a_hanging_disk_has_failed(tmp_path: Path, solo, monkeypatch) -> None:
-    async with open_portal(deadline_s=0.3) as portal, solo(tmp_path, portal=portal) as journal:
+    async with open_portal(deadline_s=2.0) as portal, solo(tmp_path, portal=portal) as journal:
         await journal.append([b"x"])
         follower = journal.follow(1)
         monkeypatch.setattr(journal._disk.store._db._connection, "submit", lambda function: None)
@@ -32,7 +33,7 @@ async def test_a_hanging_disk_has_failed(tmp_path: Path, solo, monkeypatch) -> N
         assert journal.tip == 1
     for thread in threading.enumerate():
         if "connection_worker" in thread.name:
-            thread.join(5)  # one that stays would keep the process from ending
+            thread.join(PATIENCE_S)  # one that stays would keep the process from ending
             assert not thread.is_alive()
 
 

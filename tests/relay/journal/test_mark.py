@@ -150,7 +150,7 @@ async def test_what_a_killed_process_wrote_last_is_durable_before_it_counts(tmp_
 
 async def test_a_mark_that_hangs_has_failed(tmp_path: Path, monkeypatch: Any) -> None:
     goes_on = threading.Event()
-    async with open_portal(deadline_s=0.3) as portal:
+    async with open_portal(deadline_s=2.0) as portal:
         store = await open_store(portal, tmp_path / STORE_FILE, FRESH)
         with monkeypatch.context() as patch:
             patch.setattr("relay.journal.mark.sync_handle", lambda handle: goes_on.wait(20))

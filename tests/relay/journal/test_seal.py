@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nacl.bindings import crypto_aead_xchacha20poly1305_ietf_encrypt
 
 from relay.errors import OperatorError, StoreDamaged, StoreForeign
+from relay.journal.aead import KEY_BYTES, NONCE_BYTES, open_each, seal_each
 from relay.journal.seal import StorageRing, context
 
 RING = StorageRing([b"k" * 32])
@@ -98,3 +100,26 @@ def test_a_key_that_others_can_read(tmp_path: Path) -> None:
 def test_a_missing_key_file(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match=r"cannot be read: No such file.*storage_key"):
         StorageRing.load(tmp_path / "none")
+
+
+@given(st.lists(st.binary(max_size=300), max_size=8), st.binary(max_size=60))
+def test_batches_are_what_the_library_makes_one_by_one(values: list[bytes], place: bytes) -> None:
+    nonces, key = os.urandom(NONCE_BYTES * len(values)), os.urandom(KEY_BYTES)
+    sealed = seal_each(values, place, nonces, key)
+    for ordinal, (value, one) in enumerate(zip(values, sealed, strict=True)):
+        nonce, bound = one[:NONCE_BYTES], place + ordinal.to_bytes(8, "big")
+        assert nonce == nonces[ordinal * NONCE_BYTES :][:NONCE_BYTES]
+        assert one[NONCE_BYTES:] == crypto_aead_xchacha20poly1305_ietf_encrypt(value, bound, nonce, key)
+    assert open_each(sealed, place, key) == values
+
+
+def test_a_batch_opens_up_to_the_first_that_was_changed() -> None:
+    key, nonces = bytes(KEY_BYTES), os.urandom(NONCE_BYTES * 3)
+    sealed = seal_each([b"one", b"two", b"three"], b"here", nonces, key)
+    changed = sealed[1][:-1] + bytes([sealed[1][-1] ^ 1])
+    assert open_each([sealed[0], changed, sealed[2]], b"here", key) == [b"one"]
+    assert open_each([sealed[0], sealed[1][: NONCE_BYTES + 3]], b"here", key) == [b"one"], "too short for a tag"
+    with pytest.raises(ValueError, match="length"):
+        seal_each([b"one"], b"here", nonces[:-1], key)
+    with pytest.raises(ValueError, match="length"):
+        open_each(sealed, b"here", key[:-1])

@@ -28,6 +28,7 @@ from relay.core.tlog import (
     inclusion_proof,
     inclusion_proofs,
     inclusion_tiles,
+    inclusion_tiles_of,
     leaf_hash,
     parse_path,
     tile_at,
@@ -136,7 +137,10 @@ def test_tiles_that_are_not_as_they_must_be() -> None:
 @given(st.integers(1, 1200).flatmap(lambda size: st.tuples(st.just(size), st.lists(st.integers(0, size - 1)))))
 def test_proofs_together_are_the_proofs_one_by_one(what: tuple[int, list[int]]) -> None:
     size, indexes = what
-    assert inclusion_proofs(indexes, size, ALL) == [inclusion_proof(index, size, ALL) for index in indexes]
+    wanted = inclusion_tiles_of(indexes, size)
+    assert set(wanted) == {tile for index in indexes for tile in inclusion_tiles(index, size)}
+    one_by_one = [inclusion_proof(index, size, ALL) for index in indexes]
+    assert inclusion_proofs(indexes, size, {tile: ALL[tile] for tile in wanted}) == one_by_one
 
 
 @given(st.integers(1, 1200).flatmap(lambda size: st.tuples(st.integers(0, size - 1), st.just(size))))
