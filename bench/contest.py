@@ -38,8 +38,7 @@ async def compare_locally(scenario: Scenario, names: tuple[str, ...], directory:
 
 
 async def compare_sweeps(scenario: Scenario, names: tuple[str, ...], directory: Path, line: Line) -> Report:
-    """Sweep all systems that are installed, files in `directory`. Raises PosthouseError where there is nobody to compare
-    with."""
+    """Sweep all systems that are installed, files in `directory`. Raises PosthouseError where there are none."""
     check(scenario)
     programs, missing = find_peers(names)
     played = msgspec.structs.replace(scenario, canary_rate=0.0, floors=False)  # which peers have none of

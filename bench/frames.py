@@ -10,12 +10,13 @@ from __future__ import annotations
 from base64 import b64encode
 from hashlib import sha1
 
+from bench.cutter import Cutter
 from relay.core.wire import SUBPROTOCOL
 from relay.errors import ProtocolError
 from relay.limits import KIB, MAX_FRAME
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
-_FIN, _FIN_BINARY = 0x80, 0x82
+_FIN = 0x80
 _MASKED = 0x80
 _KEY = bytes(4)
 _MAX_RESPONSE = 8 * KIB  # bytes of the answer to the upgrade
@@ -64,46 +65,30 @@ def client_frame(payload: bytes, opcode: int = BINARY) -> bytes:
     return head + _KEY + payload
 
 
-class FrameReader:
+class FrameReader(Cutter):
     """Splits a server's byte stream into messages. `closed` once it sent CLOSE; `pongs` is what its pings are owed."""
 
-    __slots__ = ("_parts", "_rest", "closed", "pongs")
+    SHORT, WHOLE = 126, 0x82  # a binary message in one frame
+    __slots__ = ("_parts", "closed", "pongs")
 
     def __init__(self) -> None:
-        self._rest = b""
+        super().__init__()
         self._parts: list[bytes] | None = None
         self.pongs: list[bytes] = []
         self.closed = False
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The binary messages that `data` completed. Raises ProtocolError for what a server must not send."""
-        if self._rest:
-            data = self._rest + data
-        messages: list[bytes] = []
-        at, end = 0, len(data)
-        while end - at >= 2:
-            size, start = data[at + 1], at + 2
-            if size >= 126:
-                start = at + (4 if size == 126 else 10)
-                if size > 127:
-                    raise ProtocolError("the node sent a masked frame")
-                if start > end:
-                    break
-                size = int.from_bytes(data[at + 2 : start], "big")
-                if size > _MAX_MESSAGE:
-                    raise ProtocolError(f"the node sent a frame of {size} bytes")
-            stop = start + size
-            if stop > end:
-                break
-            if data[at] == _FIN_BINARY:
-                messages.append(data[start:stop])
-            else:
-                self._take(data[at], data[start:stop], messages)
-            at = stop
-        self._rest = data[at:]
-        return messages
+    def length(self, data: bytes, at: int) -> tuple[int, int] | None:
+        if data[at + 1] > 127:
+            raise ProtocolError("the node sent a masked frame")
+        start = at + (4 if data[at + 1] == 126 else 10)
+        if start > len(data):
+            return None
+        size = int.from_bytes(data[at + 2 : start], "big")
+        if size > _MAX_MESSAGE:
+            raise ProtocolError(f"the node sent a frame of {size} bytes")
+        return start, size
 
-    def _take(self, first: int, payload: bytes, messages: list[bytes]) -> None:
+    def take(self, first: int, payload: bytes, messages: list[bytes]) -> None:
         """What is not a whole binary message: fragments and control frames."""
         opcode, final = first & 0x0F, bool(first & _FIN)
         if first & 0x70 or (opcode not in (0, BINARY, CLOSE, PING, PONG)):

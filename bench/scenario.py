@@ -347,17 +347,18 @@ def load_scenario(source: str, overrides: Mapping[str, Any] | None = None) -> Sc
     """Read a scenario by path or, for those that come with Posthouse, by name; `overrides` replace its values.
 
     Raises ConfigError with every finding."""
-    shipped = resources.files("bench") / "scenarios" / f"{source}.toml"
-    try:
-        if source in known_scenarios():
-            text = shipped.read_text(encoding="utf-8")
-        else:
-            text = Path(source).read_text(encoding="utf-8")
-        given = tomllib.loads(text)
-    except OSError as error:
-        remedy = f"Give a path, or one of: {', '.join(known_scenarios())}"
-        raise ConfigError(source, [("scenario", error.strerror or "cannot be read", remedy)]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(source, [("scenario", f"not TOML: {error}", "See bench/scenarios/fanout.toml")]) from None
+    given = read_toml(source, "scenario", "bench/scenarios/fanout.toml", known_scenarios())
     return _check(source, {**given, **(overrides or {})})
 
+
+def read_toml(source: str, kind: str, example: str, known: Iterable[str]) -> dict[str, Any]:
+    """A file by path or, for those that come with Posthouse, by name. Raises ConfigError."""
+    shipped = resources.files("bench") / f"{kind}s" / f"{source}.toml"
+    try:
+        text = (shipped if source in known else Path(source)).read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    except OSError as error:
+        remedy = f"Give a path, or one of: {', '.join(known)}"
+        raise ConfigError(source, [(kind, error.strerror or "cannot be read", remedy)]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(source, [(kind, f"not TOML: {error}", f"See {example}")]) from None

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-import tomllib
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.extra import needing_extra
-from bench.scenario import Scenario, load_scenario
+from bench.scenario import Scenario, load_scenario, read_toml
 from cluster.cli.exits import Exit
 from cluster.cli.options import ending_like_ctrl_c
 from relay.errors import ConfigError, OperatorError, PosthouseError
@@ -26,15 +24,7 @@ SHORT = "short"
 
 def load_suite(source: str) -> list[Scenario]:
     """The scenarios of a suite, by path or by the name of one that comes with Posthouse. Raises ConfigError."""
-    shipped = resources.files("bench") / "suites" / f"{source}.toml"
-    try:
-        text = shipped.read_text(encoding="utf-8") if shipped.is_file() else Path(source).read_text(encoding="utf-8")
-        given = tomllib.loads(text)
-    except OSError as error:
-        remedy = f"Give a path, or {SHORT}"
-        raise ConfigError(source, [("suite", error.strerror or "cannot be read", remedy)]) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(source, [("suite", f"not TOML: {error}", "See bench/suites/short.toml")]) from None
+    given = read_toml(source, "suite", "bench/suites/short.toml", (SHORT,))
     runs = given.get("run")
     if set(given) != {"run"} or not isinstance(runs, list) or not all(isinstance(one, dict) for one in runs):
         raise ConfigError(source, [("run", "missing, or not alone", "Give [[run]] for each scenario")])

@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from bench.cutter import Cutter
 from bench.peers.api import HOST, TOPIC, Program, Promises, Server
 from bench.peers.lines import MAX_PAYLOAD
 from bench.pipes import Endpoint
@@ -62,45 +63,39 @@ def publish(identifier: int, payload: bytes) -> bytes:
     return packet(_PUBLISH_QOS1, _string(TOPIC) + identifier.to_bytes(2, "big") + payload)
 
 
-class MqttLine:
-    """Cuts the stream into packets. `take` gets each one's type, and where its variable header begins and ends."""
+class MqttLine(Cutter):
+    """Cuts the stream into packets; a payload is all behind the fixed header."""
+
+    SHORT = 0x80
 
     def __init__(self, greeting: bytes) -> None:
+        super().__init__()
         self.output = bytearray(greeting)
         self.live = False
-        self._rest = b""
 
     @property
     def ended(self) -> bool:
         """Never: the server closes the connection."""
         return False
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The messages that `data` completed. Raises ProtocolError."""
-        if self._rest:
-            data = self._rest + data
-        messages: list[bytes] = []
-        at, end = 0, len(data)
-        while end - at >= 2:
-            size, start = data[at + 1], at + 2
-            if size >= 0x80:
-                found = _length(data, at + 1)
-                if found is None:
+    def length(self, data: bytes, at: int) -> tuple[int, int] | None:
+        size = 0
+        for place in range(4):
+            if at + 1 + place >= len(data):
+                return None
+            byte = data[at + 1 + place]
+            size |= (byte & 0x7F) << (7 * place)
+            if byte < 0x80:
+                if size > MAX_PAYLOAD:
                     break
-                start, size = found
-            if start + size > end:
-                break
-            self.take(data[at], data[start : start + size], messages)
-            at = start + size
-        self._rest = data[at:]
-        return messages
+                return at + 2 + place, size
+        raise ProtocolError("the server sent a packet of too many bytes")
 
-    def take(self, first: int, rest: bytes, messages: list[bytes]) -> None:
-        """One packet: what it brings for the owner is added to `messages`. Raises ProtocolError."""
+    def take(self, first: int, payload: bytes, messages: list[bytes]) -> None:
         kind = first >> 4
         if kind == CONNACK:
-            if rest[1:2] != b"\0":
-                raise ProtocolError(f"the server refused the connection: code {rest[1:2].hex()}")
+            if payload[1:2] != b"\0":
+                raise ProtocolError(f"the server refused the connection: code {payload[1:2].hex()}")
             self.connected()
         elif kind != PINGRESP:
             raise ProtocolError(f"the server sent a packet that begins with {first:#04x}")
@@ -112,20 +107,6 @@ class MqttLine:
     def ping(self) -> None:
         """Queue a PINGREQ."""
         self.output += _PING
-
-
-def _length(data: bytes, at: int) -> tuple[int, int] | None:
-    """(where the packet goes on, remaining length), or None where that is not all there."""
-    size = 0
-    for place in range(4):
-        if at + place >= len(data):
-            return None
-        size |= (data[at + place] & 0x7F) << (7 * place)
-        if data[at + place] < 0x80:
-            if size > MAX_PAYLOAD:
-                break
-            return at + place + 1, size
-    raise ProtocolError("the server sent a packet of too many bytes")
 
 
 class SubscriberLine(MqttLine):
@@ -140,17 +121,17 @@ class SubscriberLine(MqttLine):
     def connected(self) -> None:
         self.output += packet(0x82, b"\0\1" + self._TOPIC + b"\1")
 
-    def take(self, first: int, rest: bytes, messages: list[bytes]) -> None:
-        if first & 0xF6 == _PUBLISH_QOS1 and rest.startswith(self._TOPIC):  # again (DUP) or retained, or not
+    def take(self, first: int, payload: bytes, messages: list[bytes]) -> None:
+        if first & 0xF6 == _PUBLISH_QOS1 and payload.startswith(self._TOPIC):  # again (DUP) or retained, or not
             start = self._START
-            self.output += b"\x40\x02" + rest[start - 2 : start]
-            messages.append(rest[start:])
+            self.output += b"\x40\x02" + payload[start - 2 : start]
+            messages.append(payload[start:])
         elif first >> 4 == SUBACK:
-            if rest != b"\0\1\1":
-                raise ProtocolError(f"the server did not grant QoS 1: {rest.hex()}")
+            if payload != b"\0\1\1":
+                raise ProtocolError(f"the server did not grant QoS 1: {payload.hex()}")
             self.live = True
         else:
-            super().take(first, rest, messages)
+            super().take(first, payload, messages)
 
 
 class PublisherLine(MqttLine):
@@ -159,11 +140,11 @@ class PublisherLine(MqttLine):
     def __init__(self) -> None:
         super().__init__(connect(b"publisher", keep=False))
 
-    def take(self, first: int, rest: bytes, messages: list[bytes]) -> None:
-        if first >> 4 == PUBACK and len(rest) == 2:
-            messages.append(rest)
+    def take(self, first: int, payload: bytes, messages: list[bytes]) -> None:
+        if first >> 4 == PUBACK and len(payload) == 2:
+            messages.append(payload)
         else:
-            super().take(first, rest, messages)
+            super().take(first, payload, messages)
 
     def publish(self, key: Hashable, message: bytes) -> None:
         """Queue a PUBLISH."""
