@@ -24,7 +24,7 @@ from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 
 NAMES = ("n1", "n2", "n3")
-SHORT_S = 25.0  # until the first certificates end; to start the nodes and to renew all three takes about 8
+SHORT_S = 60.0  # until the first certificates end; to start the nodes and to renew all three takes about 10
 SHORT = 8  # times what `Town.make` took, where that is more: it takes about a third of it, on any machine
 
 
