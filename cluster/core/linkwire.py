@@ -159,8 +159,7 @@ class CellNote(Struct, tag=10):
 
 
 class Propose(Struct, tag=11):
-    """Put these records into a block, in this `term` (0: in whichever it is). Answered by Proposed, ProposalRefused or
-    NotLeading."""
+    """Put these records into a block, in `term` if it is not 0. Answered by Proposed, ProposalRefused, NotLeading."""
 
     log_id: LogId
     records: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=MAX_BLOCK_RECORDS)]

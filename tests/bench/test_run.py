@@ -40,7 +40,7 @@ async def test_a_good_node_passes(tmp_path: Path) -> None:
     assert 0 < report["achieved_per_s"] <= 100
     assert list(report["latency_ms"]) == ["p50", "p90", "p99", "p999", "max"] == list(report["last_recipient_ms"])
     assert 0 < report["ack_ms"]["p50"] <= report["latency_ms"]["max"]
-    assert report["latency_ms"]["p50"] <= report["last_recipient_ms"]["p50"]
+    assert report["latency_ms"]["p50"] <= report["last_recipient_ms"]["p50"] * 1.001  # a histogram of three digits
     assert target.logins == 9
     assert 8 * 120 / 8 <= target.acks <= 9 * 120  # the stand-in asks for an ack every 8 deliveries or 20 ms
     assert make_table(report).row_count == 3
