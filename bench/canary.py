@@ -18,7 +18,7 @@ from cluster.local.people import create_user
 from relay.client import Client, Group, open_client
 from relay.errors import PosthouseError
 
-_READY_S = 30.0  # to connect both, and to publish their group
+_READY_S = 60.0  # to connect both, and to publish their group
 _COLLECT_S = 30.0  # after the load, for what is still on its way (a gap is held back a bounded time first)
 
 

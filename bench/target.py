@@ -24,7 +24,7 @@ from relay.errors import OperatorError
 REGION: Final = "norden"
 ABROAD: Final = "sauda"
 LEADER, FOLLOWER = "leader", "follower"  # which node to kill, beside a node's own name
-_ELECTED_S = 20.0  # seconds for a cell to have a leader
+_ELECTED_S = 60.0  # seconds for a cell to have a leader
 
 
 class Stage(Protocol):

@@ -31,7 +31,7 @@ from cluster.provision import make_data
 from relay.errors import OperatorError
 from relay.limits import DRAIN_S
 
-READY_S: Final = 30.0  # seconds from the start of a process to /readyz; a replay of the log on a slow machine fits
+READY_S: Final = 120.0  # seconds from the start of a process to /readyz: of many at once, on a slow machine
 STOP_S: Final = DRAIN_S + 5.0  # seconds from SIGTERM to SIGKILL: a node drains, then closes its store
 GONE_S: Final = 30.0  # seconds from SIGKILL to the end: far more than it takes, unless the kernel waits for a disk
 _POLL_S: Final = 0.05

@@ -110,11 +110,11 @@ class Outbox:
     # --- shared frames ---------------------------------------------------------------------------
     def push(self, frames: Sequence[bytes]) -> bool:
         """Queue whole frames. False, and nothing queued, past the limit and after `finish`."""
-        size = sum(map(len, frames))
-        if self._ended or self._size + size > self._limit:
+        size = self._size + (len(frames[0]) if len(frames) == 1 else sum(map(len, frames)))
+        if self._ended or size > self._limit:
             return False
         self._queue.extend(frames)
-        self._size += size
+        self._size = size
         return True
 
     async def send(self, frame: bytes) -> None:
@@ -147,7 +147,8 @@ class Outbox:
             if self._size:
                 self._writing = True
                 self._nursery.start_soon(self._write, name="outbox writer")
-        self._report()
+        if self._size != self._reported:
+            self._report()
 
     # --- for the connection and the library ------------------------------------------------------
     async def send_all(self, data: bytes) -> None:
@@ -231,7 +232,8 @@ class Outbox:
     def _left(self, size: int) -> None:
         self._size -= size
         self._gone += size
-        self._wake()
+        if self._progress is not None:
+            self._wake()
 
     def _break(self) -> None:
         if not self._broken:

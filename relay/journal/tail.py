@@ -3,6 +3,7 @@ memory, and wakes who follows."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 
@@ -37,7 +38,7 @@ class Tail:
         self._keep = keep
         self._recent: dict[int, Block] = {}  # in the order of their indexes, without gaps, up to the tip
         self._bytes = 0
-        self._waiting = trio.lowlevel.ParkingLot()
+        self._waiting: dict[int, trio.Event] = {}  # by the index that is waited for
         self._ended: Exception | None = None
 
     def start_at(self, first: int, prev: bytes, time: int) -> None:
@@ -74,7 +75,11 @@ class Tail:
         self._bytes += _memory(block)
         while self._keep is not None and self._bytes > self._keep:
             self._drop(next(iter(self._recent)))
-        self._waiting.unpark_all()
+        self._wake(block.index)
+
+    def _wake(self, upto: float) -> None:
+        for index in [index for index in self._waiting if index <= upto]:
+            self._waiting.pop(index).set()
 
     def warn_if_ahead(self) -> None:
         """Say so where the log's time lies ahead of the clock: expiry stands still until the clock is there too."""
@@ -112,13 +117,15 @@ class Tail:
             self.check()
             if self.tip >= index:
                 return
-            await self._waiting.park()
+            if index not in self._waiting:
+                self._waiting[index] = trio.Event()
+            await self._waiting[index].wait()
 
     def end(self, error: Exception) -> None:
         """The journal serves no longer: followers get `error`."""
         if self._ended is None:
             self._ended = error
-        self._waiting.unpark_all()
+        self._wake(math.inf)
 
 
 Load = Callable[[int, bytes | None], Awaitable[Sequence[Block]]]

@@ -183,7 +183,7 @@ async def test_what_cannot_be_handed_over_waits_with_its_sender(layout: Layout, 
         own = ("send", "--dir", top, "--user", "alice", "--user", "bob", "--away", "carol")
         assert "7 canaries" in await canary(*own, tmp_path / "first")
         fed.kill("birch")
-        await canary(*own, "--deadline", "8", tmp_path / "second")
+        await canary(*own, "--deadline", "20", tmp_path / "second")
         fed.kill("amber")
         await fed.ended()
     async with open_client(layout.home.store("bob")) as bob:

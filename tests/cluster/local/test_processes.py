@@ -124,14 +124,15 @@ async def test_a_node_that_dies_says_why(layout: Layout, stand_in: Callable[[str
     assert "my last words" in caught.value.remedy and str(layout.node("norden").log_path) in caught.value.remedy
 
 
-async def test_a_node_that_is_never_ready_says_why(
-    layout: Layout, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_node_that_is_never_ready_says_why(layout: Layout, stand_in: Callable[[str], None]) -> None:
     stand_in("never ready")
     async with LocalFederation(layout) as fed:
+        await fed.launch("norden")
+        with trio.fail_after(PATIENCE_S):
+            while await processes._ask_ready(layout.node("norden").admin_addr) != "not ready: replaying":  # noqa: ASYNC110
+                await trio.sleep(0.02)
         with pytest.raises(OperatorError, match="not ready after 1 s: not ready: replaying") as caught:
-            monkeypatch.setattr(fed, "ready", lambda region, name: LocalFederation.ready(fed, region, name, 1.0))
-            await fed.start("norden")
+            await fed.ready("norden", deadline_s=1.0)
     assert "my last words" in caught.value.remedy
 
 

@@ -83,3 +83,28 @@ async def test_closing_does_not_wait_long_for_a_node_that_does_not_read(
             await collect(bob, 1)
             closing = trio.current_time()
         assert stuck.is_set() and trio.current_time() - closing < 5
+
+
+async def test_deliveries_are_acked_by_their_bytes_too(
+    clock: MockClock, fed: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before UNACKED_BYTES, past which the node would wait; and counted anew after each ack."""
+    monkeypatch.setattr("relay.client.line.ACK_BYTES", 10_000)
+    a, b = enrol(fed, tmp_path / "a", "norden"), enrol(fed, tmp_path / "b", "norden")
+    acked, honest, began = list[float](), Socket.send, trio.current_time()
+
+    async def send(self: Socket, message: bytes) -> None:
+        if isinstance(wire.decode_client(message), wire.Ack):
+            acked.append(trio.current_time() - began)
+        await honest(self, message)
+
+    async with opened(fed, a) as alice, opened(fed, b) as bob:
+        await alice.look_up(bob.card)
+        monkeypatch.setattr(Socket, "send", send)
+        counts = []
+        for number in range(9):
+            await alice.send(bob.card, str(number).encode() * 4_000, wait="stored")
+            await collect(bob, 1)
+            counts.append(len(acked))
+        assert counts == [0, 0, 1, 1, 1, 2, 2, 2, 3]  # three of them are more than 10,000 bytes, two are not
+        assert acked[-1] < 0.5  # before a pause would have told

@@ -284,3 +284,22 @@ async def test_a_socket_found_broken_while_flushing() -> None:
 async def _expect_broken(wait: Any, *args: Any) -> None:
     with pytest.raises(trio.BrokenResourceError):
         await wait(*args)
+
+
+@every
+async def test_deliveries_a_drain_and_the_answer_to_a_close_leave_whole_in_the_order_queued(kind: str) -> None:
+    """Pieces of a fan-out are many frames joined; the socket takes them bit by bit, and what else is said queues up."""
+    async with open_box(kind) as box:
+        pieces = [b"".join(server_frame(bytes([part]) * 900) for _ in range(60)) for part in range(3)]
+        drain, answer = server_frame(b"drain"), b"\x88\x02\x03\xe8"
+        said = [pieces[0], drain, pieces[1], pieces[2], answer]
+        for frame in said[:4]:
+            assert box.outbox.push([frame])
+            box.outbox.flush()
+        assert box.outbox.size
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(box.outbox.send_all, answer)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not box.outbox.push([bytes(LIMIT)])
+            assert await read(box.peer, sum(map(len, said))) == b"".join(said)
+        assert box.outbox.size == box.gauge == box.broken == 0

@@ -196,12 +196,12 @@ PLANTED = [
     Planted(acknowledges_before_the_disk, 0),
     Planted(leader_counts_itself_before_the_disk, 0),
     Planted(counts_learners, 6),
-    Planted(stands_without_prevote, 0),
-    Planted(leads_without_being_answered, 6),
+    Planted(stands_without_prevote, 20),
+    Planted(leads_without_being_answered, 1),
     Planted(never_doubts, 2),
-    Planted(doubts_until_the_first_answer, 10),
-    Planted(does_not_store_figures, 48),
-    Planted(does_not_tell_figures, 3),
+    Planted(doubts_until_the_first_answer, 9),
+    Planted(does_not_store_figures, 13),
+    Planted(does_not_tell_figures, 41),
     Planted(truncates_what_agrees, 0),
     Planted(acknowledges_its_whole_log, 28),
     Planted(a_truncation_does_not_touch_the_write_under_way, 6),
@@ -209,8 +209,8 @@ PLANTED = [
     Planted(votes_twice_in_a_term, 12),
     Planted(forgets_its_vote, 0),
     Planted(a_change_counts_when_committed, 34),
-    Planted(two_changes_at_a_time, 3),
-    Planted(installs_any_snapshot, 4),
+    Planted(two_changes_at_a_time, 28),
+    Planted(installs_any_snapshot, 6),
 ]
 FOUND = (AssertionError, PosthouseError, LookupError, ValueError)
 
