@@ -6,6 +6,7 @@ where epoll's is whole ms).
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
 import selectors
@@ -13,7 +14,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from bench.pipes import Endpoint, FromWorker, Reader, ToWorker, frame, to_worker
 from bench.scenario import NS
@@ -140,18 +141,25 @@ class Connection(Generic[LineT]):
     ) -> None:
         """`narrow`: little fits into the connection itself, so that who does not read is felt at the other end soon."""
         self._hub, self._endpoint, self._context, self.line, self._owner = hub, endpoint, context, line, owner
-        family, kind, proto, _, address = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)[0]
-        self._sock = socket.socket(family, kind, proto)
+        self._sock, address = self._socket(endpoint)
         self._sock.setblocking(False)
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if narrow:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
         self._deaf = self.closed = False
         self._connecting, self._handshaking = True, context is not None
         self._events = WRITE
-        self._sock.connect_ex(address)
+        failed = self._sock.connect_ex(address)
         hub.selector.register(self._sock, WRITE, self._ready)
+        if failed not in (0, errno.EINPROGRESS):
+            hub.at(time.monotonic_ns(), lambda: self._lose(os.strerror(failed)))
+
+    def _socket(self, endpoint: Endpoint) -> tuple[socket.socket, Any]:
+        """A socket, and the address that it is to be connected to."""
+        family, kind, proto, _, address = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, proto)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock, address
 
     def flush(self) -> None:
         """Write what the line has; what does not fit waits for the socket."""

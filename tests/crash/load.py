@@ -17,8 +17,9 @@ from random import Random
 import msgspec
 
 
+from bench.pipes import Endpoint
 from bench.session import Enrolled, Session
-from bench.sockets import READ, WRITE, Connection, Hub, make_hub
+from bench.sockets import READ, Connection, Hub, make_hub
 from relay.core import wire
 from relay.core.codec import digest, encode, pack
 from relay.core.envelope import Header, To, join
@@ -44,15 +45,11 @@ class UnixConnection(Connection[Session]):
     __slots__ = ("heard_ns",)
 
     def __init__(self, hub: Hub, path: Path, session: Session, owner: Device) -> None:
-        self._hub, self._context, self.line, self._owner = hub, None, session, owner
-        self._connecting, self._handshaking, self._events = True, False, WRITE
+        super().__init__(hub, Endpoint(str(path), 0), None, session, owner)
         self.heard_ns = time.monotonic_ns()
-        self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.setblocking(False)
-        failed = self._sock.connect_ex(str(path))
-        hub.selector.register(self._sock, WRITE, self._ready)
-        if failed:
-            hub.at(self.heard_ns, lambda: self._lose(os.strerror(failed)))
+
+    def _socket(self, endpoint: Endpoint) -> tuple[socket.socket, str]:
+        return socket.socket(socket.AF_UNIX), endpoint.host
 
     def _take(self, data: bytes, now: int) -> None:
         self.heard_ns = now
