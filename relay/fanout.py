@@ -1,17 +1,15 @@
 """Fan-out: what was filed goes to every live seat that it is for, in order, in as few writes as the load allows.
 
-A round gives every seat what it lacks, joined; seats that lack the same share the same bytes. The next one begins a
-multiple of what its writes cost later. So a quiet node writes at once, and a busy one lets several messages go with
-each write: natural batching, as of commits, without a timer to be tuned. Where it is the machine that is busy a round
-takes that long by itself, and does not rest. Lanes of few seats do not wait for a round: a message to one device is not
-behind a burst to ten thousand.
+A round gives every seat what it lacks, joined; seats that lack the same share the same bytes. Then it rests for a
+multiple of the time it took. So a quiet node writes at once, and a busy one lets several messages go with each write:
+natural batching, as of commits, without a timer to be tuned. Lanes of few seats do not wait for a round: a message to
+one device is not behind a burst to ten thousand.
 
 Seats that are not live read from the journal (relay.delivery); so do those whose line took no more.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -120,25 +118,19 @@ class Fanout:
             await self._filed.wait()
             self._filed = trio.Event()
             began = trio.current_time()
-            cost = await self._round()
-            await trio.sleep_until(min(began + FANOUT_REST * cost, trio.current_time() + FANOUT_REST_S))
+            await self._round()
+            await trio.sleep(min(FANOUT_REST_S, FANOUT_REST * (trio.current_time() - began)))
 
-    async def _round(self) -> float:
-        """Everything that is filed now, to everybody whom it is for. What is filed meanwhile goes along where it can;
-        it is the next round's. Returns the seconds that all these writes take where nothing else is in the way: by the
-        slice that went quickest, for on a machine that is busy most of the time is others'."""
+    async def _round(self) -> None:
+        """Everything that is filed now, to everybody whom it is for. What is filed meanwhile goes along where it
+        can; it is the next round's."""
         tips = [(lane, lane.items[-1].position) for lane in self._dirty]
-        seats = list(dict.fromkeys(seat for lane, _ in tips for seat in lane.seats))
-        quickest, written = math.inf, 0  # seconds a seat
-        for first in range(0, len(seats), _SLICE):
-            began = trio.current_time()
-            live = [seat for seat in seats[first : first + _SLICE] if seat.live]
-            for seat in live:
+        seats = dict.fromkeys(seat for lane, _ in tips for seat in lane.seats)
+        for number, seat in enumerate(seats, 1):
+            if seat.live:
                 self.give(seat)
-            if live:
-                quickest = min(quickest, (trio.current_time() - began) / len(live))
-                written += len(live)
-            await trio.lowlevel.checkpoint()
+            if number % _SLICE == 0:
+                await trio.lowlevel.checkpoint()
         oldest = 0
         for lane, tip in tips:
             if lane in self._dirty:  # nobody has left it for good meanwhile
@@ -147,7 +139,6 @@ class Fanout:
                 if not lane.items:
                     del self._dirty[lane]
         self._observe(oldest)
-        return quickest * written if written else 0.0
 
     def give(self, seat: Seat) -> None:
         """Write what its lanes hold for a seat that is live."""
