@@ -8,7 +8,7 @@ from itertools import chain
 from cluster.audit.look import stores_below
 from cluster.audit.register import short
 from cluster.audit.residency import forwarded_for
-from cluster.audit.shelf import Holder, held_in
+from cluster.audit.shelf import Held, held_in
 from cluster.audit.sites import Site, newest_root
 from cluster.erasure import Erasure, verify_erasure
 from relay.core import records
@@ -67,7 +67,7 @@ def _below(store: StoppedStore, receipt: Erasure, told: Callable[[PosthouseError
             yield block
 
 
-def _is_for(envelope: bytes, holder: Holder, user: bytes) -> bool:
+def _is_for(envelope: bytes, holder: Held, user: bytes) -> bool:
     if forwarded_for(holder) == user:
         return True
     try:

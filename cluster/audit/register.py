@@ -1,7 +1,7 @@
 """Who is at home where, by what is signed: home records and rosters as they were found on disks, each verified.
 
 It does not matter on which disk a record was found, nor who put it there: it is signed by the user and the registrar,
-or by the owner of the group.
+or by the owner of the group, or of the channel.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from relay.core.mailroom.state import RosterState, State
 from relay.core.trust import (
     HomeRecord, Member, Root, VerifiedHead, make_part, read_home, verify_home, verify_part, verify_roster,
 )  # fmt: skip
+from relay.core.trust.channels import verify_terms
 from relay.errors import ProtocolError, TrustError
 
 
@@ -48,6 +49,7 @@ class Register:
         self._root = root
         self._later: dict[tuple[bytes, int], bytes] = {}  # (user, version) whose predecessor has not been seen
         self._members: dict[bytes, dict[tuple[bytes, str], str]] = defaultdict(dict)  # group → (user, cell) → by what
+        self._channels: dict[tuple[bytes, str], bytes] = {}  # (channel, cell) → the owner's device, by signed terms
         self._known: dict[tuple[bytes, str], str] = {}  # (group, region) → what `member` said
 
     # --- learning --------------------------------------------------------------------------------
@@ -66,6 +68,8 @@ class Register:
                 self._roster(head, None, where, part)
             case records.HandIn(what=records.HANDIN_NOBODY, item=head):
                 self._roster(head, (), where)
+            case records.Channel(terms=terms):
+                self.channel(terms, where)
             case records.Carry(items=items):
                 for item in items:
                     self.record(records.decode_record(item.record), where)
@@ -78,6 +82,8 @@ class Register:
             self.move(moved.chain, where)
         for group, roster in state.rosters.items():
             self._stays(group, roster, state.cell)
+        for channel in state.channels.values():
+            self.channel(channel.terms.signed, where)
 
     def move(self, chain: Iterable[bytes], where: str) -> None:
         """The home records of a user, oldest first."""
@@ -117,6 +123,15 @@ class Register:
             self._users[device.id] = users if home.user in users else (*users, home.user)
         if (following := self._later.pop((home.user, version + 2), None)) is not None:
             self._home(following)
+
+    def channel(self, signed: bytes, where: str) -> None:
+        """The terms of a broadcast channel."""
+        try:
+            verified = verify_terms(signed)
+        except (TrustError, ProtocolError) as error:
+            self.findings[f"{where}: terms of a channel that do not verify: {error.text}"] = None
+        else:
+            self._channels[verified.channel, verified.terms.cell] = verified.terms.owner_key
 
     def _roster(
         self, signed: bytes, parts: Iterable[tuple[str, bytes]] | None, where: str, own: bytes = b""
@@ -174,6 +189,10 @@ class Register:
         """The home record of a user whose device that is, or was, and who is, or was, at home in the region."""
         users = self._users.get(device, ())
         return next((home for user in users if (home := self.resident(user, region) or self.left(user, region))), None)
+
+    def owner(self, channel: bytes, cell: str) -> bytes:
+        """The device that owns a channel which rests in that cell by its terms; empty where none say so."""
+        return self._channels.get((channel, cell), b"")
 
     def left_member(self, group: bytes, region: str) -> Home | None:
         """The home record of a member whom the group lists in a cell of the region, and who has left it."""

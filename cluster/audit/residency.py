@@ -19,7 +19,7 @@ from cluster.audit.shelf import Found, Holder, Place, Role, Shelf, Verdict, held
 from cluster.audit.sites import NothingHere, Site, newest_root
 from cluster.core.linkwire import federation_id
 from cluster.stopped import without_head
-from relay.core import records
+from relay.core import posts, records
 from relay.core.block import Block
 from relay.core.envelope import Header, To, envelope_id, read_header
 from relay.core.mailroom import Mailroom
@@ -251,17 +251,39 @@ class ByRecords:
     waiting: dict[str, set[bytes]] | None
 
     def judge(self, found: Found) -> Verdict:
+        record = found.record
+        if isinstance(record, records.Post):
+            return self._judge_post(record.post)
         try:
             header = read_header(found.envelope)
         except ProtocolError as error:
             return Verdict(Role.FOREIGN, ("nobody",), f"bytes without an address ({error.text})")
-        if why := self._at_home(header) or self._sent_on(found.record):
+        if why := self._at_home(header) or self._sent_on(record):
             return Verdict(Role.HOME, (self.whose(header),), why)
-        if isinstance(found.record, records.Submit) and (why := self._in_transit(header, found, found.record)):
-            return Verdict(Role.TRANSIT, (found.record.dest if header.kind is To.MAILBOX else self.whose(header),), why)
-        if why := self._left(header, found.record):
+        if isinstance(record, records.Submit) and (why := self._in_transit(header, found, record)):
+            return Verdict(Role.TRANSIT, (record.dest if header.kind is To.MAILBOX else self.whose(header),), why)
+        if why := self._left(header, record):
             return Verdict(Role.TRANSIT, (self.whose(header),), why)
-        return Verdict(Role.FOREIGN, (self.whose(header),), self._elsewhere(header, found.record))
+        return Verdict(Role.FOREIGN, (self.whose(header),), self._elsewhere(header, record))
+
+    def _judge_post(self, post: bytes) -> Verdict:
+        """A channel rests where its owner is at home, until that user has moved: then it goes with the prefix."""
+        try:
+            channel = posts.read_header(post).channel
+            owner = self.register.owner(channel, self.site.cell)
+            home = self.register.sender(owner, self.site.region)
+            whose = (f"channel {short(channel)}",)
+            if home is None:
+                why = f"of {whose[0]}: no terms name this cell that somebody who is at home here has signed"
+                return Verdict(Role.FOREIGN, whose, why)
+            posts.verify_post(post, owner)
+        except ProtocolError as error:
+            return Verdict(Role.FOREIGN, ("nobody",), f"bytes without a channel ({error.text})")
+        except TrustError as error:
+            return Verdict(Role.FOREIGN, whose, f"of {whose[0]}: {error.text}")
+        if home.region == self.site.region:
+            return Verdict(Role.HOME, whose, f"by terms of user {short(home.user)}, at home here by {home}")
+        return Verdict(Role.TRANSIT, whose, f"by terms of user {short(home.user)}, who left for {home.cell} by {home}")
 
     def may_rest(self, envelope: bytes) -> bool:
         piece = self.pieces[envelope]
@@ -349,7 +371,10 @@ def forwarded_for(record: records.Record) -> bytes:
 def since(found: Found) -> int:
     """Since when an envelope is here, Unix ms: the time of its block, or where a carry wrote it again, the time that
     its sender stamped (within minutes of its admission)."""
-    return read_header(found.envelope).created if found.carried else found.time
+    if not found.carried:
+        return found.time
+    read = posts.read_header if isinstance(found.record, records.Post) else read_header
+    return read(found.envelope).created
 
 
 def _noting(node: NodeReport, judge: ByRecords, note: Note | None) -> Note:

@@ -13,6 +13,7 @@ from relay.core.codec import Decoder
 from relay.errors import ProtocolError
 
 Holder = records.Submit | records.HandIn | records.Passed  # the records that hold bytes of envelopes
+Held = Holder | records.Post  # and of what counts as one
 
 
 class Role(Enum):
@@ -44,7 +45,7 @@ class Found:
 
     id: bytes
     envelope: bytes
-    record: Holder
+    record: Held
     place: Place
     time: int
     carried: bool
@@ -114,12 +115,14 @@ def _is_of_a_move(what: int, item: bytes) -> bool:
     return True
 
 
-def held_in(record: records.Record, carried: bool = False) -> Iterator[tuple[Holder, bytes, bool]]:
+def held_in(record: records.Record, carried: bool = False) -> Iterator[tuple[Held, bytes, bool]]:
     """(record, bytes, carried) of everything in a log record that is an envelope, or lies where only one may: what it
-    carries again, and what a hand-over holds beside its envelope, included."""
+    carries again, and what a hand-over holds beside its envelope, included. A channel's post counts as one."""
     match record:
         case records.Submit(envelope=envelope) | records.Passed(envelope=envelope):
             yield record, envelope, carried
+        case records.Post(post=post):
+            yield record, post, carried
         case records.HandIn(what=records.HANDIN_FORWARD, item=item):
             yield record, item, carried
         case records.HandIn(what=records.HANDIN_MOVE | records.HANDIN_NOTICE | records.HANDIN_TOLD as what, item=item):

@@ -26,7 +26,9 @@ from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
 from tests.cluster.demo.test_audit import change, envelope as letter
-from tests.relay.journal.test_guard import ABROAD, HERE, ROOT, Group, Person, public
+from tests.channels import Channel
+from tests.flipping import flipped
+from tests.relay.journal.test_guard import ABROAD, HERE, ROOT, Group, Person, key, public
 from tests.residency import AnythingGoes
 
 LOG = bytes(16)
@@ -165,6 +167,28 @@ async def test_a_device_that_two_users_enrolled_counts_for_both(tmp_path: Path, 
     await here.write([anna.home("phone"), submit("phone", letter(digest(b"somebody"), 1), ABROAD)])
     await there.write([lucia.home("phone")])
     assert look(tmp_path).clean
+
+
+async def test_posts_are_proven_by_the_terms_of_who_is_at_home(tmp_path: Path, anna: Person, lucia: Person) -> None:
+    ours, gone = Channel(key("phone"), HERE), Channel(key("lucia's"), HERE)
+    site = Disk(tmp_path / "a")
+    kept = [anna.home("phone"), ours.publish(), ours.post(b"one"), ours.post(b"two")]
+    await site.write(kept, checkpoint=1)
+    await site.write([ours.post(b"three")])
+    report = look(tmp_path / "a")
+    assert report.clean and [proof.whose for proof in report.nodes[0].proofs] == [f"channel {ours.id.hex()[:8]}"]
+    elsewhere = Channel(key("phone"), ABROAD, b"e" * 32)
+    forged = records.Post(public("phone"), flipped(ours.seal(b"four", 4)))
+    for number, (planted, why) in enumerate((
+        ([lucia.home("lucia's"), gone.publish(), gone.post(b"x")], "somebody who is at home here"),
+        ([elsewhere.publish(), elsewhere.post(b"x")], "no terms name this cell"),
+        ([Channel(key("phone"), HERE, b"s" * 32).post(b"x")], "no terms name this cell"),
+        ([forged], "signature does not hold"),
+        ([records.Post(public("phone"), b"junk")], "bytes without a channel"),
+    )):  # fmt: skip
+        top = tmp_path / str(number)
+        await Disk(top).write(kept, planted)
+        assert [text for text in findings(top) if "foreign envelope" in text and why in text], (why, findings(top))
 
 
 async def test_a_log_that_cannot_be_applied_is_judged_all_the_same(tmp_path: Path, anna: Person) -> None:
