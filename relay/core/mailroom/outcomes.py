@@ -2,7 +2,8 @@
 
 Each minute of `created` has a sheet of its own, which goes as a whole: rows in the order in which they came, as they
 go into a checkpoint, and an open-addressed index of them (W. W. Peterson, 1957: linear probing). The index is derived:
-it goes by Python's hash, which nobody outside can aim at, and says nothing but where a row is.
+it goes by Python's hash, which nobody outside can aim at, and says nothing but where a row is. One that is full gives
+way to a larger one a few rows at a time: a million at once would hold a node up for half a second.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ _SIZE: Final = _ROW.size
 _IDS: Final = Struct("<32s28x")  # the same rows, of which nothing but the id is looked at
 _LEAST: Final = 1_024  # places of an index
 _FULL: Final = 2  # places of an index for each row at least
+_STEP: Final = 8  # rows that go over to a larger index with each new one: all have before that one is full, too
 _unpack: Final = _ROW.unpack_from
 
 
 class _Sheet:
-    """The outcomes of one minute. `index`: row numbers, from 1 on; 0 where there is none."""
+    """The outcomes of one minute. `index`: row numbers, from 1 on; 0 where there is none. While it grows, `before` is
+    the smaller one, which has the first `end` rows; those below `moved` are in both."""
 
-    __slots__ = ("cells", "index", "numbers", "rows")
+    __slots__ = ("before", "cells", "end", "index", "moved", "numbers", "rows")
 
     def __init__(self, places: int = _LEAST) -> None:
         self.rows = bytearray()
         self.cells: list[str] = []
         self.numbers: dict[str, int] = {}  # of the cells
         self.index = array("I", bytes(4 * places))
+        self.before: array[int] | None = None
+        self.moved = self.end = 0
 
     def __len__(self) -> int:
         return len(self.rows) // _SIZE
@@ -46,7 +51,19 @@ class _Sheet:
             if rows.startswith(own, start):
                 return start
             place = (place + 1) & mask
+        if self.before is not None and (start := self._find_before(own, self.before)) >= 0:
+            return start
         return ~place
+
+    def _find_before(self, own: bytes, index: array[int]) -> int:
+        mask = len(index) - 1
+        place = hash(own) & mask
+        while number := index[place]:
+            start = (number - 1) * _SIZE
+            if self.rows.startswith(own, start):
+                return start
+            place = (place + 1) & mask
+        return -1
 
     def read(self, start: int) -> ReceiptItem:
         own, code, position, newest, cell = _unpack(self.rows, start)
@@ -64,8 +81,11 @@ class _Sheet:
         rows += _ROW.pack(item.id, item.code, item.position, item.newest, self._cell(item.cell))
         count = len(rows) // _SIZE
         self.index[place] = count
-        if count * _FULL >= len(self.index):
-            self._grow()
+        if self.before is not None:
+            self._move(_STEP)
+        elif count * _FULL >= len(self.index):
+            self.before, self.moved, self.end = self.index, 0, count
+            self.index = array("I", bytes(4 * _places(2 * count)))
 
     def put(self, start: int, item: ReceiptItem) -> None:
         """Another outcome in the place of one."""
@@ -74,20 +94,25 @@ class _Sheet:
     def load(self, part: bytes) -> None:
         """More rows, of ids that have none yet."""
         first = len(self)
+        self._move(self.end)
         self.rows += part
         if len(self) * _FULL >= len(self.index):
-            self._grow()
-        else:
-            self._enter(first)
+            self.index, first = array("I", bytes(4 * _places(2 * len(self)))), 0
+        self._enter(first, len(self))
 
-    def _grow(self) -> None:
-        self.index = array("I", bytes(4 * _places(2 * len(self))))
-        self._enter(0)
+    def _move(self, count: int) -> None:
+        """So many rows more of those that the smaller index has."""
+        if self.before is not None:
+            last = min(self.moved + count, self.end)
+            self._enter(self.moved, last)
+            self.moved = last
+            if last == self.end:
+                self.before = None
 
-    def _enter(self, first: int) -> None:
-        """Put the rows from number `first` on into the index."""
+    def _enter(self, first: int, last: int) -> None:
+        """Put rows into the index, from number `first` to before `last`."""
         index, mask = self.index, len(self.index) - 1
-        rows = memoryview(self.rows)[first * _SIZE :]
+        rows = memoryview(self.rows)[first * _SIZE : last * _SIZE]
         for number, (own,) in enumerate(_IDS.iter_unpack(rows), first + 1):
             place = hash(own) & mask
             while index[place]:

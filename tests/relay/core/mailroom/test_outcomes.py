@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.core.codec import digest
-from relay.core.mailroom.outcomes import Outcomes
+from relay.core.mailroom.outcomes import Outcomes, _Sheet
 from relay.core.wire import ReceiptItem
 
 CELLS = ("norden/1", "sauda/1", "quito/2")
@@ -102,3 +102,31 @@ def test_what_is_no_dump_is_not_loaded(form: str) -> None:
     cells, part = (cells, part[:-1]) if form == "short" else ([], part)
     with pytest.raises(ValueError, match="outcomes"):
         Outcomes().load(minute, cells, part)
+
+
+def test_an_index_that_is_full_gives_way_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No outcome has to wait for more than a few others, and all are found while that lasts."""
+    entered: list[int] = []
+    enter = _Sheet._enter
+
+    def counted(sheet: _Sheet, first: int, last: int) -> None:
+        entered.append(last - first)
+        enter(sheet, first, last)
+
+    monkeypatch.setattr(_Sheet, "_enter", counted)
+    outcomes = Outcomes()
+    for number in range(9_500):
+        assert outcomes.get(made(number).id, 0) is None
+        outcomes.add(0, made(number))
+        outcomes.add(0, made(number, 17))  # known: nothing
+        for known in (0, number // 3, number // 2, number):
+            assert outcomes.get(made(known).id, 0) == made(known)
+    (sheet,) = outcomes._sheets.values()
+    assert max(entered) <= 8 and sheet.before is None and len(outcomes) == 9_500
+    assert sum(map(bool, sheet.index)) == 9_500
+    growing = Outcomes()
+    for number in range(2_100):  # in the middle of it
+        growing.add(0, made(number))
+    assert growing._sheets[0].before is not None
+    growing.load(0, [], b"".join(part for *_, part in outcomes.dump(60))[60 * 2_100 :])
+    assert all(growing.get(made(number).id, 0) == made(number) for number in range(9_500))
