@@ -279,10 +279,12 @@ def _mean(ratios: Sequence[float]) -> tuple[float, float]:
 
 
 def summary(played: Iterable[tuple[Half, Half]]) -> dict[str, Any]:
-    """Rates, CPU an envelope, and ratios of with to without. Raises PeerError where nothing was accepted in a half."""
+    """Rates, CPU an envelope, and ratios of with to without: over all, and the mean of those rounds in both halves of
+    which something was accepted (`empty`: how many others). Raises PeerError where there is none."""
     played = list(played)
-    if any(not half.accepted for pair in played for half in pair):
-        raise PeerError("a half passed in which nothing was accepted", "Give longer halves: --seconds")
+    whole = [pair for pair in played if all(half.accepted for half in pair)]
+    if not whole:
+        raise PeerError("no round passed in which something was accepted in both halves", "Give longer ones: --seconds")
     sides = [
         {
             "per_s": round(sum(half.accepted for half in side) / sum(half.seconds for half in side)),
@@ -294,9 +296,10 @@ def summary(played: Iterable[tuple[Half, Half]]) -> dict[str, Any]:
     return {
         "without": sides[0], "with": sides[1],
         "ratio": round(sides[1]["per_s"] / sides[0]["per_s"], 4),
-        "ratio_mean": _mean([with_.rate / without.rate for without, with_ in played]),
+        "ratio_mean": _mean([with_.rate / without.rate for without, with_ in whole]),
         "node_cpu_ratio": round(sides[1]["node_cpu_us"] / sides[0]["node_cpu_us"], 4),
-        "node_cpu_ratio_mean": _mean([with_.cpu_us / without.cpu_us for without, with_ in played]),
+        "node_cpu_ratio_mean": _mean([with_.cpu_us / without.cpu_us for without, with_ in whole]),
+        "empty": len(played) - len(whole),
         "proven": sum(with_.proven for _, with_ in played),
         "rounds": [[round(half.rate) for half in pair] for pair in played],
     }  # fmt: skip

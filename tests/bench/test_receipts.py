@@ -21,6 +21,7 @@ def test_ratios_of_rounds_and_of_all() -> None:
     assert found["with"] == {"per_s": 762, "node_cpu_us": 101.6, "load_cpu_us": 25.4}
     assert found["ratio"] == 1.016 and found["node_cpu_ratio"] == 1.016
     assert found["ratio_mean"] == (0.9987, 0.05) and found["node_cpu_ratio_mean"] == (1.026, 0.0263)
+    assert summary([*played, (half(7, 0.1), half(0, 0.1))])["empty"] == 1 and found["empty"] == 0
     assert found["proven"] == 3_050 and found["rounds"] == [[500, 475], [1_000, 1_050]]
     assert "ratio 0.950" in told(*played[0]) and "10 a block" in told(*played[0])
 
@@ -40,5 +41,5 @@ def test_a_half_in_which_nothing_came_is_told_but_not_summed_up(accepted: int) -
     pair = half(7, 0.1), half(accepted, 0.1)
     assert "proven 0" in told(*pair)
     if not accepted:
-        with pytest.raises(PeerError, match="nothing was accepted"):
+        with pytest.raises(PeerError, match="no round passed"):
             summary([pair])
