@@ -200,6 +200,7 @@ class Channels:
                     del self._behind[line, channel]
             if number % _SLICE == 0:
                 await trio.lowlevel.checkpoint()
+                frames.clear()  # an overrun meanwhile is news
 
     # --- reading on demand -----------------------------------------------------------------------
     async def page(self, channel: bytes, after: int) -> bytes:

@@ -205,6 +205,26 @@ async def test_a_flood_goes_out_as_pages(open_hall, autojump_clock, monkeypatch)
             assert [number(post) for post in await hall.read(line)] == list(range(1, 31))
 
 
+async def test_news_that_has_aged_while_others_were_told_is_told_anew(open_hall, autojump_clock, monkeypatch):
+    """Another overrun comes while those who missed something hear of it: nobody is told the older end of it last."""
+    monkeypatch.setattr(module, "_SLICE", 1)
+    monkeypatch.setattr(module, "FANOUT_BYTES", 1)
+    async with open_hall() as hall:
+        readers = [await hall.reader() for _ in range(60)]
+        first, take = readers[0], readers[0].push
+        left = [b"2"]
+
+        def push(frames):
+            while left:
+                hall.nursery.start_soon(hall.post, left.pop())
+            return take(frames)
+
+        first.push = push
+        await hall.post(b"1")
+        await trio.sleep(5)
+        assert [line.of(wire.Channel)[-1].last for line in readers] == [2] * 60
+
+
 async def test_what_strangers_send_costs_no_record(open_hall, autojump_clock):
     async with open_hall() as hall:
         desk, otto = hall.cell.office.channels, FakeLine(hall.otto, "o1")
