@@ -61,6 +61,7 @@ from relay.journal.shelf import SealedShelf
 from relay.journal.solo import SoloJournal, open_solo
 from relay.observe.admin import Answer, Page, serve_admin
 from relay.observe.metrics import Metrics
+from relay.observe.pulse import feel_pulse
 from relay.office import Office
 from relay.ports import Env, Journal
 from relay.steward import Steward
@@ -316,6 +317,7 @@ async def _live(
         if kit.trail is not None:
             switchboard.onlookers = Onlookers(kit.trail, root, kit.certify, links)
             base.start_soon(switchboard.onlookers.run)
+            base.start_soon(feel_pulse, metrics)  # not in the simulator, whose clock is its own
         base.start_soon(readiness.give_up, stop.asked, base.cancel_scope)
         readiness.say("joining the cell")
         async with _open_journal(config, kit, shelf, links, switchboard) as journal:

@@ -113,19 +113,22 @@ class Steward:
                 task_status.started()
                 return
             ahead, behind = trio.open_memory_channel[int](_ROWS_AHEAD)
-            rows, made = self._laid_ahead(behind), 0
+            rows, made, size, began = self._laid_ahead(behind), 0, 0, trio.current_time()
             async with trio.open_nursery() as nursery:
                 with self._delivery.still(), ahead:
                     for row in self._delivery.room.checkpoint():
                         if made == _ROWS_AHEAD:  # not before: sealing and writing would only make the pause longer
                             nursery.start_soon(self._journal.save_checkpoint, index, rows)
                         await ahead.send(self.shelf.add(row))
-                        made += 1
+                        made, size = made + 1, size + len(row)
+                self._metrics.checkpoint_still_seconds.observe(trio.current_time() - began)
                 task_status.started()
                 if made <= _ROWS_AHEAD:
                     nursery.start_soon(self._journal.save_checkpoint, index, rows)
             self._saved, self._renew = index, False
             await self._journal.release(min(floor, index + 1))
+            self._metrics.checkpoint_seconds.observe(trio.current_time() - began)
+            self._metrics.checkpoint_bytes.set(size)
             _log.debug("checkpoint", index=index, floor=floor)
 
     async def _laid_ahead(self, numbers: AsyncIterable[int]) -> AsyncIterator[bytes]:

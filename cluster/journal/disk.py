@@ -279,8 +279,7 @@ class RaftDisk(LogDisk):
         """Room for a snapshot after block `index` beside what is there. What is not installed is cleared later."""
         async with self.checkpointing:
             generation = self.head.generation if self.head else 0
-            async with self.changing():
-                await self.store.clear_unfinished(generation, self._lent)
+            await self.clear(generation)
             self.staged = Stage(index, generation + 1, self)
             try:
                 yield self.staged

@@ -121,15 +121,15 @@ class LogStore(Protocol):
     async def checkpoint_rows(self, generation: int, first: int) -> list[bytes]:
         """Sealed rows from ordinal `first` on, as many as one read should bring; none at the end."""
 
-    async def clear_unfinished(self, generation: int, lent: int | None = None) -> None:
-        """Delete checkpoint rows of every generation but this one and `lent`, and staged blocks."""
+    async def clear_unfinished(self, generation: int, lent: int | None = None) -> bool:
+        """Delete checkpoint rows of every generation but this one and `lent`, and staged blocks: some of them a call,
+        so that appends get in between. False where there were none."""
 
     async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
         """Write rows of a checkpoint that `finish_checkpoint` or `install` will make the current one."""
 
-    async def finish_checkpoint(self, head: CheckpointHead, lent: int | None = None) -> None:
-        """Make `head` the current checkpoint and forget the one before, in one transaction; but not the rows of the
-        generation `lent`, which somebody reads still."""
+    async def finish_checkpoint(self, head: CheckpointHead) -> None:
+        """Make `head` the current checkpoint. The rows of the one before are for `clear_unfinished`."""
 
     async def facts(self, after: bytes, upto: int | None = None) -> list[FactRow]:
         """Some facts with keys above `after`, in order: of each key the newest that a block up to `upto` (None: any)

@@ -169,7 +169,9 @@ class LogDisk:
                 await self.store.fold_wal()
 
     async def clean(self) -> None:
-        """What was let go leaves the write-ahead log, too."""
+        """What was let go leaves the write-ahead log, too; and what a crash left of older checkpoints, the store."""
+        async with self.checkpointing:
+            await self.clear(self.head.generation if self.head else 0)
         async with self.changing():
             await self.store.clear_wal()
 
@@ -184,16 +186,24 @@ class LogDisk:
             self.store.check()
             check_checkpoint(index, self.head.index if self.head else 0, self.tail.tip)
             generation = self.head.generation if self.head else 0
-            async with self.changing():
-                await self.store.clear_unfinished(generation, self._lent)  # a crash may have left some
+            await self.clear(generation)  # a crash may have left some
             digests = await self.stage_rows(generation + 1, index, 0, rows)
             checksum = checkpoint_checksum(self.tail.log_id, index, digests)
             head = CheckpointHead(generation + 1, index, len(digests), checksum)
             async with self.changing():
-                await self.store.finish_checkpoint(head, self._lent)
+                await self.store.finish_checkpoint(head)
                 self.head = head
-                await self.store.fold_wal()
+            await self.clear(head.generation)
             return digests
+
+    async def clear(self, generation: int) -> None:
+        """Let go of staged blocks and of checkpoint rows of other generations, but for one that is lent. Under
+        `checkpointing`: nobody stages anything."""
+        more = True
+        while more:
+            async with self.changing():
+                more = await self.store.clear_unfinished(generation, self._lent)
+                await self.store.fold_wal()
 
     @property
     def _lent(self) -> int | None:

@@ -36,6 +36,8 @@ DROP_BLOCKS = "DELETE FROM block WHERE idx < ?"
 DROP_LOG = (("DELETE FROM block", [()]), ("DELETE FROM fact", [()]))
 STAGE_BLOCK = "INSERT INTO staged_block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
 TAKE_STAGED, DROP_STAGED = "INSERT INTO block SELECT * FROM staged_block", "DELETE FROM staged_block"
+STAGED_SIZES = "SELECT idx, ifnull(length(sealed), 0) FROM staged_block ORDER BY idx LIMIT 256"
+UNSTAGE_BLOCKS = "DELETE FROM staged_block WHERE idx <= ?"
 
 CHECKPOINT = "SELECT generation, idx, count, checksum FROM checkpoint"
 SET_CHECKPOINT = "REPLACE INTO checkpoint (only, generation, idx, count, checksum) VALUES (1, ?, ?, ?, ?)"
@@ -46,6 +48,10 @@ GENERATIONS = "SELECT DISTINCT generation FROM checkpoint_row ORDER BY generatio
 GENERATION = "SELECT ordinal, sealed FROM checkpoint_row WHERE generation = ? ORDER BY ordinal"
 ADD_CHECKPOINT_ROW = "INSERT INTO checkpoint_row (generation, ordinal, sealed) VALUES (?, ?, ?)"
 DROP_CHECKPOINT_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?)"
+OTHER_SIZES = """
+    SELECT rowid, ifnull(length(sealed), 0) FROM checkpoint_row WHERE generation NOT IN (?, ?) ORDER BY rowid LIMIT 256
+"""
+DROP_OTHER_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?) AND rowid <= ?"
 
 ADD_FACT = "INSERT INTO fact (key, idx, sealed) VALUES (?, ?, ?)"
 ALL_FACTS = "SELECT key, sealed FROM fact ORDER BY key, idx"

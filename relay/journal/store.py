@@ -20,10 +20,12 @@ from relay.journal.mark import Mark, Marked, behind
 from relay.journal.portal import Portal
 from relay.journal.queries import State
 from relay.journal.rows import check_kinds, within
-from relay.limits import KIB, READ_BATCH
+from relay.limits import KIB, MIB, READ_BATCH
 
-_RELEASE_STEP = 256  # blocks that one transaction deletes, so that appends get in between
-_RELEASED = 8 * KIB  # bytes of write-ahead log that deleting a block takes
+# What one transaction deletes, so that appends get in between: SQLite overwrites every page of it, twice (7 ms a MiB).
+_RELEASE_STEP = 256  # blocks, or as many as
+_DELETE_STEP = 1 * MIB  # bytes; one row at least
+_DELETED = 8 * KIB  # bytes of write-ahead log that deleting a row takes beside its own
 _FACTS = 1_000  # facts fetched at a time
 _TERMS = 4_096  # blocks whose terms are fetched at a time
 _NO_END = 2**63 - 1
@@ -73,7 +75,8 @@ class Store:
         self, meta: Meta, head: CheckpointHead, facts: Sequence[FactRow], known: Mapping[bytes, int], commit: int
     ) -> None:
         statements: list[Statement] = [
-            *sql.DROP_LOG, (sql.TAKE_STAGED, [()]), (sql.DROP_STAGED, [()]), (sql.ADD_FACT, facts), *_finish(head),
+            *sql.DROP_LOG, (sql.TAKE_STAGED, [()]), (sql.DROP_STAGED, [()]), (sql.ADD_FACT, facts), _finish(head),
+            (sql.DROP_CHECKPOINT_ROWS, [_kept(head.generation)]),
         ]  # fmt: skip
         statements.append((sql.SET_META, [sql.meta_values(meta)]))
         size = sum(len(sealed) for _, _, sealed in facts)
@@ -104,8 +107,8 @@ class Store:
     async def release(self, first: int, below: int, members: bytes | None = None) -> int:
         upto = min(below, first + _RELEASE_STEP)
         meta = self.meta if members is None else replace(self.meta, members=members)
-        self.meta = await self._db.write(_RELEASED * (upto - first), _release, meta, first, upto)
-        return upto
+        self.meta = await self._db.write(_DELETE_STEP + _DELETED * (upto - first), _release, meta, first, upto)
+        return self.meta.first
 
     # --- checkpoint ------------------------------------------------------------------------------
     async def checkpoint(self) -> CheckpointHead | None:
@@ -115,15 +118,15 @@ class Store:
     async def checkpoint_rows(self, generation: int, first: int) -> list[bytes]:
         return await self._db.run(_checkpoint_rows, generation, first)
 
-    async def clear_unfinished(self, generation: int, lent: int | None = None) -> None:
-        await self._db.commit(0, _drop_but(generation, lent), (sql.DROP_STAGED, [()]))
+    async def clear_unfinished(self, generation: int, lent: int | None = None) -> bool:
+        return await self._db.write(_DELETE_STEP, _clear, _kept(generation, lent))
 
     async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
         rows = [(generation, ordinal + count, row) for count, row in enumerate(sealed)]
         await self._db.commit(sum(map(len, sealed)), (sql.ADD_CHECKPOINT_ROW, rows))
 
-    async def finish_checkpoint(self, head: CheckpointHead, lent: int | None = None) -> None:
-        await self._db.commit(0, *_finish(head, lent))
+    async def finish_checkpoint(self, head: CheckpointHead) -> None:
+        await self._db.commit(0, _finish(head))
 
     # --- the rest --------------------------------------------------------------------------------
     async def facts(self, after: bytes, upto: int | None = None) -> list[FactRow]:
@@ -173,6 +176,7 @@ def _blocks(connection: Connection, first: int, last: int) -> list[BlockRow]:
 
 
 def _release(connection: Connection, meta: Meta, first: int, upto: int) -> Meta:
+    upto = within(fetch(connection, sql.SIZES, (first, upto - 1)), first, _DELETE_STEP) + 1
     ends = fetch(connection, sql.END_OF, (upto - 1,))
     if not ends:
         raise StoreDamaged(f"block {upto - 1} is missing")
@@ -189,13 +193,23 @@ def _checkpoint_rows(connection: Connection, generation: int, first: int) -> lis
     return [row[0] for row in rows]
 
 
-def _finish(head: CheckpointHead, lent: int | None = None) -> tuple[Statement, Statement]:
-    values = (head.generation, head.index, head.count, head.checksum)
-    return (sql.SET_CHECKPOINT, [values]), _drop_but(head.generation, lent)
+def _clear(connection: Connection, keep: tuple[int, int]) -> bool:
+    if rows := fetch(connection, sql.OTHER_SIZES, keep):
+        transact(connection, (sql.DROP_OTHER_ROWS, [(*keep, within(rows, rows[0][0], _DELETE_STEP))]))
+    elif blocks := fetch(connection, sql.STAGED_SIZES):
+        transact(connection, (sql.UNSTAGE_BLOCKS, [(within(blocks, blocks[0][0], _DELETE_STEP),)]))
+    else:
+        return False
+    return True
 
 
-def _drop_but(generation: int, lent: int | None) -> Statement:
-    return sql.DROP_CHECKPOINT_ROWS, [(generation, generation if lent is None else lent)]
+def _finish(head: CheckpointHead) -> Statement:
+    return sql.SET_CHECKPOINT, [(head.generation, head.index, head.count, head.checksum)]
+
+
+def _kept(generation: int, lent: int | None = None) -> tuple[int, int]:
+    """Generations whose rows stay."""
+    return generation, generation if lent is None else lent
 
 
 # --- opening -------------------------------------------------------------------------------------

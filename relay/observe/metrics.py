@@ -20,6 +20,9 @@ _COMMIT_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.
 # Seconds. Live deliveries take milliseconds; what waited for a device that was away goes to the last ones.
 _DELIVERY_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 60.0, 3600.0, 86400.0)
 
+# Seconds. How late a loop wakes that has nothing else to do is below the first.
+_STOP_BUCKETS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0, 10.0)
+
 
 class Metrics:
     """The metrics of one node, in a registry of their own, so that several nodes can live in one test process."""
@@ -68,6 +71,17 @@ class Metrics:
             "delivery_seconds", "From a block's time until all who are online were given it; of a round's oldest",
             _DELIVERY_BUCKETS,
         )
+
+        # how long it stands still
+        what = "How late the node's loop woke, asked fifty times a second: for so long nothing else of it ran"
+        self.loop_late_seconds = self._histogram("loop_late_seconds", what, _STOP_BUCKETS)
+        what = "How long each look of Python's garbage collector took: meanwhile nothing else ran"
+        self.gc_pause_seconds = self._histogram("gc_pause_seconds", what, _STOP_BUCKETS)
+        what = "For how long no block was applied, while the rows of a checkpoint were made"
+        self.checkpoint_still_seconds = self._histogram("checkpoint_still_seconds", what, _STOP_BUCKETS)
+        what = "From the block that a checkpoint is of until it was on the disk, and what it covers let go"
+        self.checkpoint_seconds = self._histogram("checkpoint_seconds", what, _STOP_BUCKETS)
+        self.checkpoint_bytes = self._gauge("checkpoint_bytes", "Bytes of the rows of the newest checkpoint")
 
     def render(self) -> bytes:
         """All metrics as OpenMetrics 1.0 text; its content type is `CONTENT_TYPE`."""

@@ -35,6 +35,7 @@ from tests.simulation.seen import SeenImage, SimSeen
 # Smaller than on a real disk, so that what takes several steps there does here, too.
 _READ_BATCH = 16 * 1024  # bytes
 _RELEASE_STEP, _FACTS, _TERMS, _FOLD = 100, 16, 100, 64  # blocks, facts, blocks, transactions
+_CLEAR_STEP = 4  # rows
 
 
 class SimDisk:
@@ -292,7 +293,9 @@ class SimStore:
         await self._put({("block", row.index): row})
 
     async def release(self, first: int, below: int, members: bytes | None = None) -> int:
-        image, upto = self._image, min(below, first + _RELEASE_STEP)
+        image = self._image
+        sizes = [(row.index, len(row.sealed)) for row in self._kept(first, min(below, first + _RELEASE_STEP) - 1)]
+        upto = within(sizes, first, _READ_BATCH) + 1
         end = image.rows["block", upto - 1]
         meta = replace(self.meta, first=upto, prev=end.hash, prev_term=end.term, time=end.time)
         meta = meta if members is None else replace(meta, members=members)
@@ -318,8 +321,10 @@ class SimStore:
             found.append(row)
         return found
 
-    async def clear_unfinished(self, generation: int, lent: int | None = None) -> None:
-        await self._put(self._others(generation, lent) | self._unstaged())
+    async def clear_unfinished(self, generation: int, lent: int | None = None) -> bool:
+        gone = self._others(generation, lent) | self._unstaged()
+        await self._put(dict(list(gone.items())[:_CLEAR_STEP]))
+        return bool(gone)
 
     def _unstaged(self) -> Changes:
         return dict.fromkeys(self._image.keys("staged"))
@@ -330,8 +335,8 @@ class SimStore:
     async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
         await self._put({("row", generation, number): row for number, row in enumerate(sealed, ordinal)})
 
-    async def finish_checkpoint(self, head: CheckpointHead, lent: int | None = None) -> None:
-        await self._put({**self._others(head.generation, lent), ("head",): head})
+    async def finish_checkpoint(self, head: CheckpointHead) -> None:
+        await self._put({("head",): head})
         self._disk.tell("checkpoint")
 
     # --- the rest ----------------------------------------------------------------------------------

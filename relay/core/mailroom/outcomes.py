@@ -112,7 +112,7 @@ class _Sheet:
     def _enter(self, first: int, last: int) -> None:
         """Put rows into the index, from number `first` to before `last`."""
         index, mask = self.index, len(self.index) - 1
-        rows = memoryview(self.rows)[first * _SIZE : last * _SIZE]
+        rows = self.rows[first * _SIZE : last * _SIZE]  # no view: while somebody looks at this frame, none may grow
         for number, (own,) in enumerate(_IDS.iter_unpack(rows), first + 1):
             place = hash(own) & mask
             while index[place]:

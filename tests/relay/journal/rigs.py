@@ -142,3 +142,11 @@ async def opened(rig: Rig, fresh: Meta = FRESH) -> AsyncIterator[LogStore]:
 def another(**changes: Any) -> Meta:
     """FRESH, but for these."""
     return replace(FRESH, **changes)
+
+
+async def cleared(store: LogStore, generation: int, lent: int | None = None) -> int:
+    """How many calls it took."""
+    calls = 1
+    while await store.clear_unfinished(generation, lent):
+        calls += 1
+    return calls

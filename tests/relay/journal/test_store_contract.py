@@ -14,7 +14,7 @@ import trio
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign, StoreLocked
 from relay.journal.api import BlockRow, CheckpointHead, FactRow, Hard, LogStore, Write
 from relay.journal.portal import open_portal
-from tests.relay.journal.rigs import FRESH, RealRig, Rig, SimRig, another, opened, row, rows
+from tests.relay.journal.rigs import FRESH, RealRig, Rig, SimRig, another, cleared, opened, row, rows
 from tests.relay.journal.store_model import A, B, C, VOTER, Model
 
 
@@ -190,21 +190,22 @@ async def test_a_checkpoint_replaces_the_one_before(rig: Rig) -> None:
         await store.add_checkpoint_rows(2, 0, [b"unfinished"])
     async with opened(rig) as store:
         assert await store.checkpoint() == one and await checkpoint_of(store) == [b"1", b"2"]
-        await store.clear_unfinished(1)
+        await cleared(store, 1)
         await store.add_checkpoint_rows(2, 0, [b"3"])
         await store.add_checkpoint_rows(2, 1, [b"4" * 900_000, b"5" * 900_000])
         assert await checkpoint_of(store) == [b"1", b"2"]
         await store.finish_checkpoint(two)
     async with opened(rig) as store:
-        assert await store.checkpoint() == two
+        assert await store.checkpoint() == two and await store.checkpoint_rows(1, 0) == [b"1", b"2"]
+        await cleared(store, 2)
         assert await checkpoint_of(store) == [b"3", b"4" * 900_000, b"5" * 900_000]
         assert await store.checkpoint_rows(1, 0) == []
         await store.add_checkpoint_rows(3, 0, [b"6"])
-        await store.clear_unfinished(2, 3)
-        await store.finish_checkpoint(CheckpointHead(3, 8, 1, b"d" * 32), 2)  # the one before is read by somebody
-        await store.clear_unfinished(3, 2)
+        await cleared(store, 2, 3)
+        await store.finish_checkpoint(CheckpointHead(3, 8, 1, b"d" * 32))
+        await cleared(store, 3, 2)  # the one before is read by somebody
         assert await checkpoint_of(store) == [b"6"] and (await store.checkpoint_rows(2, 0))[:1] == [b"3"]
-        await store.clear_unfinished(3)
+        await cleared(store, 3)
         assert await checkpoint_of(store) == [b"6"] and await store.checkpoint_rows(2, 0) == []
 
 
@@ -235,7 +236,7 @@ async def test_a_snapshot_brings_blocks(rig: Rig) -> None:
     async with opened(rig) as store:
         await store.write(Write(rows(1, 45, 1)))
         await store.stage_blocks(rows(40, 44, 6, fork="given up"))
-        await store.clear_unfinished(0)
+        await cleared(store, 0)
         await store.stage_blocks(rows(40, 44, 6, fork="new"))
         await store.stage_blocks(rows(45, 50, 6, fork="new"))
         assert await all_blocks(store) == rows(1, 45, 1)

@@ -1,0 +1,56 @@
+"""What is let go goes in steps: the log waits for each transaction, and SQLite overwrites all that one deletes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.journal.api import BlockRow, CheckpointHead, Write
+from relay.journal.portal import open_portal
+from tests.relay.journal.rigs import RealRig, Rig, SimRig, cleared, opened, row
+
+
+@pytest.fixture(params=["real", "simulated"])
+async def rig(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any) -> AsyncIterator[Rig]:
+    if request.param == "simulated":
+        yield SimRig()
+        return
+    async with open_portal() as portal:
+        yield RealRig(tmp_path, portal, monkeypatch)
+
+
+def large(first: int, last: int) -> list[BlockRow]:
+    return [replace(row(index), sealed=b"x" * 400_000) for index in range(first, last + 1)]
+
+
+async def test_a_large_checkpoint_goes_in_steps(rig: Rig) -> None:
+    async with opened(rig) as store:
+        await store.write(Write([row(1)]))
+        for ordinal in range(12):
+            await store.add_checkpoint_rows(1, ordinal, [b"x" * 400_000])
+        await store.finish_checkpoint(CheckpointHead(1, 1, 12, b"x" * 32))
+        assert await cleared(store, 1) == 1
+        assert await cleared(store, 2) > 3
+        assert await store.checkpoint_rows(1, 0) == []
+
+
+async def test_staged_blocks_go_in_steps(rig: Rig) -> None:
+    async with opened(rig) as store:
+        await store.stage_blocks(large(2, 13))
+        assert await cleared(store, 0) > 3
+        assert await cleared(store, 0) == 1
+
+
+async def test_large_blocks_are_released_in_steps(rig: Rig) -> None:
+    async with opened(rig) as store:
+        await store.write(Write([row(1), *large(2, 13)]))
+        first = await store.release(1, 14)
+        assert 1 < first < 8
+        assert await store.ends() == (first, 13)
+        while first < 14:
+            first = await store.release(first, 14)
+        assert first == 14 and await store.ends() is None
