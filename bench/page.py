@@ -98,11 +98,11 @@ def _nodes(report: dict[str, Any]) -> str:
     nodes, sync = report.get("each_node"), report.get("sync_ms")
     if not nodes:
         return ""
-    head = ["node", "CPU, s", "most resident, MiB", "commits seen", "mean ms", "p50 ms ≤", "p99 ms ≤"]
+    head = ["node", "CPU, s", "most resident, MiB", "commits seen", "mean ms", "p50 ms ≤", "p99 ms ≤", "stop, ms ≤"]
     rows = [
         [
             name, str(one["cpu_s"]), str(one["rss_mib_max"]), f"{one['commit_ms'].get('count', 0):.0f}",
-            *(_ms(one["commit_ms"].get(key)) for key in ("mean", "p50", "p99")),
+            *(_ms(one["commit_ms"].get(key)) for key in ("mean", "p50", "p99")), _ms(one.get("stop_ms")),
         ]
         for name, one in nodes.items()
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from bench.machine import describe_machine, describe_versions
 from bench.pipes import Cost
 from bench.phases import Acks, describe_kill
 from bench.run import Kill, Raw
-from bench.samples import commit_ms
+from bench.samples import commit_ms, longest_stop_ms
 from bench.scenario import NS, Schedule
 from relay.core.wire import Code
 
@@ -116,6 +116,7 @@ def _each_node(raw: Raw) -> dict[str, Any]:
         node: {
             "cpu_s": round(spent_s, 2), "rss_mib_max": round(meter.node_rss_mib[node], 1),
             "commit_ms": commit_ms(raw.counted.get(node, {})),
+            "stop_ms": longest_stop_ms(raw.counted.get(node, {})),
         }
         for node, spent_s in sorted(meter.node_cpu_s.items())
     }  # fmt: skip
@@ -145,6 +146,13 @@ def _away(raw: Raw) -> dict[str, Any] | None:
         "caught_up_ms": caught_ms,
         "drained_per_s": round(waiting * 1000 / caught_ms, 1) if caught_ms and waiting else None,
     }
+
+
+def _describe_stops(report: dict[str, Any]) -> Iterator[str]:
+    stops = [(node["stop_ms"], name) for name, node in report.get("each_node", {}).items() if node.get("stop_ms")]
+    if stops:
+        longest, name = max(stops)
+        yield f"the longest time that a node stood still: {name}, at most {longest:g} ms"
 
 
 def _describe_away(away: dict[str, Any], recipients: int) -> str:
@@ -261,6 +269,7 @@ def describe(report: dict[str, Any]) -> list[str]:
         f"node: {report['cpu_us_per_delivery']} µs CPU a delivery, at most {report['rss_mib_max']} MiB resident",
         f"generator: {receiver['user']} µs user + {receiver['system']} µs system a delivery, of it {parse} µs parsing",
         f"sender: {sender['user']} + {sender['system']} µs a message, at most {late} ms late",
+        *_describe_stops(report),
     ]
     if away := report.get("away"):
         lines.append(_describe_away(away, report["recipients"]))

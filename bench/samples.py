@@ -17,6 +17,7 @@ Samples = Mapping[str, float]  # name, with `le` in braces where it is a histogr
 _ASK_S = 5.0
 _parse = cast("Callable[[str], Iterator[Metric]]", text_string_to_metric_families)  # the library leaves it untyped
 _COMMIT = "posthouse_commit_seconds"
+_LATE = "posthouse_loop_late_seconds"
 
 
 async def ask_samples(admin: Address) -> Samples:
@@ -52,10 +53,24 @@ def commit_ms(samples: Samples) -> dict[str, float]:
     if not count:
         return {}
     found = {"count": count, "mean": round(samples[f"{_COMMIT}_sum"] * 1000 / count, 3)}
-    prefix = f"{_COMMIT}_bucket{{"
-    buckets = [(float(name[len(prefix) : -1]), value) for name, value in samples.items() if name.startswith(prefix)]
+    buckets = _buckets(samples, _COMMIT)
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         bound = min(bound for bound, value in buckets if value >= share * count)
         if bound < float("inf"):  # what is beyond all bounds has none
             found[name] = round(bound * 1000, 3)
     return found
+
+
+def longest_stop_ms(samples: Samples) -> float | None:
+    """How long this node stood still at most, ms: the upper bound of the histogram's bucket. None where nothing was
+    counted, or it was beyond all bounds."""
+    buckets = _buckets(samples, _LATE)
+    count = samples.get(f"{_LATE}_count", 0.0)
+    bound = min((bound for bound, value in buckets if value >= count), default=float("inf")) if count else float("inf")
+    return round(bound * 1000, 3) if bound < float("inf") else None
+
+
+def _buckets(samples: Samples, histogram: str) -> list[tuple[float, float]]:
+    """(upper bound, how many up to it) of each bucket."""
+    prefix = f"{histogram}_bucket{{"
+    return [(float(name[len(prefix) : -1]), value) for name, value in samples.items() if name.startswith(prefix)]

@@ -207,13 +207,16 @@ class Connection:
             await self._stream.do_handshake()
         socket = await accept(self._outbox.send_all, self._read)
         self._open = True
-        data = await socket.receive()
-        session = Session(self._challenge())
-        while True:
-            await self._carry_out(session, session.receive(data))
-            if self._live:
-                self._rearm()  # the time that the office took is not the client's
+        try:
             data = await socket.receive()
+            session = Session(self._challenge())
+            while True:
+                await self._carry_out(session, session.receive(data))
+                if self._live:
+                    self._rearm()  # the time that the office took is not the client's
+                data = await socket.receive()
+        finally:
+            socket.discard()
 
     async def _read(self, max_bytes: int | None) -> bytes | bytearray:
         """What the WebSocket reader reads with: any byte is a sign of life."""

@@ -203,6 +203,7 @@ class Outbox:
         self._queue.clear()
         self._size = 0
         self._report()
+        self._broke = _told  # it leads back here: what points in circles goes only when the collector finds it
         self._wake()
 
     # --- writing ---------------------------------------------------------------------------------
@@ -256,8 +257,9 @@ class Outbox:
 
     def _break(self) -> None:
         if not self._broken:
+            broke = self._broke
             self.discard()
-            self._broke()
+            broke()
 
     async def _wait_progress(self) -> None:
         if self._progress is None:
@@ -289,3 +291,7 @@ def _drop(queue: list[Piece], sent: int) -> None:
     del queue[:gone]
     if sent:
         queue[0] = memoryview(queue[0])[sent:]
+
+
+def _told() -> None:
+    """Nobody is left to hear that it broke."""

@@ -57,7 +57,7 @@ class ServerSocket:
             if self._over is not None:
                 if isinstance(self._over, Closed):
                     await self._answer()  # only now that what came before a close is dealt with
-                raise self._over
+                raise self._ended()
             data = await self._read(RECEIVE_BYTES)
             if not data:
                 self._protocol.receive_eof()
@@ -65,6 +65,20 @@ class ServerSocket:
         if len(self._messages) % _TURN == 0:
             await trio.lowlevel.checkpoint()
         return self._messages.pop()
+
+    def _ended(self) -> PosthouseError:
+        """Why nothing more comes, for whoever raises it. It is not kept, see `discard`: its traceback leads to all that
+        a connection is made of."""
+        over, self._over = self._over, Closed(1006)
+        assert over is not None
+        return over
+
+    def discard(self) -> None:
+        """It is over. What points in circles goes only when the collector finds it (ADR 38): the library's parser does,
+        and the error that it ended with."""
+        self._protocol.parser.close()
+        if self._protocol.parser_exc is not None:
+            self._protocol.parser_exc.__traceback__ = None
 
     async def take(self, data: bytes | bytearray) -> None:
         """What was read."""

@@ -1,7 +1,10 @@
-"""How long the process stands still: how late its loop wakes, and what each look for garbage takes.
+"""How long the process stands still: how late its loop wakes, and what each look for garbage takes. And what keeps
+those looks short (ADR 38).
 
-A stop is what a client's p99 is made of, and no counter of work shows it. The rest of the process is not measured: who
-held the loop up, a profiler tells (docs/OPERATIONS.md).
+Python looks through all that was there before whenever a quarter has come on top: a second for 10,000 connections, and
+nothing else runs meanwhile. So whatever such a look leaves is put where the next one does not look (`gc.freeze`): each
+object is looked at once. What is let go is freed at once all the same, unless it points in circles; such things lie
+there until all is looked through again, when there is twice as much of it as the last time, and LEAST.
 """
 
 from __future__ import annotations
@@ -17,40 +20,71 @@ import trio
 
 from relay.observe.metrics import Metrics
 
-EVERY_S: Final = 0.02  # seconds between two looks: a stop is seen that much shorter at most; 0.2 % of a core
+EVERY_S: Final = 0.02  # seconds between two looks at the clock: a stop is seen that much shorter; 0.2 % of a core
 STOOD_STILL_S: Final = 0.5  # seconds; a longer stop is worth a line in the log
+LEAST: Final = 500_000  # objects, some 200 MiB of connections
+_OLDEST: Final = 2  # generation: a look at that is one at everything that is not frozen
 _log = structlog.get_logger("relay.pulse")
 
 
 async def feel_pulse(metrics: Metrics) -> None:
-    """Until cancelled."""
-    with _looks_for_garbage() as pauses:
+    """Until cancelled. One node a process."""
+    with Garbage().watched() as garbage:
         while True:
             due = trio.current_time() + EVERY_S
             await trio.sleep_until(due)
             late = trio.current_time() - due
             metrics.loop_late_seconds.observe(late)
             if late > STOOD_STILL_S:
-                _log.warning("stood_still", seconds=round(late, 3), garbage=round(sum(pauses), 3))
-            while pauses:
-                metrics.gc_pause_seconds.observe(pauses.pop())
+                _log.warning("stood_still", seconds=round(late, 3), garbage=round(sum(garbage.pauses), 3))
+            if garbage.due:
+                garbage.look_at_all()
+            while garbage.pauses:
+                metrics.gc_pause_seconds.observe(garbage.pauses.pop())
 
 
-@contextmanager
-def _looks_for_garbage() -> Iterator[list[float]]:
-    """What each took, s. A look may begin anywhere, also where a metric's lock is held: it must not count by itself."""
-    pauses: list[float] = []
-    began = 0.0
+class Garbage:
+    """What Python's collector is told, and what it took: `pauses`, s. `due`: all should be looked through."""
 
-    def told(phase: str, _: dict[str, Any]) -> None:
-        nonlocal began
+    def __init__(self, least: int = LEAST) -> None:
+        self.pauses: list[float] = []
+        self.due = False
+        self._least = least
+        self._began = 0.0
+        self._frozen = 0  # objects, or more: those that were let go since count until they are counted anew
+        self._bound = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[Garbage]:
+        """For the time of the block; then the collector looks at everything again, as it likes."""
+        self._count()
+        gc.callbacks.append(self._told)
+        try:
+            yield self
+        finally:
+            gc.callbacks.remove(self._told)
+            gc.unfreeze()
+
+    def look_at_all(self) -> None:
+        """Free what points in circles, wherever it lies."""
+        gc.unfreeze()
+        gc.collect()
+        self._count()
+
+    def _count(self) -> None:
+        self.due = False
+        self._frozen = gc.get_freeze_count()
+        self._bound = 2 * self._frozen + self._least
+
+    def _told(self, phase: str, info: dict[str, Any]) -> None:
+        """A look may begin anywhere, also where a metric's lock is held: no metric here."""
         if phase == "start":
-            began = time.monotonic()
-        else:
-            pauses.append(time.monotonic() - began)
-
-    gc.callbacks.append(told)
-    try:
-        yield pauses
-    finally:
-        gc.callbacks.remove(told)
+            self._began = time.monotonic()
+            return
+        if info["generation"] == _OLDEST:
+            self._frozen += len(gc.get_objects(generation=_OLDEST))
+            gc.freeze()
+            if self._frozen > self._bound and not self.due:
+                self._frozen = gc.get_freeze_count()  # it goes through them: not each time
+                self.due = self._frozen > self._bound
+        self.pauses.append(time.monotonic() - self._began)

@@ -288,7 +288,7 @@ async def test_a_broken_database_is_found_whoever_wrote_to_it(opened, made, tmp_
     with pytest.raises(StoreSetAside, match="malformed"), trio.fail_after(PATIENCE_S):
         async with opened() as cell, trio.open_nursery() as nursery:
             nursery.start_soon(cell.run)
-            monkeypatch.setattr("relay.journal.database.transact", corrupt)
+            monkeypatch.setattr("relay.journal.store.fetch", corrupt)
             with suppress(StoreDamaged):
                 await cell.journal.disk.store.clear_unfinished(0)
             await trio.sleep_forever()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import ssl
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,16 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from websockets.server import ServerProtocol
 
 from relay import ws
 from relay.core import wire
 from relay.core.wire import Fault
 from relay.errors import Overloaded, TrustError
-from relay.gateway.connection import Bounds
+from relay.gateway.connection import Bounds, Connection
+from relay.gateway.outbox import Outbox
 from relay.gateway.server import Entrance
+from relay.gateway.websocket import ServerSocket
 from tests.relay.gateway.honest import Caller, HonestOffice, deliver, open_house
 
 REQUEST = (
@@ -343,3 +347,32 @@ async def test_many_come_and_go_at_once() -> None:
         assert len(office.detached) == 60
         assert office.lines == {}
         assert house.metrics.sessions._value.get() == house.metrics.connections._value.get() == 0
+
+
+@pytest.mark.parametrize("abruptly", [False, True])
+async def test_what_a_connection_was_made_of_is_freed_without_the_collector(abruptly: bool) -> None:
+    """Ten thousand that end would otherwise be garbage that a look at everything has to find (ADR 38)."""
+    kinds = (Connection, Outbox, ServerSocket, ServerProtocol)
+    office = HonestOffice()
+
+    def parts() -> int:
+        return sum(isinstance(one, kinds) for one in gc.get_objects())
+
+    async with open_house(office=office) as house:
+        gc.collect()
+        gc.disable()
+        try:
+            before = parts()
+            for _ in range(3):
+                async with ws.connect(house.url) as socket:
+                    caller = Caller(socket)
+                    await caller.enter()
+                    await caller.hear()
+                    assert parts() >= before + len(kinds)
+                    if abruptly:
+                        await trio.aclose_forcefully(socket._stream)
+                await until(lambda: office.detached)
+                office.detached.clear()
+                await until(lambda: parts() <= before + 2)  # whoever accepts remembers the last one, and its outbox
+        finally:
+            gc.enable()

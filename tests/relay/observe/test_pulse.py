@@ -1,0 +1,69 @@
+"""The pulse of a process: how late its loop wakes, and that what points in circles goes in the end."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from relay.observe import pulse
+from relay.observe.metrics import Metrics
+from relay.observe.pulse import Garbage, feel_pulse
+
+
+class Ring:
+    def __init__(self) -> None:
+        self.self = self
+
+
+@pytest.fixture(autouse=True)
+def _thaw() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+async def test_a_stop_is_counted_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    monkeypatch.setattr(pulse, "STOOD_STILL_S", 0.01)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feel_pulse, metrics)
+        await trio.testing.wait_all_tasks_blocked()
+        time.sleep(0.1)  # noqa: ASYNC251  this is what is measured
+        gc.collect()
+        with trio.fail_after(5):
+            while not metrics.registry.get_sample_value("posthouse_gc_pause_seconds_count"):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    within = metrics.registry.get_sample_value("posthouse_loop_late_seconds_bucket", {"le": "0.05"})
+    count = metrics.registry.get_sample_value("posthouse_loop_late_seconds_count")
+    assert count is not None and within is not None and count > within
+
+
+def test_what_a_look_has_left_is_not_looked_at_again() -> None:
+    with Garbage().watched() as garbage:
+        kept = [[] for _ in range(1_000)]  # type: ignore[var-annotated]
+        gc.collect()
+        assert gc.get_freeze_count() >= len(kept) and len(gc.get_objects(generation=2)) == 0
+        assert garbage.pauses and not garbage.due
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_points_in_circles_goes_when_there_is_much_of_it() -> None:
+    gc.collect()
+    gc.freeze()
+    with Garbage(least=10_000).watched() as garbage:
+        rings = [Ring() for _ in range(100)]
+        last = weakref.ref(rings[-1])
+        gc.collect()
+        del rings
+        gc.collect()
+        assert last() is not None and not garbage.due, "it is where nobody looks"
+        kept = [[] for _ in range(10_000 + 2 * gc.get_freeze_count())]  # type: ignore[var-annotated]
+        gc.collect()
+        assert garbage.due and kept
+        garbage.look_at_all()
+        assert last() is None and not garbage.due
