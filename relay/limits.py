@@ -105,13 +105,15 @@ MAX_STRAY_KEYS: Final = 16_384  # sender keys of non-members; a whole group may 
 MAX_STRAY_KEYS_EACH: Final = 1_024  # the same of one user: no stranger pushes out what others said
 
 # --- connections ---------------------------------------------------------------------------------
-MAX_CONNECTIONS: Final = 10_000  # client connections of one node
+MAX_CONNECTIONS: Final = 20_000  # client connections of one node; an idle one takes 24 KiB: 470 MiB, and a node's rest
 HANDSHAKE_S: Final = 10.0  # seconds from accept to WELCOME; a silent socket must not hold a slot
 IDLE_S: Final = 120.0  # seconds without a byte before a client is let go; the SDK pings every 30 s
 LINGER_S: Final = 2.0  # seconds a client gets to read the last words before its socket is closed
 MAX_LOOKUPS: Final = 8  # lookups of one connection in flight; past it the connection reads no further
 DRAIN_SPREAD_MS: Final = 5  # ms of reconnect spread per client of a stopping node: 200 reconnects a second
 OUTBOX_BYTES: Final = 1 * MIB  # bytes queued for one socket; past it the session is demoted to catch-up
+OUTBOXES_BYTES: Final = 256 * MIB  # bytes queued for all sockets of a node; past it a socket that takes none is given
+OUTBOX_LEAST: Final = 64 * KIB  # no more than this: who does not read is demoted sooner, and nobody else notices
 ACK_EVERY: Final = 512  # deliveries after which a client acks
 ACK_BYTES: Final = 1 * MIB  # bytes of deliveries after which our client acks, well below UNACKED_BYTES
 ACK_MS: Final = 1_000  # ms after which a client acks what it has; every ack is a record of the log
