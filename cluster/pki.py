@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ssl
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -27,7 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cluster.core.linkwire import Peer
 from relay.certificates import SCHEME, claimed_node, issued_by, parse_certificate
-from relay.core.receipts import Attestation, signed_bytes
+from relay.core.receipts import Word, sign_statements
 from relay.core.trust import Root
 from relay.errors import OperatorError, PeerError, TrustError
 from relay.gateway.tls import TlsStream
@@ -303,10 +304,9 @@ class NodeCredentials:
             _key=key,
         )
 
-    def attest(self, statement: bytes, store: bytes) -> Attestation:
-        """This node's word for a statement of a receipt (relay.core.receipts). The key signs nothing else but TLS."""
-        signature = self._key.sign(signed_bytes(statement, store, self.certificate))
-        return Attestation(store, self.certificate, signature)
+    def attest(self, statements: Sequence[bytes], store: bytes) -> Word:
+        """This node's word for statements of receipts (relay.core.receipts). The key signs nothing else but TLS."""
+        return sign_statements(statements, store, self.certificate, self._key.sign)
 
     def links_client(self, region: str) -> ssl.SSLContext:
         """For dialling a cell of `region`: trusts that region's authority and no other. Raises PeerError."""

@@ -145,6 +145,7 @@ class Channels:
 
     def _miss(self, line: Line, channel: bytes) -> None:
         self._readers[channel][line] = _BEHIND
+        self._metrics.demoted.labels("posts").inc()
         self._behind[line, channel] = None
 
     # --- giving ----------------------------------------------------------------------------------

@@ -35,6 +35,10 @@ from relay.recent import RecentFrames, notice_frame
 from relay.seat import Item, Seat
 
 _log = structlog.get_logger("relay.delivery")
+_UNREAD = (
+    "This connection has no room for receipts: what the node sent is not read. Read while you submit; reconnect, and "
+    "submit again what has no receipt"
+)
 _CATCH_UP = 64  # entries read at a time while catching up: bounds what one slow reader holds
 
 
@@ -176,7 +180,7 @@ class Delivery:
                 frame = self._frames.make(entry, source, block)
                 self._fanout.file(address, Item(entry.position, frame, entry), block.time)
             else:
-                self._fanout.demote(address, entry)  # it waited in an older block: catch-up reads it from there
+                self._fanout.reread(address, entry)  # it waited in an older block: catch-up reads it from there
 
     # --- sessions --------------------------------------------------------------------------------
     def _session(self, effect: SessionStarted) -> None:
@@ -255,18 +259,21 @@ class Delivery:
         if old is not None:
             self._leave(old)
         self._seats[line.device] = seat
+        self._metrics.catching_up.inc()
         self._fanout.listen(seat)
         return seat
 
     def _leave(self, seat: Seat) -> None:
         if self._seats.get(seat.line.device) is seat:
             del self._seats[seat.line.device]
+            if not seat.live:
+                self._metrics.catching_up.dec()
         self._fanout.leave(seat)
         seat.demote()
 
     def _relisten(self, user: bytes) -> None:
         for seat in self._fanout.seats_at((False, user)):
-            seat.demote()  # what was filed before may be for a new member: live delivery starts where catch-up met it
+            self._fanout.demote(seat, "reread")  # what was filed before may be for a new member: catch-up finds it
             self._fanout.listen(seat)
 
     def seat_of(self, line: Line) -> Seat | None:
@@ -296,6 +303,7 @@ class Delivery:
                 await seat.line.send(server_frame(wire.encode_message(wire.Empty(seat.started))))
                 continue  # something may have come while the line was slow
             seat.live = True
+            self._metrics.catching_up.dec()
             while seat.live:
                 await seat.wake.wait()
                 seat.wake = trio.Event() if seat.live else seat.wake
@@ -346,4 +354,4 @@ async def no_checkpoint(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IG
 def send_receipt(line: Line, items: Sequence[wire.ReceiptItem]) -> None:
     """Queue a receipt. Where there is no room the line ends: the client submits again and gets the same outcomes."""
     if not line.push([server_frame(wire.encode_message(wire.Receipt(tuple(items))))]):
-        line.end(Fault.OVERLOADED, "the client does not read its receipts")
+        line.end(Fault.UNREAD, _UNREAD)

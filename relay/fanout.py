@@ -76,13 +76,20 @@ class Fanout:
             lane.add(item, time)
             self._dirty[lane] = None
 
-    def demote(self, address: Address, entry: Entry) -> None:
+    def demote(self, seat: Seat, reason: str) -> None:
+        """A seat that is live is not any more: it reads on from the journal. `reason`: as in OPERATIONS."""
+        if seat.live:
+            seat.demote()
+            self._metrics.catching_up.inc()
+            self._metrics.demoted.labels(reason).inc()
+
+    def reread(self, address: Address, entry: Entry) -> None:
         """Filed, but not to be had without waiting: whom it is for reads on from the journal."""
         lane = self._lanes.get(address)
         if lane is not None:
             for seat in lane.seats:
                 if seat.live and self._receives(seat, address, entry):
-                    seat.demote()
+                    self.demote(seat, "reread")
 
     def hurry(self) -> None:
         """A block is applied: empty the lanes of few seats, and wake whoever does the rounds."""
@@ -103,8 +110,8 @@ class Fanout:
         """More is filed than lines are written to: whoever has not been given it reads from the journal."""
         for lane in list(self._dirty):
             for seat in lane.seats:
-                if seat.live and seat.sent < lane.items[-1].position:
-                    seat.demote()
+                if seat.sent < lane.items[-1].position:
+                    self.demote(seat, "overrun")
             self._empty(lane)
 
     def _empty(self, lane: Lane) -> None:
@@ -175,8 +182,10 @@ class Fanout:
         return entry.expires > self._state.time and reading.receives(self._state, seat.line.device, own, roster, entry)
 
     def _push(self, seat: Seat, data: bytes, count: int, last: int) -> None:
-        if seat.unacked_bytes > UNACKED_BYTES or not seat.line.push((data,)):
-            seat.demote()
+        if seat.unacked_bytes > UNACKED_BYTES:
+            self.demote(seat, "unacked")
+        elif not seat.line.push((data,)):
+            self.demote(seat, "unread")
         else:
             seat.count(last, len(data))
             self._given += count

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from relay.core.codec import Decoder, Struct, digest, encode, pack
-from relay.core.receipts import Missing, ProvenBlock
+from relay.core.proven import Missing, ProvenBlock
 from relay.core.shapes import (
     CellName, EnvelopeBytes, Hash, Key, LogId, MaybeLogId, Millis, Name, Nonce, Position, Signature, Text, UInt,
 )
@@ -67,9 +67,10 @@ class Fault(IntEnum):
     FENCED = 4  # the device started a newer session
     ROLLED_BACK = 5  # the client's cursor lies beyond this log's tip (rule 13): stop, tell the operator
     TIMEOUT = 6  # handshake or idle deadline
-    OVERLOADED = 7  # no room for another connection; see retry_after
+    OVERLOADED = 7  # no room, or no majority, just now; see retry_after
     INTERNAL = 8  # the node is stopping because of its own trouble
     REVOKED = 9  # a newer home record does not list the device any more: stop
+    UNREAD = 10  # the client does not read what it is sent
 
 
 # --- client to server ----------------------------------------------------------------------------

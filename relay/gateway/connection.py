@@ -28,7 +28,7 @@ from relay.core.wire import Code, Fault
 from relay.errors import Overloaded, PosthouseError, Refused
 from relay.gateway.api import Office
 from relay.gateway.channels import ask_of_channels
-from relay.gateway.outbox import Gauge, Outbox
+from relay.gateway.outbox import Outbox, Queued
 from relay.gateway.tls import TlsStream
 from relay.gateway.websocket import accept
 from relay.limits import HANDSHAKE_S, IDLE_S, KIB, LINGER_S, MAX_LOOKUPS, MAX_STRING, MIB, OUTBOX_BYTES
@@ -77,6 +77,7 @@ class Surroundings:
     office: Office
     env: Env
     metrics: GatewayMetrics
+    queued: Queued
     bounds: Bounds = Bounds()
     unproven: Unproven = field(default_factory=Unproven)
 
@@ -105,8 +106,7 @@ class Connection:
         self._stream: trio.abc.Stream = transport
         if context is not None:
             self._stream = TlsStream(transport, context)
-        gauge: Gauge = around.metrics.outbox_bytes
-        self._outbox = Outbox(self._stream, writers, gauge, self._abandon, around.bounds.outbox_bytes)
+        self._outbox = Outbox(self._stream, writers, around.queued, self._abandon, around.bounds.outbox_bytes)
         self._scope = trio.CancelScope()  # ends the conversation: its nursery's, once it has begun
         self._nursery: trio.Nursery
         self._close: Close | None = None  # why we end it
@@ -183,8 +183,16 @@ class Connection:
                 self._scope.cancel()
             await self._talk_until_over()
         if trio.current_time() >= self._scope.deadline:
-            what = "nothing was heard for too long" if self._live else "the handshake took too long"
-            self._end(Close(Fault.TIMEOUT, f"The connection was closed: {what}. Reconnect"))
+            self._end(self._late())
+
+    def _late(self) -> Close:
+        """What the client is told whose deadline has passed. One that pings and does not read is not heard either: who
+        is not read from gets no pong, and until that has left the reader waits."""
+        if self._live and self._outbox.size:
+            what = f"{self._outbox.size} bytes wait, and what the node sends is not read"
+            return Close(Fault.UNREAD, f"The connection was closed: {what}. Reconnect, and read")
+        what = "nothing was heard for too long" if self._live else "the handshake took too long"
+        return Close(Fault.TIMEOUT, f"The connection was closed: {what}. Reconnect")
 
     async def _talk_until_over(self) -> None:
         try:

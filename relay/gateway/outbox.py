@@ -7,8 +7,8 @@ queues behind them, whole. The rules:
   does not take is left to a writer task, which lives only as long as something is left.
 * Any other stream is written by the writer task only: joined, with `send_all`.
 * While a writer task lives, nobody else writes.
-* `limit` bounds what shared frames may queue. What the library writes may pass it: each write waits until it has left,
-  so there are few of them. The last words of a connection may, too.
+* `limit` bounds what shared frames may queue, and `Queued` what all outboxes do. What the library writes may pass it:
+  each write waits until it has left, so there are few of them. The last words of a connection may, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final, Protocol
 import trio
 
 from relay.gateway.tls import Piece, TlsStream
-from relay.limits import KIB, OUTBOX_BYTES
+from relay.limits import KIB, OUTBOX_BYTES, OUTBOX_LEAST, OUTBOXES_BYTES
 
 IOV_MAX: Final = 1024  # pieces in one writev (POSIX guarantees 16, Linux and BSD take 1024)
 JOIN: Final = 64 * KIB  # bytes joined for one `send_all`
@@ -30,6 +30,22 @@ class Gauge(Protocol):
     """As of prometheus_client."""
 
     def inc(self, amount: float = 1) -> None: ...
+
+
+class Queued:
+    """Bytes that all outboxes of a gateway queue. `gauge` shows what sockets did not take at once."""
+
+    __slots__ = ("gauge", "limit", "size")
+
+    def __init__(self, gauge: Gauge, limit: int = OUTBOXES_BYTES) -> None:
+        self.gauge = gauge
+        self.limit = limit
+        self.size = 0
+
+    def add(self, amount: int) -> None:
+        """More, or less, is queued."""
+        self.size += amount
+        self.gauge.inc(amount)
 
 
 class Sink(Protocol):
@@ -73,7 +89,7 @@ class Outbox:
     """A queue of whole frames in front of one stream, bounded by `limit` bytes."""
 
     __slots__ = (
-        "_broke", "_broken", "_ended", "_gauge", "_gone", "_limit", "_nursery", "_progress", "_queue", "_reported",
+        "_broke", "_broken", "_ended", "_gone", "_limit", "_nursery", "_progress", "_queue", "_queued", "_reported",
         "_sink", "_size", "_stream", "_writing",
     )  # fmt: skip
 
@@ -81,22 +97,22 @@ class Outbox:
         self,
         stream: trio.abc.Stream,
         nursery: trio.Nursery,
-        gauge: Gauge,
+        queued: Queued,
         broke: Callable[[], None],
         limit: int = OUTBOX_BYTES,
     ) -> None:
-        """`nursery` holds the writer task; `gauge` shows the bytes that sockets did not take at once; `broke` is called
-        once when the stream turns out to be broken."""
+        """`nursery` holds the writer task; `queued` is that of the gateway; `broke` is called once when the stream
+        turns out to be broken."""
         self._stream = stream
         self._sink = _sink(stream)
         self._nursery = nursery
-        self._gauge = gauge
+        self._queued = queued
         self._broke = broke
         self._limit = limit
         self._queue: list[Piece] = []
         self._size = 0  # bytes that have not left: in the queue, and in the sink
         self._gone = 0  # bytes that have left, since the start
-        self._reported = 0  # bytes the gauge knows of
+        self._reported = 0  # bytes that `queued` knows of
         self._writing = False  # a writer task lives
         self._ended = False  # no more shared frames
         self._broken = False
@@ -109,9 +125,12 @@ class Outbox:
 
     # --- shared frames ---------------------------------------------------------------------------
     def push(self, frames: Sequence[bytes]) -> bool:
-        """Queue whole frames. False, and nothing queued, past the limit and after `finish`."""
+        """Queue whole frames. False, and nothing queued, past the limit and after `finish`. While all outboxes
+        together are past theirs, one that is not empty takes no more than OUTBOX_LEAST."""
         size = self._size + (len(frames[0]) if len(frames) == 1 else sum(map(len, frames)))
         if self._ended or size > self._limit:
+            return False
+        if self._queued.size > self._queued.limit and self._size and size > OUTBOX_LEAST:
             return False
         self._queue.extend(frames)
         self._size = size
@@ -252,7 +271,7 @@ class Outbox:
 
     def _report(self) -> None:
         if self._size != self._reported:
-            self._gauge.inc(self._size - self._reported)
+            self._queued.add(self._size - self._reported)
             self._reported = self._size
 
 

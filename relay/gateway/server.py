@@ -17,6 +17,7 @@ from relay.core import wire
 from relay.core.frames import server_frame
 from relay.gateway.api import Office
 from relay.gateway.connection import Bounds, Connection, GatewayMetrics, Surroundings
+from relay.gateway.outbox import Queued
 from relay.gateway.tls import TlsStream
 from relay.gateway.websocket import busy_response
 from relay.limits import DRAIN_S, DRAIN_SPREAD_MS, HANDSHAKE_S, LINGER_S, MAX_CONNECTIONS, SECOND
@@ -51,7 +52,7 @@ class Gateway:
         drain_s: float = DRAIN_S,
         bounds: Bounds | None = None,
     ) -> None:
-        self._around = Surroundings(office, env, metrics, bounds or Bounds())
+        self._around = Surroundings(office, env, metrics, Queued(metrics.outbox_bytes), bounds or Bounds())
         self._max_connections = max_connections
         self._drain_s = drain_s
         self._connections: dict[Connection, None] = {}  # in the order in which they came

@@ -37,6 +37,10 @@ class Metrics:
         # connections
         self.connections = self._gauge("connections", "Open client connections, authenticated or not")
         self.sessions = self._gauge("sessions", "Device sessions that are delivered to")
+        what = "Device sessions that read from the journal: they have just come, or were demoted"
+        self.catching_up = self._gauge("catching_up", what)
+        what = "Sessions and subscriptions that fan-out left to catch-up: unread, unacked, overrun, reread, posts"
+        self.demoted = self._counter("demoted", what, "reason")
         self.subscriptions = self._gauge("subscriptions", "Subscriptions of connections to broadcast channels")
         self.links_up = self._gauge("links_up", "1 while this node has a working link to the cell", "cell")
         self.peers_up = self._gauge("peers_up", "1 while this node has a working link to the node of its cell", "node")

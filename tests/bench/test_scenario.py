@@ -69,7 +69,7 @@ def test_every_mistake_is_reported_at_once_with_a_remedy(tmp_path: Path) -> None
      ({"stall_at": 10.0, "stall_for": 30.0}, "stall_at"), ({"stall_at": 1.0, "away_at": 1.0}, "stall_at"),
      ({"abroad": True}, "abroad"), ({"drain_at": 1.0, "nodes": 1}, "drain_at"), ({"drain_at": 20.0}, "drain_at"),
      ({"alone": True}, "alone"), ({"idle": 3, "backlog": 5}, "idle"), ({"link_ms": 3.0, "versus": True}, "link_ms"),
-     ({"idle": 9_900, "nodes": 1}, "idle"), ({"also": [{"recipients": 0}]}, "also 1: recipients"),
+     ({"idle": 19_900, "nodes": 1}, "idle"), ({"also": [{"recipients": 0}]}, "also 1: recipients"),
      ({"also": [{}, {"kill_at": 3.0}]}, "also 2: kill_at"), ({"also": [{"abroad": True}]}, "also 1: abroad"),
      ({"also": 3}, "also")],
 )  # fmt: skip

@@ -98,7 +98,7 @@ MISTAKES: dict[str, tuple[Spoil, str, str, str]] = {
     "section is a value": (lambda t: t.edit("[node]", "log = 3\n[node]"), "log", "not a section", "[log]"),
     "missing": (lambda t: t.edit("links =", "linsk ="), "listen.links", "missing", "'linsk'"),
     "wrong type": (lambda t: t.edit("tls = true", 'tls = "yes"'), "listen.tls", "Expected `bool`", "node.toml"),
-    "too loose": (lambda t: t.add("[limits]\nconnections = 10_000_000"), "limits.connections", "<= 10000", "node.toml"),
+    "too loose": (lambda t: t.add("[limits]\nconnections = 10_000_000"), "limits.connections", "<= 20000", "node.toml"),
     "bad level": (lambda t: t.add('[log]\nlevel = "loud"'), "log.level", "loud", "One of"),
     "bad name": (lambda t: t.edit('"n1"', '"../n1"'), "node.name", "match", "node.toml"),
     "no port": (lambda t: t.address("admin_addr", "127.0.0.1"), "listen.admin", "host:port", ""),

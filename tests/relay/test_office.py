@@ -129,7 +129,7 @@ async def test_a_line_without_room_for_receipts_ends(open_cell, autojump_clock):
         await cell.join(nursery, bob, "b1")
         deaf = await cell.join(nursery, alice, "a1", room=1)
         await submit(cell, deaf, seal(cell, bob.id))
-        assert deaf.ended == Fault.OVERLOADED
+        assert deaf.ended == Fault.UNREAD
 
 
 async def test_submit_only_fences_nobody_and_gets_receipts(open_cell, autojump_clock):

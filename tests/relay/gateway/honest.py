@@ -17,11 +17,12 @@ from relay.core import wire
 from relay.core.codec import digest
 from relay.core.envelope import envelope_id
 from relay.core.frames import server_frame
-from relay.core.receipts import Missing
+from relay.core.proven import Missing
 from relay.core.wire import Code, Fault
 from relay.errors import AuthError, Refused
 from relay.gateway.api import Identity, Line, Started
 from relay.gateway.connection import Bounds, Connection, Surroundings
+from relay.gateway.outbox import Queued
 from relay.gateway.server import Entrance, Gateway
 
 LOG_ID = b"L" * 16
@@ -228,7 +229,8 @@ async def open_house(
 async def memory_call(office: HonestOffice, metrics: FakeMetrics | None = None, **bounds: Any) -> AsyncIterator[Any]:
     """(ws client socket, Connection) over streams in memory, so that a mock clock can jump."""
     ours, theirs = trio.testing.memory_stream_pair()
-    around = Surroundings(office, FakeEnv(), metrics or FakeMetrics(), Bounds(**bounds))
+    metrics = metrics or FakeMetrics()
+    around = Surroundings(office, FakeEnv(), metrics, Queued(metrics.outbox_bytes), Bounds(**bounds))
 
     async def dial(_host: str, _port: int) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()

@@ -18,6 +18,7 @@ from relay.core.wire import Code, Fault
 from relay.errors import Overloaded, Refused, RolledBack
 from relay.limits import MAX_FRAME, MAX_LOOKUPS
 from relay.gateway.connection import Connection, Surroundings
+from relay.gateway.outbox import Queued
 from tests.relay.gateway.honest import Caller, FakeEnv, FakeMetrics, HonestOffice, deliver, memory_call
 
 SUBMIT = wire.Submit((wire.SubmitItem("norden", b"envelope"),))
@@ -348,7 +349,7 @@ async def test_cancellation_detaches_and_closes_at_every_stage() -> None:
     for stage in range(1, 60):
         office, (ours, theirs) = HonestOffice(), trio.testing.memory_stream_pair()
         metrics = FakeMetrics()
-        around = Surroundings(office, FakeEnv(), metrics)
+        around = Surroundings(office, FakeEnv(), metrics, Queued(metrics.outbox_bytes))
 
         async def dial(_h: str, _p: int, stream: trio.abc.Stream = theirs) -> trio.abc.Stream:
             await trio.lowlevel.checkpoint()

@@ -14,8 +14,9 @@ import trio.testing
 import trustme
 
 from relay.core.frames import server_frame
-from relay.gateway.outbox import IOV_MAX, Outbox
+from relay.gateway.outbox import IOV_MAX, Outbox, Queued
 from relay.gateway.tls import TlsStream
+from relay.limits import OUTBOX_LEAST
 from tests.patience import PATIENCE_S
 from tests.relay.gateway.honest import FakeMetrics
 
@@ -27,7 +28,8 @@ class Box:
 
     def __init__(self, stream: Any, peer: Any, nursery: trio.Nursery, limit: int) -> None:
         self.metrics = FakeMetrics()
-        self.outbox = Outbox(stream, nursery, self.metrics.outbox_bytes, self._broke, limit)
+        self.queued = Queued(self.metrics.outbox_bytes)
+        self.outbox = Outbox(stream, nursery, self.queued, self._broke, limit)
         self.peer = peer
         self.broken = 0
 
@@ -133,6 +135,23 @@ async def test_a_reader_that_never_reads_costs_the_limit_and_no_more(kind: str) 
         assert len(await read(box.peer, taken * 1000)) == taken * 1000
         await box.outbox.send(frame)
         assert await read(box.peer, 1000) == frame
+
+
+@every
+async def test_past_what_all_outboxes_may_queue_who_does_not_read_costs_less(kind: str) -> None:
+    async with open_box(kind) as box:
+        box.queued.limit = 1_000_000
+        box.queued.add(1_000_001)  # of others
+        whole = bytes(2 * OUTBOX_LEAST)
+        assert box.outbox.push([whole])  # an empty one takes what fits: its socket may be quick
+        box.outbox.flush()
+        while box.outbox.push([bytes(1_000)]):
+            box.outbox.flush()
+            await trio.lowlevel.checkpoint()
+        assert 0 < box.outbox.size <= 2 * OUTBOX_LEAST
+        box.queued.add(-1_000_001)
+        assert box.outbox.push([whole[:1_000]])
+        assert box.queued.size == box.gauge
 
 
 @every
