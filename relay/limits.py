@@ -89,13 +89,16 @@ CHANNEL_BYTES_LEAST: Final = 256 * KIB  # bytes that a channel keeps at least: a
 # --- receipts ------------------------------------------------------------------------------------
 MAX_RECEIPT: Final = 32 * KIB  # bytes of a receipt; nine nodes with large certificates fit
 MAX_CERTIFICATE: Final = 2 * KIB  # bytes of a node's certificate (DER) in a receipt; ours have about 600
-MAX_OUTCOME_PATH: Final = 20  # hashes on the way from a leaf to a block's root: as many leaves as a block has slots
+MAX_OUTCOME_PATH: Final = 7 * 7 * 32  # bytes from a leaf to a block's root: of as many leaves as it has slots
 BOOK_BYTES: Final = 16 * MIB  # bytes of what newest blocks took, for receipts that are asked for: 200,000 envelopes
 BOOK_LEAVES: Final = 16_384  # leaves of hashed blocks kept; 8 MiB
 MAX_STATEMENTS: Final = 1_024  # blocks whose signatures are kept; under 2 KiB each in a cell of three
+SIGNED_TOGETHER: Final = 8  # blocks under one signature of a node; each adds 32 bytes to the receipts of the others
 PROVE_BLOCKS: Final = 64  # blocks that one node of a cell asks another one's signatures for at a time
 PROVE_S: Final = 10.0  # seconds until a client is told that too few nodes signed: within its patience
 ATTEST_S: Final = 1.5  # seconds for another node of the cell to sign; then others are asked
+ATTEST_REST: Final = 16  # times the time that collecting signatures took, until more are collected: they go together,
+ATTEST_REST_S: Final = 0.1  # at most this many seconds
 
 # --- the SDK's store -----------------------------------------------------------------------------
 MAX_STRAY_KEYS: Final = 16_384  # sender keys of non-members; a whole group may write before its roster comes

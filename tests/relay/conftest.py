@@ -13,7 +13,7 @@ from relay.barrier import Barrier
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.mailroom import Mailroom
-from relay.core.receipts import Missing
+from relay.core.proven import Missing
 from relay.core.trust import Root, RootCell, RootRegion
 from relay.core.wire import Code
 from relay.delivery import Delivery
