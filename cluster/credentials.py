@@ -55,6 +55,18 @@ class OwnCredentials:
         self._seen = self._taken = self._refused = self._stamps()
         self._now = NodeCredentials.load(certificate, private_key, root, now_ms=now_ms())
 
+    def follow(self, root: Root) -> None:
+        """Believe the authorities of this root document from now on. Where it does not hold with the own certificate
+        (any more), what was there is shown on, loudly, until another one lies there."""
+        if root is self._root:
+            return
+        self._root = root
+        try:
+            self._now = NodeCredentials.load(*self._paths, root, now_ms=self._now_ms())
+        except (OperatorError, ssl.SSLError, OSError) as error:
+            self._taken = []  # looked at until something holds
+            _log.error("certificate_not_taken", text=str(error), until=_day(self.expires_ms))
+
     @property
     def peer(self) -> Peer:
         """The node that they prove; it never changes."""

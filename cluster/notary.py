@@ -80,6 +80,12 @@ class Notary:
         self._asked = trio.Event()
         self._peers = list(links.peers())  # who signed last comes first
 
+    def follow(self, root: Root) -> None:
+        """Whose signatures count is asked of this root document from now on, also for those that are there already."""
+        self._root = root
+        for kept in (self._certified, self._signed, self._own):
+            kept.clear()
+
     async def run(self) -> None:
         """Collect signatures, until cancelled. Rests in between: what is asked for meanwhile goes into one question."""
         while True:

@@ -215,10 +215,12 @@ def _private_key(pem: bytes, what: str) -> Ed25519PrivateKey:
 # --- whom a certificate speaks for ---------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who somebody says to be, and the region whose authority vouches for it ("": none that the root names)."""
+    """Who somebody says to be, and the region whose authority vouches for it ("": none that the root names), by the
+    certificate (DER; empty where there is none)."""
 
     peer: Peer
     vouched_by: str
+    certificate: bytes = b""
 
 
 def read_claim(certificate: bytes, root: Root) -> Claim:
@@ -229,7 +231,12 @@ def read_claim(certificate: bytes, root: Root) -> Claim:
     except Exception as error:  # the parser has errors of many kinds; a peer's bytes must not get past them
         raise PeerError("not the certificate of a Posthouse node", "Issue it with posthouse init") from error
     own_first = sorted(root.payload.regions, key=lambda region: region.name != peer.region)
-    return Claim(peer, next((region.name for region in own_first if issued_by(cert, region)), ""))
+    return Claim(peer, next((region.name for region in own_first if issued_by(cert, region)), ""), certificate)
+
+
+def admit_again(claim: Claim, root: Root) -> Peer:
+    """`admit`, where the claim was read by another root document, or may have been. Raises PeerError."""
+    return admit(read_claim(claim.certificate, root) if claim.certificate else claim, root)
 
 
 def admit(claim: Claim, root: Root) -> Peer:

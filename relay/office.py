@@ -56,6 +56,11 @@ class Office:
         intake.on_refused = delivery.look_again
         self.channels = ChannelDesk(identity, self._policies, delivery, intake, self._offer, self._receipt)
 
+    def follow(self, root: Root) -> None:
+        """Go by this root document from now on. Who is served is served on: devices were admitted by the old one."""
+        self._root = root
+        self._policies.follow(root)
+
     # --- sessions --------------------------------------------------------------------------------
     async def admit(self, user: bytes, device: bytes, records_: Sequence[bytes]) -> None:
         """See relay.gateway.api.Office."""
