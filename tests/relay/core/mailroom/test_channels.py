@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.core import records
 from relay.core.codec import digest, encode
-from relay.core.mailroom import Mailroom, channels, reading
+from relay.core.mailroom import Mailroom, channels, expiry, reading
 from relay.core.mailroom.effects import Answered, ChannelChanged, Posted
 from relay.core.mailroom.state import State, split_key
 from relay.core.posts import post_id
@@ -186,6 +186,34 @@ def test_new_terms_count_for_what_is_kept_already(town: Town) -> None:
     assert town.kept() == [2, 3]
     town.log.apply(town.channel.publish(keep_posts=1))
     assert town.kept() == [3]
+
+
+def test_shorter_terms_count_while_nothing_is_posted(town: Town) -> None:
+    town.log.apply(town.channel.publish())
+    town.log.apply(town.channel.post(b"1"))
+    town.log.apply(town.channel.publish(keep_ms=10 * MINUTE), after_ms=MINUTE)
+    assert town.kept() == [1]
+    town.log.apply(records.Tick(), after_ms=9 * MINUTE)
+    assert town.kept() == []
+
+
+def test_a_block_lets_go_a_bounded_number(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    town.log.apply(town.channel.publish(keep_ms=MINUTE))
+    town.log.apply(*(town.channel.post(text) for text in (b"1", b"2", b"3", b"4", b"5")))
+    monkeypatch.setattr(expiry, "MAX_EXPIRIES", 2)
+    town.log.apply(records.Tick(), after_ms=DAY)
+    assert town.kept() == [3, 4, 5]
+    town.log.apply(records.Tick())
+    assert town.kept() == [5]
+
+
+def test_a_checkpoint_has_what_comes_again_and_what_runs_out(town: Town) -> None:
+    town.log.apply(town.channel.publish(keep_ms=MINUTE))
+    town.log.apply(record := town.channel.post(b"hello"))
+    town.log.room = Mailroom.from_checkpoint(list(town.log.room.checkpoint()))
+    assert town.says(record) == Code.STORED and town.kept() == [1]
+    town.log.apply(records.Tick(), after_ms=MINUTE)
+    assert town.kept() == [] and not len(town.state.sources)
 
 
 def test_an_owner_who_leaves_leaves_nothing(town: Town) -> None:
