@@ -132,7 +132,8 @@ class Waiting:
 @dataclass(slots=True)
 class RosterState:
     """A group, as far as this cell knows it. `head` is the newest; None while only waiting envelopes know of it.
-    `resident`: that version lists somebody who is at home here."""
+    `resident`: that version lists somebody who is at home here. Not compared, as it follows from the rest or is a hint:
+    `left`, some stay has ended, and `lagging`, members who lacked the oldest entry when they were looked at."""
 
     head: VerifiedHead | None = None
     resident: bool = False
@@ -140,6 +141,8 @@ class RosterState:
     box: Box = field(default_factory=Box)
     waiting: list[Waiting] = field(default_factory=list)
     dirty: bool = False
+    left: bool = field(default=False, compare=False)
+    lagging: list[bytes] = field(default_factory=list, compare=False)
 
     @property
     def version(self) -> int:
