@@ -194,3 +194,17 @@ def open_cell():
             nursery.cancel_scope.cancel()
 
     return opened
+
+
+@pytest.fixture
+def open_hall(open_cell):
+    from tests.relay.hall import Hall
+
+    @asynccontextmanager
+    async def opened(**terms):
+        async with open_cell() as (cell, nursery):
+            hall = Hall(cell, nursery)
+            await hall.open(**terms)
+            yield hall
+
+    return opened
