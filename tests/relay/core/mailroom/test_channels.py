@@ -210,7 +210,9 @@ def test_a_block_lets_go_a_bounded_number(town: Town, monkeypatch: pytest.Monkey
 def test_a_checkpoint_has_what_comes_again_and_what_runs_out(town: Town) -> None:
     town.log.apply(town.channel.publish(keep_ms=MINUTE))
     town.log.apply(record := town.channel.post(b"hello"))
+    size = town.state.channels[town.channel.id].bytes
     town.log.room = Mailroom.from_checkpoint(list(town.log.room.checkpoint()))
+    assert town.state.channels[town.channel.id].bytes == size > 0
     assert town.says(record) == Code.STORED and town.kept() == [1]
     town.log.apply(records.Tick(), after_ms=MINUTE)
     assert town.kept() == [] and not len(town.state.sources)
