@@ -1,19 +1,21 @@
 """What signed receipts cost: how many envelopes a cell takes a second when every sender asks for a receipt of every one
 of them, and when nobody does, in turn, in one run on one cell.
 
-    python -m bench.receipts --nodes 3 --rounds 150 --noise     nobody asks: how far two halves of the same are apart
-    python -m bench.receipts --nodes 3 --rounds 150
+    python -m bench.receipts --nodes 3 --cells 10 --noise     nobody asks: how far two halves of the same are apart
+    python -m bench.receipts --nodes 3 --cells 10
 
 Senders keep so many envelopes in flight that the machine is busy, from the first half to the last: nothing is waited
 for between halves. A round is without and then with receipts, or the other way round; its halves are short, so that
 what else the machine does, and how the log grows, meets both. The beginning of a half, in which the receipts of the one
-before still come, is not counted. At the end all receipts must have come; the first ones are verified.
+before still come, is not counted. At the end all receipts must have come; the first ones are verified. After some
+rounds a new cell is begun: nobody collects the mail, and what waits makes everything else dearer.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 import tempfile
 import time
@@ -25,6 +27,7 @@ from random import Random
 from typing import Any, Final
 
 import click
+import msgspec
 import trio
 
 from bench.enrol import enrol
@@ -37,7 +40,7 @@ from relay.certificates import certify
 from relay.core import wire
 from relay.core.codec import encode
 from relay.core.envelope import Header, To, envelope_id, join
-from relay.core.receipts import verify_block
+from relay.core.proven import verify_block
 from relay.core.trust import Root
 from relay.errors import PeerError, PosthouseError
 from relay.limits import MAX_BATCH, MINUTE
@@ -46,8 +49,20 @@ SUITE: Final = 0  # nothing is sealed
 SUBMIT: Final = 32  # envelopes in one SUBMIT
 _SETTLE_S: Final = 30.0  # seconds for the last answers of all
 _TURN_S: Final = 0.4  # seconds at the beginning of a half that are not counted: four times what a receipt takes
-_PROVES: Final = 2  # questions of one sender in flight
+_PROVES: Final = 4  # questions of one sender in flight
 VERIFIED: Final = 8  # blocks of each sender whose signatures are looked at: before anything is measured
+
+
+class _Weighed(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=75):
+    """wire.Proof, of which no more is read than how much there is: the load shares the machine with the nodes."""
+
+    request: int
+    blocks: tuple[tuple[msgspec.Raw, msgspec.Raw, tuple[int, ...], msgspec.Raw, msgspec.Raw, msgspec.Raw], ...]
+    missing: tuple[msgspec.Raw, ...]
+
+
+_weigh = msgspec.msgpack.Decoder(_Weighed).decode
+_PROOF: Final = _Weighed.__struct_config__.tag
 
 
 @dataclass(slots=True)
@@ -79,7 +94,6 @@ class Tally:
     prove: bool = False
     half: Half = field(default_factory=Half)
     owed: int = 0
-    proven: int = 0
     unproven: int = 0
 
 
@@ -90,12 +104,13 @@ class Line:
         self._stream = stream
         self.session = Session(device, f"{endpoint.host}:{endpoint.port}", RealEnv().random_bytes(16))
 
-    async def receive(self) -> list[wire.ServerMessage]:
+    async def receive(self) -> list[bytes]:
+        """Encoded messages of the server."""
         await self.flush()
         data = await self._stream.receive_some(1 << 18)
         if not data:
             raise PeerError("the node closed the connection", "Look at its log")
-        messages = [wire.decode_server(message) for message in self.session.feed(bytes(data))]
+        messages = list(self.session.feed(bytes(data)))
         if self.session.error is not None:
             raise PeerError(f"the node said: {self.session.error.text}")
         return messages
@@ -160,30 +175,41 @@ class Sender:
             self.line.session.send(wire.Prove(self.number, self.cell, batch))
             self.asking += 1
 
-    def _take(self, message: wire.ServerMessage) -> None:
-        tally = self.tally
+    def _take(self, data: bytes) -> None:
+        if data[1] == _PROOF and self.verified >= VERIFIED:
+            proof = _weigh(data)
+            self._proven([len(ordinals) for _, _, ordinals, *_ in proof.blocks], len(proof.missing))
+            return
+        message = wire.decode_server(data)
         if isinstance(message, wire.Receipt):
-            for item in message.items:
-                if item.id not in self.in_flight:
-                    continue
-                self.in_flight.discard(item.id)
-                if item.code >= wire.Code.STALE:
-                    raise PeerError(f"an envelope was refused: {wire.Code(item.code).name}")
-                tally.half.accepted += 1
-                if tally.prove:
-                    tally.owed += 1
-                    self.to_prove.append(wire.Wanted(item.id, item.code, item.position))
+            self._accepted(message)
         elif isinstance(message, wire.Proof):
-            self.asking -= 1
-            tally.unproven += len(message.missing)
             for block in message.blocks:
-                tally.owed -= len(block.items)
-                tally.proven += len(block.items)
-                tally.half.proven += len(block.items)
-                tally.half.blocks += 1
-                if self.verified < VERIFIED:
-                    self.verified += 1
-                    verify_block(block, self.root, certify)
+                self.verified += 1
+                verify_block(block, self.root, certify)
+            self._proven([len(block.ordinals) for block in message.blocks], len(message.missing))
+
+    def _accepted(self, message: wire.Receipt) -> None:
+        tally = self.tally
+        for item in message.items:
+            if item.id not in self.in_flight:
+                continue
+            self.in_flight.discard(item.id)
+            if item.code >= wire.Code.STALE:
+                raise PeerError(f"an envelope was refused: {wire.Code(item.code).name}")
+            tally.half.accepted += 1
+            if tally.prove:
+                tally.owed += 1
+                self.to_prove.append(wire.Wanted(item.id, item.code, item.position))
+
+    def _proven(self, blocks: Sequence[int], missing: int) -> None:
+        """So many envelopes of each block are proven."""
+        tally, proven = self.tally, sum(blocks)
+        self.asking -= 1
+        tally.unproven += missing
+        tally.owed -= proven
+        tally.half.proven += proven
+        tally.half.blocks += len(blocks)
 
 
 class Bench:
@@ -307,20 +333,25 @@ def summary(played: Iterable[tuple[Half, Half]]) -> dict[str, Any]:
 
 @click.command()
 @click.option("--nodes", type=click.Choice(["1", "3"]), default="3", show_default=True)
-@click.option("--rounds", default=150, show_default=True)
+@click.option("--cells", default=10, show_default=True, help="One after the other.")
+@click.option("--rounds", default=12, show_default=True, help="With each cell.")
 @click.option("--seconds", default=0.8, show_default=True, help="That are counted of each half of a round.")
 @click.option("--senders", default=3, show_default=True)
 @click.option("--window", default=512, show_default=True, help="Envelopes in flight, of each sender.")
 @click.option("--noise", is_flag=True, help="Ask for no receipts in either half: how far two of the same are apart.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to a file.")
 def main(
-    nodes: str, rounds: int, seconds: float, senders: int, window: int, noise: bool, json_path: Path | None
+    nodes: str, cells: int, rounds: int, seconds: float, senders: int, window: int, noise: bool, json_path: Path | None
 ) -> None:
     """Send with and without signed receipts, side by side."""
     with tempfile.TemporaryDirectory(prefix="posthouse-receipts-") as scratch:
         directory = Path(scratch)
         try:
-            played = trio.run(measure, directory / "run", int(nodes), rounds, seconds, senders, window, noise)
+            played = []
+            for cell in range(cells):
+                run = directory / str(cell)
+                played += trio.run(measure, run, int(nodes), rounds, seconds, senders, window, noise)
+                shutil.rmtree(run)
             found = summary(played) | {"machine": describe_machine(directory)}
         except* PosthouseError as group:
             raise click.ClickException("\n".join(str(error) for error in group.exceptions)) from None

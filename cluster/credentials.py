@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from cluster.core.linkwire import Peer
 from cluster.env import RealClock, RealEnv
 from cluster.pki import Claim, NodeCredentials, load_key_pair, renewal_of, renewal_of_authority
 from cluster.trail import DIRECTORY, Noting, Trail, open_trail, unnoted
-from relay.core.receipts import Attestation
+from relay.core.receipts import Word
 from relay.core.trust import Root
 from relay.errors import OperatorError
 from relay.limits import DAY
@@ -55,6 +55,18 @@ class OwnCredentials:
         self._seen = self._taken = self._refused = self._stamps()
         self._now = NodeCredentials.load(certificate, private_key, root, now_ms=now_ms())
 
+    def follow(self, root: Root) -> None:
+        """Believe the authorities of this root document from now on. Where it does not hold with the own certificate
+        (any more), what was there is shown on, loudly, until another one lies there."""
+        if root is self._root:
+            return
+        self._root = root
+        try:
+            self._now = NodeCredentials.load(*self._paths, root, now_ms=self._now_ms())
+        except (OperatorError, ssl.SSLError, OSError) as error:
+            self._taken = []  # looked at until something holds
+            _log.error("certificate_not_taken", text=str(error), until=_day(self.expires_ms))
+
     @property
     def peer(self) -> Peer:
         """The node that they prove; it never changes."""
@@ -69,9 +81,9 @@ class OwnCredentials:
         """For the next client's wss."""
         return self._now.clients_server
 
-    def attest(self, statement: bytes, store: bytes) -> Attestation:
+    def attest(self, statements: Sequence[bytes], store: bytes) -> Word:
         """As NodeCredentials.attest, with the certificate of now."""
-        return self._now.attest(statement, store)
+        return self._now.attest(statements, store)
 
     async def secure_client(self, transport: trio.abc.Stream, region: str) -> tuple[trio.abc.Stream, Claim]:
         """As Security says."""

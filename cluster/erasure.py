@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cluster.core.linkwire import Peer
@@ -25,7 +24,8 @@ from relay.core.codec import Decoder, Struct, encode
 from relay.core.mailroom.state import MovedUser, State
 from relay.core.shapes import CellName, Hash, LogId, Millis, Name, Signature, StoreId, UInt
 from relay.core.trust import Root
-from relay.errors import BadSignature, OperatorError, ProtocolError, TrustError
+from relay.core.trust.signing import verify
+from relay.errors import OperatorError, ProtocolError, TrustError
 from relay.limits import KIB, MIB
 from relay.ports import Journal
 
@@ -83,12 +83,8 @@ def verify_erasure(signed: bytes, root: Root) -> Erasure:
     erasure = read_erasure(outer.payload)
     peer: Peer = identify(outer.certificate, root)
     public = parse_certificate(outer.certificate, der=True).public_key()
-    try:
-        if not isinstance(public, Ed25519PublicKey):
-            raise InvalidSignature
-        public.verify(outer.signature, _DOMAIN + outer.payload)
-    except InvalidSignature:
-        raise BadSignature("erasure receipt: the signature does not hold") from None
+    raw = public.public_bytes_raw() if isinstance(public, Ed25519PublicKey) else b""
+    verify(raw, _DOMAIN, outer.payload, outer.signature, "erasure receipt")
     if (peer.cell, peer.node) != (erasure.cell, erasure.node):
         raise TrustError(f"erasure receipt of {erasure.cell}/{erasure.node}, signed by {peer.cell}/{peer.node}")
     return erasure

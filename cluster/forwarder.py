@@ -58,6 +58,11 @@ class Forwarders:
         self.taken_over: Callable[[Header], None] = lambda header: None  # the recipient of an envelope has moved
         delivery.outbox_grew = self._outbox_grew
 
+    def follow(self, root: Root) -> None:
+        """What goes out from now on is judged by this root document."""
+        self._root = root
+        self._policies.follow(root)
+
     def _outbox_grew(self, cell: str) -> None:
         if cell in self._grew:
             self._grew[cell].set()

@@ -51,6 +51,12 @@ class Reception:
         self._office = office
         self._directory = directory
 
+    def follow(self, root: Root) -> None:
+        """Judge by this root document from now on."""
+        self._movers.root = root
+        self._policies.follow(root)
+        self._passage.policies.follow(root)
+
     async def __call__(self, peer: Peer, message: linkwire.Request) -> linkwire.Answer:
         """Answer one request. Raises PosthouseError, which the link turns into a LinkFault."""
         match message:

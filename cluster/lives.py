@@ -103,9 +103,11 @@ async def run_node(config: NodeConfig, task_status: trio.TaskStatus[None] = trio
 
 async def _run_noted(config: NodeConfig, trail: Trail, task_status: trio.TaskStatus[None]) -> None:
     paths = config.paths
-    root = RootFile(paths.root, paths.data, config.root.signed, note=trail.note)  # verified, written down, then used
+    cell = config.node.cell
+    root = RootFile(paths.root, paths.data, config.root.signed, cell, note=trail.note)  # written down, then used
     async with open_portal() as portal:
         credentials = OwnCredentials(paths.certificate, paths.private_key, config.root, note=trail.note)
+        root.following.add([credentials.follow], always=True)
         kit = Kit(RealEnv(portal), credentials, StorageRing.load(paths.storage_key), root, trail=trail)
         stop = Stop()
         async with trio.open_nursery() as watch:

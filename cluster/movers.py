@@ -24,12 +24,12 @@ class Movers:
     """For each batch that is handed over, a `Batch`."""
 
     def __init__(self, root: Root, delivery: Delivery) -> None:
-        self._root = root
+        self.root = root
         self._delivery = delivery
 
     def begin(self) -> Batch:
         """For the next batch."""
-        return Batch(self._root, self._delivery)
+        return Batch(self.root, self._delivery)
 
 
 class Batch:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 
@@ -22,10 +22,12 @@ from cluster.core.linkwire import federation_id
 from cluster.core.raft import Members
 from cluster.credentials import OwnCredentials
 from cluster.directory.federation import FederationDirectory
+from cluster.directory.own import FoldedUsers
 from cluster.env import NodeEnv, clients_that_fit
 from cluster.erasure import Erasures
+from cluster.following import Following
 from cluster.forwarder import Forwarders
-from cluster.halts import Halts, registrars_of
+from cluster.halts import Halts
 from cluster.handover import LinksAbroad, Reception
 from cluster.journal import RaftJournal, open_raft
 from cluster.journal.cell import majority_of
@@ -45,7 +47,6 @@ from relay.core.mailroom.checkpoint import Loading
 from relay.core.mailroom.state import FOLD_VERSION
 from relay.core.packing import Shelf
 from relay.core.receipts import Certify
-from relay.core.trust import HomeRecord
 from relay.delivery import Delivery
 from relay.errors import OperatorError, StoreDamaged, StoreError
 from relay.gateway.api import Identity
@@ -73,33 +74,6 @@ _REPLAY_S = 600.0  # seconds for what follows the checkpoint to be applied; the 
 _SAVE_S = 30.0  # seconds for the last checkpoint of a stopping node
 _MEMBERS_S = 0.5  # seconds between two looks at who is in the cell, for the audit log
 _RETIRE_S = 2.0  # seconds for another node to take over the leadership of a stopping one
-
-
-@dataclass(frozen=True)
-class OwnUsers:
-    """The users of this cell, for the directory: what the mailroom says."""
-
-    delivery: Delivery
-    barrier: Barrier
-
-    def home(self, user: bytes) -> HomeRecord | None:
-        """The newest record of a user at home here."""
-        known = self.delivery.room.state.users.peek(user)
-        return known.record if known else None
-
-    def chain(self, user: bytes, after: int) -> list[bytes]:
-        """Signed records after version `after`, oldest first."""
-        known = self.delivery.room.state.users.peek(user)
-        return known.chain[after:] if known else []
-
-    def moved(self, user: bytes) -> tuple[list[bytes], bool]:
-        """The records of a user who has left, and whether the new home has confirmed them."""
-        moved = self.delivery.room.state.moved.get(user)
-        return (moved.chain, moved.confirmed) if moved else ([], False)
-
-    async def settled(self, asker: str = "") -> None:
-        """Wait until nothing is missing here that the cell had committed. Raises Overloaded."""
-        await self.barrier.reach(asker)
 
 
 @dataclass(frozen=True)
@@ -151,6 +125,7 @@ class Node:
         self._reception = Reception(config.root, delivery, intake, barrier, self._office, directory)
         self._forwarders = Forwarders(config.root, journal, delivery, self._intake, links, metrics, env)
         self._forwarders.taken_over = lambda header: directory.stale(header.to)
+        self.follow = [part.follow for part in (self._office, self._reception, self._forwarders, self._notary)]
         limits = config.limits
         self._gateway = Gateway(
             self._office, env, metrics, max_connections=_room(limits.connections), drain_s=limits.drain_s,
@@ -262,11 +237,12 @@ def check_data(directory: Path) -> None:
 
 @asynccontextmanager
 async def _open_journal(
-    config: NodeConfig, kit: Kit, shelf: Shelf, links: Links, switchboard: Switchboard
+    config: NodeConfig, kit: Kit, shelf: Shelf, links: Links, switchboard: Switchboard, following: Following
 ) -> AsyncIterator[OwnJournal]:
     """The journal of a cell of one, or of a replicated cell, running."""
     own, paths, root, env = config.node, config.paths, config.root, kit.env
     guard, federation = ResidencyGuard(own.region, own.cell, root, shelf), federation_id(root)
+    following.add([guard.follow])
     listed = root.cell(own.cell)
     nodes = [node.name for node in listed.nodes] if listed else []
     check_repaired(paths.data)
@@ -297,7 +273,9 @@ async def live(config: NodeConfig, kit: Kit, stop: Stop, ready: Callable[[], Non
 async def _live(
     config: NodeConfig, kit: Kit, shelf: SealedShelf, stop: Stop, ready: Callable[[], None]
 ) -> None:
-    own, paths, root, env = config.node, config.paths, config.root, kit.env
+    own, paths, env = config.node, config.paths, kit.env
+    following = kit.root.following if kit.root is not None else Following(config.root, own.cell)
+    config = replace(config, root=(root := following.begin()))
     metrics = Metrics()
     halts = Halts(root, own.region, paths.data, metrics)
     switchboard = Switchboard(halts.check)
@@ -309,18 +287,19 @@ async def _live(
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics, halts.check)
     if kit.root is not None:
         links.lapsed = kit.root.lapsed
+    following.add([halts.follow, links.follow])
     async with trio.open_nursery() as base:
         await _open_faces(config, kit, base, metrics, readiness, halts, lambda: control[0], erasing)
-        if registrars := registrars_of(root):
-            base.start_soon(halts.watch, registrars)
+        base.start_soon(halts.watch_all)
         await base.start(links.run, await listen_at(env, "links", config.listen.links), switchboard)
         if kit.trail is not None:
             switchboard.onlookers = Onlookers(kit.trail, root, kit.certify, links)
+            following.add([switchboard.onlookers.follow])
             base.start_soon(switchboard.onlookers.run)
             base.start_soon(feel_pulse, metrics)  # not in the simulator, whose clock is its own
         base.start_soon(readiness.give_up, stop.asked, base.cancel_scope)
         readiness.say("joining the cell")
-        async with _open_journal(config, kit, shelf, links, switchboard) as journal:
+        async with _open_journal(config, kit, shelf, links, switchboard, following) as journal:
             shelf.on_failure = journal.disk.tail.end  # rule 7
             control[0] = control_of(journal, own.cell, own.name)
             store = journal.disk.store.meta.store.hex()
@@ -330,11 +309,12 @@ async def _live(
             delivery, intake = Delivery(journal, room, metrics, env.clock), Intake(journal, metrics)
             barrier = Barrier(journal, intake, delivery)
             async with env.open_seen(paths.data / DIRECTORY_FILE) as seen:
-                directory = FederationDirectory(root, own.cell, OwnUsers(delivery, barrier), links, env, seen)
+                directory = FederationDirectory(root, own.cell, FoldedUsers(delivery, barrier), links, env, seen)
                 node = Node(
                     config, kit, journal, room, directory, links, metrics, delivery, intake, barrier, switchboard
                 )
                 node.steward.shelf = shelf
+                following.add([directory.follow, *node.follow])
                 erasures = Erasures(
                     lambda: room.state, journal, lambda: node.steward.erased, own.name, paths.certificate,
                     paths.private_key, env.clock.wall_ms,

@@ -20,34 +20,40 @@ from cluster.core import linkwire
 from cluster.core.linkwire import Peer
 from cluster.links import Links
 from relay.core.book import Book, key
+from relay.core.proven import Missing, ProvenBlock
 from relay.core.receipts import (
-    Attestation, Certified, Certify, Missing, ProvenBlock, Statement, cell_nodes, check_attestation,
-    check_certificate, majority, read_statement,
+    Attestation, Certified, Certify, Statement, Word, cell_nodes, check_certificate, check_word, majority,
+    read_statement, said,
 )
 from relay.core.trust import Root
+from relay.core.widetree import HASH
 from relay.core.wire import Code, Wanted
 from relay.delivery import Delivery
-from relay.errors import NotCertified, PeerError, Refused, TrustError
-from relay.limits import ATTEST_S, MAX_CELL, MAX_STATEMENTS, PROVE_BLOCKS, PROVE_S, SLOT_BITS
+from relay.errors import NotAReceipt, NotCertified, PeerError, ReceiptContradicts, Refused, TrustError
+from relay.limits import (
+    ATTEST_REST, ATTEST_REST_S, ATTEST_S, MAX_CELL, MAX_STATEMENTS, PROVE_BLOCKS, PROVE_S, SIGNED_TOGETHER,
+    SLOT_BITS,
+)
 
 _log = structlog.get_logger("cluster.notary")
 _SEARCHES = 16  # envelopes of one request that are looked for in the whole book; each takes milliseconds
-_Places = dict[int, list[tuple[Wanted, bytes]]]  # index of a block → what is wanted of it, and its key in the book
+_Places = dict[int, tuple[list[Wanted], list[int]]]  # index of a block → what is wanted of it, and the ordinals there
+_Signed = tuple[tuple[int, ...], Word]  # the indices of blocks, and what was signed of all of them
 Proven = tuple[list[ProvenBlock], list[Missing]]
 
 
 class Attester(Protocol):
     """Who signs for this node (cluster.credentials.OwnCredentials)."""
 
-    def attest(self, statement: bytes, store: bytes) -> Attestation:
-        """This node's word for a statement, for its store."""
+    def attest(self, statements: Sequence[bytes], store: bytes) -> Word:
+        """This node's word for statements, for its store."""
 
 
 @dataclass(slots=True)
 class _Round:
     """The signatures of one block that are there so far."""
 
-    statement: bytes
+    digest: bytes  # of the statement
     read: Statement
     words: list[Attestation] = field(default_factory=list)
 
@@ -69,15 +75,22 @@ class Notary:
         self._links = links
         self._certified: dict[bytes, Certified] = {}
         self._signed: OrderedDict[int, tuple[Attestation, ...]] = OrderedDict()  # by index
-        self._own: OrderedDict[int, Attestation] = OrderedDict()  # what this store signed, by index
+        self._own: OrderedDict[int, _Signed] = OrderedDict()  # what this store signed, by index
         self._open: dict[int, trio.Event] = {}  # blocks that are asked for; set when it is known whether enough signed
         self._asked = trio.Event()
         self._peers = list(links.peers())  # who signed last comes first
 
+    def follow(self, root: Root) -> None:
+        """Whose signatures count is asked of this root document from now on, also for those that are there already."""
+        self._root = root
+        for kept in (self._certified, self._signed, self._own):
+            kept.clear()
+
     async def run(self) -> None:
-        """Collect signatures, until cancelled."""
+        """Collect signatures, until cancelled. Rests in between: what is asked for meanwhile goes into one question."""
         while True:
             await self._asked.wait()
+            began = trio.current_time()
             indices = sorted(self._open)[:PROVE_BLOCKS]
             try:
                 await self._collect(indices)
@@ -86,6 +99,7 @@ class Notary:
                     self._open.pop(index).set()
             if not self._open:
                 self._asked = trio.Event()
+            await trio.sleep(min(ATTEST_REST_S, ATTEST_REST * (trio.current_time() - began)))
 
     # --- who wants receipts ------------------------------------------------------------------------
     async def prove(self, cell: str, wanted: Sequence[Wanted]) -> Proven:
@@ -120,16 +134,17 @@ class Notary:
             await self._place(wanted, places, unknown)
             await self._sign(places)
         blocks, missing = [], list[Missing]()
-        for index, items in places.items():
+        for index, (ones, ordinals) in places.items():
             words = self._signed.get(index)
-            block = self._book.prove(index, [row for _, row in items], words) if words else None
+            block = self._book.prove(index, ordinals, words) if words else None
             if block is None:
-                missing += _missing([one for one, _ in items], Code.UNREACHABLE)
+                missing += _missing(ones, Code.UNREACHABLE)
             else:
                 blocks.append(block)
             await trio.lowlevel.checkpoint()
-        if len(unknown) + sum(map(len, places.values())) < len(wanted):  # more than one question may ask for
-            named = {item.id for item in [*unknown, *(one for items in places.values() for one, _ in items)]}
+        placed = [unknown, *(ones for ones, _ in places.values())]
+        if sum(map(len, placed)) < len(wanted):  # more than one question may ask for
+            named = {one.id for ones in placed for one in ones}
             missing += _missing([one for one in wanted if one.id not in named], Code.UNREACHABLE)
         if unknown and ask_peers:
             more, unproven = await self._ask_peers(unknown)
@@ -138,26 +153,46 @@ class Notary:
 
     async def _place(self, wanted: Sequence[Wanted], places: _Places, unknown: list[Wanted]) -> None:
         """In which blocks they are; what is left out of both was too much for one question, and is asked for again."""
-        book, outcomes, searches = self._book, self._delivery.room.state.outcomes, _SEARCHES
+        told: dict[int, list[Wanted]] = {}  # by the index of the block that was told them
         for one in wanted:
-            row = key(one.id, one.code)
-            index = book.find(row, one.position)
-            if index is None and (known := outcomes.get(one.id)) is not None:
-                index = book.find(row, known.position)
-            if index not in places:
-                await trio.lowlevel.checkpoint()  # blocks were hashed, whether it is in one of them or not
-            if index is None and (not one.position or book.has(one.position >> SLOT_BITS)):
+            told.setdefault(one.position >> SLOT_BITS, []).append(one)
+        astray: list[Wanted] = []
+        for index, ones in told.items():
+            if len(places) == PROVE_BLOCKS:
+                return
+            taken = self._book.places(index)
+            ordinals = [taken.get(key(one.id, one.code), -1) for one in ones]
+            if -1 in ordinals:
+                astray += [one for one, ordinal in zip(ones, ordinals, strict=True) if ordinal < 0]
+                ones = [one for one, ordinal in zip(ones, ordinals, strict=True) if ordinal >= 0]
+                ordinals = [ordinal for ordinal in ordinals if ordinal >= 0]
+            if ones:
+                places[index] = ones, ordinals
+            await trio.lowlevel.checkpoint()  # the block was hashed, whether it took one of them or not
+        searches = _SEARCHES
+        for one in astray:
+            place = self._told_elsewhere(one)
+            if place is None and (not one.position or self._book.has(one.position >> SLOT_BITS)):
                 if not searches:
                     continue
                 searches -= 1
-                index = book.search(row)
-                await trio.lowlevel.checkpoint()
-            if index is None:
+                place = self._book.search(key(one.id, one.code))
+            if place is None:
                 unknown.append(one)
-            elif index in places:
-                places[index].append((one, row))
-            elif len(places) < PROVE_BLOCKS:
-                places[index] = [(one, row)]
+            elif place[0] in places or len(places) < PROVE_BLOCKS:
+                ones, ordinals = places.setdefault(place[0], ([], []))
+                ones.append(one)
+                ordinals.append(place[1])
+            await trio.lowlevel.checkpoint()
+
+    def _told_elsewhere(self, one: Wanted) -> tuple[int, int] | None:
+        """The block that took it, and its ordinal there, where the fold remembers another position than was said."""
+        known = self._delivery.room.state.outcomes.get(one.id)
+        if known is None:
+            return None
+        index = known.position >> SLOT_BITS
+        ordinal = self._book.places(index).get(key(one.id, one.code))
+        return None if ordinal is None else (index, ordinal)
 
     async def _ask_peers(self, wanted: Sequence[Wanted]) -> Proven:
         """This node may have started since, and remember less than the others, or be behind them."""
@@ -188,15 +223,8 @@ class Notary:
             raise PeerError(f"{peer.node} asks about another log", "Start that node again")
         with trio.move_on_after(ATTEST_S / 2):
             await self._delivery.applied(max(message.indices))
-        certificate, signatures = b"", []
-        for index in message.indices:
-            # This store has the block, committed, and has applied it: nothing can take its place any more.
-            one = self._own_word(index)
-            if one is not None and certificate in (b"", one.certificate):
-                certificate = one.certificate
-                signatures.append((index, one.signature))
-            await trio.lowlevel.checkpoint()
-        return linkwire.Attested(self._store, certificate, tuple(signatures))
+        await self._sign_own(message.indices)
+        return linkwire.Attested(self._signed_own(message.indices))
 
     async def _sign(self, indices: Collection[int]) -> None:
         """Until it is known whether enough have signed these blocks: twice, since the first round that is waited for
@@ -215,10 +243,11 @@ class Notary:
         for index in indices:
             statement = self._book.statement(index)
             if statement is not None:
-                rounds[index] = one = _Round(statement, read_statement(statement))
-                if (own := self._own_word(index)) is not None and self._holds(own, one.read):
-                    one.words.append(own)
+                rounds[index] = _Round(said(statement), read_statement(statement))
             await trio.lowlevel.checkpoint()
+        await self._sign_own(rounds)
+        for signed in self._signed_own(rounds):
+            self._take(signed, rounds, None)
         left = list(self._peers)
         while left and (lacking := {index: one for index, one in rounds.items() if len(one.words) < needed}):
             count = needed - min(len(one.words) for one in lacking.values())
@@ -232,23 +261,25 @@ class Notary:
         while len(self._signed) > MAX_STATEMENTS:
             self._signed.popitem(last=False)
 
-    def _own_word(self, index: int) -> Attestation | None:
-        """This store's signature, once for all who ask; None where the book no longer has the block."""
-        word = self._own.get(index)
-        statement = self._book.statement(index) if word is None else None
-        if statement is not None:
-            word = self._own[index] = self._credentials.attest(statement, self._store)
-            if len(self._own) > MAX_STATEMENTS:
-                self._own.popitem(last=False)
-        return word
+    async def _sign_own(self, indices: Iterable[int]) -> None:
+        """This store's word for those of the blocks that the book still has, once for all who ask. It has them,
+        committed, and has applied them: nothing can take their place any more."""
+        statements = {}
+        for index in indices:
+            if index not in self._own and (statement := self._book.statement(index)) is not None:
+                statements[index] = statement
+            await trio.lowlevel.checkpoint()
+        left = list(statements)
+        while left:
+            together, left = tuple(left[:SIGNED_TOGETHER]), left[SIGNED_TOGETHER:]
+            word = self._credentials.attest([statements[index] for index in together], self._store)
+            self._own |= dict.fromkeys(together, (together, word))
+        while len(self._own) > MAX_STATEMENTS:
+            self._own.popitem(last=False)
 
-    def _holds(self, own: Attestation, said: Statement) -> bool:
-        """Does this node's certificate hold at the block's time, and by the root that it has?"""
-        try:
-            return check_certificate(own, said, self._root, self._certify) is not None
-        except TrustError as error:
-            _log.error("signature_refused", node="this one", index=said.index, text=error.text)
-            return False
+    def _signed_own(self, indices: Iterable[int]) -> tuple[_Signed, ...]:
+        signed = [self._own[index] for index in indices if index in self._own]
+        return tuple({word.signature: (together, word) for together, word in signed}.values())
 
     async def _ask(self, node: str, rounds: Mapping[int, _Round]) -> None:
         """Ask one node; what holds of what it signed is taken. Who does not sign is asked last from now on."""
@@ -257,13 +288,12 @@ class Notary:
             answer = await self._links.ask(node, message, ATTEST_S)
             if not isinstance(answer, linkwire.Attested):
                 raise PeerError(f"{node} answered a question for signatures with {type(answer).__name__}")
-            signatures = dict(answer.signatures)
-            for index, one in rounds.items():
-                if index in signatures:
-                    self._take(one, Attestation(answer.store, answer.certificate, signatures[index]), node)
-                else:
-                    self._demote(node)
+            counts = sum(len(one.words) for one in rounds.values())
+            for signed in answer.words:
+                self._take(signed, rounds, node)
                 await trio.lowlevel.checkpoint()
+            if sum(len(one.words) for one in rounds.values()) < counts + len(rounds):
+                self._demote(node)
         except (Refused, PeerError) as error:
             self._demote(node)
             _log.debug("no_signature", node=node, text=error.text)
@@ -272,15 +302,28 @@ class Notary:
         self._peers.remove(node)
         self._peers.append(node)
 
-    def _take(self, round_: _Round, word: Attestation, node: str) -> None:
-        """Take a signature that a client would take. `node` gave it, over its link."""
+    def _take(self, signed: _Signed, rounds: Mapping[int, _Round], node: str | None) -> None:
+        """Take what a client would take of this. `node` gave it, over its link; None where this node signed it."""
+        indices, word = signed
+        known = False
         try:
-            who = check_attestation(word, round_.statement, round_.read, self._root, self._certify)
-            if node != who.node or any(word.store == other.store for other in round_.words):
-                raise NotCertified(f"signed for {who.node}, or for the store of another node")
-            round_.words.append(word)
+            if len(word.digests) != len(indices) * HASH:
+                raise NotAReceipt("not one digest for each block")
+            for place, index in enumerate(indices):
+                one = rounds.get(index)
+                if one is None:
+                    continue
+                if word.digests[place * HASH : (place + 1) * HASH] != one.digest:
+                    raise ReceiptContradicts(f"its fold took other envelopes in block {index}")
+                who = check_certificate(word.certificate, one.read, self._root, self._certify)
+                if node is not None and not known:
+                    check_word(word, who)
+                    known = True
+                if node not in (None, who.node) or any(word.store == other.store for other in one.words):
+                    raise NotCertified(f"signed for {who.node}, or for the store of another node")
+                one.words.append(word.attestation(place))
         except TrustError as error:
-            _log.error("signature_refused", node=node, index=round_.read.index, text=error.text)
+            _log.error("signature_refused", node=node or "this one", text=error.text)
 
     def _certify(self, certificate: bytes, root: Root) -> Certified:
         """As `certify`, once for each certificate."""

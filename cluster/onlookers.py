@@ -35,6 +35,10 @@ class Onlookers:
         self._grown = trio.Event()
         self._heard: dict[str, float] = {}  # node → when it last told us (trio's clock)
 
+    def follow(self, root: Root) -> None:
+        """Whose word counts is asked of this root document from now on."""
+        self._root = root
+
     async def run(self) -> None:
         """Tell the others, until cancelled."""
         self._trail.on_note = self._wake

@@ -47,7 +47,7 @@ class Passage:
     """The receiving half. It owns who waits for which outcome."""
 
     def __init__(self, root: Root, delivery: Delivery, intake: Intake, barrier: Barrier) -> None:
-        self._policies = Policies(root)
+        self.policies = Policies(root)
         self._barrier = barrier
         self._delivery = delivery
         self._intake = intake
@@ -102,9 +102,9 @@ class Passage:
             header = read_header(sealed)
         except ProtocolError:
             return Code.BAD_ENVELOPE
-        if header.kind is To.ROSTER or self._policies.forbidden(peer.cell, state.cell):
+        if header.kind is To.ROSTER or self.policies.forbidden(peer.cell, state.cell):
             return Code.NOT_PERMITTED
-        if self._policies.rests_too_long(header, state.cell):
+        if self.policies.rests_too_long(header, state.cell):
             return Code.LIFETIME
         if header.to in state.moved:
             return Code.UNREACHABLE  # tried again, it goes where the user is at home by then, as the fold has it
@@ -113,4 +113,4 @@ class Passage:
     def _receipt(self, peer: Peer, own: bytes, code: Code) -> ReceiptItem:
         _log.warning("not_passed", cell=peer.cell, code=code.name.lower())
         cell = self._delivery.room.state.cell
-        return ReceiptItem(own, code, 0, self._policies.longest(cell) if code is Code.LIFETIME else 0, cell)
+        return ReceiptItem(own, code, 0, self.policies.longest(cell) if code is Code.LIFETIME else 0, cell)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ssl
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -27,7 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cluster.core.linkwire import Peer
 from relay.certificates import SCHEME, claimed_node, issued_by, parse_certificate
-from relay.core.receipts import Attestation, signed_bytes
+from relay.core.receipts import Word, sign_statements
 from relay.core.trust import Root
 from relay.errors import OperatorError, PeerError, TrustError
 from relay.gateway.tls import TlsStream
@@ -214,10 +215,12 @@ def _private_key(pem: bytes, what: str) -> Ed25519PrivateKey:
 # --- whom a certificate speaks for ---------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who somebody says to be, and the region whose authority vouches for it ("": none that the root names)."""
+    """Who somebody says to be, and the region whose authority vouches for it ("": none that the root names), by the
+    certificate (DER; empty where there is none)."""
 
     peer: Peer
     vouched_by: str
+    certificate: bytes = b""
 
 
 def read_claim(certificate: bytes, root: Root) -> Claim:
@@ -228,7 +231,12 @@ def read_claim(certificate: bytes, root: Root) -> Claim:
     except Exception as error:  # the parser has errors of many kinds; a peer's bytes must not get past them
         raise PeerError("not the certificate of a Posthouse node", "Issue it with posthouse init") from error
     own_first = sorted(root.payload.regions, key=lambda region: region.name != peer.region)
-    return Claim(peer, next((region.name for region in own_first if issued_by(cert, region)), ""))
+    return Claim(peer, next((region.name for region in own_first if issued_by(cert, region)), ""), certificate)
+
+
+def admit_again(claim: Claim, root: Root) -> Peer:
+    """`admit`, where the claim was read by another root document, or may have been. Raises PeerError."""
+    return admit(read_claim(claim.certificate, root) if claim.certificate else claim, root)
 
 
 def admit(claim: Claim, root: Root) -> Peer:
@@ -296,10 +304,9 @@ class NodeCredentials:
             _key=key,
         )
 
-    def attest(self, statement: bytes, store: bytes) -> Attestation:
-        """This node's word for a statement of a receipt (relay.core.receipts). The key signs nothing else but TLS."""
-        signature = self._key.sign(signed_bytes(statement, store, self.certificate))
-        return Attestation(store, self.certificate, signature)
+    def attest(self, statements: Sequence[bytes], store: bytes) -> Word:
+        """This node's word for statements of receipts (relay.core.receipts). The key signs nothing else but TLS."""
+        return sign_statements(statements, store, self.certificate, self._key.sign)
 
     def links_client(self, region: str) -> ssl.SSLContext:
         """For dialling a cell of `region`: trusts that region's authority and no other. Raises PeerError."""

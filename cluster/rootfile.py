@@ -1,8 +1,8 @@
 """A running node's root document: what is put into its file is verified, kept, and used as far as that goes without a
 restart; and it is said aloud when nothing newer comes.
 
-The owner of which root document this node trusts. Regions are taken from it when the process begins; a publication that
-changes none of them (a new timestamp, other keepers) counts at once, and so does that one is removed.
+The owner of which root document this node trusts. What it says of the regions counts at once (cluster.following), but
+for who the nodes of the own cell are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import trio
 
 from cluster.core.auditlog import REFUSED
 from cluster.env import RealClock
+from cluster.following import Following, changed
 from cluster.kept import keep_root
 from cluster.trail import Noting, unnoted
 from relay.core.trust import Root, follow_root, region_ends, reopen_root
@@ -33,13 +34,17 @@ class RootFile:
     """[paths] root of a running node."""
 
     def __init__(
-        self, path: Path, data: Path, signed: bytes, now_ms: Callable[[], int] = _wall_ms, note: Noting = unnoted
+        self, path: Path, data: Path, signed: bytes, cell: str, now_ms: Callable[[], int] = _wall_ms,
+        note: Noting = unnoted, actor: str = "node",
     ) -> None:
         """`signed`: the root document that this process verified when it began. It is kept in `data` before anything
-        uses it. `note`: of each that is taken, before it counts, or refused. Raises OperatorError, TrustError."""
+        uses it. `cell`: whose node this is. `note`: of each that is taken, before it counts, or refused, by `actor`.
+        Raises OperatorError, TrustError."""
+        self._actor = actor
         keep_root(data, signed)
         self._path, self._data, self._now_ms, self._note = path, data, now_ms, note
-        self._trusted = self._began = reopen_root(signed, now_ms())
+        self._trusted = reopen_root(signed, now_ms())
+        self.following = Following(self._trusted, cell)
         self._ends, self._lapsed = region_ends(self._trusted), frozenset(self._trusted.payload.lapsed)
         self._removed = frozenset[str]()
         self._seen = self._taken = self._stamp()
@@ -52,9 +57,8 @@ class RootFile:
     @property
     def waits(self) -> str:
         """What /readyz adds: what of the newest root document counts after a restart only; empty where nothing does."""
-        changed = _changed(self._began, self._trusted)
         what = f"version {self._trusted.payload.version} of the root document waits for a restart"
-        return f"{what}: it says something else of {', '.join(changed)}" if changed else ""
+        return f"{what}: {self.following.waits}" if self.following.waits else ""
 
     @property
     def trusted(self) -> Root:
@@ -87,18 +91,24 @@ class RootFile:
             root = follow_root(signed, self._trusted.signed, self._now_ms(), self._trusted.federation_id)
             keep_root(self._data, signed)
         except (TrustError, ProtocolError, OperatorError, OSError) as error:
-            self._note("root.take", "node", f"{REFUSED}: {error}", before=self._trusted.payload.version)
+            self._note("root.take", self._actor, f"{REFUSED}: {error}", before=self._trusted.payload.version)
             _log.error("root_refused", text=str(error), version=self._trusted.payload.version)
             return
-        changed = _changed(self._began, root)
-        self._note("root.take", "node", version=root.payload.version, digest=root.digest.hex(), after_restart=changed)
+        regions = changed(self._trusted, root)
+        version, digest = root.payload.version, root.digest.hex()
+        self._note("root.take", self._actor, version=version, digest=digest, regions=regions)
+        before = self._ends
         self._trusted, self._ends = root, region_ends(root)
+        self._removed = (self._removed | before.keys()) - self._ends.keys()
+        for name in sorted(before.keys() - self._ends.keys()):
+            text = f"the keepers removed region {name}: no link to or from it is used"
+            _log.warning("region_removed", region=name, text=text)
+        self.following.take(root)
         until = _day(root.payload.fresh_until)
-        if changed:
-            text = f"it says something else of {', '.join(changed)}: restart the nodes one after the other"
+        _log.info("root_taken", version=root.payload.version, until=until, regions=regions)
+        if waits := self.following.waits:
+            text = f"{waits}: restart the nodes of the cell one after the other"
             _log.warning("root_waits", version=root.payload.version, until=until, text=text)
-        else:
-            _log.info("root_taken", version=root.payload.version, until=until)
 
     def _look_at_regions(self) -> None:
         """What was valid when the document was verified has an end of its own."""
@@ -109,11 +119,6 @@ class RootFile:
             remedy = "Its operator signs it again: posthouse init statement; then publish, and put root.bin here"
             _log.error("region_lapsed", region=name, text=text, remedy=remedy)
         self._lapsed = lapsed
-        removed = frozenset(region.name for region in self._began.payload.regions) - self._ends.keys()
-        for name in sorted(removed - self._removed):
-            text = f"the keepers removed region {name}: no link to or from it is used"
-            _log.warning("region_removed", region=name, text=text)
-        self._removed = removed
 
     def _say_stale(self) -> None:
         payload = self._trusted.payload
@@ -130,13 +135,6 @@ class RootFile:
         except OSError:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _changed(old: Root, new: Root) -> list[str]:
-    """Regions of which the two say different things."""
-    before = {region.name: region for region in old.payload.regions}
-    after = {region.name: region for region in new.payload.regions}
-    return [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
 
 
 def _day(ms: int) -> str:

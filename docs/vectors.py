@@ -16,12 +16,12 @@ from nacl.signing import SigningKey
 from docs import vectors_of_channels
 from docs.vectors_of_logs import region_logs
 from relay.client import Card
-from relay.core import receipts, sealing, trust, wire
+from relay.core import proven, receipts, sealing, trust, wire
 from relay.core.block import make_block, position
 from relay.core.book import Book, Taken, key
 from relay.core.codec import Struct, digest, encode
 from relay.core.envelope import Header, To, envelope_id, join
-from relay.core.merkle import leaf_hash
+from relay.core.widetree import leaf_hash
 
 FILE = Path(__file__).with_name("vectors.json")
 
@@ -128,7 +128,7 @@ def messages() -> list[Struct]:
         wire.Error(wire.Fault.FENCED, "the device started a newer session", 0),
         wire.EphemeralFrom(bytes([7]) * 32, public(DEVICE), b"typing"),
         wire.Moved((b"signed record",)),
-        wire.Proof(2, (proven_block(),), (receipts.Missing(bytes([7]) * 32, wire.Code.UNPROVEN),)),
+        wire.Proof(2, (proven_block(),), (proven.Missing(bytes([7]) * 32, wire.Code.UNPROVEN),)),
         *vectors_of_channels.told(),
     ]
 
@@ -137,10 +137,11 @@ def messages() -> list[Struct]:
 NODE_KEYS = {"n1": SigningKey(bytes([10]) * 32), "n3": SigningKey(bytes([11]) * 32)}
 
 
-def proven_block() -> receipts.ProvenBlock:
-    """Block 7, which took two envelopes; n1 and n3 of three stand by it. Their certificates are only names here: what
+def proven_block() -> proven.ProvenBlock:
+    """Block 7, which took ten envelopes; n1 and n3 of three stand by it. Their certificates are only names here: what
     an X.509 certificate must say is in the text."""
-    envelopes = (envelope(), join(encode(Header(1, To.MAILBOX, bytes([6]) * 32, 1, NOW, NOW + 60_000, 1)), b"another"))
+    header = encode(Header(1, To.MAILBOX, bytes([6]) * 32, 1, NOW, NOW + 60_000, 1))
+    envelopes = (envelope(), *(join(header, b"another %d" % number) for number in range(9)))
     book = Book("amber/1", LOG_ID)
     taken = [
         Taken(envelope_id(data), wire.Code.STORED, position(7, 3 + n), 2, 2, NOW + 60_000)
@@ -151,27 +152,31 @@ def proven_block() -> receipts.ProvenBlock:
     words = []
     for place, (node, signing) in enumerate(NODE_KEYS.items()):
         certificate, store = f"certificate of amber/1/{node}".encode(), bytes([place]) * 16
-        signature = bytes(signing.sign(receipts.signed_bytes(statement, store, certificate)).signature)
-        words.append(receipts.Attestation(store, certificate, signature))
-    block = book.prove(7, [key(envelope_id(envelope()), wire.Code.STORED)], words)
+        together = [statement, b"another statement"][:: 1 - 2 * place]  # n3 signs it after the other one
+        word = receipts.sign_statements(together, store, certificate, lambda data, by=signing: by.sign(data).signature)
+        words.append(word.attestation(place))
+    block = book.prove(7, [book.places(7)[key(envelope_id(envelope()), wire.Code.STORED)]], words)
     assert block is not None
     return block
 
 
 def receipt() -> dict[str, Any]:
     block = proven_block()
-    item = block.items[0]
-    leaf = receipts.read_leaf(item.leaf)
-    data = receipts.make_receipt(item.leaf, item.ordinal, item.path, block.statement, block.attestations)
+    statement = receipts.read_statement(block.statement)
+    [ordinal], [path] = block.ordinals, block.paths
+    leaf_bytes = receipts.leaf_head(statement.cell, statement.time) + block.rows
+    leaf = receipts.read_leaf(leaf_bytes)
+    data = receipts.make_receipt(leaf_bytes, ordinal, path, block.statement, block.attestations)
     return {
         "node_key_seeds": {node: bytes(key).hex() for node, key in NODE_KEYS.items()},
         "id": leaf.id.hex(), "leaf": {name: plain(value) for name, value in asdict(leaf).items()},
-        "leaf_bytes": item.leaf.hex(), "leaf_hash": leaf_hash(item.leaf).hex(),
-        "ordinal": item.ordinal, "path": item.path.hex(),
-        "statement": plain(receipts.read_statement(block.statement)), "statement_bytes": block.statement.hex(),
+        "leaf_bytes": leaf_bytes.hex(), "leaf_hash": leaf_hash(leaf_bytes).hex(),
+        "ordinal": ordinal, "path": path.hex(),
+        "statement": plain(statement), "statement_bytes": block.statement.hex(),
+        "statement_digest": receipts.said(block.statement).hex(),
         "attestations": [
-            plain(one) | {"signed_bytes": receipts.signed_bytes(block.statement, one.store, one.certificate).hex()}
-            for one in block.attestations
+            plain(one) | {"signed_bytes": receipts.signed_bytes(word.digests, word.store, word.certificate).hex()}
+            for one, word in ((one, one.word(block.statement)) for one in block.attestations)
         ],
         "receipt": data.hex(),
     }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nacl.bindings import crypto_core_ed25519_is_valid_point
 
 from relay.core.receipts import Certified
 from relay.core.trust import Root, RootRegion
@@ -44,10 +45,19 @@ def claimed_node(cert: x509.Certificate) -> tuple[str, str, str]:
     return region, f"{region}/{name}", node
 
 
+def _is_key(cert: x509.Certificate) -> bool:
+    """OpenSSL takes Ed25519 keys of small order, for which everybody can sign."""
+    key = cert.public_key()
+    return not isinstance(key, Ed25519PublicKey) or crypto_core_ed25519_is_valid_point(key.public_bytes_raw())
+
+
 def issued_by(cert: x509.Certificate, region: RootRegion) -> bool:
-    """Did the region's authority, as the root has it, issue it?"""
+    """Did the region's authority, as the root has it, issue it? With keys that are none, anybody could have."""
     try:
-        cert.verify_directly_issued_by(parse_certificate(region.authority, der=True))
+        authority = parse_certificate(region.authority, der=True)
+        if not (_is_key(authority) and _is_key(cert)):
+            return False
+        cert.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True

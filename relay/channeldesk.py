@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from relay.barrier import Barrier
 from relay.core import records, wire
@@ -70,21 +71,15 @@ class ChannelDesk:
             return Code.NOT_SUBSCRIBER
         return Code.STORED
 
-    async def _learn(self, channel: bytes, version: int) -> None:
-        """A node that is behind denies nobody (ADR 29). Raises Overloaded."""
-        known = self._state.channels.get(channel)
-        if known is None or known.terms.version < version:
-            await self._barrier.reach(_ASKER)
-
     def unsubscribe(self, line: Line, channel: bytes) -> None:
         """See relay.gateway.api.ChannelOffice."""
         self._channels.unsubscribe(line, channel)
 
     async def read(self, line: Line, request: wire.Read) -> None:
         """See relay.gateway.api.ChannelOffice."""
-        if self._channels.may_read(line, request.channel):
-            frame = await self._channels.page(request.channel, request.after)
-        else:
+        may_read = partial(self._channels.may_read, line, request.channel)
+        frame = await self._channels.page(request.channel, request.after) if may_read() else b""
+        if not may_read():  # or not any more
             page = wire.Page(request.channel, request.after, Code.NOT_SUBSCRIBER, 0, 0, ())
             frame = server_frame(wire.encode_message(page))
         await line.send(frame)
@@ -95,7 +90,8 @@ class ChannelDesk:
         own = digest(terms)
         try:
             verified = verify_terms(terms)
-            await self._learn(verified.channel, 0 if verified.version == 1 else verified.version - 1)
+            if verified.channel not in self._state.channels and verified.terms.owner_key != line.device:
+                await self._barrier.reach(_ASKER)  # a node that is behind denies nobody (ADR 29)
         except (TrustError, ProtocolError):
             self._refuse(line, own, Code.BAD_RECORD)
             return

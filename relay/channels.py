@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Final
@@ -52,8 +52,8 @@ class Channels:
         self._keys: dict[bytes, bytes] = {}  # of each channel with readers, the key that they proved
         self._filed: dict[bytes, list[bytes]] = {}  # frames of live posts that are not given out yet
         self._filed_bytes = 0
-        self._behind: dict[tuple[Line, bytes], None] = {}
-        self._told: list[tuple[bytes, Sequence[Line]]] = []  # news that is not given out yet: a frame, and for whom
+        self._altered: dict[bytes, None] = {}  # channels with other terms, of which nobody has heard yet
+        self._owed: dict[Line, dict[bytes, Code]] = {}  # what lines are to hear, once they take it, of which channels
         self._wake = trio.Event()
         self._pages = _Pages()
         self._turns = trio.CapacityLimiter(CHANNEL_READS)
@@ -68,6 +68,7 @@ class Channels:
                 return False
             self._channels[line] = (*known, key)
             self._metrics.subscriptions.inc()
+        self._settle(line, key)  # the answer says it
         self._keys[key] = channel.terms.terms.reader_key
         self._readers.setdefault(key, {})[line] = _LIVE if live else _PROVEN
         return True
@@ -77,17 +78,18 @@ class Channels:
         left = tuple(key for key in self._channels.pop(line, ()) if key != channel)
         if left:
             self._channels[line] = left
+        self._settle(line, channel)
         self._forget(line, channel)
 
     def leave(self, line: Line) -> None:
         """The line has ended."""
         for channel in self._channels.pop(line, ()):
             self._forget(line, channel)
+        self._owed.pop(line, None)
 
     def _forget(self, line: Line, channel: bytes) -> None:
         readers = self._readers.get(channel, {})
         if readers.pop(line, None) is not None:
-            self._behind.pop((line, channel), None)
             self._metrics.subscriptions.dec()
             if not readers:
                 del self._readers[channel], self._keys[channel]
@@ -123,17 +125,21 @@ class Channels:
         readers = self._readers.get(channel)
         if readers is None:
             return
-        frame = _frame(self.news(channel))
-        if known is None or known.terms.terms.reader_key != self._keys[channel]:
-            frame = _frame(self.news(channel, Code.NOT_SUBSCRIBER if known else Code.UNKNOWN_CHANNEL))
-            lines = list(readers)
-            for line in lines:
-                self.unsubscribe(line, channel)
-            self._filed_bytes -= sum(map(len, self._filed.pop(channel, ())))
-            self._told.append((frame, lines))
+        if known is not None and known.terms.terms.reader_key == self._keys[channel]:
+            self._altered[channel] = None
         else:
-            self._told.append((frame, list(readers)))
+            for line in list(readers):
+                self.unsubscribe(line, channel)
+                self._owe(line, channel, Code.NOT_SUBSCRIBER if known else Code.UNKNOWN_CHANNEL)
         self._wake.set()
+
+    def _owe(self, line: Line, channel: bytes, code: Code = Code.STORED) -> None:
+        self._owed.setdefault(line, {})[channel] = code
+
+    def _settle(self, line: Line, channel: bytes) -> None:
+        owed = self._owed.get(line, {})
+        if owed.pop(channel, None) is not None and not owed:
+            del self._owed[line]
 
     def _overrun(self) -> None:
         """More is posted than lines are written to: everybody who lacks it reads on demand."""
@@ -146,32 +152,22 @@ class Channels:
     def _miss(self, line: Line, channel: bytes) -> None:
         self._readers[channel][line] = _BEHIND
         self._metrics.demoted.labels("posts").inc()
-        self._behind[line, channel] = None
+        self._owe(line, channel)
 
     # --- giving ----------------------------------------------------------------------------------
     async def run(self) -> None:
         """Rounds, until cancelled."""
-        again = -math.inf  # when who is behind may be told again
+        again = -math.inf  # when news may be told again
         while True:
-            with trio.move_on_after(CHANNEL_BEHIND_S if self._behind else math.inf):
+            with trio.move_on_after(CHANNEL_BEHIND_S if self._owed or self._altered else math.inf):
                 await self._wake.wait()
             self._wake = trio.Event()
             began = trio.current_time()
-            await self._tell()
             await self._round()
-            if self._behind and began >= again:
+            if (self._owed or self._altered) and began >= again:
                 again = began + CHANNEL_BEHIND_S
-                await self._tell_behind()
+                await self._tell()
             await trio.sleep(min(FANOUT_REST_S, FANOUT_REST * (trio.current_time() - began)))
-
-    async def _tell(self) -> None:
-        told, self._told = self._told, []
-        for frame, lines in told:
-            for number, line in enumerate(lines, 1):
-                if line.push((frame,)):
-                    line.flush()
-                if number % _SLICE == 0:
-                    await trio.lowlevel.checkpoint()
 
     async def _round(self) -> None:
         """Everything that is filed now, to everybody who is live."""
@@ -189,35 +185,50 @@ class Channels:
                     await trio.lowlevel.checkpoint()
             self._metrics.delivered.inc(given)
 
-    async def _tell_behind(self) -> None:
-        """Who missed something hears that there is more than it has, once its line takes that, and is live again."""
-        frames: dict[bytes, bytes] = {}
-        for number, (line, channel) in enumerate(list(self._behind), 1):
-            if (line, channel) in self._behind:
-                frame = frames.get(channel) or frames.setdefault(channel, _frame(self.news(channel)))
-                if line.push((frame,)):
-                    line.flush()
-                    self._readers[channel][line] = _LIVE
-                    del self._behind[line, channel]
+    async def _tell(self) -> None:
+        """Whoever is owed news hears how it is now, once its line takes that; who had missed posts is live again."""
+        altered, self._altered = self._altered, {}
+        for channel in altered:
+            for line in self._readers.get(channel, ()):
+                self._owe(line, channel)
+        frames: dict[tuple[bytes, Code], bytes] = {}
+        for number, line in enumerate(list(self._owed), 1):
+            for what in list(self._owed.get(line, {}).items()):
+                frame = frames.get(what) or frames.setdefault(what, _frame(self.news(*what)))
+                if not line.push((frame,)):
+                    break
+                self._heard(line, what[0])
+            line.flush()
             if number % _SLICE == 0:
                 await trio.lowlevel.checkpoint()
                 frames.clear()  # an overrun meanwhile is news
+
+    def _heard(self, line: Line, channel: bytes) -> None:
+        self._settle(line, channel)
+        readers = self._readers.get(channel, {})
+        if readers.get(line) == _BEHIND:
+            readers[line] = _LIVE
 
     # --- reading on demand -----------------------------------------------------------------------
     async def page(self, channel: bytes, after: int) -> bytes:
         """The frame of the next posts past `after`, the same for everybody who asks for the same."""
         async with self._turns:
-            known = self._state.channels.get(channel)
-            if known is None:
-                return _frame(wire.Page(channel, after, Code.UNKNOWN_CHANNEL, 0, 0, ()))
-            first, last = span = _span(known)
-            after_ = max(after, first - 1)
-            frame = self._pages.find(channel, after_, span)
-            if frame is None:
+            for _ in range(_TRIES):
+                known = self._state.channels.get(channel)
+                if known is None:
+                    return _frame(wire.Page(channel, after, Code.UNKNOWN_CHANNEL, 0, 0, ()))
+                first, last = span = _span(known)
+                after_ = max(after, first - 1)
+                frame = self._pages.find(channel, after_, span)
+                if frame is not None:
+                    return frame
+                ended = next(known.window.after(after_), None) is None
                 posts = await self._posts(known, after_)
-                frame = _frame(wire.Page(channel, after_, Code.STORED, first, last, tuple(posts)))
-                self._pages.keep(channel, after_, span, frame)
-            return frame
+                if posts or ended:
+                    frame = _frame(wire.Page(channel, after_, Code.STORED, first, last, tuple(posts)))
+                    self._pages.keep(channel, after_, span, frame)
+                    return frame
+        return _frame(wire.Page(channel, after, Code.OVERLOADED, 0, 0, ()))  # an empty page would say: no more
 
     async def _posts(self, channel: ChannelState, after: int) -> list[bytes]:
         posts: list[bytes] = []

@@ -89,13 +89,16 @@ CHANNEL_BYTES_LEAST: Final = 256 * KIB  # bytes that a channel keeps at least: a
 # --- receipts ------------------------------------------------------------------------------------
 MAX_RECEIPT: Final = 32 * KIB  # bytes of a receipt; nine nodes with large certificates fit
 MAX_CERTIFICATE: Final = 2 * KIB  # bytes of a node's certificate (DER) in a receipt; ours have about 600
-MAX_OUTCOME_PATH: Final = 20  # hashes on the way from a leaf to a block's root: as many leaves as a block has slots
+MAX_OUTCOME_PATH: Final = 7 * 7 * 32  # bytes from a leaf to a block's root: of as many leaves as it has slots
 BOOK_BYTES: Final = 16 * MIB  # bytes of what newest blocks took, for receipts that are asked for: 200,000 envelopes
 BOOK_LEAVES: Final = 16_384  # leaves of hashed blocks kept; 8 MiB
 MAX_STATEMENTS: Final = 1_024  # blocks whose signatures are kept; under 2 KiB each in a cell of three
+SIGNED_TOGETHER: Final = 8  # blocks under one signature of a node; each adds 32 bytes to the receipts of the others
 PROVE_BLOCKS: Final = 64  # blocks that one node of a cell asks another one's signatures for at a time
 PROVE_S: Final = 10.0  # seconds until a client is told that too few nodes signed: within its patience
 ATTEST_S: Final = 1.5  # seconds for another node of the cell to sign; then others are asked
+ATTEST_REST: Final = 16  # times the time that collecting signatures took, until more are collected: they go together,
+ATTEST_REST_S: Final = 0.1  # at most this many seconds
 
 # --- the SDK's store -----------------------------------------------------------------------------
 MAX_STRAY_KEYS: Final = 16_384  # sender keys of non-members; a whole group may write before its roster comes
@@ -111,10 +114,10 @@ DRAIN_SPREAD_MS: Final = 5  # ms of reconnect spread per client of a stopping no
 OUTBOX_BYTES: Final = 1 * MIB  # bytes queued for one socket; past it the session is demoted to catch-up
 OUTBOXES_BYTES: Final = 256 * MIB  # bytes queued for all sockets of a node; past it a socket that takes none is given
 OUTBOX_LEAST: Final = 64 * KIB  # no more than this: who does not read is demoted sooner, and nobody else notices
-ACK_EVERY: Final = 512  # deliveries after which a client acks
+ACK_EVERY: Final = 4_096  # deliveries after which a client acks
 ACK_BYTES: Final = 1 * MIB  # bytes of deliveries after which our client acks, well below UNACKED_BYTES
 ACK_MS: Final = 1_000  # ms after which a client acks what it has; every ack is a record of the log
-ACK_EACH_MS: Final = 8  # ms of a new session's pace for each session of the node, where that is more than ACK_MS
+ACK_EACH_MS: Final = 64  # ms of a new session's pace for each session of the node, where that is more than ACK_MS
 ACK_MOST_MS: Final = 8_000  # ms, but no longer than this: so much may come again after a crash
 RECENT_FRAMES: Final = 8 * MIB  # bytes of encoded deliveries kept for devices that catch up at the same time
 UNACKED_BYTES: Final = 8 * MIB  # bytes sent and not acked on one connection; past it delivery waits for an ack

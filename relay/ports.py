@@ -12,7 +12,7 @@ from typing import Protocol
 import trio
 
 from relay.core.block import Block
-from relay.core.receipts import Missing, ProvenBlock
+from relay.core.proven import Missing, ProvenBlock
 from relay.core.trust import HomeRecord
 from relay.core.wire import ReceiptItem, Wanted
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -9,7 +11,7 @@ from nacl.signing import SigningKey
 
 from cluster.pki import issue_node, make_authority
 from relay.core.codec import digest
-from relay.core.receipts import Attestation, signed_bytes
+from relay.core.receipts import Attestation, Word, sign_statements
 from relay.core.trust import Root, RootCell, RootNode, RootRegion
 from tests.roots import verified_root
 
@@ -43,6 +45,9 @@ class Signer:
         assert isinstance(key, Ed25519PrivateKey)
         self.key = key
 
-    def attest(self, statement: bytes, store: bytes = b"") -> Attestation:
-        store = store or self.store
-        return Attestation(store, self.certificate, self.key.sign(signed_bytes(statement, store, self.certificate)))
+    def attest(self, statements: Sequence[bytes], store: bytes = b"") -> Word:
+        return sign_statements(statements, store or self.store, self.certificate, self.key.sign)
+
+    def attestation(self, statement: bytes) -> Attestation:
+        """Of one statement alone."""
+        return self.attest([statement]).attestation(0)

@@ -18,9 +18,10 @@ from msgspec import Meta
 
 from relay.core.codec import Decoder, Struct, encode, pack
 from relay.core.records import HandedAnswer
-from relay.core.receipts import Missing, ProvenBlock
+from relay.core.proven import Missing, ProvenBlock
+from relay.core.receipts import Word
 from relay.core.shapes import (
-    CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHash, Millis, Name, Signature, StoreId, UInt,
+    CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHash, Millis, Name, StoreId, UInt,
 )
 from relay.core.trust import Root
 from relay.core.wire import ReceiptItem, Wanted
@@ -310,11 +311,10 @@ class Attest(Struct, tag=29):
 
 
 class Attested(Struct, tag=30):
-    """What this node's store, under its certificate (DER), signed: (index, signature). The others it does not have."""
+    """What this node's store signed, and of which blocks: their indices, in the order of the digests. Others than were
+    asked for may be among them; those that are not, it does not have."""
 
-    store: StoreId
-    certificate: Annotated[bytes, Meta(max_length=MAX_CERTIFICATE)]
-    signatures: Annotated[tuple[tuple[UInt, Signature], ...], Meta(max_length=PROVE_BLOCKS)]
+    words: Annotated[tuple[tuple[tuple[UInt, ...], Word], ...], Meta(max_length=PROVE_BLOCKS)]
 
 
 class AuditHead(Struct, tag=35):

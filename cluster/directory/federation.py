@@ -19,7 +19,7 @@ import trio
 from cluster.core.linkwire import Answer, LookUp, Peer, Records, Request
 from cluster.directory.seen import Seen, Sighting
 from relay.core.policy import region_of
-from relay.core.trust import HomeRecord, Root, check_current, read_chain, read_home, verify_chain
+from relay.core.trust import HomeRecord, Root, check_current, read_chain, read_home, trust_of, verify_chain
 from relay.core.wire import Code
 from relay.errors import (
     BrokenChain, NotValidNow, Overloaded, PeerError, PosthouseError, ProtocolError, Refused, Rollback, TrustError,
@@ -87,6 +87,16 @@ class FederationDirectory:
         self._bytes = 0
         self._failures: OrderedDict[tuple[bytes, str], tuple[PosthouseError, int]] = OrderedDict()
         self._fetches: dict[tuple[bytes, str], _Fetch] = {}
+
+    def follow(self, root: Root) -> None:
+        """Verify by this root document from now on. Records of regions whose keys it changes are asked for again, and
+        verified; what is on the disk of which versions were seen stays."""
+        before, self._root = self._root, root
+        self._failures.clear()
+        doubtful = {one.name for one in before.payload.regions if not _holds_on(one.name, before, root)}
+        for user, known in tuple(self._known.items()) if doubtful else ():
+            if known.record.payload.move_epoch or region_of(known.record.cell) in doubtful:
+                self._bytes -= self._known.pop(user).size
 
     async def failed(self) -> None:
         """Wait until its disk fails, and raise DiskFailed."""
@@ -283,12 +293,15 @@ class FederationDirectory:
         """Verify, persist, use; in this order. Raises TrustError and its kinds."""
         known = old.record if old else None
         newer = [signed for signed in answer if _unverified(signed).version > (known.version if known else 0)]
-        record = verify_chain(answer, self._root, self._env.clock.wall_ms(), user, known)
+        root = self._root
+        record = verify_chain(answer, root, self._env.clock.wall_ms(), user, known)
         chain = (*(old.chain if old else ()), *newer)
         highest = await self._seen.highest(user)
         self._check_seen(chain, highest)
         if highest is None or highest.version < record.version:
             self._check_seen(chain, await self._seen.raise_to(user, self._seen.sighting(record)))
+        if self._root is not root:  # another one by now, which may know other keys
+            verify_chain(answer, self._root, self._env.clock.wall_ms(), user, known)
         return self._keep(record, chain, fresh_ms)
 
     def _check_seen(self, chain: Sequence[bytes], highest: Sighting | None) -> None:
@@ -334,6 +347,19 @@ class FederationDirectory:
             _, dropped = self._known.popitem(last=False)
             self._bytes -= dropped.size
         return known
+
+
+def _holds_on(region: str, before: Root, after: Root) -> bool:
+    """Is every record of that region that verified by the one root document sure to verify by the other?"""
+    try:
+        old, new = before.region(region), after.region(region)
+        same = (old.registrar_key, old.log_key) == (new.registrar_key, new.log_key)
+        if not (same and new.log_key):
+            return same
+        was, now = trust_of(before, region), trust_of(after, region)
+        return now.k <= was.k and set(was.witnesses) <= set(now.witnesses)
+    except TrustError:
+        return False
 
 
 def _unverified(signed: bytes) -> HomeRecord:

@@ -155,7 +155,7 @@ async def _take_up(
     stubs = []
     for block in fresh:
         if block.index > committed:
-            chain.add(block, chain.check(block.records))
+            chain.take(block)
         stubs.append(Stub(terms[block.index], block.size, members_in(block)))
     stored = Stored(
         HardState(store.hard.term, store.hard.vote or None), start, members, stubs, committed,

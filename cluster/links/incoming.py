@@ -12,6 +12,7 @@ import trio
 from cluster.core.linkmachine import Asked, LinkEvent, LinkMachine, Noted
 from cluster.core.linkwire import Answer, CellNote, Done, LinkFault, Peer, Ping, Request, encode_message, patience
 from cluster.links.pace import FAR, NEAR
+from cluster.pki import Claim, admit_again
 from cluster.links.secure import LinkLost, Party, accept, farewell, receive, stream_errors
 from relay.core.wire import Code
 from relay.errors import DiskFailed, Overloaded, PeerError, PosthouseError, ProtocolError, Refused, TrustError
@@ -37,7 +38,7 @@ class Incoming:
     def __init__(self, party: Party, handler: Handler, on_refused: Callable[[], None]) -> None:
         self._party, self._handler, self._on_refused = party, handler, on_refused
         self._greeting: dict[trio.CancelScope, None] = {}  # oldest first
-        self._links: dict[Peer, trio.CancelScope] = {}
+        self._links: dict[Peer, _Link] = {}
 
     async def serve(self, transport: trio.abc.Stream) -> None:
         """One connection, from accept to its end. Never raises for what the peer or the network does."""
@@ -52,21 +53,21 @@ class Incoming:
             await trio.aclose_forcefully(transport)
 
     async def _serve(self, transport: trio.abc.Stream) -> None:
-        stream, machine, peer, events = await self._greet(transport)
+        stream, machine, claim, events = await self._greet(transport)
+        peer = claim.peer
         older = self._links.get(peer)
         if older is None and len(self._links) >= MAX_LINKS and not machine.inside:
             await farewell(stream, LinkFault(Code.OVERLOADED, "no room for another link", 1000))
             return
         if older is not None:
-            older.cancel()
-        link = _Link(stream, machine, peer, self._handler)
-        self._links[peer] = link.scope
+            older.scope.cancel()
+        link = self._links[peer] = _Link(stream, machine, claim, self._handler)
         names = {"region": peer.region, "cell": peer.cell, "node": peer.node}
         log.info("link_accepted", **names)
         try:
             reason = await link.run(events)
         finally:
-            if self._links.get(peer) is link.scope:
+            if self._links.get(peer) is link:
                 del self._links[peer]
         if isinstance(reason, PeerError):
             self._on_refused()
@@ -74,7 +75,15 @@ class Incoming:
         else:
             log.info("link_closed", **names, reason=str(reason))
 
-    async def _greet(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, LinkMachine, Peer, list[LinkEvent]]:
+    def judge(self) -> None:
+        """End the links of those whom the root document of now does not let in."""
+        for link in tuple(self._links.values()):
+            try:
+                admit_again(link.claim, self._party.root)
+            except PeerError as error:
+                link.end(error)
+
+    async def _greet(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, LinkMachine, Claim, list[LinkEvent]]:
         """Where too many have not said hello yet, the oldest goes: a good node says it at once, so that strangers who
         only hold connections open keep nobody out. Raises LinkLost, PeerError."""
         if len(self._greeting) >= MAX_LINKS:
@@ -93,8 +102,9 @@ class Incoming:
 class _Link:
     """One inbound link. Requests run side by side; the machine bounds how many, and their bytes."""
 
-    def __init__(self, stream: trio.abc.Stream, machine: LinkMachine, peer: Peer, handler: Handler) -> None:
-        self._stream, self._machine, self._peer, self._handler = stream, machine, peer, handler
+    def __init__(self, stream: trio.abc.Stream, machine: LinkMachine, claim: Claim, handler: Handler) -> None:
+        self.claim = claim
+        self._stream, self._machine, self._peer, self._handler = stream, machine, claim.peer, handler
         self._silence_s = (NEAR if machine.inside else FAR).silence_s
         self._sending = trio.Lock()
         self._reason: LinkLost | PeerError = LinkLost("a newer link took its place, or this node stops")
@@ -108,10 +118,11 @@ class _Link:
                     with stream_errors():
                         await self._read(events, nursery)
                 except (LinkLost, PeerError) as error:
-                    self._end(error)
+                    self.end(error)
         return self._reason
 
-    def _end(self, reason: LinkLost | PeerError) -> None:
+    def end(self, reason: LinkLost | PeerError) -> None:
+        """`run` ends, and returns this."""
         self._reason = reason
         self.scope.cancel()
 
@@ -151,7 +162,7 @@ class _Link:
                     # Until now the request counted: a peer that does not read its answers may not go on asking.
                     await self._stream.send_all(self._machine.answer(asked.id, _pack(answer)))
         except (LinkLost, PeerError) as error:
-            self._end(error)
+            self.end(error)
 
     async def _handle(self, message: Request) -> Answer:
         kind, cell = type(message).__name__, self._peer.cell

@@ -60,6 +60,7 @@ class Links:
         self._env, self._root, self._metrics, self._check = env, root, metrics, check
         self._party = Party(root, credentials, LinkHello(VERSION, federation_id(root), own.cell, own.node))
         self._nursery: trio.Nursery | None = None
+        self._incoming: Incoming | None = None
         self._cells: dict[str, KeptLink] = {}
         self._nodes: dict[str, KeptLink] = {}
         for cell in root.cells():
@@ -83,7 +84,8 @@ class Links:
     ) -> None:
         """Serve inbound links, and keep the outgoing ones, until cancelled. Raises what the handler may end the node
         with (see Handler), in a group."""
-        incoming = Incoming(self._party, _Believing(handler, self._check_believed), self._count_refused)
+        believing = _Believing(handler, self._check_believed)
+        incoming = self._incoming = Incoming(self._party, believing, self._count_refused)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -94,6 +96,26 @@ class Links:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
+
+    def follow(self, root: Root) -> None:
+        """Go by this root document from now on, on open links too: whom it does not let in is let go."""
+        self._root = self._party.root = root
+        for name, link in tuple(self._cells.items()):
+            cell = root.cell(name)
+            if cell is not None and cell.nodes:
+                link.follow(cell.nodes)
+            else:
+                link.close()
+                del self._cells[name]
+        for name in root.cells():
+            if name not in self._cells and not self._party.is_near(name):
+                self._cell_changed(name, False)
+        house = root.cell(self._party.hello.cell)
+        for node in house.nodes if house else ():
+            if node.name in self._nodes:
+                self._nodes[node.name].follow([node])
+        if self._incoming is not None:
+            self._incoming.judge()
 
     # --- other cells -----------------------------------------------------------------------------
     async def request(self, cell: str, message: Request, deadline_s: float = LINK_DEADLINE_S) -> Answer:

@@ -13,6 +13,7 @@ from cluster.core.linkmachine import Answered, Ended, LinkEvent, LinkMachine
 from cluster.core.linkwire import Answer, CellNote, Ping, Request, encode_message, patience
 from cluster.links.pace import Pace
 from cluster.links.secure import LinkLost, Party, dial, end_error, receive, stream_errors
+from cluster.pki import Claim, admit_again
 from relay.core.trust import RootNode
 from relay.core.wire import Code
 from relay.errors import PeerError, Refused
@@ -35,7 +36,9 @@ class _Waiter:
 class Outgoing:
     """One open link, dialer's side. `run` serves it until it ends; `ask` may be called by many tasks meanwhile."""
 
-    def __init__(self, stream: trio.abc.Stream, machine: LinkMachine, pace: Pace) -> None:
+    def __init__(self, stream: trio.abc.Stream, machine: LinkMachine, claim: Claim, pace: Pace) -> None:
+        self.claim = claim
+        self._scope = trio.CancelScope()
         self._stream = stream
         self._machine = machine
         self._pace = pace
@@ -93,9 +96,10 @@ class Outgoing:
     async def run(self) -> LinkLost | PeerError:
         """Serve the link until it ends; returns why. When cancelled it ends too."""
         try:
-            async with trio.open_nursery() as nursery:
-                for part in (self._read, self._write, self._watch):
-                    nursery.start_soon(self._guard, part, nursery.cancel_scope)
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    for part in (self._read, self._write, self._watch):
+                        nursery.start_soon(self._guard, part)
         finally:
             self._reason = self._reason or LinkLost("this node stops")
             for waiter in self._waiters.values():
@@ -104,16 +108,20 @@ class Outgoing:
             await trio.aclose_forcefully(self._stream)
         return self._reason
 
+    def end(self, reason: LinkLost | PeerError) -> None:
+        """`run` ends, and returns this."""
+        self._reason = self._reason or reason
+        self._scope.cancel()
+
     def _broken(self) -> Refused:
         return Refused(Code.UNREACHABLE, f"the link ended before the answer: {self._reason}", "It is tried again", 1000)
 
-    async def _guard(self, part: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    async def _guard(self, part: Callable[[], Awaitable[None]]) -> None:
         try:
             with stream_errors():
                 await part()
         except (LinkLost, PeerError) as error:
-            self._reason = self._reason or error
-            scope.cancel()
+            self.end(error)
 
     def _post(self, packed: bytes, patience_s: float, *, first: bool = False) -> int:
         request, frame = self._machine.request(packed)
@@ -213,6 +221,8 @@ class KeptLink:
         self._live: Outgoing | None = None
         self._bad: PeerError | None = None  # why the last dial met somebody else
         self._changed = trio.Event()
+        self._followed = trio.Event()
+        self._scope = trio.CancelScope()
         self._said = ""  # the last failure that was logged: a cell that stays away is logged once
 
     @property
@@ -232,22 +242,44 @@ class KeptLink:
         """See Outgoing.note. False where there is no link, too: what is said now is stale when there is one again."""
         return self._live is not None and self._live.note(message)
 
+    def follow(self, nodes: Sequence[RootNode]) -> None:
+        """The root document of now lists these. An open link goes on where it still lets that node in; else, and where
+        there is none, the next dial is due."""
+        self._nodes, self._bad = nodes, None
+        if self._live is not None:
+            try:
+                admit_again(self._live.claim, self._party.root)
+            except PeerError as error:
+                self._live.end(error)
+        self._followed.set()
+        self._followed = trio.Event()
+
+    def close(self) -> None:
+        """The root document does not list the cell any more: `run` ends."""
+        self._scope.cancel()
+
     async def run(self) -> None:
-        """Never ends by itself."""
+        """Until it is closed."""
+        with self._scope:
+            await self._keep()
+
+    async def _keep(self) -> None:
         failures = 0
         for turn in count():
             node = self._nodes[turn % len(self._nodes)]
             lasted = 0.0
             try:
-                stream, machine = await dial(self._env, self._party, self._cell, node, self._pace.handshake_s)
+                stream, machine, claim = await dial(self._env, self._party, self._cell, node, self._pace.handshake_s)
             except (LinkLost, PeerError) as error:
                 self._failed(node.name, error)
             else:
                 began = trio.current_time()
-                await self._serve(node.name, Outgoing(stream, machine, self._pace))
+                await self._serve(node.name, Outgoing(stream, machine, claim, self._pace))
                 lasted = trio.current_time() - began
             failures = 0 if lasted >= self._pace.backoff_max_s else failures + 1
-            await trio.sleep(self._pause(failures))
+            with trio.move_on_after(self._pause(failures)):
+                await self._followed.wait()
+                failures = 0
 
     async def _serve(self, node: str, live: Outgoing) -> None:
         self._bad, self._said = None, ""

@@ -12,7 +12,7 @@ import trio
 
 from cluster.core.linkmachine import Ended, Greeted, LinkEvent, LinkMachine, Role
 from cluster.core.linkwire import NO_REQUEST, VERSION, LinkFault, LinkHello, Peer, encode_frame, encode_message
-from cluster.pki import Claim, admit
+from cluster.pki import Claim, admit, admit_again
 from relay.core.trust import Root, RootNode
 from relay.core.wire import Code
 from relay.errors import PeerError
@@ -44,9 +44,9 @@ class Security(Protocol):
         """The listener's side."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Party:
-    """This node as a party to links: whom it believes, what it proves, what it says first."""
+    """This node as a party to links: whom it believes (now: `root` changes), what it proves, what it says first."""
 
     root: Root
     security: Security
@@ -116,8 +116,9 @@ async def farewell(stream: trio.abc.Stream, fault: LinkFault) -> None:
 
 async def dial(
     env: Env, party: Party, cell: str, node: RootNode, deadline_s: float
-) -> tuple[trio.abc.Stream, LinkMachine]:
-    """An open link to one node of `cell`. Raises LinkLost, or PeerError where somebody else is there."""
+) -> tuple[trio.abc.Stream, LinkMachine, Claim]:
+    """An open link to one node of `cell`, and what that has proven. Raises LinkLost, or PeerError where somebody else
+    is there."""
     region = cell.partition("/")[0]
     host, port = split_address(node.link)
     with stream_errors(), trio.fail_after(deadline_s):
@@ -131,10 +132,11 @@ async def dial(
             await stream.send_all(encode_frame(NO_REQUEST, encode_message(party.hello)))
             for event in await receive(stream, machine):
                 take_greeting(event, peer, party.hello)
+            admit_again(claim, party.root)  # the root document of now, when nothing is awaited any more
         except BaseException:
             await trio.aclose_forcefully(transport)
             raise
-        return stream, machine
+        return stream, machine, claim
 
 
 def take_greeting(event: LinkEvent, peer: Peer, own: LinkHello) -> None:
@@ -154,8 +156,8 @@ def end_error(fault: LinkFault) -> None:
 
 async def accept(
     transport: trio.abc.Stream, party: Party
-) -> tuple[trio.abc.Stream, LinkMachine, Peer, list[LinkEvent]]:
-    """An open link from a known node, and what it asked already. Raises LinkLost and PeerError."""
+) -> tuple[trio.abc.Stream, LinkMachine, Claim, list[LinkEvent]]:
+    """An open link from a known node, what that has proven, and what it asked already. Raises LinkLost, PeerError."""
     with stream_errors(), trio.fail_after(LINK_HANDSHAKE_S):
         stream, claim = await party.security.secure_server(transport)
         peer = admit(claim, party.root)
@@ -170,4 +172,5 @@ async def accept(
             await farewell(stream, LinkFault(Code.NOT_PERMITTED, error.text, 0))
             raise
         await stream.send_all(encode_frame(NO_REQUEST, encode_message(party.hello)))
-        return stream, machine, peer, more
+        admit_again(claim, party.root)  # as in `dial`
+        return stream, machine, claim, more

@@ -84,6 +84,7 @@ class RegistrarConfig:
     source: Path
     region: str
     root: Root
+    root_path: Path
     data: Path
     registrar: SigningKey
     log: SignerKey
@@ -123,6 +124,7 @@ def load_config(path: Path, now_ms: int) -> RegistrarConfig:
             source=path,
             region=file.region,
             root=root,
+            root_path=base / paths.root,
             data=base / paths.data,
             registrar=registrar,
             log=load_key(base / paths.log_key, ED25519),

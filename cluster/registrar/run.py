@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import trio
 from cluster.core.auditlog import RUN
 from relay.core.tlog import Fork
 from cluster.env import RealEnv
-from cluster.kept import hold_data, keep_root
+from cluster.following import Following, changed
+from cluster.kept import hold_data
 from cluster.registrar.choir import Choir
-from cluster.registrar.config import Peer, RegistrarConfig
+from cluster.registrar.config import Peer, RegistrarConfig, load_config
 from cluster.registrar.endpoints import caller, listen
 from cluster.registrar.faces import Face
 from cluster.registrar.gossip import Gossip, HttpDoor
@@ -26,7 +28,10 @@ from cluster.registrar.onlookers import Onlookers
 from cluster.registrar.store import open_registry
 from cluster.registrar.tables import Head
 from cluster.registrar.witness import open_witness
+from cluster.rootfile import RootFile
 from cluster.trail import DIRECTORY, Trail, acting, open_registrar_trail
+from relay.core.trust import Root
+from relay.errors import ConfigError
 from relay.journal.portal import open_portal
 
 _log = structlog.get_logger("cluster.registrar")
@@ -45,10 +50,54 @@ async def run_registrar(
         trail = open_registrar_trail(data / DIRECTORY, config.region, config.registrar, _now_ms)
         try:
             with acting(trail.note, RUN, "registrar", root_version=config.root.payload.version):
-                keep_root(data, config.root.signed)
-                await _run(config, data, trail, task_status)
+                signed, cell = config.root.signed, f"{config.region}/"
+                root = RootFile(config.root_path, data, signed, cell, _now_ms, note=trail.note, actor="registrar")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(root.watch)
+                    await _run_on(config, data, trail, root.following, task_status)
         finally:
             trail.close()
+
+
+class _Ear:
+    """Hears of root documents that say something else of the regions than the one before."""
+
+    def __init__(self, root: Root) -> None:
+        self.heard, self._root = trio.Event(), root
+
+    def follow(self, root: Root) -> None:
+        if changed(self._root, root):
+            self.heard.set()
+        self._root = root
+
+
+async def _run_on(
+    config: RegistrarConfig, data: Path, trail: Trail, following: Following, task_status: trio.TaskStatus[RegionLog]
+) -> None:
+    """Until cancelled; anew from the disk whenever the root document says something else of the regions: other keys,
+    witnesses and logs at once, as at a start. What was asked for meanwhile is asked for again: same answer."""
+    ear = _Ear(following.root)
+    following.add([ear.follow], always=True)
+    while True:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_run, config, data, trail, task_status)
+            config = await _followed(config, ear)
+            nursery.cancel_scope.cancel()
+        task_status = trio.TASK_STATUS_IGNORED
+        _log.info("registrar_follows", region=config.region, version=config.root.payload.version)
+
+
+async def _followed(config: RegistrarConfig, ear: _Ear) -> RegistrarConfig:
+    """The config by the next root document that it holds with."""
+    while True:
+        await ear.heard.wait()
+        ear.heard = trio.Event()
+        try:
+            fresh = load_config(config.source, _now_ms())
+        except ConfigError as error:
+            _log.error("root_not_followed", text=str(error), remedy="Until it is mended, the one of before counts here")
+        else:
+            return replace(config, root=fresh.root, k=fresh.k, peers=fresh.peers, unusable=fresh.unusable)
 
 
 async def _run(config: RegistrarConfig, data: Path, trail: Trail, task_status: trio.TaskStatus[RegionLog]) -> None:

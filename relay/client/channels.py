@@ -28,7 +28,7 @@ from relay.client.desk import Desk
 from relay.client.errors import TooLarge, send_refused
 from relay.client.store import Db
 from relay.core import wire
-from relay.core.posts import MAX_TEXT, open_post, read_header, verify_post
+from relay.core.posts import MAX_NUMBER, MAX_TEXT, open_post, read_header, verify_post
 from relay.core.trust.channels import VerifiedTerms
 from relay.core.wire import Code
 from relay.errors import BadSignature, ProtocolError, Rollback, TrustError
@@ -111,8 +111,9 @@ class Channels:
     async def close(self, channel: bytes) -> None:
         """End a channel: what it kept goes, and it is forgotten here."""
         async with self._posting[channel]:
-            await self._publish(channel)
-            await self.run(lambda db: store.redraft(db, channel, {"keep_ms": 0}))
+            if not await self.run(lambda db: store.closing(db, channel)):
+                await self._publish(channel)
+                await self.run(lambda db: store.redraft(db, channel, {"keep_ms": 0}))
             await self._publish(channel)
 
     async def _publish(self, channel: bytes) -> None:
@@ -129,7 +130,7 @@ class Channels:
     async def post(self, channel: bytes, content: bytes, name: str = "") -> int:
         """Post to an own channel; its number, once it is durable in our cell. In our store when this is cancelled.
 
-        Raises SendRefused, TooLarge, UnknownChannel, NotOwner, or why the client ended."""
+        Raises SendRefused, TooLarge, UnknownChannel, NotOwner, TrustError (the node lies), or why the client ended."""
         self._check(name, content)
         row = await self.run(lambda db: store.queue(db, channel, name, content))
         async with self._posting[channel]:
@@ -161,6 +162,8 @@ class Channels:
         if item.code != Code.STALE:
             await self.run(lambda db: store.drop_post(db, out))
             raise send_refused(item.code, "the post")
+        if item.newest > MAX_NUMBER // 2:  # kept as ours it would leave no number to post under
+            raise TrustError(f"the node says that post {item.newest} was taken, and nobody ever posts so many")
         await self.run(lambda db: store.reseal_post(db, channel, out, item.newest))
         return False
 
@@ -217,7 +220,8 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
         self._follow = follow
         self._secrets: list[bytes] = []
         self._have = -1  # the number of the last post that was fetched; -1: nothing was begun
-        self._newest = 0  # of the newest post that we heard of
+        self._newest = 0  # of the newest post that we heard of on this connection
+        self._void = 0  # up to here the node has no more past `_have`: what is missing below it is not to be had
         self._ahead: deque[ChannelPost] = deque()
         self._last = 0  # the number of the post that the app has
         self._talk: ChannelTalk | None = None  # the connection on which we have subscribed
@@ -248,7 +252,7 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
         if talk is not self._talk:
             await self._subscribe(talk)
             self._talk = talk
-        elif self._have < self._newest:
+        elif max(self._have, self._void) < self._newest:
             await self._read(talk)
         elif not self._follow:
             return False
@@ -259,6 +263,7 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
     async def _subscribe(self, talk: ChannelTalk) -> None:
         self._secrets, place = await self._channels.run(lambda db: store.reading(db, self._channel), lazily=True)
         self._have = max(self._have, place)
+        self._newest = self._void = 0  # what another node said of its end is nothing to go by: this one may be behind
         for attempt in range(TRIES):
             news = await talk.subscribe(self._channel, self._secrets[0], live=self._follow)
             try:
@@ -289,7 +294,7 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
             for post in page.posts:
                 self._take(post)
             if self._have == before:
-                self._have = self._newest  # what there was up to it has left the window, or is not shown
+                self._newest = self._void = page.last  # what there was up to it has left the window, or is not shown
 
     def _take_live(self, live: Live) -> None:
         news, live.news = live.news, None
@@ -300,13 +305,13 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
             self._talk = None if news.terms != self._terms.signed else self._talk  # verified when we subscribe anew
         while live.posts:
             number = read_header(live.posts[0]).number
-            if number > self._have + 1:
+            if number > max(self._have, self._void) + 1:
                 self._newest = max(self._newest, number)  # we missed some: read them
                 return
             self._take(live.pop())
         if live.missed:
             live.missed = False
-            self._newest = max(self._newest, self._have + 1)
+            self._newest = max(self._newest, self._have + 1, self._void + 1)
 
     def _take(self, post: bytes) -> None:
         """A post from a node, if it is news. Raises TrustError where it is not the owner's."""

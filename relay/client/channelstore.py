@@ -166,6 +166,11 @@ def redraft(db: Db, channel: bytes, kept: dict[str, Any], secret: bytes = b"") -
     db.execute("UPDATE channels SET terms=?, draft=? WHERE id=?", (before.signed, draft, channel))
 
 
+def closing(db: Db, channel: bytes) -> bool:
+    """Was the end of an own channel drafted? Raises UnknownChannel, NotOwner."""
+    return _newest(db, channel).terms.keep_ms == 0
+
+
 def _newest(db: Db, channel: bytes) -> VerifiedTerms:
     _, _, terms, draft, mine, _ = _row(db, channel)
     if not mine:
@@ -192,14 +197,24 @@ def published(db: Db, channel: bytes, signed: bytes) -> None:
 
 
 def abandoned(db: Db, channel: bytes, signed: bytes) -> None:
-    """The relay refused our terms for good."""
-    db.execute("DELETE FROM channels WHERE id=? AND draft=? AND terms=x''", (channel, signed))
-    db.execute("UPDATE channels SET draft=x'' WHERE id=? AND draft=?", (channel, signed))
+    """The relay refused our terms for good: neither they nor a secret that was drawn for them count."""
+    _, _, terms, draft, _, _ = _row(db, channel)
+    if draft != signed:
+        return  # another process of ours was faster
+    if not terms:
+        leave(db, channel)
+        return
+    db.execute("UPDATE channels SET draft=x'' WHERE id=?", (channel,))
+    refused, holds = (verify_terms(one).terms.reader_key for one in (signed, terms))
+    for secret in secrets(db, channel) if refused != holds else ():
+        if bytes(reader_of(secret).verify_key) == refused:
+            db.execute("DELETE FROM channel_secrets WHERE id=? AND secret=?", (channel, secret))
 
 
 def queue(db: Db, channel: bytes, name: str, data: bytes) -> int:
     """A post is to be made; its row. Raises UnknownChannel, NotOwner."""
-    _newest(db, channel)
+    if closing(db, channel):
+        raise UnknownChannel(f"channel {channel.hex()[:8]} is being closed", "Close it once more, or make another")
     cursor = db.execute("INSERT INTO channel_posts (id, name, data) VALUES (?,?,?)", (channel, name, data))
     return int(cursor.lastrowid or 0)
 

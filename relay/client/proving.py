@@ -13,7 +13,8 @@ from relay.client.desk import Desk
 from relay.client.errors import NotProven
 from relay.client.receipts import open_wants, receipts_of, take_receipts
 from relay.core import wire
-from relay.core.receipts import Certified, verify_block
+from relay.core.proven import verify_block
+from relay.core.receipts import Certified
 from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.errors import TrustError

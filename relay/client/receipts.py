@@ -14,7 +14,7 @@ from relay.client.outgoing import MAILBOX, ROSTER
 from relay.client.shapes import Effects, Own
 from relay.client.store import Db
 from relay.core import wire
-from relay.core.receipts import Missing
+from relay.core.proven import Missing
 from relay.core.wire import Code
 from relay.limits import MAX_BATCH
 

@@ -6,15 +6,16 @@ is memory: after a start it has what was applied since the checkpoint."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from relay.core.block import Block
 from relay.core.codec import encode
-from relay.core.merkle import Tree, leaf_hashes
-from relay.core.receipts import ROW, TAKEN, Attestation, ProvenBlock, ProvenItem, Statement, leaf_head
-from relay.limits import BOOK_BYTES, BOOK_LEAVES, SLOT_BITS
+from relay.core.proven import ProvenBlock
+from relay.core.receipts import ROW, TAKEN, Attestation, Statement, leaf_head
+from relay.core.widetree import HASH, Tree, leaf_hashes
+from relay.limits import BOOK_BYTES, BOOK_LEAVES
 
 _KEY: Final = 33  # bytes of a row: id and code
 _CODES: Final = {code: bytes([code]) for code in TAKEN}
@@ -41,14 +42,13 @@ class _Page(NamedTuple):
 @dataclass(slots=True)
 class _Hashed:
     """A page that was asked for: how its leaves begin, the tree over them, and, once it is asked for, where an id with
-    an outcome is and the hashes of all leaves joined."""
+    an outcome is."""
 
     statement: bytes
     head: bytes
     tree: Tree
     rows: bytes
     _places: dict[bytes, int] | None = None
-    _hashes: bytes = b""
 
     @property
     def places(self) -> dict[bytes, int]:
@@ -56,11 +56,6 @@ class _Hashed:
             rows, size = self.rows, ROW.size
             self._places = {rows[at : at + _KEY]: at // size for at in range(0, len(rows), size)}
         return self._places
-
-    @property
-    def hashes(self) -> bytes:
-        self._hashes = self._hashes or b"".join(self.tree.leaves)
-        return self._hashes
 
 
 class Book:
@@ -91,21 +86,22 @@ class Book:
         """Is what block `index` took remembered?"""
         return index in self._pages
 
-    def find(self, key: bytes, position: int) -> int | None:
-        """The index of the block that took the envelope, with this outcome (see `key`), at `position`; None where it
-        did not, or has gone."""
-        hashed = self._hash(index := position >> SLOT_BITS)
-        return index if hashed is not None and key in hashed.places else None
+    def places(self, index: int) -> Mapping[bytes, int]:
+        """Under which numbers (ordinals) block `index` took envelopes, by id and outcome (see `key`): nothing where the
+        page has gone."""
+        hashed = self._hash(index)
+        return hashed.places if hashed is not None else {}
 
-    def search(self, key: bytes) -> int | None:
-        """The same where the position is not known: looks at every page, the newest first; milliseconds."""
+    def search(self, key: bytes) -> tuple[int, int] | None:
+        """(index of a block, ordinal) where the position is not known: looks at every page, the newest first;
+        milliseconds."""
         for index in reversed(self._pages):
             rows = self._pages[index].rows
             at = rows.find(key)
             while at >= 0 and at % ROW.size:
                 at = rows.find(key, at + 1)
             if at >= 0:
-                return index
+                return index, at // ROW.size
         return None
 
     def statement(self, index: int) -> bytes | None:
@@ -113,19 +109,20 @@ class Book:
         hashed = self._hash(index)
         return hashed.statement if hashed else None
 
-    def prove(self, index: int, keys: Sequence[bytes], words: Sequence[Attestation]) -> ProvenBlock | None:
-        """The way from these envelopes' leaves (see `key`) to the root that `statement` has, and who stands by it. None
-        where the page has gone."""
+    def prove(self, index: int, ordinals: Iterable[int], words: Sequence[Attestation]) -> ProvenBlock | None:
+        """The way from these leaves (see `places`) to the root that `statement` has, and who stands by it. None where
+        the page has gone."""
         hashed = self._hash(index)
         if hashed is None:
             return None
-        places, head, rows, size, tree = hashed.places, hashed.head, hashed.rows, ROW.size, hashed.tree
-        ordinals = [places[key] for key in keys if key in places]
-        whole = len(ordinals) * (len(tree) - 1).bit_length() > len(tree)
-        items = tuple([
-            ProvenItem(head + rows[at * size : (at + 1) * size], at, b"" if whole else tree.path(at)) for at in ordinals
-        ])  # fmt: skip
-        return ProvenBlock(hashed.statement, tuple(words), hashed.hashes if whole else b"", items)
+        tree, chosen = hashed.tree, sorted(set(ordinals))
+        rows = b"".join(_runs(hashed.rows, ROW.size, chosen))
+        # No way is longer than the first leaf's.
+        if len(chosen) * len(tree.path(0)) <= len(tree.leaves) - len(chosen) * HASH:
+            paths = tuple(map(tree.path, chosen))
+            return ProvenBlock(hashed.statement, tuple(words), tuple(chosen), rows, b"", paths)
+        others = b"".join(_gaps(tree.leaves, HASH, chosen))
+        return ProvenBlock(hashed.statement, tuple(words), tuple(chosen), rows, others, ())
 
     def _hash(self, index: int) -> _Hashed | None:
         hashed = self._hashed.get(index)
@@ -134,7 +131,7 @@ class Book:
             return hashed
         head = leaf_head(self._cell, page.time)
         tree = Tree(leaf_hashes(head, page.rows, ROW.size))
-        said = Statement(1, self._cell, self._log_id, index, page.hash, page.time, len(tree), tree.root)
+        said = Statement(2, self._cell, self._log_id, index, page.hash, page.time, len(tree), tree.root)
         hashed = self._hashed[index] = _Hashed(encode(said), head, tree, page.rows)
         self._leaves += len(tree)
         while self._leaves > BOOK_LEAVES and len(self._hashed) > 1:
@@ -150,3 +147,22 @@ class Book:
 def key(id_: bytes, code: int) -> bytes:
     """An envelope with an outcome (1 or 2), as its row begins."""
     return id_ + _CODES.get(code, b"\xff")
+
+
+def _runs(rows: bytes, size: int, numbers: Sequence[int]) -> Iterator[bytes]:
+    """The rows of `size` bytes with these numbers, which rise."""
+    if numbers and numbers[-1] - numbers[0] == len(numbers) - 1:
+        yield rows[numbers[0] * size : (numbers[-1] + 1) * size]
+    else:
+        for at in numbers:
+            yield rows[at * size : (at + 1) * size]
+
+
+def _gaps(rows: bytes, size: int, numbers: Iterable[int]) -> Iterator[bytes]:
+    """All other rows."""
+    end = 0
+    for at in numbers:
+        if at * size > end:
+            yield rows[end : at * size]
+        end = (at + 1) * size
+    yield rows[end:]

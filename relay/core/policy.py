@@ -35,8 +35,13 @@ class Policies:
     """The policies of a verified root document, asked for cells of it by their names."""
 
     def __init__(self, root: Root) -> None:
-        self._of = {region.name: region.policy for region in root.payload.regions}
         self.longest = lru_cache(_PAIRS)(self._longest)
+        self.follow(root)
+
+    def follow(self, root: Root) -> None:
+        """Go by the policies of this root document from now on."""
+        self._of = {region.name: region.policy for region in root.payload.regions}
+        self.longest.cache_clear()
 
     def forbidden(self, origin: str, dest: str) -> str:
         """Why nothing may go from cell `origin` to cell `dest`, in words; empty where it may. Both regions have a say;

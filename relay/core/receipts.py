@@ -3,7 +3,7 @@
     receipt      [format, leaf, ordinal, path, statement, [attestation …]]
     leaf         what became of one envelope; the leaves of a block, in the order of the fold, are the leaves of a tree
     statement    log id, index and hash of a block, the size and root of that tree
-    attestation  a store's signature over the statement, with the certificate of its node
+    attestation  a store's signature over this and other statements' digests, with the certificate of its node
 
 Only what the fold takes gets a leaf: there is none for what is refused, stale or not committed, so no path to it exists
 whoever signs. Everything is verified over the exact bytes, then parsed; and it must be the one encoding of what it
@@ -13,17 +13,17 @@ says, so that no byte can be changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from struct import Struct as Row
 from typing import Annotated, Final, Literal, TypeVar
 
 from msgspec import Meta
 
-from relay.core import merkle
 from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.shapes import CellName, Hash, LogId, Millis, Name, Signature, StoreId, UInt
 from relay.core.trust import Root
 from relay.core.trust.signing import verify
+from relay.core.widetree import HASH, climb, leaf_hash
 from relay.errors import (
     NotAReceipt,
     NotCertified,
@@ -34,7 +34,7 @@ from relay.errors import (
     TooFewStores,
     WrongPath,
 )
-from relay.limits import KIB, MAX_CELL, MAX_CERTIFICATE, MAX_OUTCOME_PATH, MAX_RECEIPT, SLOT_BITS
+from relay.limits import KIB, MAX_CELL, MAX_CERTIFICATE, MAX_OUTCOME_PATH, MAX_RECEIPT, SIGNED_TOGETHER, SLOT_BITS
 
 T = TypeVar("T", bound=Struct)
 # What TLS 1.3 has the same key sign begins with 64 spaces (RFC 8446 section 4.4.3), a certificate (RFC 5280) with 0x30.
@@ -42,7 +42,7 @@ _DOMAIN: Final = b"posthouse.receipt\x00"
 ROW: Final = Row(">32sBQQQQ")  # of a leaf: id, code, position, sealed_for, newest, expires
 TAKEN: Final = (1, 2)  # ACCEPTED and STORED of relay.core.wire.Code, which builds on this file
 _Certificate = Annotated[bytes, Meta(min_length=1, max_length=MAX_CERTIFICATE)]
-Path = Annotated[bytes, Meta(max_length=MAX_OUTCOME_PATH * merkle.HASH)]
+Path = Annotated[bytes, Meta(max_length=MAX_OUTCOME_PATH)]
 
 
 class _Leaf(Struct, frozen=True):
@@ -76,7 +76,7 @@ class Statement(Struct, frozen=True):
     """Block `index` of log `log_id` of `cell`, with this hash and time (Unix ms), is committed; what its fold took are
     `count` envelopes, whose leaves have the root `outcomes`."""
 
-    format: Literal[1]
+    format: Literal[2]
     cell: CellName
     log_id: LogId
     index: UInt
@@ -86,12 +86,39 @@ class Statement(Struct, frozen=True):
     outcomes: Hash
 
 
-class Attestation(Struct, frozen=True):
-    """`store`'s word for a statement: see `signed_bytes`. `certificate`: DER, of its node."""
+class Word(Struct, frozen=True):
+    """What `store` signed at once: the digests (see `said`) of up to SIGNED_TOGETHER statements, joined. `certificate`:
+    DER, of its node. See `signed_bytes`."""
 
     store: StoreId
     certificate: _Certificate
+    digests: Annotated[bytes, Meta(min_length=HASH, max_length=SIGNED_TOGETHER * HASH)]
     signature: Signature
+
+    def attestation(self, place: int) -> Attestation:
+        """The part for statement number `place`."""
+        own = place * HASH
+        others = self.digests[:own] + self.digests[own + HASH :]
+        return Attestation(self.store, self.certificate, place, others, self.signature)
+
+
+class Attestation(Struct, frozen=True):
+    """A store's word for one statement, which was number `place` of those that it signed at once: with the digests of
+    the `others`, in their order, joined."""
+
+    store: StoreId
+    certificate: _Certificate
+    place: Annotated[int, Meta(ge=0, lt=SIGNED_TOGETHER)]
+    others: Annotated[bytes, Meta(max_length=(SIGNED_TOGETHER - 1) * HASH)]
+    signature: Signature
+
+    def word(self, statement: bytes) -> Word:
+        """All that was signed. Raises NotAReceipt."""
+        own = self.place * HASH
+        if len(self.others) % HASH or own > len(self.others):
+            raise NotAReceipt("not a receipt: no place for the statement among what was signed", "Ask for it again")
+        digests = self.others[:own] + said(statement) + self.others[own:]
+        return Word(self.store, self.certificate, digests, self.signature)
 
 
 Attestations = Annotated[tuple[Attestation, ...], Meta(min_length=1, max_length=MAX_CELL)]
@@ -108,32 +135,6 @@ class Receipt(Struct, frozen=True):
     path: Path
     statement: StatementBytes
     attestations: Attestations
-
-
-# --- as nodes and clients hand it on: what the envelopes of a block have in common goes once -------
-class ProvenItem(Struct, frozen=True):
-    """One envelope's part. `path`: empty where its block has `hashes`."""
-
-    leaf: LeafBytes
-    ordinal: UInt
-    path: Path
-
-
-class ProvenBlock(Struct, frozen=True):
-    """Envelopes of one block, and who stands by it. `hashes`: of all leaves of the block, joined, where that is shorter
-    than a path for each; empty otherwise."""
-
-    statement: StatementBytes
-    attestations: Attestations
-    hashes: Annotated[bytes, Meta(max_length=merkle.HASH << SLOT_BITS)]
-    items: tuple[ProvenItem, ...]
-
-
-class Missing(Struct, frozen=True):
-    """No receipt for this envelope. `code` (relay.core.wire.Code): UNPROVEN for ever, UNREACHABLE just now."""
-
-    id: Hash
-    code: UInt
 
 
 # --- verifying -------------------------------------------------------------------------------------
@@ -174,9 +175,22 @@ def majority(nodes: int) -> int:
     return nodes // 2 + 1
 
 
-def signed_bytes(statement: bytes, store: bytes, certificate: bytes) -> bytes:
-    """What a store's node signs: the statement, for this store, under this certificate."""
-    return _DOMAIN + pack([statement, store, digest(certificate, b"posthouse.cert")])
+def said(statement: bytes) -> bytes:
+    """The digest of a statement, as it is signed."""
+    return digest(statement, b"posthouse.said")
+
+
+def signed_bytes(digests: bytes, store: bytes, certificate: bytes) -> bytes:
+    """What a store's node signs: statements' digests (see `said`), for this store, under this certificate."""
+    return _DOMAIN + pack([digests, store, digest(certificate, b"posthouse.cert")])
+
+
+def sign_statements(
+    statements: Sequence[bytes], store: bytes, certificate: bytes, sign: Callable[[bytes], bytes]
+) -> Word:
+    """A store's word for at most SIGNED_TOGETHER statements. `sign`: with its node's key."""
+    digests = b"".join(map(said, statements))
+    return Word(store, certificate, digests, sign(signed_bytes(digests, store, certificate)))
 
 
 def make_receipt(
@@ -217,7 +231,7 @@ def verify_receipt(
     TooFewStores, OtherLog: all of them TrustErrors."""
     receipt = _read(_receipt, data)
     statement = read_statement(receipt.statement)
-    leaf = _check_leaf(receipt.leaf, receipt.ordinal, receipt.path, statement)
+    leaf = check_leaf(receipt.leaf, receipt.ordinal, receipt.path, statement)
     if envelope_id is not None and leaf.id != envelope_id:
         raise ReceiptContradicts("the receipt is another envelope's", "Ask for that envelope's own")
     if log_id is not None and statement.log_id != log_id:
@@ -225,34 +239,10 @@ def verify_receipt(
             f"the receipt is of log {statement.log_id.hex()}, not of log {log_id.hex()}",
             "The cell's log was renewed by a repair, which may have lost what the older one held; ask the cell",
         )
-    return _verified(leaf, receipt.statement, statement, receipt.attestations, root, certify)
+    return check_attestations(leaf, receipt.statement, statement, receipt.attestations, root, certify)
 
 
-def verify_block(block: ProvenBlock, root: Root, certify: Certify) -> list[tuple[Verified, bytes]]:
-    """(what is verified, receipt) of each envelope of a PROOF's block; signatures are looked at once. Raises as
-    `verify_receipt`: then nothing of it holds."""
-    statement = read_statement(block.statement)
-    tree = _tree(block, statement) if block.hashes else None
-    found = []
-    for item in block.items:
-        if tree is not None and item.ordinal >= len(tree):
-            raise WrongPath(f"leaf {item.ordinal} of a block that took {len(tree)} envelopes")
-        path = item.path if tree is None else tree.path(item.ordinal)
-        leaf = _check_leaf(item.leaf, item.ordinal, path, statement)
-        found.append((leaf, make_receipt(item.leaf, item.ordinal, path, block.statement, block.attestations)))
-    if not found:
-        return []
-    first = _verified(found[0][0], block.statement, statement, block.attestations, root, certify)
-    return [(replace(first, leaf=leaf), receipt) for leaf, receipt in found]
-
-
-def _tree(block: ProvenBlock, statement: Statement) -> merkle.Tree:
-    if len(block.hashes) != statement.count * merkle.HASH:
-        raise WrongPath("not the hashes of all that the block took", "Ask for the receipt again")
-    return merkle.Tree(merkle.cut(block.hashes))
-
-
-def _verified(
+def check_attestations(
     leaf: Leaf, signed: bytes, statement: Statement, words: Sequence[Attestation], root: Root, certify: Certify
 ) -> Verified:
     """The stores of a majority of the nodes that the root lists for the cell stand by the statement."""
@@ -278,16 +268,22 @@ def _verified(
 def check_attestation(
     one: Attestation, statement: bytes, read: Statement, root: Root, certify: Certify
 ) -> Certified:
-    """Whose word it is for a statement (`read`, too). Raises as `check_certificate`; BadSignature."""
-    who = check_certificate(one, read, root, certify)
-    verify(who.key, b"", signed_bytes(statement, one.store, one.certificate), one.signature, f"receipt, {who.node}")
+    """Whose word it is for a statement (`read`, too). Raises as `check_certificate`; NotAReceipt, BadSignature."""
+    who = check_certificate(one.certificate, read, root, certify)
+    check_word(one.word(statement), who)
     return who
 
 
-def check_certificate(one: Attestation, read: Statement, root: Root, certify: Certify) -> Certified:
+def check_word(word: Word, who: Certified) -> None:
+    """Raises BadSignature where the node did not sign this."""
+    signed = signed_bytes(word.digests, word.store, word.certificate)
+    verify(who.key, b"", signed, word.signature, f"receipt, {who.node}")
+
+
+def check_certificate(certificate: bytes, read: Statement, root: Root, certify: Certify) -> Certified:
     """A node that the root lists for the cell of the statement, certified by the region's authority at the block's
     time. Raises NotCertified, NotValidNow."""
-    who = certify(one.certificate, root)
+    who = certify(certificate, root)
     if who.cell != read.cell:
         raise NotCertified(f"a node of {who.cell} stands by a receipt of {read.cell}", "Ask that cell for it")
     if who.node not in cell_nodes(root, read.cell):
@@ -317,7 +313,7 @@ def _read(decoder: Decoder[T], data: bytes) -> T:
     return found
 
 
-def _check_leaf(data: bytes, ordinal: int, path: bytes, statement: Statement) -> Leaf:
+def check_leaf(data: bytes, ordinal: int, path: bytes, statement: Statement) -> Leaf:
     """A leaf of that block, which says nothing that the block does not say."""
     leaf = read_leaf(data)
     place = (leaf.cell, leaf.region, leaf.position >> SLOT_BITS, leaf.stored_at)
@@ -328,10 +324,13 @@ def _check_leaf(data: bytes, ordinal: int, path: bytes, statement: Statement) ->
         raise ReceiptContradicts(f"outcome {leaf.code} is not that of an envelope that was taken")
     if ordinal >= statement.count:
         raise WrongPath(f"leaf {ordinal} of a block that took {statement.count} envelopes")
-    inner, border = merkle.way(ordinal, statement.count)
-    if len(path) != (inner + border) * merkle.HASH:
-        raise WrongPath("the path is of another length than the way to that leaf", "Ask for the receipt again")
-    if merkle.climb(merkle.leaf_hash(data), ordinal, inner, merkle.cut(path)) != statement.outcomes:
+    try:
+        root = climb(leaf_hash(data), ordinal, statement.count, path)
+    except ValueError:
+        raise WrongPath(
+            "the path is of another length than the way to that leaf", "Ask for the receipt again"
+        ) from None
+    if root != statement.outcomes:
         raise WrongPath(
             "the path does not lead from the envelope to what the block took",
             "The outcome, or the path, is not that of this block; ask for the receipt again",

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from relay.core.codec import Decoder, Struct, digest, encode, pack
-from relay.core.receipts import Missing, ProvenBlock
+from relay.core.proven import Missing, ProvenBlock
 from relay.core.shapes import (
     CellName, EnvelopeBytes, Hash, Key, LogId, MaybeLogId, Millis, Name, Nonce, Position, Signature, Text, UInt,
 )

@@ -148,10 +148,14 @@ class ResidencyGuard:
     def __init__(self, region: str, cell: str, root: Root, shelf: Shelf | None = None) -> None:
         self._region = region
         self._cell = cell
-        self._root = root
-        self._cells = frozenset(root.cells())
         self._policies = Policies(root)
+        self.follow(root)
         self._known = _Known(shelf=shelf)
+
+    def follow(self, root: Root) -> None:
+        """What is checked from now on is checked by this root document."""
+        self._root, self._cells = root, frozenset(root.cells())
+        self._policies.follow(root)
 
     def learn(self, facts: Sequence[tuple[bytes, bytes]]) -> None:
         """Take in facts that `check` once gave, in their order. Raises ProtocolError for bytes that are none."""
@@ -210,9 +214,11 @@ class ResidencyGuard:
         return record
 
     def _check_policy(self, record: Record, known: _Known) -> None:
-        """What is carried is not asked about: it rests here already, and goes with its own expiry."""
+        """What is carried is not asked about: it rests here already, and goes with its own expiry. Nor is which cells
+        there are: nodes of a cell take a new root document one after the other (ADR 25)."""
         match record:
             case Submit(dest=dest):
+                self._check_cell(dest)
                 if why := self._policies.forbidden(self._cell, dest):
                     raise NotPermitted(f"an envelope for {dest}: {why}")
                 if not self._policies.may_wait(self._cell, dest):
@@ -223,6 +229,8 @@ class ResidencyGuard:
                     raise NotPermitted(f"mail from {record.origin}: {why}")
                 if what == HANDIN_ENVELOPE:
                     self._check_retention(record.item, self._cell)
+                if what in (HANDIN_ROSTER, HANDIN_NOBODY):
+                    self._check_cells(record.item)
             case Channel() | Post():
                 check_kept(record, self._policies.longest(self._cell), known.channels)
             case Passed():
@@ -230,6 +238,7 @@ class ResidencyGuard:
                     raise NotPermitted(f"mail from {record.origin}: {why}")
                 self._check_retention(record.envelope, self._cell)
             case Roster(head=head):
+                self._check_cells(head)
                 cell, why = self._policies.unshared(self._cell, verify_roster(head).cell_names)
                 if cell:
                     raise NotPermitted(f"a group with members in {cell}: {why}")
@@ -301,9 +310,12 @@ class ResidencyGuard:
         if cell not in self._cells:
             raise ResidencyError(f"a record for cell {cell}, which the root does not list")
 
+    def _check_cells(self, roster: bytes) -> None:
+        for cell in verify_roster(roster).cell_names:
+            self._check_cell(cell)
+
     def _check_submit(self, record: Submit, known: _Known) -> None:
         self._check_device(record.device, known)
-        self._check_cell(record.dest)
         if record.dest == self._cell:  # one for a group may rest here whoever the others are: this is its sender's cell
             self._check_mailbox(read_header(record.envelope), known)
 
@@ -335,9 +347,9 @@ class ResidencyGuard:
         if record.what == HANDIN_ENVELOPE:
             self._check_handed(self._check_alone(record, known), known)
         elif record.what == HANDIN_ROSTER:
-            self._check_roster_version(self._verify_roster(record.item), record.part, known)
+            self._check_roster_version(verify_roster(record.item), record.part, known)
         elif record.what == HANDIN_NOBODY and not record.part:
-            self._check_nobody(self._verify_roster(record.item), known)
+            self._check_nobody(verify_roster(record.item), known)
         elif record.what == HANDIN_FORWARD:
             self._check_forward(record, known)
         elif record.what == HANDIN_MOVE and not record.part:
@@ -360,14 +372,8 @@ class ResidencyGuard:
 
     def _check_roster(self, record: Roster, known: _Known) -> None:
         self._check_device(record.device, known)
-        head = self._verify_roster(record.head)
+        head = verify_roster(record.head)
         self._learn(head, self._has_members(head, dict(record.parts).get(self._cell, b""), known), known)
-
-    def _verify_roster(self, signed: bytes) -> VerifiedHead:
-        head = verify_roster(signed)
-        for named in head.head.cells:
-            self._check_cell(named.cell)
-        return head
 
     def _check_roster_version(self, head: VerifiedHead, part: bytes, known: _Known) -> None:
         """A version from another cell, with its list of members here."""

@@ -291,3 +291,36 @@ async def test_nodes_with_the_old_and_the_new_certificate_of_their_authority_mee
     new.own = OwnCredentials(*new.paths, make_root(renewed), lambda: NOW + 99 * DAY)
     await shake(old.own, new.own)
     await shake(new.own, old.own)
+
+
+async def test_by_another_root_document_its_authorities_are_believed_at_once(tmp_path: Path, desk: Desk) -> None:
+    other = make_authority("sueden", now_ms=NOW)
+    pair = issue_node(*other, "sueden", "sueden/1", "n1", ["127.0.0.1"], now_ms=NOW)
+    public = bytes(SigningKey(bytes(32)).verify_key)
+    sueden = RootRegion("sueden", other[0], public, (RootCell("sueden/1", (RootNode("n1", "127.0.0.1:3", ()),)),))
+    both = verified_root([make_root().region("norden"), sueden], NOW + 20 * YEAR)
+    (tmp_path / "abroad").mkdir()
+    for name, data in zip(("n1.pem", "n1.key"), pair, strict=True):
+        (tmp_path / "abroad" / name).write_bytes(data)
+        (tmp_path / "abroad" / name).chmod(0o600)
+    abroad = OwnCredentials(tmp_path / "abroad/n1.pem", tmp_path / "abroad/n1.key", both, lambda: NOW)
+    with pytest.raises((trio.BrokenResourceError, BaseExceptionGroup)):
+        await shake(abroad, desk.own)
+    desk.own.follow(both)
+    await shake(abroad, desk.own)
+
+
+async def test_a_root_document_that_the_own_certificate_does_not_fit_is_loud_until_it_does(
+    desk: Desk, logs: list[Any], autojump_clock: Any
+) -> None:
+    authority = make_authority("norden", now_ms=NOW)
+    desk.own.follow(make_root(authority[0]))
+    assert [entry["event"] for entry in logs] == ["certificate_not_taken"] and desk.own.peer == N1
+    pair = issue_node(*authority, "norden", "norden/1", "n1", ["::1"], now_ms=NOW)
+    for path, data in zip(desk.paths, pair, strict=True):
+        path.write_bytes(data)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.own.watch)
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert [entry["event"] for entry in logs] == ["certificate_not_taken", "certificate_renewed"]

@@ -23,6 +23,7 @@ from relay.errors import (
     BadSignature, BrokenChain, ClosedBorder, NotValidNow, NotYet, OperatorError, PosthouseError, TrustError,
 )  # fmt: skip
 from relay.limits import DAY
+from tests.points import NO_KEYS, forgeries, mixed, sign_mixed
 from tests.roots import verified_root
 
 NOW = 1_800_000_000_000
@@ -220,3 +221,41 @@ def test_a_new_user_key_that_signs_nothing_yet_is_a_key(root: Root) -> None:
     asked = ask(following(record, user_key=b"\x01" + bytes(31)))
     with pytest.raises(OperatorError, match="the user key is no Ed25519"):
         sign_enrolment(asked, read_records(records), root, REGISTRAR, NOW)
+
+
+@pytest.mark.parametrize("key", NO_KEYS, ids=bytes.hex)
+@pytest.mark.parametrize("which", ["user", "device", "further device", "next user", "recovery"])
+def test_no_key_for_which_everybody_could_sign_is_enrolled(root: Root, which: str, key: bytes) -> None:
+    """Nor one that only looks like another's, whoever forges what it would have to sign."""
+    record, records = sign_enrolment(ask(first()), (), root, REGISTRAR, NOW)
+    for forged in forgeries():
+        one, before, user = structs.replace(device(PHONE), id=key, proof=forged), read_records(records), USER
+        if which == "user":
+            payload, before, user = first(user_key=key), (), None
+        elif which == "device":
+            payload, before = structs.replace(first(), devices=(one,)), ()
+        elif which == "further device":
+            payload = following(record)
+            payload = structs.replace(payload, devices=(record.devices[0], structs.replace(one, since=2)))
+        elif which == "next user":
+            payload = following(record, user_key=key)
+        else:
+            payload, before = first(recovery_key=key), ()
+        request = ask(payload) if user else pack([encode(payload), forged])
+        with pytest.raises(OperatorError, match="is no Ed25519 public key"):
+            sign_enrolment(request, before, root, REGISTRAR, NOW)
+
+
+def test_a_key_of_mixed_order_is_its_makers_own_harm(root: Root) -> None:
+    """It is taken where it has signed, since nobody but its maker can; where it has not, it is asked of the curve."""
+    scalar, key = mixed(b"user")
+    payload = first(user_key=key)
+    data = encode(payload)
+    signature = sign_mixed(scalar, key, b"posthouse.home\x00" + data)
+    record, _ = sign_enrolment(pack([data, signature]), (), root, REGISTRAR, NOW)
+    assert record.payload.user_key == key
+    for changed in (first(recovery_key=key), following(sign_enrolment(ask(first()), (), root, REGISTRAR, NOW)[0])):
+        asked = changed if changed.recovery_key else structs.replace(changed, user_key=key)
+        before = () if changed.recovery_key else read_records(sign_enrolment(ask(first()), (), root, REGISTRAR, NOW)[1])
+        with pytest.raises(OperatorError, match="is no Ed25519 public key"):
+            sign_enrolment(ask(asked), before, root, REGISTRAR, NOW)

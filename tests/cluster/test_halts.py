@@ -214,3 +214,95 @@ async def test_a_registrar_at_what_is_no_host_name_ends_no_node(
     with trio.move_on_after(3 * FORKS_PAUSE_S) as asking:
         await halts.watch(asks)
     assert asking.cancelled_caught
+
+
+# --- another root document, and damaged evidence -----------------------------------------------------
+def test_a_new_log_of_the_region_ends_it_at_once_and_the_old_one_named_again_begins_it(tmp_path: Path) -> None:
+    halts, metrics = halts_of(tmp_path)
+    halts.take(proof_of(30, 40))
+    with structlog.testing.capture_logs() as logs:
+        halts.follow(make_root())
+        halts.follow(make_root(str(key("norden.example/log2").verifier)))
+        assert halts.why("norden/1") == "" and halted(metrics) == 0 and not halts.warning
+        halts.follow(make_root())
+        assert "its log forked" in halts.why("norden/1") and halted(metrics) == 1
+    assert [one["event"] for one in logs] == ["region_back", "region_halted"], "not said again while nothing changes"
+
+
+async def test_registrars_that_the_new_document_names_are_listened_to(
+    tmp_path: Path, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halts, _ = halts_of(tmp_path)
+    named: list[Root] = []
+
+    async def nothing() -> bytes:
+        await trio.sleep(1)
+        return b"\x90"
+
+    monkeypatch.setattr("cluster.halts.registrars_of", lambda root: named.append(root) or {"vika": nothing})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(halts.watch_all)
+        await trio.sleep(10)
+        halts.follow(other := make_root(str(key("norden.example/log2").verifier)))
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert len(named) == 2 and named[1] is other
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "flipped", "another's"])
+def test_damaged_evidence_halts_on_and_says_so(tmp_path: Path, damage: str) -> None:
+    """What was proven once is not forgotten because of a disk, however it is damaged; good evidence mends it."""
+    halts_of(tmp_path)[0].take(proof_of(30, 40))
+    (file,) = (tmp_path / "forks").glob("*.fork")
+    good = file.read_bytes()
+    flipped, other = good.replace(b"norden", b"nordem"), proof_of(1, 2)
+    made = {"empty": b"", "short": good[:-9], "flipped": flipped, "another's": other}
+    file.write_bytes(made[damage])
+    with structlog.testing.capture_logs() as logs:
+        again, metrics = halts_of(tmp_path)
+    (said,) = logs
+    assert said["event"] == "fork_evidence_damaged" and said["log_level"] == "critical"
+    assert str(file) in said["text"] and "Put it back" in said["remedy"]
+    assert halted(metrics) == 1 and halted(metrics, "vika") == 0 and str(file) in again.warning
+    with pytest.raises(RegionHalted, match="evidence that its log forked is damaged"):
+        again.check("norden/1")
+    with pytest.raises(TrustError):
+        again.take(made[damage] if damage != "another's" else good[:-9])
+    again.follow(make_root(str(key("norden.example/log2").verifier)))
+    assert again.why("norden/1"), "nobody knows of which log it was"
+    again.follow(make_root())
+    for proof in (proof_of(30, 30), good):
+        again.take(proof)  # the registrars tell of it again
+    assert "its log forked" in again.why("norden/1") and "damaged" not in again.why("norden/1")
+    assert file.with_suffix(".damaged").exists() and not file.exists()
+    with structlog.testing.capture_logs() as logs:
+        later, metrics = halts_of(tmp_path)
+    assert [one["event"] for one in logs] == ["region_halted"] and later.why("norden/1") and halted(metrics) == 1
+
+
+def test_the_same_evidence_told_again_is_written_over_what_is_damaged(tmp_path: Path) -> None:
+    halts_of(tmp_path)[0].take(proof_of(30, 40))
+    (file,) = (tmp_path / "forks").glob("*.fork")
+    good = file.read_bytes()
+    file.write_bytes(good[:-1])
+    halts_of(tmp_path)[0].take(good)
+    assert file.read_bytes() == good and [*(tmp_path / "forks").iterdir()] == [file]
+
+
+def test_what_cannot_be_read_or_is_nobodys_keeps_the_node_from_starting(tmp_path: Path) -> None:
+    folder = tmp_path / "forks"
+    folder.mkdir()
+    (folder / "norden-0123456789abcdef.fork").mkdir()
+    with pytest.raises(OperatorError, match=r"0123456789abcdef\.fork: "):
+        halts_of(tmp_path)
+    (folder / "norden-0123456789abcdef.fork").rmdir()
+    (folder / "junk.fork").write_bytes(b"")
+    with pytest.raises(OperatorError, match="no evidence that this node kept"):
+        halts_of(tmp_path)
+    (folder / "junk.fork").rename(folder / "gone-0123456789abcdef.fork")  # of a region that the root does not name
+    halts, _ = halts_of(tmp_path)
+    assert not halts.warning
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("in the way")
+    with pytest.raises(OperatorError):
+        halts_of(tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from cluster.core import linkwire
 from cluster.core.linkwire import Peer
@@ -17,7 +18,8 @@ from relay.certificates import certify
 from relay.core import receipts, records
 from relay.core.book import Book
 from relay.core.codec import digest
-from relay.core.receipts import Missing, ProvenBlock, verify_block, verify_receipt
+from relay.core.proven import Missing, ProvenBlock, verify_block
+from relay.core.receipts import verify_receipt
 from relay.core.wire import Code, Wanted
 from relay.errors import PeerError, Refused
 from relay.limits import BOOK_BYTES
@@ -211,27 +213,42 @@ async def test_a_node_behind_the_one_that_told_the_sender_waits_for_the_block(au
             assert await notary.prove(cell.name, ahead) == ([], [Missing(ahead[0].id, Code.UNREACHABLE)])
 
 
-@pytest.mark.parametrize("what", ["signature", "store", "certificate", "nobody's", "another's", "other block"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "signature", "store", "certificate", "nobody's", "another's", "other block", "digests", "more digests",
+        "half a digest",
+    ],
+)  # fmt: skip
 async def test_a_dishonest_node_is_not_counted(autojump_clock: Any, what: str) -> None:
     cell = Cell()
     n1, n2, n3 = cell.houses.values()
     cell.send(b"0")
 
     def forge(answer: linkwire.Attested) -> linkwire.Attested:
-        index, signature = answer.signatures[0]
+        [(indices, word)] = answer.words
         match what:
             case "signature":
-                return linkwire.Attested(answer.store, answer.certificate, ((index, bytes(64)),))
+                word = replace(word, signature=bytes(64))
             case "store":
-                return linkwire.Attested(n1.signer.store, answer.certificate, answer.signatures)
+                word = replace(word, store=n1.signer.store)
             case "certificate":
-                return linkwire.Attested(answer.store, n3.signer.certificate, answer.signatures)
+                word = replace(word, certificate=n3.signer.certificate)
             case "nobody's":
-                return linkwire.Attested(answer.store, b"junk", answer.signatures)
+                word = replace(word, certificate=b"junk")
             case "another's":
-                word = n1.signer.attest(n1.book.statement(index) or b"", n1.signer.store)
-                return linkwire.Attested(word.store, word.certificate, ((index, word.signature),))
-        return linkwire.Attested(answer.store, answer.certificate, ((index - 1, signature),))
+                word = n1.signer.attest([n1.book.statement(index) or b"" for index in indices])
+            case "other block":
+                indices = tuple(index - 1 for index in indices)
+            case "digests":
+                word = n2.signer.attest([b"something else" for _ in indices])
+            case "more digests":
+                word = n2.signer.attest([*(n2.book.statement(index) or b"" for index in indices), b"more"])
+            case "half a digest":
+                digests = word.digests + b"0" * 16
+                signed = n2.signer.key.sign(receipts.signed_bytes(digests, word.store, word.certificate))
+                word = replace(word, digests=digests, signature=signed)
+        return linkwire.Attested(((indices, word),))
 
     n2.forge = forge
     wanted = cell.send(b"1")

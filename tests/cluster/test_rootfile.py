@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import structlog
 import trio
+from msgspec import structs
 
 from cluster import rootfile
 from cluster.federation.making import Lifetimes, Staged, publish, region_part
 from cluster.kept import KEPT_ROOT, hold_data, keep_root, kept_root
 from cluster.lives import run_node
 from cluster.rootfile import RootFile
-from relay.core.trust import RootCell, RootRegion, follow_root, verify_root
+from relay.core.trust import Root, RootCell, RootNode, RootRegion, follow_root, verify_root
 from relay.core.trust.root import parse_bundle
 from relay.errors import OperatorError, Rollback, StoreLocked
 from relay.limits import DAY
@@ -42,7 +43,7 @@ class Place:
     def __init__(self, folder: Path, signed: bytes = FIRST) -> None:
         self.path, self.data, self.now_ms = folder / "root.bin", folder / "data", UNTIL - DAY
         self.path.write_bytes(signed)
-        self.file = RootFile(self.path, self.data, signed, lambda: self.now_ms)
+        self.file = RootFile(self.path, self.data, signed, "norden/1", lambda: self.now_ms)
 
     async def put(self, signed: bytes) -> None:
         fresh = self.path.with_suffix(".new")
@@ -129,15 +130,26 @@ async def test_a_region_that_had_run_out_before_the_start_is_no_news(
     assert [entry["event"] for entry in logs] == ["root_taken"]
 
 
-async def test_other_regions_wait_for_a_restart(place: Place, logs: list[Any], autojump_clock: Any) -> None:
-    async def act() -> None:
-        await place.put(WITH_SAUDA)
+async def test_another_region_counts_at_once_for_all_parts(place: Place, logs: list[Any], autojump_clock: Any) -> None:
+    told: list[Root] = []
+    place.file.following.add([told.append])
+    await watching(place, lambda: place.put(WITH_SAUDA))
+    assert [(entry["event"], entry["regions"]) for entry in logs] == [("root_taken", ["sauda"])]
+    assert not place.file.waits
+    assert kept_root(place.data) == WITH_SAUDA and [root.payload.version for root in told] == [1, 2]
+    assert told[1] == place.file.following.root == place.file.trusted
 
-    await watching(place, act)
-    (entry,) = logs
-    assert entry["event"] == "root_waits" and "of sauda: restart" in entry["text"]
-    assert "version 2 of the root document waits for a restart: it says something else of sauda" in place.file.waits
-    assert kept_root(place.data) == WITH_SAUDA
+
+async def test_other_nodes_of_the_own_cell_wait_for_a_restart(
+    place: Place, logs: list[Any], autojump_clock: Any
+) -> None:
+    more = structs.replace(NORDEN, cells=(RootCell("norden/1", (RootNode("n1", "localhost:1", ()),)),))
+    await watching(place, lambda: place.put(signed_root([more, SAUDA], UNTIL + DAY, before=FIRST)))
+    assert [entry["event"] for entry in logs] == ["root_taken", "root_waits"]
+    assert "it lists other nodes of norden/1: restart" in logs[1]["text"]
+    assert place.file.waits == "version 2 of the root document waits for a restart: it lists other nodes of norden/1"
+    assert place.file.following.root.cell("norden/1") == NORDEN.cells[0]
+    assert place.file.following.root.cell("sauda/1") == SAUDA.cells[0]
 
 
 async def test_a_region_that_the_keepers_removed_is_believed_no_more_at_once(
@@ -159,7 +171,8 @@ async def test_a_region_that_the_keepers_removed_is_believed_no_more_at_once(
             await trio.sleep(6)
             assert bool(place.file.lapsed()) is bool(later)
             await place.put(without)
-            assert set(place.file.lapsed()) == {"sauda"} and "sauda" in place.file.waits
+            assert set(place.file.lapsed()) == {"sauda"} and not place.file.waits
+            assert place.file.following.root.cells() == ["norden/1"]
 
         await watching(place, act)
     said = [entry["event"] for entry in logs if entry["event"].startswith("region")]

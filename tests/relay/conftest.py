@@ -13,7 +13,7 @@ from relay.barrier import Barrier
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.mailroom import Mailroom
-from relay.core.receipts import Missing
+from relay.core.proven import Missing
 from relay.core.trust import Root, RootCell, RootRegion
 from relay.core.wire import Code
 from relay.delivery import Delivery
@@ -192,5 +192,19 @@ def open_cell():
             nursery.start_soon(cell.steward.run)
             yield cell, nursery
             nursery.cancel_scope.cancel()
+
+    return opened
+
+
+@pytest.fixture
+def open_hall(open_cell):
+    from tests.relay.hall import Hall
+
+    @asynccontextmanager
+    async def opened(**terms):
+        async with open_cell() as (cell, nursery):
+            hall = Hall(cell, nursery)
+            await hall.open(**terms)
+            yield hall
 
     return opened

@@ -289,7 +289,7 @@ def test_an_ack_frees_what_was_sent_up_to_it_and_nothing_more() -> None:
         assert seat.unacked_bytes == left
 
 
-@pytest.mark.parametrize(("sessions", "pace"), [(0, 1_000), (125, 1_000), (250, 2_000), (500, 4_000), (2_000, 8_000)])
+@pytest.mark.parametrize(("sessions", "pace"), [(0, 1_000), (15, 1_000), (50, 3_200), (125, 8_000), (2_000, 8_000)])
 async def test_acks_are_paced_by_the_number_of_sessions(open_cell, sessions, pace):
     async with open_cell() as (cell, _):
         cell.delivery._seats = dict.fromkeys(range(sessions))

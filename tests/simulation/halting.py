@@ -20,7 +20,7 @@ import trio
 
 import cluster.halts
 import cluster.node
-from cluster.halts import Halts, registrars_of
+from cluster.halts import Halts
 from cluster.registrar.http import Caller
 from relay.core.trust import Root, RootCell, RootRegion
 from tests.roots import verified_root
@@ -49,6 +49,14 @@ def root_with_logs(regions: Sequence[str]) -> Root:
     return verified_root(said, FAR, name="simulated")
 
 
+class _Halts(Halts):
+    """By the root document that names the logs, whatever the node's own says."""
+
+    def follow(self, root: Root) -> None:
+        if any(region.log_key for region in root.payload.regions):
+            super().follow(root)
+
+
 class NodeHalts:
     """What every node knows of forks. `regions`: those that have registrars; `forks`: whose log does; empty: none."""
 
@@ -66,21 +74,18 @@ class NodeHalts:
             yield
             return
         with TemporaryDirectory() as folder:
-            known = {"Halts": partial(self._new, Path(folder)), "registrars_of": lambda _: registrars_of(self._root)}
-            before = {name: getattr(cluster.node, name) for name in known}, cluster.halts.caller
-            vars(cluster.node).update(known)
-            cluster.halts.caller = self._caller
+            before = cluster.node.Halts, cluster.halts.caller
+            vars(cluster.node)["Halts"], cluster.halts.caller = partial(self._new, Path(folder)), self._caller
             try:
                 yield
             finally:
-                vars(cluster.node).update(before[0])
-                cluster.halts.caller = before[1]
+                vars(cluster.node)["Halts"], cluster.halts.caller = before
 
     def _new(self, folder: Path, root: Root, region: str, data: Path, *rest: Any) -> Halts:
         """In the task of a node that starts; what it opens itself begins there, too."""
         name = data.parent.name
         _HERE.set(self.nodes[name])
-        halts = self._halts[name] = Halts(self._root, region, folder / name, *rest)
+        halts = self._halts[name] = _Halts(self._root, region, folder / name, *rest)
         if name in self._since and not self._knows(name):
             raise Violation(f"{name} has forgotten that it halted federation with {self.forks}")
         return halts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +18,7 @@ from cluster.lives import serve_node
 from cluster.node import Kit
 from cluster.stopping import Stop
 from cluster.pki import Claim
-from relay.core.receipts import Attestation, signed_bytes
+from relay.core.receipts import Word, sign_statements
 from relay.core.trust import Root
 from relay.core.trust.signing import sign
 from relay.delivery import Delivery
@@ -53,11 +54,10 @@ class OpenSecurity:
     async def secure_server(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, Claim]:
         return self._claim(transport)
 
-    def attest(self, statement: bytes, store: bytes) -> Attestation:
+    def attest(self, statements: Sequence[bytes], store: bytes) -> Word:
         """Signed with a key of the node's name, under a certificate that is only its name."""
         certificate = f"{self._peer.cell} {self._peer.node}".encode()
-        signature = sign(key(certificate.decode()), b"", signed_bytes(statement, store, certificate))
-        return Attestation(store, certificate, signature)
+        return sign_statements(statements, store, certificate, partial(sign, key(certificate.decode()), b""))
 
     def _claim(self, transport: trio.abc.Stream) -> tuple[trio.abc.Stream, Claim]:
         assert isinstance(transport, SimStream)

@@ -7,7 +7,8 @@ from random import Random
 import trio
 
 from relay.core import wire
-from relay.core.receipts import Certified, verify_block
+from relay.core.proven import verify_block
+from relay.core.receipts import Certified
 from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.errors import TrustError

@@ -29,6 +29,8 @@ def handed(turn: Turn, record: records.Handed) -> None:
         code, newest = (answer.code, answer.newest) if answer else (int(Code.EXPIRED), 0)
         if item.what == records.HANDIN_MOVE:
             moving.confirmed(turn, record.dest, item, code, newest)
+        if code == Code.NOT_PERMITTED and moving.go_round(turn, outbox, record.dest, item):
+            continue
         if item.group and parking.take(turn, record.dest, item, code):
             continue
         if code == Code.ACCEPTED and item.what in (records.HANDIN_ENVELOPE, records.HANDIN_FORWARD):

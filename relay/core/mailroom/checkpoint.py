@@ -245,7 +245,9 @@ class _Loader:
         self.state.rosters[group] = RosterState(verify_roster(signed) if signed else None, resident, dirty=dirty)
 
     def member(self, group: bytes, user: bytes, *stay: int) -> None:
-        self.state.rosters[group].members.setdefault(user, []).append(Interval(*stay))
+        roster, interval = self.state.rosters[group], Interval(*stay)
+        roster.members.setdefault(user, []).append(interval)
+        roster.left = roster.left or bool(interval.until)
         self.state.memberships.setdefault(user, set()).add(group)
 
     def group_mail(self, group: bytes, size: int, part: bytes) -> None:

@@ -14,7 +14,7 @@ from relay.core.mailroom import channels, outboxes, residents, rosters
 from relay.core.mailroom.effects import Filed, UserMoved
 from relay.core.mailroom.people import Entry, UserState
 from relay.core.mailroom.settle import devices_of
-from relay.core.mailroom.state import MovedUser, OutItem, Source, State
+from relay.core.mailroom.state import MovedUser, Outbox, OutItem, Source, State
 from relay.core.mailroom.turn import EXPIRE_MOVED, Turn
 from relay.core.trust import HomeRecord, read_chain
 from relay.core.wire import Code
@@ -187,6 +187,31 @@ def take_over(turn: Turn, user: bytes, source: Source, key: bytes, expires: int)
         return Code.MAILBOX_FULL, moved.record.version
     outboxes.forward(turn, user, source, key, expires)
     return Code.ACCEPTED, moved.record.version
+
+
+def go_round(turn: Turn, outbox: Outbox, dest: str, item: OutItem) -> bool:
+    """Mail may not go from here to `dest`, though the user came there: from home to home, over borders that were open.
+    What is sent on goes the same way then. False where there was no home between."""
+    state = turn.state
+    known = state.users.peek(item.user) or state.moved.get(item.user)
+    source = state.sources.find(item.source) if item.source is not None else None
+    if item.what != records.HANDIN_FORWARD or known is None or source is None:
+        return False
+    via = home_before(dest, [record.cell for record in read_chain(known.chain)])
+    if via in ("", state.cell):
+        return False
+    state.hold(source)
+    outboxes.let_go(state, outbox, item)
+    state.outboxes.setdefault(via, Outbox()).bytes += item.size
+    turn.number(via, OutItem(item.what, item.source, item.size, item.id, item.expires, user=item.user))
+    return True
+
+
+def home_before(dest: str, homes: list[str]) -> str:
+    """Of all homes, each where it comes last, the one before `dest`: so nothing goes round twice. Empty: none."""
+    order = list(dict.fromkeys(reversed(homes)))
+    place = order.index(dest) + 1 if dest in order else len(order)
+    return order[place] if place < len(order) else ""
 
 
 def take_handed_over(turn: Turn, record: records.HandIn, header: Header, source: Source) -> tuple[int, int]:

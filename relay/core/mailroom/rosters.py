@@ -101,6 +101,7 @@ def _install(turn: Turn, head: VerifiedHead, part: RosterPart) -> bool:
     for user, stays in sorted(roster.members.items()):
         if stays[-1].until == 0 and user not in now:
             stays[-1].until, stays[-1].until_position = head.head.version, pos
+            roster.left = True
             turn.effects.append(MembershipChanged(user))
     for user in now:
         stays = roster.members.setdefault(user, [])

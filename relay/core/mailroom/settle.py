@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 from relay.core import records
 from relay.core.mailroom import rosters
-from relay.core.mailroom.people import DeviceState, UserState
+from relay.core.mailroom.people import DeviceState, Entry, UserState
 from relay.core.mailroom.state import RosterState, State, source_key
 from relay.core.mailroom.turn import Turn
 from relay.limits import ADMISSION_WINDOW, MINUTE
 
 SETTLE_EVERY = 64  # blocks between two passes over the rosters whose members have acknowledged something
+_LAGGING = 256  # members who lacked the oldest entry that are remembered: as long as one of them does, nothing settles
 
 
 def devices_of(state: State, user: UserState) -> Iterator[DeviceState]:
@@ -49,6 +50,32 @@ def settle_rosters(state: State) -> None:
 
 
 def _settle_roster(state: State, roster: RosterState) -> None:
+    oldest = next(roster.box.after(-1), None)
+    if oldest is not None and not _is_held(state, roster, oldest):
+        _look_at_all(state, roster)
+    if roster.left:
+        _forget_stays(state, roster)
+
+
+def _is_held(state: State, roster: RosterState, oldest: Entry) -> bool:
+    """Is there one who lacks the oldest entry among those who lacked it before, or among some of all? Then nobody else
+    need be looked at: a group of 10,000 would be, again and again, as long as one member is away."""
+    while roster.lagging:
+        if _lacks(state, roster, roster.lagging[-1], oldest):
+            return True
+        roster.lagging.pop()
+    some = list(roster.members)[:: len(roster.members) // _LAGGING + 1]
+    roster.lagging = [user for user in some if _lacks(state, roster, user, oldest)]
+    return bool(roster.lagging)
+
+
+def _lacks(state: State, roster: RosterState, user: bytes, entry: Entry) -> bool:
+    if user not in state.users or not rosters.receives(state, roster, user, entry):
+        return False
+    return any(device.cursor < entry.position for device in devices_of(state, state.users[user]))
+
+
+def _look_at_all(state: State, roster: RosterState) -> None:
     lagging = sorted(
         (device.cursor, user)
         for user in roster.members
@@ -58,16 +85,18 @@ def _settle_roster(state: State, roster: RosterState) -> None:
     done = []
     for entry in roster.box.after(-1):
         lack = bisect_left(lagging, (entry.position,))
-        if any(rosters.receives(state, roster, user, entry) for _, user in lagging[:lack]):
+        holds = next((user for _, user in lagging[:lack] if rosters.receives(state, roster, user, entry)), None)
+        if holds is not None:
+            roster.lagging = [holds, *(user for _, user in lagging[: lack : lack // _LAGGING + 1])]
             break
         done.append(entry.position)
     for pos in done:
         state.settle(roster.box, pos)
-    _forget_stays(state, roster)
 
 
 def _forget_stays(state: State, roster: RosterState) -> None:
     """A stay that ended is needed only while entries from its time wait."""
+    roster.left = False
     oldest = next((entry.position for entry in roster.box.after(-1)), None)
     for user in list(roster.members):
         stays = [
@@ -76,6 +105,7 @@ def _forget_stays(state: State, roster: RosterState) -> None:
         ]
         if stays:
             roster.members[user] = stays
+            roster.left = roster.left or any(stay.until for stay in stays)
             continue
         del roster.members[user]
         if roster.head is not None:

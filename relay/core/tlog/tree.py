@@ -1,7 +1,12 @@
 """The Merkle tree of a log: hashes, the incremental root, and what verifies a proof.
 
-RFC 6962 section 2.1 (the same tree as RFC 9162 section 2.1) over SHA-256; the hashes are relay.core.merkle's. Nothing
-here holds a tree: a `Frontier` has the at most 63 roots of the complete subtrees that a tree of n leaves consists of.
+RFC 6962 section 2.1 (the same tree as RFC 9162 section 2.1) over SHA-256. Nothing here holds a tree: a `Frontier` has
+the at most 63 roots of the complete subtrees that a tree of n leaves consists of.
+
+A leaf and an inner node hash under different first bytes, so that neither can be passed off as the other. In a tree of
+n leaves the way from leaf i to the root has two parts: an inner one, up to where the ways of i and of the last leaf
+meet, which has a sibling at each level; and a border, along which i lies on the right edge and only left siblings
+exist. i and n give the length of both.
 
 A proof is checked by its shape first: index and size give its length, so one that is too long or too short is refused
 before anything is hashed (compare RFC 9162 sections 2.1.3.2 and 2.1.4.2, which walk the same way).
@@ -14,15 +19,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
 
 from relay.core.tlog.errors import BadProof, NotInTree
-from relay.core.merkle import EMPTY_ROOT, HASH, climb, leaf_hash, node_hash, way
 from relay.limits import MAX_TREE
 
 __all__ = [
     "EMPTY_ROOT", "HASH", "Frontier", "fold_right", "leaf_hash", "node_hash", "root_of_inclusion",
     "verify_consistency", "verify_inclusion",
 ]  # fmt: skip
+
+
+HASH: Final = 32  # bytes of a hash
+EMPTY_ROOT: Final = sha256(b"").digest()  # the root of a tree without leaves
+
+
+def leaf_hash(entry: bytes) -> bytes:
+    """The hash of an entry as a leaf."""
+    return sha256(b"\x00" + entry).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """The hash of a node with two children."""
+    return sha256(b"\x01" + left + right).digest()
+
+
+def way(index: int, size: int) -> tuple[int, int]:
+    """How many siblings the way of leaf `index` has in a tree of `size` leaves: in its inner part, along the border."""
+    inner = (index ^ (size - 1)).bit_length()
+    return inner, (index >> inner).bit_count()
+
+
+def climb(leaf: bytes, index: int, inner: int, siblings: Sequence[bytes]) -> bytes:
+    """The root that these siblings lead to from the leaf hash number `index`. Their count was checked (see `way`)."""
+    node = leaf
+    for level, sibling in enumerate(siblings):
+        left = level >= inner or index >> level & 1
+        node = node_hash(sibling, node) if left else node_hash(node, sibling)
+    return node
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, TypeAlias, Union
 
 import msgspec
 from msgspec import Meta
+from nacl.bindings import crypto_core_ed25519_is_valid_point
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, T, TargetFile, Targets, Timestamp
 from tuf.api.serialization import SerializationError
@@ -133,7 +134,7 @@ _KINDS: Final[dict[type[Signed], str]] = {kind: kind.type for kind in (Root, Tim
 
 def parse(data: bytes, kind: type[T], what: str) -> Metadata[T]:
     """The metadata in `data`, which must be of that kind; nothing is verified. Raises ProtocolError, which says `what`,
-    whatever the bytes; TrustError where one key stands under two ids."""
+    whatever the bytes; TrustError where one key stands under two ids, or is none."""
     if len(data) > MAX_METADATA:
         raise ProtocolError(f"{what} of {len(data)} bytes", f"At most {MAX_METADATA} are taken")
     if _depth(data) > MAX_DEPTH:
@@ -175,6 +176,9 @@ def _check_keys(keys: dict[str, _Key], roles: Sequence[_Role | _Delegation], wha
     values = [key.keyval.public for key in keys.values()]
     if len(set(values)) != len(values):
         raise TrustError(f"{what}: one key stands there under two ids, and would count twice")
+    for value in values:  # OpenSSL, which verifies these signatures, asks for no more than that the equation holds
+        if not crypto_core_ed25519_is_valid_point(bytes.fromhex(value)):
+            raise TrustError(f"{what}: {value[:16]} is no Ed25519 public key: anybody could sign for it")
 
 
 def check_signed(delegator: Root | Targets, role: str, metadata: Metadata[Any], what: str) -> None:

@@ -21,6 +21,7 @@ from cluster.core.linkwire import (
     encode_message,
 )
 from relay.core.codec import pack
+from relay.core.receipts import Word
 from relay.core.records import HandedAnswer
 from relay.errors import PeerError, ProtocolError
 from relay.limits import (
@@ -53,7 +54,7 @@ CELL_ANSWERS: list[LinkMessage] = [
     Proposed(5, ID, 2), ProposalRefused(1, "not at home"), NotLeading("n2"), SnapshotTaken(9),
     CheckpointPart(2, (b"row", b"row")), Facts((Fact(ID, 4, b"sealed"),)),
     BlocksPart((BlockBody(3, 2, ID, 17, ID, (b"record",)),)), Status(b"well"),
-    Attested(UUID, b"certificate", ((3, 2 * ID),)),
+    Attested((((3, 5), Word(UUID, b"certificate", 2 * ID, 2 * ID)),)),
 ]  # fmt: skip
 
 

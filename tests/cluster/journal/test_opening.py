@@ -329,3 +329,22 @@ async def test_two_processes_on_one_store(opened, made, tmp_path):
             async with opened():
                 pytest.fail("opened")
         assert cell.journal.own.store == made and aside(tmp_path) == []
+
+
+async def test_what_was_made_under_another_policy_does_not_keep_a_node_from_starting(opened, tmp_path):
+    """The end of the log that is not committed yet is checked again at the start, as blocks that were made already."""
+
+    asked = []
+
+    class Stricter(Anything):
+        def check(self, records, above=(), *, made=False):
+            asked.append(made)
+            return super().check(records, above, made=made)
+
+    (tmp_path / "bootstrap").touch()
+    async with opened() as cell, trio.open_nursery() as nursery:
+        nursery.start_soon(cell.journal.run)
+        await cell.journal.append([b"an older root's"])
+        nursery.cancel_scope.cancel()
+    async with opened(residency=Stricter()):
+        assert asked and all(asked)

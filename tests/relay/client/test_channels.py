@@ -11,12 +11,13 @@ from nacl.signing import SigningKey
 from trio.testing import MockClock
 
 from relay.client import ChannelCard, ChannelPost, Client, NotOwner, SendRefused, TooLarge, UnknownChannel
+from relay.client import channelstore as store
 from relay.client.channeltalk import Live
 from relay.client.connection import HungUp
 from relay.client.errors import BadCard
 from relay.core import wire
 from relay.core.codec import digest
-from relay.core.posts import MAX_TEXT, post_id, read_header
+from relay.core.posts import MAX_NUMBER, MAX_TEXT, open_post, post_id, read_header
 from relay.core.trust.channels import verify_terms
 from relay.core.wire import Code
 from relay.errors import Rollback, TrustError
@@ -42,6 +43,8 @@ class Node:
         self.last: int | None = None
         self.live = Live()
         self.older: list[bytes] = []  # terms that are shown first
+        self.stale = 7  # what it says to be the newest number, with STALE
+        self.reads = 1_000  # pages that may be asked for
 
     def _newest(self) -> int:
         return self.last if self.last is not None else max((read_header(post).number for post in self.posts), default=0)
@@ -58,13 +61,15 @@ class Node:
         if self.lose:
             self.lose -= 1
             raise HungUp("cut")
-        return wire.ReceiptItem(post_id(post), code, 0, 7 if code is Code.STALE else 0, CELL)
+        return wire.ReceiptItem(post_id(post), code, 0, self.stale if code is Code.STALE else 0, CELL)
 
     async def subscribe(self, channel: bytes, secret: bytes, *, live: bool) -> wire.Channel:
         code, terms = self.codes.pop(0) if self.codes else Code.STORED, self.older.pop(0) if self.older else self.terms
         return wire.Channel(1, channel, code, terms, 1, self._newest())
 
     async def read(self, channel: bytes, after: int) -> wire.Page:
+        self.reads -= 1
+        assert self.reads >= 0, "asked again and again for what is not there"
         posts = tuple(self.posts)
         return wire.Page(channel, after, Code.STORED, 1, self._newest(), posts if after < self._newest() else ())
 
@@ -153,6 +158,36 @@ async def test_what_left_the_window_is_a_gap(fed: Federation, tmp_path: Path, cl
         desk.node.last, desk.channel.number = None, 11
         desk.node.posts = [desk.channel.seal(b"twelve")]
         assert [(post.number, post.gap) for post in await desk.read()] == [(12, 10)]
+
+
+async def test_a_node_that_is_behind_the_one_before_hides_nothing(
+    fed: Federation, tmp_path: Path, clock: MockClock
+) -> None:
+    """We heard of posts on one connection, and the next one is to a node that has not applied them yet."""
+    async with desk_of(fed, tmp_path) as desk:
+        one, two, three = (desk.channel.seal(b"%d" % n) for n in range(1, 4))
+        posts = desk.channels.posts(desk.channel.id)
+        desk.node.posts, desk.node.last = [one], 3
+        assert (await anext(posts)).number == 1
+        before = desk.node
+        desk.node = Node()
+        desk.node.terms, desk.node.posts = before.terms, [one]
+        desk.node.live.posts.extend([two, three])  # when it applies them
+        desk.node.reads = 10
+        assert [(await anext(posts)).number for _ in range(2)] == [2, 3]
+
+
+async def test_a_live_post_is_given_though_what_came_before_it_is_not_to_be_had(
+    fed: Federation, tmp_path: Path, clock: MockClock
+) -> None:
+    async with desk_of(fed, tmp_path) as desk:
+        sealed = [desk.channel.seal(b"%d" % n) for n in range(1, 6)]
+        posts = desk.channels.posts(desk.channel.id)
+        desk.node.posts, desk.node.reads = sealed[:1], 10
+        assert (await anext(posts)).number == 1
+        desk.node.posts, desk.node.last = [], 5  # the window is short: when we read, it has gone
+        desk.node.live.posts.extend(sealed[3:])
+        assert [((post := await anext(posts)).number, post.gap) for _ in range(2)] == [(4, 2), (5, 0)]
 
 
 # --- a node that lies ----------------------------------------------------------------------------
@@ -276,3 +311,38 @@ async def test_renewing_and_closing(fed: Federation, tmp_path: Path, clock: Mock
         await desk.channels.close(card.channel)
         assert verify_terms(desk.node.terms).terms.keep_ms == 0
         assert [one.title for one in await desk.channels.list()] == ["news"]
+
+
+async def test_a_new_secret_that_the_cell_refuses_is_forgotten(
+    fed: Federation, tmp_path: Path, clock: MockClock
+) -> None:
+    """Else posts would be sealed with it, and nobody could open them: the region keeps mail for less by now."""
+    async with desk_of(fed, tmp_path) as desk:
+        card = await desk.channels.create("mine")
+        desk.node.codes = [Code.LIFETIME]
+        with pytest.raises(SendRefused):
+            await desk.channels.renew(card.channel)
+        assert [one.card for one in await desk.channels.list() if one.mine] == [card]
+        await desk.channels.post(card.channel, b"hello")
+        assert open_post(desk.node.taken[-1], card.secret).data == b"hello"
+
+
+async def test_a_post_to_a_channel_whose_closing_was_begun(fed: Federation, tmp_path: Path, clock: MockClock) -> None:
+    """It was said to be stored, and went with the channel."""
+    async with desk_of(fed, tmp_path) as desk:
+        card = await desk.channels.create("mine")
+        await desk.channels.run(lambda db: store.redraft(db, card.channel, {"keep_ms": 0}))
+        with pytest.raises(UnknownChannel):
+            await desk.channels.post(card.channel, b"hello")
+        await desk.channels.close(card.channel)
+        assert [one.title for one in await desk.channels.list()] == ["news"]
+
+
+async def test_a_node_cannot_use_up_the_numbers(fed: Federation, tmp_path: Path, clock: MockClock) -> None:
+    async with desk_of(fed, tmp_path) as desk:
+        card = await desk.channels.create("mine")
+        desk.node.codes, desk.node.stale = [Code.STALE], MAX_NUMBER
+        with pytest.raises(TrustError):
+            await desk.channels.post(card.channel, b"one")
+        assert await desk.channels.post(card.channel, b"two") == 2  # the first one goes out with it
+        assert [read_header(post).number for post in desk.node.taken] == [1, 2]

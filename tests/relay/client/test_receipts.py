@@ -18,7 +18,8 @@ from relay.client.receipts import (
 from relay.client.shapes import Effects
 from relay.core import wire
 from relay.core.codec import digest
-from relay.core.receipts import Missing, verify_receipt
+from relay.core.proven import Missing
+from relay.core.receipts import verify_receipt
 from relay.core.wire import Code
 from relay.certificates import certify
 from tests.relay.core.test_receipts import N1, N2, PAGE, ROOT
@@ -113,7 +114,7 @@ def test_what_a_node_says_is_kept_if_it_holds_and_was_asked_for() -> None:
     for id_, data in found:
         assert verify_receipt(data, ROOT, certify, envelope_id=id_)
     assert proving._verified("sueden/1", wanted, wire.Proof(1, (block,), ())) == []
-    few = msgspec.structs.replace(block, attestations=(N1.attest(PAGE.statement),))
-    twice = msgspec.structs.replace(block, attestations=(N1.attest(PAGE.statement), N1.attest(PAGE.statement)))
-    other = msgspec.structs.replace(block, attestations=(N1.attest(PAGE.statement), N2.attest(b"other")))
+    few = msgspec.structs.replace(block, attestations=(N1.attestation(PAGE.statement),))
+    twice = msgspec.structs.replace(block, attestations=(N1.attestation(PAGE.statement),) * 2)
+    other = msgspec.structs.replace(block, attestations=(N1.attestation(PAGE.statement), N2.attestation(b"other")))
     assert proving._verified("norden/1", wanted, wire.Proof(1, (few, twice, other), ())) == []

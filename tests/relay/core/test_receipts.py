@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -13,17 +15,19 @@ from relay.core.block import make_block, position
 from relay.core.book import Book, Taken, key
 from relay.core.codec import digest, encode
 from relay.core.envelope import envelope_id
+from relay.core.proven import ProvenBlock, verify_block
 from relay.core.receipts import (
-    ROW, ProvenBlock, Receipt, Statement, Verified, _Leaf, _leaf, _receipt, _statement, majority, make_receipt,
-    verify_block, verify_receipt,
+    ROW, Receipt, Statement, Verified, _Leaf, _leaf, _receipt, _statement, leaf_head, majority, make_receipt,
+    verify_receipt,
 )
 from relay.core.wire import Code
 from relay.errors import (
     BadSignature, NotAReceipt, NotCertified, NotValidNow, OtherLog, ReceiptContradicts, TooFewStores, TrustError,
     WrongPath,
 )
-from relay.limits import MAX_RECEIPT
+from relay.limits import MAX_RECEIPT, SIGNED_TOGETHER
 from tests import attesting
+from tests.flipping import flipped
 from tests.attesting import DAY, NOW, Signer, make_root
 from tests.relay.core.mailroom.conftest import Group, Log, User
 
@@ -50,17 +54,20 @@ class Page:
 
     def block(self, *numbers: int) -> ProvenBlock:
         keys = [key(self.ids[number], Code.ACCEPTED if number % 2 else Code.STORED) for number in numbers]
-        found = self.book.prove(self.index, keys, [one.attest(self.statement) for one in (N1, N2)])
-        assert found is not None and len(found.items) == len(numbers)
+        ordinals = [self.book.places(self.index)[key] for key in keys]
+        found = self.book.prove(self.index, ordinals, [one.attestation(self.statement) for one in (N1, N2)])
+        assert found is not None and found.ordinals == numbers
         return found
 
     def parts(self, number: int) -> tuple[bytes, int, bytes]:
-        [item] = self.block(number).items
-        return item.leaf, item.ordinal, item.path
+        block = self.block(number)
+        [path] = block.paths
+        said = _statement(self.statement)
+        return leaf_head(said.cell, said.time) + block.rows, number, path
 
     def receipt(self, number: int = 0, *signers: Signer, statement: bytes = b"") -> bytes:
         statement = statement or self.statement
-        return make_receipt(*self.parts(number), statement, [one.attest(statement) for one in signers or (N1, N2)])
+        return make_receipt(*self.parts(number), statement, [one.attestation(statement) for one in signers or (N1, N2)])
 
 
 PAGE = Page()
@@ -107,18 +114,38 @@ def test_all_nodes_may_stand_by_it_and_a_cell_of_one_needs_one() -> None:
 
 
 def test_what_a_node_hands_on_verifies_as_a_whole_with_paths_and_with_hashes() -> None:
-    few, many = PAGE.block(3), PAGE.block(*range(COUNT))
-    assert not few.hashes and many.hashes and not any(item.path for item in many.items)
-    for block in (few, many):
+    few, most, all_ = PAGE.block(3), PAGE.block(1, 3, 4), PAGE.block(*range(COUNT))
+    assert not few.hashes and len(few.paths) == 1
+    assert len(most.hashes) == 2 * 32 and not most.paths and not all_.hashes and not all_.paths
+    for block in (few, most, all_):
         for verified, data in verify_block(block, ROOT, certify):
             assert check(data) == verified
-    assert [one.leaf.id for one, _ in verify_block(many, ROOT, certify)] == PAGE.ids
-    for hashes in (many.hashes[:-32], bytes(32) + many.hashes[32:], many.hashes + bytes(32), many.hashes[:-1]):
-        with pytest.raises(WrongPath):
-            verify_block(msgspec.structs.replace(many, hashes=hashes), ROOT, certify)
-    far = msgspec.structs.replace(many.items[0], ordinal=COUNT)
-    with pytest.raises(WrongPath):
-        verify_block(msgspec.structs.replace(many, items=(far,)), ROOT, certify)
+        assert [one.leaf.id for one, _ in verify_block(block, ROOT, certify)] == [PAGE.ids[n] for n in block.ordinals]
+
+
+@pytest.mark.parametrize(
+    ("parts", "error"),
+    [
+        ({"hashes": bytes(32)}, WrongPath),
+        ({"hashes": bytes(64)}, WrongPath),
+        ({"hashes": bytes(63)}, WrongPath),
+        ({"paths": (b"", b"", b"")}, WrongPath),
+        ({"paths": (bytes(128), bytes(128), bytes(128)), "hashes": b""}, WrongPath),
+        ({"paths": (bytes(128),), "hashes": b""}, WrongPath),
+        ({"ordinals": (1, 3, COUNT)}, WrongPath),
+        ({"ordinals": (3, 1, 4)}, WrongPath),
+        ({"ordinals": (1, 1, 4)}, WrongPath),
+        ({"ordinals": (0, 3, 4)}, WrongPath),
+        ({"ordinals": (1, 3)}, NotAReceipt),
+        ({"rows": bytes(3 * ROW.size - 1)}, NotAReceipt),
+        ({"ordinals": (), "rows": b""}, WrongPath),
+    ],
+)
+def test_what_a_node_hands_on_holds_as_a_whole_or_not_at_all(parts: dict[str, Any], error: type[TrustError]) -> None:
+    most = PAGE.block(1, 3, 4)
+    with pytest.raises(error):
+        verify_block(msgspec.structs.replace(most, **parts), ROOT, certify)
+    assert len(verify_block(most, ROOT, certify)) == 3
 
 
 # --- who signs -------------------------------------------------------------------------------------
@@ -190,7 +217,7 @@ def test_no_certificate_at_all() -> None:
 # --- what is signed --------------------------------------------------------------------------------
 def test_signatures_over_another_log() -> None:
     other = restated(log_id=bytes(16))
-    attestations = tuple(one.attest(other) for one in (N1, N2))
+    attestations = tuple(one.attestation(other) for one in (N1, N2))
     attack(changed(GOOD, attestations=attestations), BadSignature)
     attack(changed(GOOD, statement=other), BadSignature)
 
@@ -203,6 +230,23 @@ def test_a_store_that_another_nodes_signature_is_claimed_for() -> None:
     first, second = _receipt(GOOD).attestations
     moved = msgspec.structs.replace(second, store=digest(b"elsewhere")[:16])
     attack(changed(GOOD, attestations=(first, moved)), BadSignature)
+
+
+def test_statements_that_are_signed_together_hold_one_by_one() -> None:
+    pages = [Page(INDEX + number) for number in range(SIGNED_TOGETHER)]
+    words = [signer.attest([page.statement for page in pages]) for signer in (N1, N2)]
+    for place, page in enumerate(pages):
+        attestations = [word.attestation(place) for word in words]
+        data = make_receipt(*page.parts(3), page.statement, attestations)
+        assert check(data).leaf.id == page.ids[3]
+        first = attestations[0]
+        for field, value in (("place", (place + 1) % SIGNED_TOGETHER), ("others", flipped(first.others))):
+            other = msgspec.structs.replace(first, **{field: value})
+            attack(changed(data, attestations=(other, attestations[1])), BadSignature)
+        uneven = msgspec.structs.replace(first, others=first.others[1:])
+        attack(changed(data, attestations=(uneven, attestations[1])), NotAReceipt)
+    alone = msgspec.structs.replace(N1.attestation(PAGE.statement), place=1)
+    attack(changed(GOOD, attestations=(alone, N2.attestation(PAGE.statement))), NotAReceipt)
 
 
 # --- what is proven --------------------------------------------------------------------------------
@@ -287,15 +331,13 @@ def test_the_book_forgets_its_oldest_pages_and_finds_the_others() -> None:
         own = digest(b"%d" % index)
         taken = [Taken(own, Code.STORED, position(index, 0), 1, 1, NOW)]
         book.keep(make_block(LOG_ID, index, bytes(32), NOW, [b"record"]), taken)
-    last = digest(b"19")
-    assert book.find(key(digest(b"1"), Code.STORED), position(1, 0)) is None and book.statement(1) is None
-    assert book.search(key(digest(b"1"), Code.STORED)) is None and not book.has(1)
-    stored = key(last, Code.STORED)
-    assert book.find(stored, position(19, 5)) == 19 == book.search(stored) and book.has(19)
-    assert book.find(key(last, Code.ACCEPTED), position(19, 0)) is None and book.find(stored, position(18, 0)) is None
-    assert book.find(key(last, 77_777), position(19, 0)) is None and book.search(key(last, 77_777)) is None
-    proven, other, gone = (book.prove(index, [stored], ()) for index in (19, 18, 1))
-    assert proven is not None and len(proven.items) == 1 and other is not None and not other.items and gone is None
+    last, stored = digest(b"19"), key(digest(b"19"), Code.STORED)
+    assert not book.places(1) and book.statement(1) is None and not book.has(1)
+    assert book.search(key(digest(b"1"), Code.STORED)) is None
+    assert book.places(19) == {stored: 0} and book.search(stored) == (19, 0) and book.has(19)
+    assert book.search(key(last, Code.ACCEPTED)) is None and book.search(key(last, 77_777)) is None
+    proven, gone = (book.prove(index, [0], ()) for index in (19, 1))
+    assert proven is not None and proven.ordinals == (0,) and gone is None
 
 
 # --- the fold --------------------------------------------------------------------------------------

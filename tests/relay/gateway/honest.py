@@ -17,7 +17,7 @@ from relay.core import wire
 from relay.core.codec import digest
 from relay.core.envelope import envelope_id
 from relay.core.frames import server_frame
-from relay.core.receipts import Missing
+from relay.core.proven import Missing
 from relay.core.wire import Code, Fault
 from relay.errors import AuthError, Refused
 from relay.gateway.api import Identity, Line, Started
