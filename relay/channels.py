@@ -163,7 +163,6 @@ class Channels:
         for line in list(self._readers.get(channel, ())):
             self.unsubscribe(line, channel)
             self._owe(line, channel, code)
-        self._filed_bytes -= sum(map(len, self._filed.pop(channel, ())))
         self._wake.set()
 
     def _owe(self, line: Line, channel: bytes, code: Code = Code.STORED) -> None:

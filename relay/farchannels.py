@@ -16,8 +16,9 @@ import trio
 from relay.channels import Channels, Known, page_frame
 from relay.core import wire
 from relay.core.farposts import NO_POSTS, Question, Reply, Shown, check_reply, is_code
-from relay.core.policy import region_of
+from relay.core.policy import Policies, region_of
 from relay.core.posts import read_header
+from relay.core.trust import Root
 from relay.core.trust.channels import verify_ticket
 from relay.core.wire import Code
 from relay.errors import PeerError, ProtocolError, Refused, TrustError
@@ -47,6 +48,14 @@ class _Flight:
         self.done = trio.Event()
         self.frame: bytes | None = None
         self.error: Refused | None = None
+
+
+def check_readable(root: Root, policies: Policies, own: str, cell: str) -> None:
+    """Raises Refused where readers of cell `own` may not read channels of `cell`."""
+    if root.cell(cell) is None:
+        raise Refused(Code.UNKNOWN_REGION, f"the federation has no cell {cell!r}")
+    if why := policies.forbidden(cell, own):
+        raise Refused(Code.NOT_PERMITTED, why)
 
 
 class FarChannels:
