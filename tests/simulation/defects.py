@@ -356,9 +356,9 @@ DEFECTS = [
     Defect(delivers_what_has_expired, "14", 1, {**ALONE, "short_lived": 0.5, "every": {"offline": 2.0}}),
     Defect(admits_repeats, "15", 1, {**ALONE, "every": {"cut": 0.5}}),
     Defect(origin_vector_is_off, "16", 1, {**ABROAD, "every": {}}),
-    Defect(forgets_refusals, "16", 1, {**ABROAD, "every": {"regroup": 3.0, "cut": 2.0, "block": 3.0}}),
-    Defect(of_hand_overs.forwarder_forgets, "16", 1, {**ABROAD, "every": {"cut": 1.0, "block": 5.0}}),
-    Defect(of_hand_overs.a_later_answer_counts_for_those_before, "16; ADR 37", 1, {
+    Defect(forgets_refusals, "16", 2, {**ABROAD, "every": {"regroup": 3.0, "cut": 2.0, "block": 3.0}}),
+    Defect(of_hand_overs.forwarder_forgets, "16", 2, {**ABROAD, "every": {"cut": 1.0, "block": 5.0}}),
+    Defect(of_hand_overs.a_later_answer_counts_for_those_before, "16; ADR 37", 2, {
         **ABROAD, "rate": 10.0, "every": {"regroup": 3.0, "cut": 1.0, "block": 5.0}}),
     Defect(writes_before_the_roster_is_known, "17; section 5, 3", 6, {
         **ABROAD, "every": {"regroup": 3.0, "cut": 2.0, "block": 3.0}}),
