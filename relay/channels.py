@@ -131,7 +131,6 @@ class Channels:
             for line in list(readers):
                 self.unsubscribe(line, channel)
                 self._owe(line, channel, Code.NOT_SUBSCRIBER if known else Code.UNKNOWN_CHANNEL)
-            self._filed_bytes -= sum(map(len, self._filed.pop(channel, ())))
         self._wake.set()
 
     def _owe(self, line: Line, channel: bytes, code: Code = Code.STORED) -> None:

@@ -44,6 +44,7 @@ class Intake:
         self._arrived = trio.Event()  # there is something to write
         self._urgent = trio.Event()  # and somebody waits for it
         self.on_refused: Callable[[], None] = lambda: None
+        metrics.queue_depth.set_function(lambda: self._records)
 
     def offer(
         self, records: Sequence[bytes], refused: OnRefused | None = None, *,
@@ -62,7 +63,6 @@ class Intake:
         self._queue.append(_Offer(tuple(records), size, refused, written))
         self._bytes += size + OFFER_BYTES
         self._records += len(records)
-        self._metrics.queue_depth.set(self._records)
         self._arrived.set()
         if not lazily:
             self._urgent.set()
@@ -106,7 +106,6 @@ class Intake:
             size += offer.size
             count += len(offer.records)
         self._records -= count
-        self._metrics.queue_depth.set(self._records)
         if not self._queue:  # what comes from here on waits for the next block
             self._arrived, self._urgent = trio.Event(), trio.Event()
         return batch

@@ -198,10 +198,13 @@ class Office:
         ids: list[bytes] = []
         refused: list[wire.ReceiptItem] = []
         passing: dict[str, list[bytes]] = {}  # by cell
-        homes = await self._homes(items)
-        for item in items:
+        headers = [_header(item.envelope) for item in items]
+        homes = await self._homes(items, headers)
+        for item, header in zip(items, headers, strict=True):
+            if header is None:
+                refused.append(self._outcome(envelope_id(item.envelope), Code.BAD_ENVELOPE))
+                continue
             try:
-                header = read_header(item.envelope)
                 home = homes.get(header.to)
                 if isinstance(home, Refused):
                     raise home
@@ -214,8 +217,6 @@ class Office:
                     continue
                 taken.append(records.encode_record(records.Submit(line.device, dest, item.envelope)))
                 ids.append(envelope_id(item.envelope))
-            except ProtocolError:
-                refused.append(self._outcome(envelope_id(item.envelope), Code.BAD_ENVELOPE))
             except Refused as error:
                 refused.append(self._refusal(envelope_id(item.envelope), error))
         self._receipt(line, refused)
@@ -250,19 +251,21 @@ class Office:
             self.halted(dest)
             self._policies.check_mail(header, self.identity.cell, dest)
 
-    async def _homes(self, items: Sequence[wire.SubmitItem]) -> dict[bytes, HomeRecord | Refused]:
+    async def _homes(
+        self, items: Sequence[wire.SubmitItem], headers: Sequence[Header | None]
+    ) -> dict[bytes, HomeRecord | Refused]:
         """Where the recipients of a batch are at home: all are asked for at once, under one deadline, so that a region
         that does not answer holds a connection up for a short while only."""
         users, homes = self._delivery.room.state.users, dict[bytes, HomeRecord | Refused]()
         foreign: dict[bytes, tuple[str, int]] = {}  # hint, and the version that is spoken of
-        for item in items:
-            with suppress(ProtocolError):
-                header = read_header(item.envelope)
-                if header.kind is To.MAILBOX and (known := users.peek(header.to)) is not None:
-                    homes[header.to] = known.record
-                elif header.kind is To.MAILBOX:
-                    _, spoken = foreign.get(header.to, ("", 0))
-                    foreign[header.to] = (item.hint, max(spoken, header.to_version))
+        for item, header in zip(items, headers, strict=True):
+            if header is None or header.kind is not To.MAILBOX:
+                continue
+            if (known := users.peek(header.to)) is not None:
+                homes[header.to] = known.record
+            else:
+                _, spoken = foreign.get(header.to, ("", 0))
+                foreign[header.to] = (item.hint, max(spoken, header.to_version))
         for user in foreign:
             homes[user] = Refused(Code.UNREACHABLE, "the recipient's region did not answer in time")
         if foreign:
@@ -379,3 +382,11 @@ class Office:
         for line in self._delivery.lines_of(user):
             if line.push([frame]):
                 line.flush()
+
+
+def _header(envelope: bytes) -> Header | None:
+    """None where the envelope or its header is not well formed."""
+    try:
+        return read_header(envelope)
+    except ProtocolError:
+        return None

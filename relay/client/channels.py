@@ -28,7 +28,7 @@ from relay.client.desk import Desk
 from relay.client.errors import TooLarge, send_refused
 from relay.client.store import Db
 from relay.core import wire
-from relay.core.posts import MAX_TEXT, open_post, read_header, verify_post
+from relay.core.posts import MAX_NUMBER, MAX_TEXT, open_post, read_header, verify_post
 from relay.core.trust.channels import VerifiedTerms
 from relay.core.wire import Code
 from relay.errors import BadSignature, ProtocolError, Rollback, TrustError
@@ -130,7 +130,7 @@ class Channels:
     async def post(self, channel: bytes, content: bytes, name: str = "") -> int:
         """Post to an own channel; its number, once it is durable in our cell. In our store when this is cancelled.
 
-        Raises SendRefused, TooLarge, UnknownChannel, NotOwner, or why the client ended."""
+        Raises SendRefused, TooLarge, UnknownChannel, NotOwner, TrustError (the node lies), or why the client ended."""
         self._check(name, content)
         row = await self.run(lambda db: store.queue(db, channel, name, content))
         async with self._posting[channel]:
@@ -162,6 +162,8 @@ class Channels:
         if item.code != Code.STALE:
             await self.run(lambda db: store.drop_post(db, out))
             raise send_refused(item.code, "the post")
+        if item.newest > MAX_NUMBER // 2:  # kept as ours it would leave no number to post under
+            raise TrustError(f"the node says that post {item.newest} was taken, and nobody ever posts so many")
         await self.run(lambda db: store.reseal_post(db, channel, out, item.newest))
         return False
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import trio
 
-from relay.core import wire
+import relay.channels as module
+from relay.core import records, wire
+from relay.core.mailroom import expiry
 from relay.core.wire import Code
+from relay.limits import MINUTE
 from tests.relay.hall import live_of, number
 
 
@@ -102,3 +105,71 @@ async def test_a_page_is_not_given_to_who_may_not_read_any_more(open_hall, autoj
         monkeypatch.setattr(journal, "read", slow)
         await hall.cell.office.channels.read(line, wire.Read(hall.channel.id, 0))
         assert line.of(wire.Page)[-1].code == Code.NOT_SUBSCRIBER
+
+
+async def test_who_unsubscribes_is_owed_nothing(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        slow = await hall.reader(room=1)
+        await hall.post(b"missed")
+        await trio.sleep(2)
+        hall.cell.office.channels.unsubscribe(slow, hall.channel.id)
+        slow.make_room(10)
+        await trio.sleep(3)
+        assert len(slow.of(wire.Channel)) == 1
+
+
+async def test_two_versions_of_terms_one_after_the_other_are_both_told(open_hall, autojump_clock):
+    """The second comes while no news may be told yet, and nothing else wakes the round."""
+    async with open_hall() as hall:
+        line = await hall.reader()
+        await hall.publish(keep_posts=10)
+        await trio.sleep(0.1)
+        await hall.publish(keep_posts=11)
+        await trio.sleep(2)
+        assert line.of(wire.Channel)[-1].terms == hall.cell.state.channels[hall.channel.id].terms.signed
+
+
+async def test_who_only_asks_is_not_made_live_by_news(open_hall, autojump_clock, monkeypatch):
+    monkeypatch.setattr(module, "FANOUT_BYTES", 1)
+    async with open_hall() as hall:
+        line = await hall.reader(live=False)
+        await hall.post(b"more than rounds give away")
+        await trio.sleep(3)
+        monkeypatch.undo()
+        await hall.post(b"hello")
+        await trio.sleep(3)
+        assert live_of(line) == [] and len(line.of(wire.Channel)) == 1
+
+
+async def test_the_largest_post_is_a_page_of_its_own(open_hall, autojump_clock):
+    async with open_hall() as hall:
+        await hall.post(b"small", bytes(90_000), b"small")
+        assert [number(post) for post in await hall.read(await hall.reader(live=False))] == [1, 2, 3]
+
+
+async def test_pages_that_are_kept_are_those_of_now_and_bounded(open_hall, autojump_clock, monkeypatch):
+    monkeypatch.setattr(module, "CHANNEL_PAGES", 4_000)
+    async with open_hall() as hall:
+        line, pages = await hall.reader(live=False), hall.cell.delivery.channels._pages
+        for n in range(1, 20):
+            await hall.post(bytes(900))
+            assert [number(post) for post in await hall.read(line)] == list(range(1, n + 1))
+            assert pages._bytes == sum(len(frame) for _, frame in pages._kept.values()) <= 4_000
+
+
+async def test_what_is_too_old_is_not_given_though_it_has_not_gone_yet(open_hall, autojump_clock, monkeypatch):
+    """A block lets go a bounded number."""
+    monkeypatch.setattr(expiry, "MAX_EXPIRIES", 0)
+    async with open_hall(keep_ms=MINUTE) as hall:
+        await hall.post(b"hello")
+        line = await hall.reader(live=False)
+        await trio.sleep(2 * MINUTE / 1000)
+        hall.cell.intake.offer([records.encode_record(records.Tick())])
+        await trio.sleep(1)
+        await hall.cell.office.channels.read(line, wire.Read(hall.channel.id, 0))
+        assert not line.of(wire.Page)[-1].posts and len(hall.cell.state.channels[hall.channel.id].window) == 1
+
+
+def test_writes_are_joined_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr(module, "FANOUT_PIECE", 250)
+    assert [len(piece) for piece in module._joined([bytes(100)] * 5 + [bytes(300)])] == [200, 200, 100, 300]

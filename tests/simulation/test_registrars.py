@@ -39,7 +39,7 @@ def test_nobody_is_halted_for_what_a_false_witness_says() -> None:
 
 
 def test_a_false_witness_stands_by_two_histories_and_behind_what_it_stood_by() -> None:
-    counts = run(11, **FORKS, false_witness="norden", safety=100.0).counts
+    counts = run(13, **FORKS, false_witness="norden", safety=100.0).counts
     assert counts["lie: witness cosigns two histories of one size"]
     assert counts["lie: witness cosigns a smaller tree after a bigger one"]
 

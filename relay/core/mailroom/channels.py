@@ -85,6 +85,15 @@ def owner_left(turn: Turn, user: bytes) -> None:
         _end(turn, channel)
 
 
+def device_left(turn: Turn, user: bytes) -> None:
+    """A device of the owner is not enrolled any more: nobody can sign for the channels that it made, not even to close
+    them. One whose keys were rotated goes on: it keeps the old ones to sign with."""
+    state = turn.state
+    for channel in [one for one in state.channels.values() if one.owner == user]:
+        if state.heir(channel.terms.terms.owner_key) is None:
+            _end(turn, channel)
+
+
 def _end(turn: Turn, channel: ChannelState) -> None:
     while (first := channel.window.first()) is not None:
         _drop(turn.state, channel, first)

@@ -5,6 +5,7 @@ Integers are little-endian and signed, 64 bits unless said otherwise, so that th
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from struct import Struct
@@ -12,10 +13,12 @@ from typing import Any, Final, NamedTuple
 
 _CHUNK: Final = 512  # rows kept in one piece: so much is moved when one of them goes
 _KEY: Final = Struct("<q")
+_NATIVE: Final = sys.byteorder == "little"  # rows can be looked at in place
 
 
 class Table:
-    """Rows by rising key, their first column. Rows are added at the end and go from anywhere."""
+    """Rows by rising key, their first column; rows are whole multiples of its 64 bits. They are added at the end and go
+    from anywhere."""
 
     __slots__ = ("_chunks", "_count", "_firsts", "_full", "_last", "_pack", "_row")
 
@@ -35,7 +38,10 @@ class Table:
         if chunk == len(self._chunks):
             return chunk, 0
         rows = self._chunks[chunk]
-        place = bisect_left(range(len(rows) // size), key, key=lambda n: _KEY.unpack_from(rows, n * size)[0])
+        if _NATIVE:
+            place = bisect_left(memoryview(rows).cast("q")[:: size // _KEY.size], key)
+        else:
+            place = bisect_left(range(len(rows) // size), key, key=lambda n: _KEY.unpack_from(rows, n * size)[0])
         return (chunk, place * size) if place * size < len(rows) else (chunk + 1, 0)
 
     def _locate(self, key: int) -> tuple[bytearray, int] | None:
@@ -72,14 +78,16 @@ class Table:
         found = self._locate(key)
         if found is None:
             return None
-        rows, offset = found
-        row = self._row.unpack_from(rows, offset)
+        row = self._row.unpack_from(*found)
+        self._remove(key, *found)
+        return row
+
+    def _remove(self, key: int, rows: bytearray, offset: int) -> None:
         del rows[offset : offset + self._row.size]
         self._count -= 1
         if not rows:
             chunk = bisect_right(self._firsts, key) - 1
             del self._chunks[chunk], self._firsts[chunk]
-        return row
 
     def since(self, key: int) -> Iterator[tuple[Any, ...]]:
         """The rows whose keys are `key` or above, in order. The table must not change while the iterator is used."""

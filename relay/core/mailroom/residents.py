@@ -8,6 +8,7 @@ from msgspec import structs
 
 from relay.core import records
 from relay.core.block import position
+from relay.core.mailroom import channels
 from relay.core.mailroom.effects import DeviceGone, SessionStarted
 from relay.core.mailroom.people import DeviceState, UserState
 from relay.core.mailroom.settle import settle_mailbox
@@ -57,6 +58,7 @@ def enrol(turn: Turn, before: HomeRecord, new: HomeRecord, pos: int) -> None:
         waited = sum(was.since <= entry.version for entry in box.after(was.cursor)) if was else 0
         turn.effects.append(DeviceGone(device_id, waited, rotated=was is None))
     if gone:
+        channels.device_left(turn, new.user)
         for group in turn.state.memberships.get(new.user, ()):
             turn.state.rosters[group].dirty = True
 

@@ -66,15 +66,16 @@ class Sources(Table):
         self.put(*row[:3], row[3] + 1)
         return False
 
-    def drop(self, key: int) -> Source | None:
-        """One entry less needs it. Its source, when that was the last one."""
-        row = self.get(key)
-        assert row is not None, "it was held"
-        if row[3] > 1:
-            self.put(*row[:3], row[3] - 1)
-            return None
-        self.pop(key)
-        return Source(key, *split_key(row[1]), row[2])
+    def drop(self, key: int) -> tuple[Source, bool]:
+        """One entry less needs it. Its source; and was that the last one?"""
+        found = self._locate(key)
+        assert found is not None, "it was held"
+        *row, refs = self._row.unpack_from(*found)
+        if refs > 1:
+            self._row.pack_into(*found, *row, refs - 1)
+        else:
+            self._remove(key, *found)
+        return Source(key, *split_key(row[1]), row[2]), refs == 1
 
     def move(self, key: int, index: int, ordinal: int) -> Source | None:
         """The record lies elsewhere from now on. Its source as it was, if it is still needed."""
@@ -280,11 +281,14 @@ class State:
             self.blocks.lies(source.index, 1, source.size)
         return source.key
 
-    def drop(self, key: int | None) -> None:
-        """One entry less needs it."""
-        gone = self.sources.drop(key) if key is not None else None
-        if gone is not None:
-            self.blocks.lies(gone.index, -1, gone.size)
+    def drop(self, key: int | None) -> int:
+        """One entry less needs it. The bytes of its record; 0 for None."""
+        if key is None:
+            return 0
+        source, gone = self.sources.drop(key)
+        if gone:
+            self.blocks.lies(source.index, -1, source.size)
+        return source.size
 
     def relocate(self, key: int, index: int, ordinal: int) -> None:
         """A carry wrote the record of source `key` again, at (index, ordinal)."""
@@ -304,11 +308,7 @@ class State:
         row = box.pop(pos)
         if row is None:
             return False
-        key = row[1]
-        source = self.sources.find(key)
-        assert source is not None, "an entry holds its source"
-        box.bytes -= source.size
-        self.drop(key)
+        box.bytes -= self.drop(row[1])
         return True
 
     # --- waiting for a roster version --------------------------------------------------------------

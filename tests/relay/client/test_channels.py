@@ -17,7 +17,7 @@ from relay.client.connection import HungUp
 from relay.client.errors import BadCard
 from relay.core import wire
 from relay.core.codec import digest
-from relay.core.posts import MAX_TEXT, open_post, post_id, read_header
+from relay.core.posts import MAX_NUMBER, MAX_TEXT, open_post, post_id, read_header
 from relay.core.trust.channels import verify_terms
 from relay.core.wire import Code
 from relay.errors import Rollback, TrustError
@@ -43,6 +43,7 @@ class Node:
         self.last: int | None = None
         self.live = Live()
         self.older: list[bytes] = []  # terms that are shown first
+        self.stale = 7  # what it says to be the newest number, with STALE
         self.reads = 1_000  # pages that may be asked for
 
     def _newest(self) -> int:
@@ -60,7 +61,7 @@ class Node:
         if self.lose:
             self.lose -= 1
             raise HungUp("cut")
-        return wire.ReceiptItem(post_id(post), code, 0, 7 if code is Code.STALE else 0, CELL)
+        return wire.ReceiptItem(post_id(post), code, 0, self.stale if code is Code.STALE else 0, CELL)
 
     async def subscribe(self, channel: bytes, secret: bytes, *, live: bool) -> wire.Channel:
         code, terms = self.codes.pop(0) if self.codes else Code.STORED, self.older.pop(0) if self.older else self.terms
@@ -335,3 +336,13 @@ async def test_a_post_to_a_channel_whose_closing_was_begun(fed: Federation, tmp_
             await desk.channels.post(card.channel, b"hello")
         await desk.channels.close(card.channel)
         assert [one.title for one in await desk.channels.list()] == ["news"]
+
+
+async def test_a_node_cannot_use_up_the_numbers(fed: Federation, tmp_path: Path, clock: MockClock) -> None:
+    async with desk_of(fed, tmp_path) as desk:
+        card = await desk.channels.create("mine")
+        desk.node.codes, desk.node.stale = [Code.STALE], MAX_NUMBER
+        with pytest.raises(TrustError):
+            await desk.channels.post(card.channel, b"one")
+        assert await desk.channels.post(card.channel, b"two") == 2  # the first one goes out with it
+        assert [read_header(post).number for post in desk.node.taken] == [1, 2]

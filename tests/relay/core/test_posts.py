@@ -38,6 +38,8 @@ def test_terms_follow_each_other(channel: Channel) -> None:
         verify_terms(channel.sign(structs.replace(second, seed=b"\x09" * 32)), first)
     with pytest.raises(Rollback):
         verify_terms(first.signed, verify_terms(channel.sign(second)))
+    channel.terms = second
+    assert verify_terms(channel.sign(channel.draft()), first).version == 3  # who was away does not know the second
 
 
 def test_only_the_owner_signs_terms(channel: Channel) -> None:

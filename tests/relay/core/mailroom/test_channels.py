@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.core import records
 from relay.core.codec import digest, encode
-from relay.core.mailroom import Mailroom, channels, reading
+from relay.core.mailroom import Mailroom, channels, expiry, reading
 from relay.core.mailroom.effects import Answered, ChannelChanged, Posted
 from relay.core.mailroom.state import State, split_key
 from relay.core.posts import post_id
@@ -110,6 +110,20 @@ def test_what_a_users_channels_may_keep_is_bounded(town: Town) -> None:
     assert town.says(more[-1].publish(keep_posts=1)) == Code.STORED
 
 
+def test_what_others_keep_counts_for_the_cell_only(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = {"keep_bytes": MAX_CHANNEL_BYTES, "keep_posts": MAX_CHANNEL_POSTS}
+    others = Channel(key("o1"), CELL)
+    assert town.says(town.channel.publish(**most)) == Code.STORED  # all that one may have
+    assert town.says(others.publish(**most)) == Code.STORED
+    monkeypatch.setattr(channels, "MAX_CHANNELS", 2)
+    assert town.says(town.channel.publish(keep_posts=1, keep_bytes=CHANNEL_BYTES_LEAST)) == Code.STORED
+    another = Channel(key("a1"), CELL, b"\x05" * 32)
+    assert town.says(another.publish()) == Code.CHANNELS_FULL
+    town.anna.move("sauda/1")
+    town.log.apply(records.Move(tuple(town.anna.chain)))
+    assert list(town.state.channels) == [others.id]  # who stays keeps what is there
+
+
 # --- posts ---------------------------------------------------------------------------------------
 def test_a_post_is_one_record_and_one_row(town: Town) -> None:
     town.log.apply(town.channel.publish())
@@ -174,6 +188,36 @@ def test_new_terms_count_for_what_is_kept_already(town: Town) -> None:
     assert town.kept() == [3]
 
 
+def test_shorter_terms_count_while_nothing_is_posted(town: Town) -> None:
+    town.log.apply(town.channel.publish())
+    town.log.apply(town.channel.post(b"1"))
+    town.log.apply(town.channel.publish(keep_ms=10 * MINUTE), after_ms=MINUTE)
+    assert town.kept() == [1]
+    town.log.apply(records.Tick(), after_ms=9 * MINUTE)
+    assert town.kept() == []
+
+
+def test_a_block_lets_go_a_bounded_number(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    town.log.apply(town.channel.publish(keep_ms=MINUTE))
+    town.log.apply(*(town.channel.post(text) for text in (b"1", b"2", b"3", b"4", b"5")))
+    monkeypatch.setattr(expiry, "MAX_EXPIRIES", 2)
+    town.log.apply(records.Tick(), after_ms=DAY)
+    assert town.kept() == [3, 4, 5]
+    town.log.apply(records.Tick())
+    assert town.kept() == [5]
+
+
+def test_a_checkpoint_has_what_comes_again_and_what_runs_out(town: Town) -> None:
+    town.log.apply(town.channel.publish(keep_ms=MINUTE))
+    town.log.apply(record := town.channel.post(b"hello"))
+    size = town.state.channels[town.channel.id].bytes
+    town.log.room = Mailroom.from_checkpoint(list(town.log.room.checkpoint()))
+    assert town.state.channels[town.channel.id].bytes == size > 0
+    assert town.says(record) == Code.STORED and town.kept() == [1]
+    town.log.apply(records.Tick(), after_ms=MINUTE)
+    assert town.kept() == [] and not len(town.state.sources)
+
+
 def test_an_owner_who_leaves_leaves_nothing(town: Town) -> None:
     town.log.apply(town.channel.publish())
     town.log.apply(town.channel.post(b"hello"))
@@ -181,6 +225,19 @@ def test_an_owner_who_leaves_leaves_nothing(town: Town) -> None:
     effects = town.log.apply(records.Move(tuple(town.anna.chain)))
     assert ChannelChanged(town.channel.id) in effects
     assert not town.state.channels and not len(town.state.sources)
+
+
+def test_a_channel_ends_with_the_device_that_made_it(town: Town) -> None:
+    """Nobody could close it any more, and it would count against its owner for ever. Rotated: it is the same device."""
+    other = Channel(key("a2"), CELL, b"\x05" * 32)
+    for record in (town.channel.publish(), town.channel.post(b"hello"), other.publish(), other.post(b"hello")):
+        town.log.apply(record)
+    town.log.apply(records.Home(town.anna.rotate("a1", "a1'")))
+    post = town.channel.post(b"by the old key")
+    assert town.says(records.Post(device_id("a1'"), post.post)) == Code.STORED and town.kept() == [1, 2]
+    effects = town.log.apply(records.Home(town.anna.record("a1'")))
+    assert ChannelChanged(other.id) in effects and list(town.state.channels) == [town.channel.id]
+    assert len(town.state.sources) == 2
 
 
 # --- whatever happens ----------------------------------------------------------------------------
