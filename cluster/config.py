@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -40,7 +41,7 @@ class NodeConfig:
     limits: LimitsSection
     log: LogSection
     root: Root
-    routes: Mapping[str, Address] = field(default_factory=dict)
+    routes: Mapping[str, Address] = MappingProxyType({})
 
 
 def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:

@@ -51,6 +51,7 @@ class Reception:
         self._barrier = barrier
         self._office = office
         self._directory = directory
+        self._coming: dict[str, tuple[bytes, int]] = {}  # by cell: its log, and the newest number offered to ours
 
     def follow(self, root: Root) -> None:
         """Judge by this root document from now on."""
@@ -91,6 +92,7 @@ class Reception:
         last = request.first + len(request.items) - 1
         if request.first > vector() + 1:
             with trio.move_on_after(LINK_DEADLINE_S / 2):  # this node may be behind; to say less would prove a loss
+                await self._follow(peer, request, vector)
                 await self._delivery.wait_for(lambda: vector() + 1 >= request.first)
         if request.first > vector() + 1 or last <= vector():
             return self._answer(key, request.first, last)
@@ -107,7 +109,7 @@ class Reception:
             return vector() >= last
 
         with trio.move_on_after(LINK_DEADLINE_S / 2):
-            while (refused := await self._append([*movers.moves, *fresh], applied)) is not None:
+            while (refused := await self._append(peer, movers.moves, fresh, applied)) is not None:
                 place = refused.ordinal - len(movers.moves)
                 if place < 0:  # without them what was sent on is refused as well
                     _log.error("move_refused", cell=peer.cell, text=refused.text)
@@ -121,6 +123,34 @@ class Reception:
             event = "not_permitted" if record.code in (Code.NOT_PERMITTED, Code.LIFETIME) else "not_at_home"
             _log.warning(event, cell=peer.cell, number=record.number, code=Code(record.code).name.lower())
         return self._answer(key, request.first, last)
+
+    async def _follow(self, peer: Peer, request: linkwire.HandOver, vector: Callable[[], int]) -> None:
+        """A batch behind one that this node has offered, and the fold has not yet: plain mail for whoever is at home
+        goes into the log right behind it. A guess: the fold takes it in its place only. Returns when it is applied, or
+        was passed over; whoever calls looks."""
+
+        def before() -> int:
+            log, number = self._coming.get(peer.cell, (b"", 0))
+            return number if log == request.origin_log else 0
+
+        await self._delivery.wait_for(lambda: max(vector(), before()) + 1 >= request.first)
+        if vector() + 1 >= request.first or before() + 1 != request.first:
+            return
+        fresh, _ = self._judge(peer, request, request.first)
+        if len(fresh) < len(request.items) or any(record.what != records.HANDIN_ENVELOPE for record in fresh):
+            return
+        written = trio.Event()
+        self._offer(peer, fresh, fresh, lambda refused: written.set(), written.set)
+        await written.wait()
+        await self._delivery.caught_up()
+
+    def _offer(
+        self, peer: Peer, numbered: Sequence[records.HandIn], offered: Sequence[records.HandIn | records.Move],
+        refused: Callable[[ResidencyError], None], written: Callable[[], None] | None = None,
+    ) -> None:
+        self._intake.offer([records.encode_record(record) for record in offered], refused, written=written)
+        self._coming[peer.cell] = (numbered[-1].origin_log, numbered[-1].number)
+        self._delivery.stir()
 
     def _judge(self, peer: Peer, request: linkwire.HandOver, first: int) -> tuple[list[records.HandIn], Batch]:
         """What goes into the log of the numbers from `first` on, as they are or refused; and who moves with them."""
@@ -148,11 +178,11 @@ class Reception:
         return linkwire.HandOverAnswer(state.log_id, origin.vector, outcomes)
 
     async def _append(
-        self, fresh: Sequence[records.HandIn | records.Move], applied: Callable[[], bool]
+        self, peer: Peer, moves: list[records.Move], fresh: list[records.HandIn], applied: Callable[[], bool]
     ) -> ResidencyError | None:
         """Have the records written, and wait until they are applied; or what the disk writer has against one."""
         refusals: list[ResidencyError] = []
-        self._intake.offer([records.encode_record(record) for record in fresh], refusals.append)
+        self._offer(peer, fresh, [*moves, *fresh], refusals.append)
         await self._delivery.wait_for(lambda: bool(refusals) or applied())
         return refusals[0] if refusals else None
 
