@@ -18,6 +18,7 @@ from cluster.passing import Passage, pass_on
 from relay.barrier import Barrier
 from relay.core import records
 from relay.core.envelope import To, read_header
+from relay.core.farposts import Question, Reply
 from relay.core.mailroom import rosters
 from relay.core.mailroom.state import Origin
 from relay.core.policy import MAIL, Policies
@@ -28,7 +29,7 @@ from relay.errors import (
     NotPermitted, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, TrustError,
 )
 from relay.intake import Intake
-from relay.limits import LINK_DEADLINE_S, MAX_HANDOVER
+from relay.limits import FAR_ASK_S, LINK_DEADLINE_S, MAX_HANDOVER
 from relay.office import Office
 
 _log = structlog.get_logger("cluster.handover")
@@ -64,6 +65,10 @@ class Reception:
                 return await self._hand_over(peer, message)
             case linkwire.PassOn():
                 return await self._passage.take(peer, message)
+            case linkwire.LookUp(user=linkwire.SPEAKS_CHANNELS):
+                return linkwire.Records(Code.STORED, ())
+            case linkwire.ReadThere(question):
+                return linkwire.PageThere(await self._office.channels.read_there(peer.cell, question))
             case linkwire.LookUp():
                 return await self._directory.answer(peer, message)
             case linkwire.EphemeralTo() if self._policies.forbidden(peer.cell, self._delivery.room.state.cell):
@@ -230,6 +235,13 @@ class LinksAbroad:
     async def pass_on(self, cell: str, envelopes: Sequence[bytes]) -> Sequence[ReceiptItem]:
         """See relay.ports.Abroad."""
         return await pass_on(self._links, cell, envelopes)
+
+    async def read_channel(self, cell: str, question: Question) -> Reply:
+        """See relay.ports.Abroad."""
+        answer = await self._links.request(cell, linkwire.ReadThere(question), FAR_ASK_S)
+        if not isinstance(answer, linkwire.PageThere):
+            raise PeerError(f"{cell} answered ReadThere with {type(answer).__name__}")
+        return answer.reply
 
     @staticmethod
     async def _try(ask: Callable[..., Awaitable[object]], where: str, message: linkwire.Request) -> None:
