@@ -9,10 +9,9 @@ from __future__ import annotations
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
@@ -41,7 +40,7 @@ class NodeConfig:
     limits: LimitsSection
     log: LogSection
     root: Root
-    routes: Mapping[str, Address] = MappingProxyType({})
+    routes: Mapping[str, Address] = field(default_factory=dict)
 
 
 def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
@@ -113,22 +112,22 @@ def _sections(tables: dict[str, Any], base: Path, findings: list[Finding]) -> tu
 def _values(
     section: str, shape: type[Struct], table: dict[str, Any], base: Path, findings: list[Finding]
 ) -> Iterator[tuple[str, Any]]:
-    fields = {field.name: field for field in msgspec.structs.fields(shape)}
+    fields = {wanted.name: wanted for wanted in msgspec.structs.fields(shape)}
     unknown = [key for key in table if key not in fields]
     findings += [_unknown(f"{section}.{key}", key, fields) for key in unknown]
-    for key, field in fields.items():
-        optional = field.default is not NODEFAULT
-        if key not in table or (table[key] == "" and field.default is None):
+    for key, wanted in fields.items():
+        optional = wanted.default is not NODEFAULT
+        if key not in table or (table[key] == "" and wanted.default is None):
             if not optional:
                 meant = get_close_matches(key, unknown, 1)
                 remedy = f"Is it what you wrote as {meant[0]!r}?" if meant else "Add it; configs/node.toml explains it"
                 findings.append((f"{section}.{key}", "is missing", remedy))
             continue
         try:
-            yield key, _value(table[key], field.type, base)
+            yield key, _value(table[key], wanted.type, base)
         except ValueError as error:  # msgspec's own do not show the value
             said = f"{table[key]!r}: {error}" if isinstance(error, msgspec.ValidationError) else str(error)
-            findings.append((f"{section}.{key}", said, _what_fits(field.type)))
+            findings.append((f"{section}.{key}", said, _what_fits(wanted.type)))
 
 
 def _value(raw: object, kind: Any, base: Path) -> object:
