@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from bench.broadcast import open_channel
 from bench.enrol import enrol, make_group
 from bench.pipes import Author, Endpoint, Plan, Publish, Receive, Send, Subscribe
 from bench.scenario import Scenario
@@ -40,6 +41,7 @@ def make_plan(
         stall_ns=scenario.stall_ns,
         trickle=scenario.trickle,
         hint=hint,
+        channel=scenario.channel,
     )
 
 
@@ -54,6 +56,9 @@ def cast_members(scenario: Scenario, target: Target) -> Cast:
     members, idle = users[: scenario.recipients], users[scenario.recipients :]
     if scenario.pairs:
         addresses, authors = [member.user for member in members], [Author(owner) for owner in owners]
+    elif scenario.channel:
+        channel, terms = open_channel(owners[0], target.home.cell, scenario.seed)
+        addresses, authors = [channel], [Author(owners[0], terms)]
     else:
         never = [digest(b"%d" % number) for number in range(scenario.members - scenario.recipients - 1)]
         groups = [

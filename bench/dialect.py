@@ -18,6 +18,10 @@ Known = tuple[int, int, int]  # position (0: the system has none), sequence, sch
 class Recipient(Protocol):
     """Who gets deliveries, and counts them."""
 
+    @property
+    def have(self) -> int:
+        """How many of its stream came, without a gap, from the first."""
+
     def live(self) -> None:
         """Connected (again), and served."""
 

@@ -42,6 +42,7 @@ class Plan(msgspec.Struct, frozen=True):
     stall_ns: tuple[int, int] | None = None  # the same for when they read nothing
     trickle: bool = False  # recipients ack a byte a minute, and so nothing
     hint: str = ""  # the region where users live, for their senders
+    channel: bool = False  # the one address is a broadcast channel
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):

@@ -16,6 +16,7 @@ from array import array
 from collections import Counter
 
 from bench.accounts import Latencies, Ledger
+from bench.broadcast import Readers
 from bench.client import Net
 from bench.device import Device
 from bench.dialect import Hearing
@@ -85,6 +86,11 @@ class Recipient:
         self.stream = tally.hearing.stream(place)
         self.client = tally.hearing.client(net, self, place)
 
+    @property
+    def have(self) -> int:
+        """See bench.dialect.Recipient."""
+        return min(self.ledger.missing, default=self.ledger.next)
+
     def live(self) -> None:
         """Nothing to say again: the greeting said what this client has."""
         self._tally.live_ns = time.monotonic_ns()
@@ -148,6 +154,12 @@ def parse_us(net: Net, hearing: Hearing, plan: Plan) -> float:
     return (time.process_time_ns() - start_ns) / 1000 / (len(frames) * len(recipients))
 
 
+def _hearing(order: Receive | Subscribe) -> Hearing:
+    if isinstance(order, Subscribe):
+        return Subscribers(order)
+    return Readers(order) if order.plan.channel else Members(order)
+
+
 class Idler:
     """Is connected, and gets nothing."""
 
@@ -172,7 +184,7 @@ class Receiver:
 
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Receive | Subscribe):
-            hearing: Hearing = Members(order) if isinstance(order, Receive) else Subscribers(order)
+            hearing = _hearing(order)
             self._plan = plan = order.plan
             self._net = Net(self.process.hub, plan.endpoints, plan.seed, narrow=plan.stall_ns is not None)
             self._tally = Tally(order.plan, hearing)

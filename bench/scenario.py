@@ -62,6 +62,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=_STREAMS, description=f"groups that get messages in turn, 1 to {_STREAMS}")
     ] = 1
     pairs: Annotated[bool, Meta(description="true or false")] = False
+    channel: Annotated[bool, Meta(description="true or false")] = False
     away_at: Annotated[
         Annotated[float, Meta(ge=0)] | None, Meta(description="seconds into the measured part, or nothing")
     ] = None
@@ -254,6 +255,7 @@ def _together(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     yield from _streams_together(scenario)
     yield from _stays_together(scenario)
     yield from _sweep_together(scenario)
+    yield from _channel_together(scenario)
     yield from _loads_together(scenario)
     if scenario.rate * (scenario.seconds + scenario.warm_up) < 1:
         yield "rate", "no message would be sent", "Raise rate or seconds"
@@ -272,6 +274,16 @@ def _streams_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:
         yield "rate", "not everybody would get a message", "Raise rate or seconds, or have fewer pairs or groups"
     if (scenario.pairs or groups > 1) and scenario.backlog:
         yield "pairs" if scenario.pairs else "groups", "has no meaning for this scenario", "Leave it out"
+
+
+def _channel_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:
+    """A channel has one stream, no members, and readers in its cell."""
+    other = ("pairs", "members", "abroad", "also", "versus", "backlog", "trickle", "floors", "kill_at")
+    for key in other if scenario.channel else ():
+        if getattr(scenario, key):
+            yield key, "stands beside channel", "Leave it out, or say false"
+    if scenario.channel and scenario.groups > 1:
+        yield "groups", "stand beside channel", "Choose one of them"
 
 
 def _stays_together(scenario: Scenario) -> Iterable[tuple[str, str, str]]:

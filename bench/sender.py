@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 
 from bench.accounts import Latencies
+from bench.broadcast import Poster
 from bench.client import Net
 from bench.dialect import Desk, Message, Outlet
 from bench.peers.clients import Publisher
@@ -122,6 +123,12 @@ class Sender:
         )
 
 
+def _outlet(order: Send | Publish, net: Net, desk: Desk) -> Outlet:
+    if isinstance(order, Publish):
+        return Publisher(order, net, desk)
+    return Poster(order, net, desk) if order.plan.channel else Authors(order, net, desk)
+
+
 class Worker:
     """What the process does: obeys the bench."""
 
@@ -132,8 +139,7 @@ class Worker:
     def _obey(self, order: ToWorker) -> None:
         if isinstance(order, Send | Publish):
             net = Net(self.process.hub, order.plan.endpoints, order.plan.seed)
-            outlet = partial(Authors, order, net) if isinstance(order, Send) else partial(Publisher, order, net)
-            self._sender = sender = Sender(order.plan, net, outlet)
+            self._sender = sender = Sender(order.plan, net, partial(_outlet, order, net))
             self.process.report(lambda: sender.outlet.ready, sender.progress)
         elif isinstance(order, Go) and self._sender is not None:
             self._sender.go(order.start_ns)

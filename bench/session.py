@@ -45,7 +45,8 @@ class Session:
     `output` is what is to be written; the owner appends frames through `send`. `error` is the node's ERROR, if any."""
 
     __slots__ = (
-        "_cursor", "_device", "_log_id", "_nonce", "_reader", "_rest", "error", "live", "output", "state", "welcome",
+        "_cursor", "_device", "_log_id", "_nonce", "_reader", "_rest", "challenge", "error", "live", "output",
+        "receive", "state", "welcome",
     )  # fmt: skip
 
     def __init__(self, device: Enrolled, host: str, nonce: bytes, log_id: bytes = b"", cursor: int = 0) -> None:
@@ -58,6 +59,8 @@ class Session:
         self.output = bytearray(upgrade_request(host, nonce))
         self.state = State.UPGRADE
         self.live = False
+        self.receive = True  # whether mail is wanted
+        self.challenge = b""  # the node's nonce
         self.welcome: wire.Welcome | None = None
         self.error: wire.Error | None = None
 
@@ -97,7 +100,7 @@ class Session:
         if not taken:
             return b""
         left, self._rest = self._rest[taken:], b""
-        self.send(wire.Hello(wire.VERSION, self._log_id, self._cursor, True, SOFTWARE))
+        self.send(wire.Hello(wire.VERSION, self._log_id, self._cursor, self.receive, SOFTWARE))
         self.state = State.CHALLENGE
         return left
 
@@ -105,7 +108,7 @@ class Session:
         if isinstance(message, wire.Error):
             self.end(message)
         elif isinstance(message, wire.Challenge) and self.state is State.CHALLENGE:
-            key = self._device.key
+            key, self.challenge = self._device.key, message.nonce
             device = bytes(key.verify_key)
             signed = key.sign(wire.challenge_bytes(message, self._device.user, device))
             self.send(wire.Auth(self._device.user, device, bytes(signed.signature), (self._device.record,)))

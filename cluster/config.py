@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -29,7 +29,8 @@ from relay.errors import ConfigError
 class NodeConfig:
     """A config that was checked as a whole: paths are absolute, `root` is verified, the certificate is this node's.
 
-    `root` has the link addresses that this node dials: those of the signed document, or of [routes] where it has them.
+    `root` has the link addresses that this node dials: those of the signed document, or of `routes` ([routes],
+    region/cell/node → address) where it has them.
     """
 
     source: Path
@@ -39,6 +40,7 @@ class NodeConfig:
     limits: LimitsSection
     log: LogSection
     root: Root
+    routes: Mapping[str, Address] = field(default_factory=dict)
 
 
 def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
@@ -61,11 +63,12 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
     if isinstance(node, NodeSection) and isinstance(paths, PathsSection):
         findings += check_identity(node, paths, listen, root, now_ms)
     if root is not None:
-        root = _rerouted(root, routes, findings)
+        _check_routes(root, routes, findings)
+        root = rerouted(root, routes)
         findings += check_nodes(root, "routes" if routes else "paths.root")
     if findings or root is None:
         raise ConfigError(str(path), findings)
-    return NodeConfig(path, **sections, root=root)
+    return NodeConfig(path, **sections, root=root, routes=routes)
 
 
 def read_toml(path: Path, make_it: str) -> dict[str, Any]:
@@ -109,22 +112,22 @@ def _sections(tables: dict[str, Any], base: Path, findings: list[Finding]) -> tu
 def _values(
     section: str, shape: type[Struct], table: dict[str, Any], base: Path, findings: list[Finding]
 ) -> Iterator[tuple[str, Any]]:
-    fields = {field.name: field for field in msgspec.structs.fields(shape)}
+    fields = {wanted.name: wanted for wanted in msgspec.structs.fields(shape)}
     unknown = [key for key in table if key not in fields]
     findings += [_unknown(f"{section}.{key}", key, fields) for key in unknown]
-    for key, field in fields.items():
-        optional = field.default is not NODEFAULT
-        if key not in table or (table[key] == "" and field.default is None):
+    for key, wanted in fields.items():
+        optional = wanted.default is not NODEFAULT
+        if key not in table or (table[key] == "" and wanted.default is None):
             if not optional:
                 meant = get_close_matches(key, unknown, 1)
                 remedy = f"Is it what you wrote as {meant[0]!r}?" if meant else "Add it; configs/node.toml explains it"
                 findings.append((f"{section}.{key}", "is missing", remedy))
             continue
         try:
-            yield key, _value(table[key], field.type, base)
+            yield key, _value(table[key], wanted.type, base)
         except ValueError as error:  # msgspec's own do not show the value
             said = f"{table[key]!r}: {error}" if isinstance(error, msgspec.ValidationError) else str(error)
-            findings.append((f"{section}.{key}", said, _what_fits(field.type)))
+            findings.append((f"{section}.{key}", said, _what_fits(wanted.type)))
 
 
 def _value(raw: object, kind: Any, base: Path) -> object:
@@ -193,13 +196,17 @@ def _routes(table: object, findings: list[Finding]) -> dict[str, Address]:
     return routes
 
 
-def _rerouted(root: Root, routes: dict[str, Address], findings: list[Finding]) -> Root:
+def _check_routes(root: Root, routes: dict[str, Address], findings: list[Finding]) -> None:
     cells = [cell for region in root.payload.regions for cell in region.cells]
     known = {f"{cell.name}/{node.name}" for cell in cells for node in cell.nodes}
     for name in routes.keys() - known:
         meant = get_close_matches(name, known, 1)
         remedy = f"Did you mean {meant[0]!r}?" if meant else f"The root has: {', '.join(sorted(known))}"
         findings.append((f"routes.{name!r}", "is not a node of the root document", remedy))
+
+
+def rerouted(root: Root, routes: Mapping[str, Address]) -> Root:
+    """The root document with the link addresses that this node dials."""
     replace = msgspec.structs.replace
     regions = tuple(
         replace(region, cells=tuple(

@@ -1,8 +1,10 @@
 """Forwarders: one per other cell. A reader of the outbox with a cursor, over a link, by rule 16.
 
 A batch goes out under its numbers; the answer says up to where the other cell has applied them and with which
-outcomes; that is recorded in our log (HANDED), and only then does the next batch go. Overlapping forwarders, repeats
-and lost answers are harmless: the other cell applies exactly its vector + 1.
+outcomes; that is recorded in our log (HANDED). The first batch goes alone: it finds out where the other cell stands.
+From then on several are under way (ADR 37), in order, and their answers are recorded in order; whatever goes wrong, all
+that is under way is forgotten, and what the fold still has goes out again. Overlapping forwarders, repeats and lost
+answers are harmless: the other cell applies exactly its vector + 1.
 
 What may not go there (any more), by the policies of the root, goes out void, and NOT_PERMITTED is recorded for it; an
 outcome that the other cell already has for the number counts, since then it went before (ADR 25).
@@ -10,12 +12,14 @@ outcome that the other cell already has for the number counts, since then it wen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 import trio
 
 from cluster.core import linkwire
+from cluster.core.flights import Flight, Flights
 from cluster.links import Links
 from relay.core import records
 from relay.core.codec import encode
@@ -26,7 +30,7 @@ from relay.core.policy import MAIL, Policies
 from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.delivery import Delivery
-from relay.errors import Overloaded, PeerError, ProtocolError, Refused, StoreDamaged
+from relay.errors import Overloaded, PeerError, PosthouseError, ProtocolError, Refused, StoreDamaged
 from relay.intake import Intake
 from relay.limits import KIB, LINK_DEADLINE_S, MAX_BATCH, MAX_HANDOVER
 from relay.observe.metrics import Metrics
@@ -37,6 +41,22 @@ _RETRY_S = 0.5  # seconds, jittered up to twice that, before a batch that was no
 _TROUBLE_S = 30.0  # the same after the peer misbehaved
 VOID = linkwire.HandItem(records.HANDIN_VOID, b"", b"")
 _SMALL = 16 * KIB  # bytes of envelopes that are tried together whatever happened, and more if the first one is larger
+
+
+class _Elsewhere(Overloaded):
+    """The other cell does not stand where it was thought to: it is asked at once, by a batch that goes alone."""
+
+
+class _Line:
+    """`size`: bytes that the line to a cell is tried with, all that is under way together."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.landing = trio.Event()  # a batch has come to an end
+
+    def carried(self) -> None:
+        """That went well."""
+        self.size = min(2 * self.size, MAX_HANDOVER)
 
 
 class Forwarders:
@@ -89,17 +109,18 @@ class Forwarders:
 
     async def _forward(self, cell: str) -> None:
         outbox = self._delivery.room.state.outboxes[cell]
-        size = MAX_HANDOVER
+        line = _Line(MAX_HANDOVER)
         while True:
             self._grew[cell] = trio.Event()
             if outbox.done == outbox.last:
                 await self._grew[cell].wait()
                 continue
             try:
-                await self._hand_over(cell, outbox, size)
-                size = min(2 * size, MAX_HANDOVER)
+                await self._hand_over(cell, outbox, line.size)
+                line.carried()
+                await self._hand_over_on(cell, outbox, line)
             except (Refused, Overloaded):
-                size = max(size // 2, _SMALL)  # a slow line carries in parts what it does not carry at once
+                line.size = max(line.size // 2, _SMALL)  # a slow line carries in parts what it does not carry at once
                 await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
             except (PeerError, ProtocolError, StoreDamaged) as error:
                 # Loud, and for this cell alone: everybody else is served on.
@@ -107,33 +128,126 @@ class Forwarders:
                 await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
 
     async def _hand_over(self, cell: str, outbox: Outbox, size: int) -> None:
-        done = outbox.done  # once: an answer that comes late may be recorded while we read
-        batch = reading.outbox_batch(outbox, done, MAX_BATCH, size)
-        withheld = self._withheld(cell, batch)
-        items = await self._items(cell, batch, withheld)
-        known = outbox.log
-        answer = await self._ask(cell, linkwire.HandOver(self._journal.log_id, done, done + 1, items))
-        self._check(cell, answer, done, outbox)
-        if answer.vector < done:
-            await self._skip_lost(cell, answer, done)
+        """One batch, alone, from where the fold stands."""
+        flight = await self._flight(cell, outbox, outbox.done, size)
+        answer = await self._ask(cell, self._request(flight))
+        self._check(cell, answer, flight.done, outbox)
+        if answer.vector < flight.done:
+            await self._skip_lost(cell, answer, flight.done)
             return
-        upto = min(answer.vector, done + len(items))
-        if upto == done:
+        if answer.vector == flight.done:
             raise Overloaded(f"{cell} took nothing of the batch")
-        outcomes = {outcome.number: _known(outcome) for outcome in answer.outcomes if done < outcome.number <= upto}
-        for number in sorted(withheld - outcomes.keys()):
-            if number <= upto:
-                outcomes[number] = records.HandedAnswer(number, Code.NOT_PERMITTED, 0)
-        handed = records.Handed(cell, upto, tuple(outcomes.values()), answer.log, known)
+        flight.came = answer
+        await self._record(cell, outbox, [flight])
+
+    async def _hand_over_on(self, cell: str, outbox: Outbox, line: _Line) -> None:
+        """Several batches under way, for as long as nothing goes wrong, also while there is nothing to send. Returns
+        where the other cell stands elsewhere than was thought: asked anew, it says where. Raises what a batch met,
+        once those before it are recorded. Nothing is under way any more then."""
+        flights = Flights(outbox.done)
+        met: list[PosthouseError] = []
+        async with trio.open_nursery() as nursery:
+
+            async def until_it_fails(part: Callable[[], Awaitable[None]]) -> None:
+                try:
+                    await part()
+                except PosthouseError as error:
+                    met.append(error)
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_it_fails, partial(self._settle, cell, outbox, line, flights))
+            await until_it_fails(partial(self._send, cell, outbox, line, flights, nursery))
+        if met and not isinstance(met[0], _Elsewhere):
+            raise met[0]
+
+    async def _send(self, cell: str, outbox: Outbox, line: _Line, flights: Flights, nursery: trio.Nursery) -> None:
+        """Send whatever there is room for."""
+        while True:
+            grew = self._grew[cell] = trio.Event()
+            after = max(flights.last, outbox.done)
+            if after < outbox.last and (room := flights.room(line.size)):
+                flight = await self._flight(cell, outbox, after, room)
+                flights.leave(flight)
+                nursery.start_soon(self._fly, cell, flight, line)
+                await trio.lowlevel.checkpoint()  # it leaves before the next one does
+            else:
+                await grew.wait()
+
+    async def _fly(self, cell: str, flight: Flight, line: _Line) -> None:
+        try:
+            flight.came = await self._ask(cell, self._request(flight))
+        except PosthouseError as error:
+            flight.came = error
+        line.landing.set()
+
+    async def _settle(self, cell: str, outbox: Outbox, line: _Line, flights: Flights) -> None:
+        """Record what came, in order. Raises what a batch met."""
+        while True:
+            line.landing = trio.Event()
+            while not (landed := flights.landed()):
+                await line.landing.wait()
+                line.landing = trio.Event()
+            good, failed = self._judge(cell, outbox, landed)
+            if good:
+                await self._record(cell, outbox, good)
+                flights.settled(len(good))
+                line.carried()
+                self._grew[cell].set()
+            if failed is not None:
+                raise failed
+
+    def _judge(self, cell: str, outbox: Outbox, landed: list[Flight]) -> tuple[list[Flight], PosthouseError | None]:
+        """Those that say something that can be recorded; and what ends it."""
+        good = list[Flight]()
+        for flight in landed:
+            if isinstance(flight.came, PosthouseError):
+                return good, flight.came
+            assert flight.came is not None
+            try:
+                self._check(cell, flight.came, flight.done, outbox)
+            except PeerError as error:
+                return good, error
+            if flight.came.vector < flight.first or flight.came.log != flight.log:
+                return good, _Elsewhere(f"{cell} took nothing of the batch")
+            good.append(flight)
+            if flight.came.vector < flight.last:
+                return good, _Elsewhere(f"{cell} took a part of the batch")
+        return good, None
+
+    async def _flight(self, cell: str, outbox: Outbox, after: int, size: int) -> Flight:
+        """The next batch past number `after`, of about `size` bytes."""
+        done, log = outbox.done, outbox.log
+        batch = reading.outbox_batch(outbox, after, MAX_BATCH, size)
+        withheld = self._withheld(cell, batch)
+        return Flight(after + 1, await self._items(cell, batch, withheld), done, log, withheld)
+
+    def _request(self, flight: Flight) -> linkwire.HandOver:
+        return linkwire.HandOver(self._journal.log_id, flight.done, flight.first, flight.items)
+
+    async def _record(self, cell: str, outbox: Outbox, flights: list[Flight]) -> None:
+        """Have our log say what became of these, which follow each other. One such record is under way at a time: it
+        tells of every number past the fold's, since what it does not tell of counts as void."""
+        done, upto, log = outbox.done, 0, b""
+        found = dict[int, records.HandedAnswer]()
+        for flight in flights:
+            answer = flight.came
+            assert isinstance(answer, linkwire.HandOverAnswer)
+            upto, log = min(answer.vector, flight.last), answer.log
+            outcomes = {one.number: _known(one) for one in answer.outcomes if flight.first <= one.number <= upto}
+            for number in sorted(flight.withheld - outcomes.keys()):
+                if number <= upto:
+                    outcomes[number] = records.HandedAnswer(number, Code.NOT_PERMITTED, 0)
+            for outcome in outcomes.values():
+                if outcome.code == Code.ACCEPTED:  # by the outbox of a cell that the recipient has left
+                    self.taken_over(read_header(flight.items[outcome.number - flight.first].item))
+            found |= outcomes
+        handed = records.Handed(cell, upto, tuple(found.values()), log, flights[0].log)
         self._intake.offer([records.encode_record(handed)])
-        for outcome in outcomes.values():
-            if outcome.code == Code.ACCEPTED:  # by the outbox of a cell that the recipient has left
-                self.taken_over(read_header(items[outcome.number - done - 1].item))
         with trio.move_on_after(LINK_DEADLINE_S) as scope:
             await self._delivery.wait_for(lambda: outbox.done >= upto)
         if scope.cancelled_caught:
             raise Overloaded("the journal did not take the answer in time")
-        self._metrics.forwarded.labels(cell).inc(upto - done)
+        self._metrics.forwarded.labels(cell).inc(max(upto - done, 0))
 
     def _withheld(self, cell: str, batch: list[tuple[int, OutItem]]) -> set[int]:
         """The numbers that may not go to `cell`. A cell that the root does not list (any more) is not asked about: it

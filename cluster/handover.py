@@ -18,6 +18,7 @@ from cluster.passing import Passage, pass_on
 from relay.barrier import Barrier
 from relay.core import records
 from relay.core.envelope import To, read_header
+from relay.core.farposts import Question, Reply
 from relay.core.mailroom import rosters
 from relay.core.mailroom.state import Origin
 from relay.core.policy import MAIL, Policies
@@ -28,7 +29,7 @@ from relay.errors import (
     NotPermitted, Overloaded, PeerError, ProtocolError, Refused, ResidencyError, TrustError,
 )
 from relay.intake import Intake
-from relay.limits import LINK_DEADLINE_S, MAX_HANDOVER
+from relay.limits import FAR_ASK_S, LINK_DEADLINE_S, MAX_HANDOVER
 from relay.office import Office
 
 _log = structlog.get_logger("cluster.handover")
@@ -50,6 +51,7 @@ class Reception:
         self._barrier = barrier
         self._office = office
         self._directory = directory
+        self._coming: dict[str, tuple[bytes, int]] = {}  # by cell: its log, and the newest number offered to ours
 
     def follow(self, root: Root) -> None:
         """Judge by this root document from now on."""
@@ -64,6 +66,10 @@ class Reception:
                 return await self._hand_over(peer, message)
             case linkwire.PassOn():
                 return await self._passage.take(peer, message)
+            case linkwire.LookUp(user=linkwire.SPEAKS_CHANNELS):
+                return linkwire.Records(Code.STORED, ())
+            case linkwire.ReadThere(question):
+                return linkwire.PageThere(await self._office.channels.read_there(peer.cell, question))
             case linkwire.LookUp():
                 return await self._directory.answer(peer, message)
             case linkwire.EphemeralTo() if self._policies.forbidden(peer.cell, self._delivery.room.state.cell):
@@ -86,6 +92,7 @@ class Reception:
         last = request.first + len(request.items) - 1
         if request.first > vector() + 1:
             with trio.move_on_after(LINK_DEADLINE_S / 2):  # this node may be behind; to say less would prove a loss
+                await self._follow(peer, request, vector)
                 await self._delivery.wait_for(lambda: vector() + 1 >= request.first)
         if request.first > vector() + 1 or last <= vector():
             return self._answer(key, request.first, last)
@@ -102,7 +109,7 @@ class Reception:
             return vector() >= last
 
         with trio.move_on_after(LINK_DEADLINE_S / 2):
-            while (refused := await self._append([*movers.moves, *fresh], applied)) is not None:
+            while (refused := await self._append(peer, movers.moves, fresh, applied)) is not None:
                 place = refused.ordinal - len(movers.moves)
                 if place < 0:  # without them what was sent on is refused as well
                     _log.error("move_refused", cell=peer.cell, text=refused.text)
@@ -116,6 +123,34 @@ class Reception:
             event = "not_permitted" if record.code in (Code.NOT_PERMITTED, Code.LIFETIME) else "not_at_home"
             _log.warning(event, cell=peer.cell, number=record.number, code=Code(record.code).name.lower())
         return self._answer(key, request.first, last)
+
+    async def _follow(self, peer: Peer, request: linkwire.HandOver, vector: Callable[[], int]) -> None:
+        """A batch behind one that this node has offered, and the fold has not yet: plain mail for whoever is at home
+        goes into the log right behind it. A guess: the fold takes it in its place only. Returns when it is applied, or
+        was passed over; whoever calls looks."""
+
+        def before() -> int:
+            log, number = self._coming.get(peer.cell, (b"", 0))
+            return number if log == request.origin_log else 0
+
+        await self._delivery.wait_for(lambda: max(vector(), before()) + 1 >= request.first)
+        if vector() + 1 >= request.first or before() + 1 != request.first:
+            return
+        fresh, _ = self._judge(peer, request, request.first)
+        if len(fresh) < len(request.items) or any(record.what != records.HANDIN_ENVELOPE for record in fresh):
+            return
+        written = trio.Event()
+        self._offer(peer, fresh, fresh, lambda refused: written.set(), written.set)
+        await written.wait()
+        await self._delivery.caught_up()
+
+    def _offer(
+        self, peer: Peer, numbered: Sequence[records.HandIn], offered: Sequence[records.HandIn | records.Move],
+        refused: Callable[[ResidencyError], None], written: Callable[[], None] | None = None,
+    ) -> None:
+        self._intake.offer([records.encode_record(record) for record in offered], refused, written=written)
+        self._coming[peer.cell] = (numbered[-1].origin_log, numbered[-1].number)
+        self._delivery.stir()
 
     def _judge(self, peer: Peer, request: linkwire.HandOver, first: int) -> tuple[list[records.HandIn], Batch]:
         """What goes into the log of the numbers from `first` on, as they are or refused; and who moves with them."""
@@ -143,11 +178,11 @@ class Reception:
         return linkwire.HandOverAnswer(state.log_id, origin.vector, outcomes)
 
     async def _append(
-        self, fresh: Sequence[records.HandIn | records.Move], applied: Callable[[], bool]
+        self, peer: Peer, moves: list[records.Move], fresh: list[records.HandIn], applied: Callable[[], bool]
     ) -> ResidencyError | None:
         """Have the records written, and wait until they are applied; or what the disk writer has against one."""
         refusals: list[ResidencyError] = []
-        self._intake.offer([records.encode_record(record) for record in fresh], refusals.append)
+        self._offer(peer, fresh, [*moves, *fresh], refusals.append)
         await self._delivery.wait_for(lambda: bool(refusals) or applied())
         return refusals[0] if refusals else None
 
@@ -230,6 +265,13 @@ class LinksAbroad:
     async def pass_on(self, cell: str, envelopes: Sequence[bytes]) -> Sequence[ReceiptItem]:
         """See relay.ports.Abroad."""
         return await pass_on(self._links, cell, envelopes)
+
+    async def read_channel(self, cell: str, question: Question) -> Reply:
+        """See relay.ports.Abroad."""
+        answer = await self._links.request(cell, linkwire.ReadThere(question), FAR_ASK_S)
+        if not isinstance(answer, linkwire.PageThere):
+            raise PeerError(f"{cell} answered ReadThere with {type(answer).__name__}")
+        return answer.reply
 
     @staticmethod
     async def _try(ask: Callable[..., Awaitable[object]], where: str, message: linkwire.Request) -> None:

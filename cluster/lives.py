@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 
 import structlog
 import trio
 
-from cluster.config import NodeConfig
+from cluster.config import NodeConfig, rerouted
 from cluster.core.auditlog import FAILED
 from cluster.credentials import OwnCredentials, open_node_trail
 from cluster.env import RealEnv
@@ -104,7 +105,9 @@ async def run_node(config: NodeConfig, task_status: trio.TaskStatus[None] = trio
 async def _run_noted(config: NodeConfig, trail: Trail, task_status: trio.TaskStatus[None]) -> None:
     paths = config.paths
     cell = config.node.cell
-    root = RootFile(paths.root, paths.data, config.root.signed, cell, note=trail.note)  # written down, then used
+    routed = partial(rerouted, routes=config.routes)
+    # Written down, then used.
+    root = RootFile(paths.root, paths.data, config.root.signed, cell, note=trail.note, routed=routed)
     async with open_portal() as portal:
         credentials = OwnCredentials(paths.certificate, paths.private_key, config.root, note=trail.note)
         root.following.add([credentials.follow], always=True)

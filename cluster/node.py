@@ -149,6 +149,7 @@ class Node:
             nursery.start_soon(self.steward.run)
             nursery.start_soon(self._scrubber.run)
             nursery.start_soon(self._notary.run)
+            nursery.start_soon(self._office.channels.far.run)
             self._switchboard.office, self._switchboard.reception = self._office, self._reception
             self._switchboard.notary = self._notary
             nursery.start_soon(self._forwarders.run)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import structlog
@@ -22,8 +23,8 @@ from cluster.links import Links
 from relay.core.book import Book, key
 from relay.core.proven import Missing, ProvenBlock
 from relay.core.receipts import (
-    Attestation, Certified, Certify, Statement, Word, cell_nodes, check_certificate, check_word, majority,
-    read_statement, said,
+    Attestation, Certified, Certify, Mark, Statement, Word, cell_nodes, check_certificate, check_word, majority,
+    marks_of, read_statement, said,
 )
 from relay.core.trust import Root
 from relay.core.widetree import HASH
@@ -56,6 +57,7 @@ class _Round:
     digest: bytes  # of the statement
     read: Statement
     words: list[Attestation] = field(default_factory=list)
+    marks: set[Mark] = field(default_factory=set)  # of those who signed
 
 
 class Notary:
@@ -91,7 +93,7 @@ class Notary:
         while True:
             await self._asked.wait()
             began = trio.current_time()
-            indices = sorted(self._open)[:PROVE_BLOCKS]
+            indices = sorted(islice(self._open, PROVE_BLOCKS))  # each in its turn: nobody's questions push out others
             try:
                 await self._collect(indices)
             finally:
@@ -238,7 +240,8 @@ class Notary:
 
     async def _collect(self, indices: Sequence[int]) -> None:
         """Have a majority of the cell's stores sign these blocks."""
-        needed = majority(len(cell_nodes(self._root, self._cell)))
+        root = self._root
+        needed = majority(len(cell_nodes(root, self._cell)))
         rounds: dict[int, _Round] = {}
         for index in indices:
             statement = self._book.statement(index)
@@ -256,14 +259,15 @@ class Notary:
                 for node in nodes:
                     nursery.start_soon(self._ask, node, lacking)
         for index, one in rounds.items():
-            if len(one.words) >= needed:
+            if len(one.words) >= needed and self._root is root:  # else it is asked again: another may be enough now
                 self._signed[index] = tuple(one.words[:MAX_CELL])
         while len(self._signed) > MAX_STATEMENTS:
             self._signed.popitem(last=False)
 
     async def _sign_own(self, indices: Iterable[int]) -> None:
         """This store's word for those of the blocks that the book still has, once for all who ask. It has them,
-        committed, and has applied them: nothing can take their place any more."""
+        committed, and has applied them: nothing can take their place any more. What is signed under a certificate that
+        did not hold when a block was made is no word for that block: it is signed again when somebody asks again."""
         statements = {}
         for index in indices:
             if index not in self._own and (statement := self._book.statement(index)) is not None:
@@ -273,7 +277,12 @@ class Notary:
         while left:
             together, left = tuple(left[:SIGNED_TOGETHER]), left[SIGNED_TOGETHER:]
             word = self._credentials.attest([statements[index] for index in together], self._store)
-            self._own |= dict.fromkeys(together, (together, word))
+            for index in together:
+                try:
+                    check_certificate(word.certificate, read_statement(statements[index]), self._root, self._certify)
+                    self._own[index] = together, word
+                except TrustError as error:
+                    _log.error("signature_refused", node="this one", index=index, text=error.text)
         while len(self._own) > MAX_STATEMENTS:
             self._own.popitem(last=False)
 
@@ -288,11 +297,11 @@ class Notary:
             answer = await self._links.ask(node, message, ATTEST_S)
             if not isinstance(answer, linkwire.Attested):
                 raise PeerError(f"{node} answered a question for signatures with {type(answer).__name__}")
-            counts = sum(len(one.words) for one in rounds.values())
+            taken = 0
             for signed in answer.words:
-                self._take(signed, rounds, node)
+                taken += self._take(signed, rounds, node)
                 await trio.lowlevel.checkpoint()
-            if sum(len(one.words) for one in rounds.values()) < counts + len(rounds):
+            if taken < len(rounds):
                 self._demote(node)
         except (Refused, PeerError) as error:
             self._demote(node)
@@ -302,28 +311,41 @@ class Notary:
         self._peers.remove(node)
         self._peers.append(node)
 
-    def _take(self, signed: _Signed, rounds: Mapping[int, _Round], node: str | None) -> None:
-        """Take what a client would take of this. `node` gave it, over its link; None where this node signed it."""
+    def _take(self, signed: _Signed, rounds: Mapping[int, _Round], node: str | None) -> int:
+        """Take what a client would take of this, for each block by itself: of how many blocks that was. `node` gave it,
+        over its link; None where this node signed it."""
         indices, word = signed
-        known = False
+        wanted = [(place, rounds[index]) for place, index in enumerate(indices) if index in rounds]
+        if not wanted:
+            return 0
         try:
             if len(word.digests) != len(indices) * HASH:
                 raise NotAReceipt("not one digest for each block")
-            for place, index in enumerate(indices):
-                one = rounds.get(index)
-                if one is None:
-                    continue
-                if word.digests[place * HASH : (place + 1) * HASH] != one.digest:
-                    raise ReceiptContradicts(f"its fold took other envelopes in block {index}")
-                who = check_certificate(word.certificate, one.read, self._root, self._certify)
-                if node is not None and not known:
-                    check_word(word, who)
-                    known = True
-                if node not in (None, who.node) or any(word.store == other.store for other in one.words):
-                    raise NotCertified(f"signed for {who.node}, or for the store of another node")
-                one.words.append(word.attestation(place))
+            if node is not None:
+                who = self._certify(word.certificate, self._root)
+                if who.node != node:
+                    raise NotCertified(f"signed for {who.node}")
+                check_word(word, who)
         except TrustError as error:
             _log.error("signature_refused", node=node or "this one", text=error.text)
+            return 0
+        return sum(self._take_one(word, place, one, node) for place, one in wanted)
+
+    def _take_one(self, word: Word, place: int, one: _Round, node: str | None) -> bool:
+        """Take it for one block."""
+        try:
+            if word.digests[place * HASH : (place + 1) * HASH] != one.digest:
+                raise ReceiptContradicts("its fold took other envelopes")
+            who = check_certificate(word.certificate, one.read, self._root, self._certify)
+            marks = marks_of(who, word.store)
+            if one.marks & marks:
+                raise NotCertified(f"{who.node}, its store or its key signed this block already")
+        except TrustError as error:
+            _log.error("signature_refused", node=node or "this one", index=one.read.index, text=error.text)
+            return False
+        one.marks |= marks
+        one.words.append(word.attestation(place))
+        return True
 
     def _certify(self, certificate: bytes, root: Root) -> Certified:
         """As `certify`, once for each certificate."""

@@ -35,16 +35,17 @@ class RootFile:
 
     def __init__(
         self, path: Path, data: Path, signed: bytes, cell: str, now_ms: Callable[[], int] = _wall_ms,
-        note: Noting = unnoted, actor: str = "node",
+        note: Noting = unnoted, actor: str = "node", routed: Callable[[Root], Root] = lambda root: root,
     ) -> None:
         """`signed`: the root document that this process verified when it began. It is kept in `data` before anything
-        uses it. `cell`: whose node this is. `note`: of each that is taken, before it counts, or refused, by `actor`.
-        Raises OperatorError, TrustError."""
+        uses it. `cell`: whose node this is. `routed`: with the addresses that it dials. `note`: of each that is taken,
+        before it counts, or refused, by `actor`. Raises OperatorError, TrustError."""
         self._actor = actor
         keep_root(data, signed)
         self._path, self._data, self._now_ms, self._note = path, data, now_ms, note
         self._trusted = reopen_root(signed, now_ms())
-        self.following = Following(self._trusted, cell)
+        self._routed = routed
+        self.following = Following(routed(self._trusted), cell)
         self._ends, self._lapsed = region_ends(self._trusted), frozenset(self._trusted.payload.lapsed)
         self._removed = frozenset[str]()
         self._seen = self._taken = self._stamp()
@@ -103,7 +104,7 @@ class RootFile:
         for name in sorted(before.keys() - self._ends.keys()):
             text = f"the keepers removed region {name}: no link to or from it is used"
             _log.warning("region_removed", region=name, text=text)
-        self.following.take(root)
+        self.following.take(self._routed(root))
         until = _day(root.payload.fresh_until)
         _log.info("root_taken", version=root.payload.version, until=until, regions=regions)
         if waits := self.following.waits:

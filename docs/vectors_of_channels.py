@@ -44,6 +44,7 @@ def asked() -> list[Struct]:
     return [
         wire.Subscribe(1, channel, bytes(64), True), wire.Unsubscribe(channel), wire.Read(channel, 7),
         wire.Terms(b"signed terms"), wire.Posts((b"a post", b"another")),
+        wire.SubscribeFar(1, channel, bytes(64), True, "norden/1"),
     ]  # fmt: skip
 
 

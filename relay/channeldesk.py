@@ -8,6 +8,7 @@ from functools import partial
 from relay.barrier import Barrier
 from relay.core import records, wire
 from relay.core.codec import digest
+from relay.core.farposts import Question, Reply, Shown, refusal
 from relay.core.frames import server_frame
 from relay.core.mailroom import channels
 from relay.core.policy import Policies
@@ -16,6 +17,7 @@ from relay.core.trust.channels import verify_terms, verify_ticket
 from relay.core.wire import Code
 from relay.delivery import Delivery
 from relay.errors import Overloaded, ProtocolError, TrustError
+from relay.farchannels import FarChannels
 from relay.gateway.api import Identity, Line
 from relay.intake import Intake
 
@@ -24,13 +26,15 @@ _ASKER = "channels"  # whoever asks for what is not known here causes one block 
 
 class ChannelDesk:
     """Judges what a connection wants of channels; what is refused here costs no record. `offer` hands records to the
-    intake, with the ids that a receipt would name; `receipt` sends outcomes."""
+    intake, with the ids that a receipt would name; `receipt` sends outcomes; `far`: channels of other cells."""
 
     def __init__(
         self, identity: Identity, policies: Policies, delivery: Delivery, intake: Intake,
         offer: Callable[[Line, list[bytes], list[bytes]], None],
         receipt: Callable[[Line, Sequence[wire.ReceiptItem]], None],
+        far: FarChannels,
     ) -> None:  # fmt: skip
+        self.far = far
         self._identity = identity
         self._policies = policies
         self._state = delivery.room.state
@@ -40,7 +44,7 @@ class ChannelDesk:
         self._receipt = receipt
 
     # --- readers ---------------------------------------------------------------------------------
-    async def subscribe(self, line: Line, request: wire.Subscribe, nonce: bytes) -> None:
+    async def subscribe(self, line: Line, request: wire.Subscribe | wire.SubscribeFar, nonce: bytes) -> None:
         """See relay.gateway.api.ChannelOffice."""
         code = await self._subscribe(line, request, nonce)
         if code is Code.NOT_SUBSCRIBER:
@@ -48,28 +52,48 @@ class ChannelDesk:
         news = self._channels.news(request.channel, code, request.request)
         await line.send(server_frame(wire.encode_message(news)))
 
-    async def _subscribe(self, line: Line, request: wire.Subscribe, nonce: bytes) -> Code:
-        code = self._judge(line, request, nonce)
-        if code is not Code.STORED:
-            try:
-                await self._barrier.reach(_ASKER)  # there may be newer terms
-            except Overloaded:
-                return Code.OVERLOADED
-            code = self._judge(line, request, nonce)
+    async def _subscribe(self, line: Line, request: wire.Subscribe | wire.SubscribeFar, nonce: bytes) -> Code:
+        if isinstance(request, wire.SubscribeFar) and request.cell != self._identity.cell:
+            return await self.far.subscribe(line, request, nonce)
+        code = await self._judge(request.channel, Shown(line.device, nonce, request.ticket), _ASKER)
         if code is not Code.STORED:
             return code
-        known = self._state.channels[request.channel]
-        return code if self._channels.subscribe(line, known, live=request.live) else Code.OVERLOADED
+        terms = self._state.channels[request.channel].terms
+        return code if self._channels.subscribe(line, terms, live=request.live) else Code.OVERLOADED
 
-    def _judge(self, line: Line, request: wire.Subscribe, nonce: bytes) -> Code:
-        known = self._state.channels.get(request.channel)
+    async def _judge(self, channel: bytes, shown: Shown, asker: str) -> Code:
+        """Of a ticket for a channel of this cell, by the newest terms there are."""
+        code = self._judge_here(channel, shown)
+        if code is not Code.STORED:
+            try:
+                await self._barrier.reach(asker)  # there may be newer terms
+            except Overloaded:
+                return Code.OVERLOADED
+            code = self._judge_here(channel, shown)
+        return code
+
+    def _judge_here(self, channel: bytes, shown: Shown) -> Code:
+        known = self._state.channels.get(channel)
         if known is None:
             return Code.UNKNOWN_CHANNEL
         try:
-            verify_ticket(known.terms.terms.reader_key, request.channel, nonce, line.device, request.ticket)
+            verify_ticket(known.terms.terms.reader_key, channel, shown.nonce, shown.device, shown.ticket)
         except TrustError:
             return Code.NOT_SUBSCRIBER
         return Code.STORED
+
+    async def read_there(self, cell: str, question: Question) -> Reply:
+        """What a node of another cell is given of a channel of ours, for a reader whose ticket it shows."""
+        if self._policies.forbidden(self._identity.cell, cell):
+            return refusal(Code.NOT_PERMITTED)
+        code = await self._judge(question.channel, question.shown, cell)
+        if code is not Code.STORED:
+            return refusal(code)
+        page = await self._channels.read(question.channel, question.after)
+        known = self._channels.known(question.channel)
+        if known is None or page.code != Code.STORED:
+            return refusal(Code(page.code) if known else Code.UNKNOWN_CHANNEL)
+        return Reply(Code.STORED, known.terms.signed, page.after, page.first, page.last, page.posts)
 
     def unsubscribe(self, line: Line, channel: bytes) -> None:
         """See relay.gateway.api.ChannelOffice."""
@@ -78,7 +102,8 @@ class ChannelDesk:
     async def read(self, line: Line, request: wire.Read) -> None:
         """See relay.gateway.api.ChannelOffice."""
         may_read = partial(self._channels.may_read, line, request.channel)
-        frame = await self._channels.page(request.channel, request.after) if may_read() else b""
+        pages = self.far if self.far.has(request.channel) else self._channels
+        frame = await pages.page(request.channel, request.after) if may_read() else b""
         if not may_read():  # or not any more
             page = wire.Page(request.channel, request.after, Code.NOT_SUBSCRIBER, 0, 0, ())
             frame = server_frame(wire.encode_message(page))

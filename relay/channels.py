@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -25,19 +25,27 @@ from relay.core.mailroom.channels import post_of
 from relay.core.mailroom.channelstate import ChannelState, Kept
 from relay.core.mailroom.effects import Posted
 from relay.core.mailroom.state import State, split_key
+from relay.core.trust.channels import VerifiedTerms
 from relay.core.wire import Code
 from relay.gateway.api import Line
 from relay.limits import (
-    CHANNEL_BEHIND_S, CHANNEL_PAGE, CHANNEL_PAGES, CHANNEL_READS, FANOUT_BYTES, FANOUT_PIECE, FANOUT_REST,
-    FANOUT_REST_S, MAX_SUBSCRIPTIONS,
+    CHANNEL_BEHIND_S, CHANNEL_PAGE, CHANNEL_PAGE_POSTS, CHANNEL_PAGES, CHANNEL_READS, FANOUT_BYTES, FANOUT_PIECE,
+    FANOUT_REST, FANOUT_REST_S, MAX_SUBSCRIPTIONS,
 )
 from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
 _SLICE: Final = 32  # lines that are written to before others have their turn: below a millisecond
-_MOST: Final = 256  # posts in one page: bounds what one reader holds up
 _TRIES: Final = 4  # to read a post that a carry moves at the same time
 _PROVEN, _LIVE, _BEHIND = range(3)  # what a line is to a channel: it may read; is sent posts; missed some
+
+
+class Known(NamedTuple):
+    """What is known of a channel: its terms, and the numbers of the oldest post that is kept (0: none is) and of the
+    newest that was taken."""
+
+    terms: VerifiedTerms
+    span: tuple[int, int]
 
 
 class Channels:
@@ -45,6 +53,8 @@ class Channels:
 
     def __init__(self, state: State, journal: Journal, metrics: Metrics) -> None:
         self.journal = journal
+        self.far: dict[bytes, Known] = {}  # channels of other cells (relay.farchannels)
+        self.pages = _Pages()
         self._state = state
         self._metrics = metrics
         self._readers: dict[bytes, dict[Line, int]] = {}  # by channel
@@ -55,13 +65,12 @@ class Channels:
         self._altered: dict[bytes, None] = {}  # channels with other terms, of which nobody has heard yet
         self._owed: dict[Line, dict[bytes, Code]] = {}  # what lines are to hear, once they take it, of which channels
         self._wake = trio.Event()
-        self._pages = _Pages()
         self._turns = trio.CapacityLimiter(CHANNEL_READS)
 
     # --- who reads -------------------------------------------------------------------------------
-    def subscribe(self, line: Line, channel: ChannelState, *, live: bool) -> bool:
+    def subscribe(self, line: Line, terms: VerifiedTerms, *, live: bool) -> bool:
         """The line has shown a ticket. False where it has MAX_SUBSCRIPTIONS already."""
-        key = channel.terms.channel
+        key = terms.channel
         known = self._channels.get(line, ())
         if key not in known:
             if len(known) >= MAX_SUBSCRIPTIONS:
@@ -69,7 +78,7 @@ class Channels:
             self._channels[line] = (*known, key)
             self._metrics.subscriptions.inc()
         self._settle(line, key)  # the answer says it
-        self._keys[key] = channel.terms.terms.reader_key
+        self._keys[key] = terms.terms.reader_key
         self._readers.setdefault(key, {})[line] = _LIVE if live else _PROVEN
         return True
 
@@ -98,12 +107,25 @@ class Channels:
         """Has the line shown a ticket that the newest terms accept?"""
         return line in self._readers.get(channel, ())
 
+    def is_read(self, channel: bytes) -> bool:
+        """Has any line subscribed to it?"""
+        return channel in self._readers
+
+    def is_live(self, channel: bytes) -> bool:
+        """Is any line to be sent posts as they come?"""
+        return any(what != _PROVEN for what in self._readers.get(channel, {}).values())
+
+    def known(self, channel: bytes) -> Known | None:
+        """What is known of a channel, of this cell or of another one; None where nothing is."""
+        here = self._state.channels.get(channel)
+        return Known(here.terms, _span(here)) if here is not None else self.far.get(channel)
+
     def news(self, channel: bytes, code: Code = Code.STORED, request: int = 0) -> wire.Channel:
         """What there is of a channel now."""
-        known = self._state.channels.get(channel)
+        known = self.known(channel)
         if known is None or code != Code.STORED:
             return wire.Channel(request, channel, code, b"", 0, 0)
-        return wire.Channel(request, channel, code, known.terms.signed, *_span(known))
+        return wire.Channel(request, channel, code, known.terms.signed, *known.span)
 
     # --- what the fold says ----------------------------------------------------------------------
     def posted(self, effect: Posted, block: Block) -> None:
@@ -111,26 +133,36 @@ class Channels:
         if effect.channel not in self._readers:
             return
         _, ordinal = split_key(effect.source)
-        post = post_of(records.decode_record(block.records[ordinal]))
-        frame = server_frame(wire.encode_message(wire.Posted(post)))
-        self._filed.setdefault(effect.channel, []).append(frame)
-        self._filed_bytes += len(frame)
+        self.give(effect.channel, [post_of(records.decode_record(block.records[ordinal]))])
+
+    def give(self, channel: bytes, posts: Sequence[bytes], *, whole: bool = True) -> None:
+        """New posts of a channel with readers. Not `whole`: there are more, which who is live reads on demand."""
+        for post in posts if whole else ():
+            frame = page_frame(wire.Posted(post))
+            self._filed.setdefault(channel, []).append(frame)
+            self._filed_bytes += len(frame)
         if self._filed_bytes > FANOUT_BYTES:
             self._overrun()
+        if not whole:
+            self._miss_all(channel)
         self._wake.set()
 
     def changed(self, channel: bytes) -> None:
         """A channel has other terms, or has ended: who may not read any more does not from here on."""
-        known = self._state.channels.get(channel)
-        readers = self._readers.get(channel)
-        if readers is None:
+        known = self.known(channel)
+        if channel not in self._readers:
             return
         if known is not None and known.terms.terms.reader_key == self._keys[channel]:
             self._altered[channel] = None
+            self._wake.set()
         else:
-            for line in list(readers):
-                self.unsubscribe(line, channel)
-                self._owe(line, channel, Code.NOT_SUBSCRIBER if known else Code.UNKNOWN_CHANNEL)
+            self.end(channel, Code.NOT_SUBSCRIBER if known else Code.UNKNOWN_CHANNEL)
+
+    def end(self, channel: bytes, code: Code) -> None:
+        """Nobody reads it any more; whoever did is told `code`."""
+        for line in list(self._readers.get(channel, ())):
+            self.unsubscribe(line, channel)
+            self._owe(line, channel, code)
         self._wake.set()
 
     def _owe(self, line: Line, channel: bytes, code: Code = Code.STORED) -> None:
@@ -144,10 +176,13 @@ class Channels:
     def _overrun(self) -> None:
         """More is posted than lines are written to: everybody who lacks it reads on demand."""
         for channel in self._filed:
-            for line, what in self._readers.get(channel, {}).items():
-                if what == _LIVE:
-                    self._miss(line, channel)
+            self._miss_all(channel)
         self._filed, self._filed_bytes = {}, 0
+
+    def _miss_all(self, channel: bytes) -> None:
+        for line, what in self._readers.get(channel, {}).items():
+            if what == _LIVE:
+                self._miss(line, channel)
 
     def _miss(self, line: Line, channel: bytes) -> None:
         self._readers[channel][line] = _BEHIND
@@ -194,7 +229,7 @@ class Channels:
         frames: dict[tuple[bytes, Code], bytes] = {}
         for number, line in enumerate(list(self._owed), 1):
             for what in list(self._owed.get(line, {}).items()):
-                frame = frames.get(what) or frames.setdefault(what, _frame(self.news(*what)))
+                frame = frames.get(what) or frames.setdefault(what, page_frame(self.news(*what)))
                 if not line.push((frame,)):
                     break
                 self._heard(line, what[0])
@@ -213,27 +248,39 @@ class Channels:
     async def page(self, channel: bytes, after: int) -> bytes:
         """The frame of the next posts past `after`, the same for everybody who asks for the same."""
         async with self._turns:
-            for _ in range(_TRIES):
-                known = self._state.channels.get(channel)
-                if known is None:
-                    return _frame(wire.Page(channel, after, Code.UNKNOWN_CHANNEL, 0, 0, ()))
-                first, last = span = _span(known)
-                after_ = max(after, first - 1)
-                frame = self._pages.find(channel, after_, span)
+            known = self._state.channels.get(channel)
+            if known is not None:
+                frame = self.pages.find(channel, max(after, _span(known)[0] - 1), _span(known))
                 if frame is not None:
                     return frame
-                ended = next(known.window.after(after_), None) is None
-                posts = await self._posts(known, after_)
-                if posts or ended:
-                    frame = _frame(wire.Page(channel, after_, Code.STORED, first, last, tuple(posts)))
-                    self._pages.keep(channel, after_, span, frame)
-                    return frame
-        return _frame(wire.Page(channel, after, Code.OVERLOADED, 0, 0, ()))  # an empty page would say: no more
+            page = await self._make(channel, after)
+            frame = page_frame(page)
+            if page.code == Code.STORED:
+                self.pages.keep(channel, page.after, (page.first, page.last), frame)
+            return frame
+
+    async def read(self, channel: bytes, after: int) -> wire.Page:
+        """The same for a node of another cell, which keeps it for its readers."""
+        async with self._turns:
+            return await self._make(channel, after)
+
+    async def _make(self, channel: bytes, after: int) -> wire.Page:
+        for _ in range(_TRIES):
+            known = self._state.channels.get(channel)
+            if known is None:
+                return wire.Page(channel, after, Code.UNKNOWN_CHANNEL, 0, 0, ())
+            first, last = _span(known)
+            after_ = max(after, first - 1)
+            ended = next(known.window.after(after_), None) is None
+            posts = await self._posts(known, after_)
+            if posts or ended:
+                return wire.Page(channel, after_, Code.STORED, first, last, tuple(posts))
+        return wire.Page(channel, after, Code.OVERLOADED, 0, 0, ())  # an empty page would say: no more
 
     async def _posts(self, channel: ChannelState, after: int) -> list[bytes]:
         posts: list[bytes] = []
         size = 0
-        for kept in list(islice(channel.window.after(after), _MOST)):
+        for kept in list(islice(channel.window.after(after), CHANNEL_PAGE_POSTS)):
             try:
                 post = await self._read(kept, channel)
             except LookupError:
@@ -287,7 +334,8 @@ def _span(channel: ChannelState) -> tuple[int, int]:
     return first.number if first is not None else 0, channel.last
 
 
-def _frame(message: wire.ServerMessage) -> bytes:
+def page_frame(message: wire.ServerMessage) -> bytes:
+    """What goes to every line that is told the same."""
     return server_frame(wire.encode_message(message))
 
 

@@ -236,6 +236,15 @@ class Delivery:
         """Wait until block `index` is. The caller sets the deadline."""
         await self.wait_for(lambda: self.room.state.index >= index)
 
+    async def caught_up(self) -> None:
+        """Wait until everything that is committed here now is applied."""
+        await self.applied(self._journal.tip)
+
+    def stir(self) -> None:
+        """Whoever waits in `wait_for` asks again."""
+        self._applied.set()
+        self._applied = trio.Event()
+
     def attach(self, line: Line) -> None:
         """Receipts for its device go to this line as well."""
         self._lines.setdefault(line.device, []).append(line)

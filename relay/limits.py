@@ -26,6 +26,7 @@ MAX_ARRAY: Final = 10_000  # elements of any array on the wire
 MAX_LINK_FRAME: Final = 5 * MIB  # bytes of one frame between nodes; a full block fits, with what is around its records
 MAX_NOTE: Final = MAX_LINK_FRAME - 1 * KIB  # bytes that one note between the stores of a cell carries
 MAX_HANDOVER: Final = 1 * MIB  # bytes of envelopes in one hand-over batch, so that one answer never waits long
+HANDOVERS_AHEAD: Final = 4  # batches under way to one cell, about MAX_HANDOVER bytes in all (ADR 37)
 
 # --- blocks --------------------------------------------------------------------------------------
 MAX_BLOCK: Final = 4 * MIB  # bytes of records in one block; bounds one commit and one replication message
@@ -83,8 +84,15 @@ MAX_SUBSCRIPTIONS: Final = 64  # channels that one connection has subscribed to
 CHANNEL_PAGE: Final = 64 * KIB  # bytes of posts in one answer to a reader; one post at least
 CHANNEL_PAGES: Final = 8 * MIB  # bytes of such answers kept: many who come back at one time ask for the same
 CHANNEL_READS: Final = 8  # answers that are read from the journal at a time; past it readers take turns
+CHANNEL_PAGE_POSTS: Final = 256  # posts in one answer: bounds what one reader holds up
 CHANNEL_BEHIND_S: Final = 1.0  # seconds between two tries to tell whoever missed a post that there is one
 CHANNEL_BYTES_LEAST: Final = 256 * KIB  # bytes that a channel keeps at least: any post fits
+MAX_FAR_CHANNELS: Final = 256  # channels of other cells that readers of one node read; 4 KiB each
+FAR_POLL_S: Final = 1.0  # seconds between two questions of a node for news of one such channel, whoever reads it live
+FAR_FRESH_S: Final = 5.0  # seconds that a page is given to others without asking: policies and halts count by then
+FAR_ASK_S: Final = 5.0  # seconds for another cell to answer; below what a client waits for (30 s)
+FAR_ASKS: Final = 4  # questions to one other cell at a time: mail on the same link keeps its room
+FAR_REST_S: Final = 2.0  # seconds that a cell is not asked again after it gave no answer; readers are told so at once
 
 # --- receipts ------------------------------------------------------------------------------------
 MAX_RECEIPT: Final = 32 * KIB  # bytes of a receipt; nine nodes with large certificates fit

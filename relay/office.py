@@ -25,6 +25,7 @@ from relay.errors import (
     AuthError, DeviceRevoked, MovedAway, NotPermitted, Overloaded, PeerError, ProtocolError, Refused, ResidencyError,
     RolledBack, TrustError,
 )  # fmt: skip
+from relay.farchannels import FarChannels, check_readable
 from relay.gateway.api import Identity, Line, Started
 from relay.intake import Intake
 from relay.limits import PASS_S
@@ -54,12 +55,17 @@ class Office:
         self._notary = notary
         self.halted: Callable[[str], None] = lambda cell: None  # raises Refused where nothing goes to that cell now
         intake.on_refused = delivery.look_again
-        self.channels = ChannelDesk(identity, self._policies, delivery, intake, self._offer, self._receipt)
+        far = FarChannels(delivery.channels, abroad, self._check_readable)
+        self.channels = ChannelDesk(identity, self._policies, delivery, intake, self._offer, self._receipt, far)
 
     def follow(self, root: Root) -> None:
         """Go by this root document from now on. Who is served is served on: devices were admitted by the old one."""
         self._root = root
         self._policies.follow(root)
+
+    def _check_readable(self, cell: str) -> None:
+        check_readable(self._root, self._policies, self.identity.cell, cell)
+        self.halted(cell)
 
     # --- sessions --------------------------------------------------------------------------------
     async def admit(self, user: bytes, device: bytes, records_: Sequence[bytes]) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 import trio
 
 from relay.core.block import Block
+from relay.core.farposts import Question, Reply
 from relay.core.proven import Missing, ProvenBlock
 from relay.core.trust import HomeRecord
 from relay.core.wire import ReceiptItem, Wanted
@@ -132,6 +133,11 @@ class Abroad(Protocol):
     async def pass_on(self, cell: str, envelopes: Sequence[bytes]) -> Sequence[ReceiptItem]:
         """Have the fold of `cell` take envelopes that may not wait here, now; its outcome for each, in order, and the
         same when asked again. Raises Refused, PeerError where there is no answer: they may have been taken even so."""
+
+
+    async def read_channel(self, cell: str, question: Question) -> Reply:
+        """Ask `cell` for posts of a channel of its own, within FAR_ASK_S. Raises Refused, PeerError where there is no
+        answer. What the reply says is not checked yet (relay.core.farposts)."""
 
 
 class Notary(Protocol):

@@ -77,17 +77,24 @@ def _endless_names() -> Iterator[str]:
 
 
 async def _serve(layout: Layout, people: dict[str, list[str]], directory: Path, capture: Capture | None) -> None:
-    async with LocalFederation(layout, capture) as federation:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_stop_on_signal, nursery.cancel_scope)
-            click.echo(f"Starting {', '.join(layout.regions)} …", err=True)
-            await federation.start_all()
-            for name in chain.from_iterable(people.values()):
-                await introduce(layout.home, name)
-            click.echo(welcome(layout, people, directory))
-            nursery.start_soon(_mind, federation)
-        click.echo("Stopping …", err=True)
+    federation, stop = LocalFederation(layout, capture), trio.CancelScope()
+    async with trio.open_nursery() as watch:
+        await watch.start(_stop_on_signal, stop, federation)
+        async with federation:
+            with stop:
+                await _run(federation, layout, people, directory)
+            click.echo("Stopping …", err=True)
+        watch.cancel_scope.cancel()
     click.echo(f"Stopped. Everything is kept in {directory}.", err=True)
+
+
+async def _run(federation: LocalFederation, layout: Layout, people: dict[str, list[str]], directory: Path) -> None:
+    click.echo(f"Starting {', '.join(layout.regions)} …", err=True)
+    await federation.start_all()
+    for name in chain.from_iterable(people.values()):
+        await introduce(layout.home, name)
+    click.echo(welcome(layout, people, directory))
+    await _mind(federation)
 
 
 async def _mind(federation: LocalFederation) -> None:
@@ -100,13 +107,16 @@ async def _mind(federation: LocalFederation) -> None:
 
 
 async def _stop_on_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    stop: trio.CancelScope, federation: LocalFederation, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
+    """The first signal stops, each further one hurries the nodes: none is left to Python, which would not wait for
+    them."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         task_status.started()
         async for _ in signals:
-            scope.cancel()
-            return
+            if stop.cancel_called:
+                federation.hurry()
+            stop.cancel()
 
 
 def welcome(layout: Layout, people: dict[str, list[str]], directory: Path) -> str:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Union, get_args
 
+from cluster.core.framereader import FrameReader
 from cluster.core.linkwire import (
-    NO_REQUEST, OVERHEAD, Answer, CellAnswer, CellNote, CellRequest, Frame, FrameReader, LinkFault, LinkHello,
+    NO_REQUEST, OVERHEAD, Answer, CellAnswer, CellNote, CellRequest, Frame, LinkFault, LinkHello,
     LinkMessage, Request, decode_frame, encode_frame,
 )
 from relay.errors import PeerError, ProtocolError

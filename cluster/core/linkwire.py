@@ -16,7 +16,8 @@ from typing import Annotated, Final, Union, get_args
 
 from msgspec import Meta
 
-from relay.core.codec import Decoder, Struct, encode, pack
+from relay.core.codec import Decoder, Struct, digest, encode, pack
+from relay.core.farposts import Question, Reply
 from relay.core.records import HandedAnswer
 from relay.core.proven import Missing, ProvenBlock
 from relay.core.receipts import Word
@@ -32,6 +33,9 @@ from relay.limits import (
 )
 
 VERSION: Final = 1
+# LookUp of this "user" is answered by STORED and no records where ReadThere is known. (Who does not know it says
+# UNKNOWN_USER, as of any digest; a message that it does not know would end the link, and with it mail's.)
+SPEAKS_CHANNELS: Final = digest(b"channels", b"posthouse.speaks")
 NO_REQUEST: Final = 0  # the id of LinkHello, CellNote and a last LinkFault
 
 
@@ -145,6 +149,19 @@ class PassedOn(Struct, tag=34):
     """What became of them, in their order. Asked about one again, the same."""
 
     items: Annotated[tuple[ReceiptItem, ...], Meta(max_length=MAX_BATCH)]
+
+
+class ReadThere(Struct, tag=36):
+    """Posts of a broadcast channel of the listener's cell (ADR 36). Only to who SPEAKS_CHANNELS. Answered by
+    PageThere."""
+
+    question: Question
+
+
+class PageThere(Struct, tag=37):
+    """What there is, or why nothing is given."""
+
+    reply: Reply
 
 
 # --- messages inside a cell ----------------------------------------------------------------------
@@ -334,8 +351,8 @@ CELL_REQUESTS: Final = get_args(CellRequest)
 CellAnswer = Union[
     Proposed, ProposalRefused, NotLeading, SnapshotTaken, CheckpointPart, Facts, BlocksPart, Status, Attested
 ]  # fmt: skip
-Request = Union[Ping, HandOver, LookUp, EphemeralTo, ProveThere, PassOn, CellRequest]
-Answer = Union[HandOverAnswer, Records, Done, LinkFault, ProvenThere, PassedOn, CellAnswer]
+Request = Union[Ping, HandOver, LookUp, EphemeralTo, ProveThere, PassOn, ReadThere, CellRequest]
+Answer = Union[HandOverAnswer, Records, Done, LinkFault, ProvenThere, PassedOn, PageThere, CellAnswer]
 LinkMessage = Union[LinkHello, CellNote, Request, Answer]
 
 
@@ -374,27 +391,3 @@ def encode_frame(request: int, packed: bytes) -> bytes:
     """One frame: length, request id and an encoded message."""
     head = b"\x92" + pack(request)
     return b"".join(((len(head) + len(packed)).to_bytes(4, "big"), head, packed))
-
-
-class FrameReader:
-    """Cuts a stream into frame bodies, however it arrives. Never holds more than one frame and one feed."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes | bytearray) -> None:
-        self._buffer += data
-
-    def take(self, cap: int) -> bytes | None:
-        """The next body, or None until it is complete. Raises ProtocolError for a length above `cap`, at once."""
-        if len(self._buffer) < 4:
-            return None
-        length = int.from_bytes(self._buffer[:4], "big")
-        if length > cap:
-            raise ProtocolError(f"link frame of {length} bytes", f"At most {cap} are taken here")
-        if len(self._buffer) < 4 + length:
-            return None
-        with memoryview(self._buffer) as view:
-            body = bytes(view[4 : 4 + length])
-        del self._buffer[: 4 + length]
-        return body

@@ -24,7 +24,7 @@ from cluster.journal.disk import RaftDisk
 from cluster.journal.ends import Rejoin, removed
 from cluster.journal.line import Line, Turn
 from cluster.journal.post import Post
-from cluster.journal.proposals import Placed, Proposal, Proposals, ask_leader, check_proposal, sift
+from cluster.journal.proposals import Placed, Proposals, ask_leader, check_proposal, sift
 from cluster.journal.shapes import from_members
 from cluster.journal.stamp import CellClock
 from cluster.links import Links
@@ -332,12 +332,14 @@ class RaftJournal:
             tick = log_records.encode_record(log_records.Tick())
             self._append_block(self._chain.make([tick], self._stamp()), (), None)
         elif self._proposals:
-            self._propose_batch(self._proposals.take())
+            self._propose_batch()
 
-    def _propose_batch(self, taken: list[Proposal]) -> None:
-        taken, facts = sift(taken, self._chain.check)
-        if not taken:
-            return
+    def _propose_batch(self) -> None:
+        taken, facts = sift(self._proposals.take(), self._chain.check)
+        while not taken:  # all refused: what is behind them does not wait until something else happens
+            if not self._proposals:
+                return
+            taken, facts = sift(self._proposals.take(), self._chain.check)
         block = self._chain.make([record for one in taken for record in one.records], self._stamp())
         try:
             self._append_block(block, facts, None)

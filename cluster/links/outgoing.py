@@ -10,7 +10,9 @@ import structlog
 import trio
 
 from cluster.core.linkmachine import Answered, Ended, LinkEvent, LinkMachine
-from cluster.core.linkwire import Answer, CellNote, Ping, Request, encode_message, patience
+from cluster.core.linkwire import (
+    SPEAKS_CHANNELS, Answer, CellNote, LookUp, Ping, ReadThere, Records, Request, encode_message, patience,
+)  # fmt: skip
 from cluster.links.pace import Pace
 from cluster.links.secure import LinkLost, Party, dial, end_error, receive, stream_errors
 from cluster.pki import Claim, admit_again
@@ -55,6 +57,7 @@ class Outgoing:
         self._turn = trio.Lock()  # first come, first sent: small requests do not starve a large one
         self._heard = trio.current_time()
         self._ping = 0
+        self._channels: bool | None = None  # whether the peer knows ReadThere, once it was asked
         self._reason: LinkLost | PeerError | None = None
 
     @property
@@ -62,8 +65,23 @@ class Outgoing:
         return self._reason is not None
 
     async def ask(self, message: Request, check: Callable[[], None]) -> Answer:
-        """The answer to one request. Raises Refused(UNREACHABLE) where the link ends first, and what `check` raises
-        when it is about to go out. Callers set a deadline."""
+        """The answer to one request. Raises Refused(UNREACHABLE) where the link ends first, or the peer is too old for
+        the question; and what `check` raises when it is about to go out. Callers set a deadline."""
+        if isinstance(message, ReadThere) and not await self._speaks_channels(check):
+            what = "the peer's release does not know channels of other cells"
+            raise Refused(Code.UNREACHABLE, what, "Its operator upgrades it", 60_000)
+        return await self._ask(message, check)
+
+    async def _speaks_channels(self, check: Callable[[], None]) -> bool:
+        """Asked once a link: the next one may be to another node of the cell, or to a newer release."""
+        if self._channels is None:
+            answer = await self._ask(LookUp(SPEAKS_CHANNELS, 0), check)
+            if not isinstance(answer, Records):
+                return False  # it is starting: asked again
+            self._channels = answer.code == Code.STORED
+        return self._channels
+
+    async def _ask(self, message: Request, check: Callable[[], None]) -> Answer:
         packed = encode_message(message)
         async with self._turn:
             while self._reason is None and not self._machine.room(len(packed)):

@@ -86,10 +86,17 @@ class LocalFederation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as nursery:
-                for region, name in self._running:
-                    nursery.start_soon(self.stop, region, name)
+        try:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    for region, name in self._running:
+                        nursery.start_soon(self.stop, region, name)
+        except BaseException:  # another Ctrl-C: nobody waits for nodes that drain
+            for region, name in self._running:
+                self.kill(region, name)
+            self._nursery.cancel_scope.cancel()
+            await self._stack.aclose()
+            raise
         self._nursery.cancel_scope.cancel()
         if isinstance(error, Exception):  # goes on as it is, not in the nursery's group
             await self._stack.aclose()
@@ -170,6 +177,12 @@ class LocalFederation:
             running.process.kill()
             await running.gone()
         return running.process.returncode or 0
+
+    def hurry(self) -> None:
+        """SIGTERM once more for nodes that stop: those that drain end at once."""
+        for running in self._running.values():
+            if running.stopping and not running.exited.is_set():
+                running.process.terminate()
 
     async def stop_all(self) -> None:
         """Stop every node that runs, all at once."""

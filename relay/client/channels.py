@@ -261,11 +261,13 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
         return True
 
     async def _subscribe(self, talk: ChannelTalk) -> None:
-        self._secrets, place = await self._channels.run(lambda db: store.reading(db, self._channel), lazily=True)
+        cell, self._secrets, place = await self._channels.run(
+            lambda db: store.reading(db, self._channel), lazily=True
+        )
         self._have = max(self._have, place)
         self._newest = self._void = 0  # what another node said of its end is nothing to go by: this one may be behind
         for attempt in range(TRIES):
-            news = await talk.subscribe(self._channel, self._secrets[0], live=self._follow)
+            news = await talk.subscribe(self._channel, cell, self._secrets[0], live=self._follow)
             try:
                 await self._news(news)
                 return
@@ -275,9 +277,9 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
                 await trio.sleep(AGAIN_S * (attempt + 1))  # a node that is behind the one that we asked before
 
     async def _news(self, news: wire.Channel) -> None:
-        if news.code == Code.OVERLOADED:
+        if news.code == Code.OVERLOADED or (self._follow and news.code == Code.UNREACHABLE):
             await trio.sleep(AGAIN_MAX_S / 2)
-            raise HungUp("the node is overloaded")
+            raise HungUp("the node is overloaded, or does not reach the channel's cell")
         if news.code != Code.STORED:
             raise send_refused(news.code, "reading the channel")
         self._terms = await self._channels.run(lambda db: store.learn(db, self._channel, news.terms))

@@ -108,10 +108,10 @@ def leave(db: Db, channel: bytes) -> None:
         db.execute(f"DELETE FROM {table} WHERE id=?", (channel,))
 
 
-def reading(db: Db, channel: bytes) -> tuple[list[bytes], int]:
-    """(secrets, place). Raises UnknownChannel."""
-    place = _row(db, channel)[-1]
-    return secrets(db, channel), place
+def reading(db: Db, channel: bytes) -> tuple[str, list[bytes], int]:
+    """(cell, secrets, place). Raises UnknownChannel."""
+    cell, *_, place = _row(db, channel)
+    return cell, secrets(db, channel), place
 
 
 def put_place(db: Db, channel: bytes, number: int) -> None:

@@ -45,10 +45,13 @@ class ChannelTalk:
     """`say` sends a message; `device` and the CHALLENGE's `nonce` are what tickets are made of. Methods raise HungUp
     where the connection ends first."""
 
-    def __init__(self, say: Callable[[wire.ClientMessage], Awaitable[None]], device: bytes, nonce: bytes) -> None:
+    def __init__(
+        self, say: Callable[[wire.ClientMessage], Awaitable[None]], device: bytes, nonce: bytes, cell: str
+    ) -> None:
         self._say = say
         self._device = device
         self._nonce = nonce
+        self._cell = cell  # the node's
         self._request = 0
         self._asked: dict[object, list[tuple[trio.Event, list[Any]]]] = {}
         self._live: dict[bytes, Live] = {}
@@ -135,13 +138,16 @@ class ChannelTalk:
         item: wire.ReceiptItem = await self._ask(post_id(post), wire.Posts((post,)))
         return item
 
-    async def subscribe(self, channel: bytes, secret: bytes, *, live: bool) -> wire.Channel:
-        """Show a ticket."""
+    async def subscribe(self, channel: bytes, cell: str, secret: bytes, *, live: bool) -> wire.Channel:
+        """Show a ticket for a channel of `cell`."""
         self._request += 1
         if live:
             self._live[channel] = Live()
         ticket = make_ticket(secret, channel, self._nonce, self._device)
-        news: wire.Channel = await self._ask(self._request, wire.Subscribe(self._request, channel, ticket, live))
+        said: wire.ClientMessage = wire.Subscribe(self._request, channel, ticket, live)
+        if cell != self._cell:
+            said = wire.SubscribeFar(self._request, channel, ticket, live, cell)
+        news: wire.Channel = await self._ask(self._request, said)
         return news
 
     async def read(self, channel: bytes, after: int) -> wire.Page:

@@ -72,9 +72,9 @@ def draft(
     verified = verify_roster(signed, prev)
     told = encode(RosterNews(news.title if news else title, signed, parts))
     sid = new_send(db, control=True)
-    add_parcel(db, sid, 0, PUBLISH, verified.group, "", version=version)
-    message = wire.encode_message(wire.Roster(signed, parts))
-    db.execute("UPDATE parcels SET id=?, envelope=? WHERE sid=?", (digest(signed), message, sid))
+    if prev is not None and news is not None and own.cell not in prev.cell_names:
+        _queue(db, sid, prev, news.parts, again=True)  # we have moved: our cell shall know who must learn of the next
+    _queue(db, sid, verified, parts)
     db.execute(
         "INSERT INTO groups VALUES (?,0,x'',?) ON CONFLICT (id) DO UPDATE SET pending=excluded.pending",
         (verified.group, told),
@@ -82,11 +82,19 @@ def draft(
     return verified.group, sid
 
 
+def _queue(db: Db, sid: int, head: VerifiedHead, parts: tuple[tuple[str, bytes], ...], again: bool = False) -> None:
+    """`again`: what comes of it matters to nobody."""
+    add_parcel(db, sid, 0, PUBLISH, head.group, "", own=again, version=head.head.version)
+    message = wire.encode_message(wire.Roster(head.signed, parts))
+    db.execute("UPDATE parcels SET id=?, envelope=? WHERE sid=? AND own=?", (digest(head.signed), message, sid, again))
+
+
 def published(db: Db, own: Own, pid: int, now: int, effects: Effects) -> None:
     """The relay took our roster: use it, and tell everybody."""
-    group = bytes(db.execute("SELECT address FROM parcels WHERE pid=?", (pid,)).fetchone()[0])
+    address, again = db.execute("SELECT address, own FROM parcels WHERE pid=?", (pid,)).fetchone()
+    group = bytes(address)
     row = db.execute("SELECT pending FROM groups WHERE id=?", (group,)).fetchone()
-    if row is None or not row[0]:
+    if row is None or not row[0] or again:
         return
     news = bytes(row[0])
     adopt(db, news, own, effects)

@@ -153,7 +153,7 @@ class Incoming:
             group = self._db.execute("SELECT address FROM parcels WHERE pid=?", (taken,)).fetchone()[0]
             self._retry(_roster(bytes(group)))
         refused = self._db.execute(
-            "SELECT address FROM parcels WHERE id=? AND what=? AND state=?", (found, PUBLISH, REFUSED)
+            "SELECT address FROM parcels WHERE id=? AND what=? AND state=? AND own=0", (found, PUBLISH, REFUSED)
         ).fetchone()
         if refused:
             groups.abandoned(self._db, bytes(refused[0]))

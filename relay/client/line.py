@@ -56,7 +56,7 @@ class Line:
         self._ack_due = trio.Event()
         self._lookups = Lookups(desk, self._say, self._start)
         self._proving = Proving(desk, self._say)
-        self.channels = ChannelTalk(self._say, desk.own.device, nonce)
+        self.channels = ChannelTalk(self._say, desk.own.device, nonce, desk.own.cell)
         self._draining = False
         self._empty = False
         self._ended: Exception | None = None

@@ -68,7 +68,7 @@ class Book:
         self._pages: OrderedDict[int, _Page] = OrderedDict()  # by index, rising
         self._bytes = 0
         self._hashed: OrderedDict[int, _Hashed] = OrderedDict()
-        self._leaves = 0
+        self._leaves = 0  # of hashed pages, and one more for each of them: what lies around a leaf that is alone
 
     def keep(self, block: Block, taken: Sequence[Taken]) -> None:
         """The fold has applied `block`, and taken these envelopes."""
@@ -133,7 +133,7 @@ class Book:
         tree = Tree(leaf_hashes(head, page.rows, ROW.size))
         said = Statement(2, self._cell, self._log_id, index, page.hash, page.time, len(tree), tree.root)
         hashed = self._hashed[index] = _Hashed(encode(said), head, tree, page.rows)
-        self._leaves += len(tree)
+        self._leaves += len(tree) + 1
         while self._leaves > BOOK_LEAVES and len(self._hashed) > 1:
             self._forget(next(iter(self._hashed)))
         return hashed
@@ -141,7 +141,7 @@ class Book:
     def _forget(self, index: int) -> None:
         gone = self._hashed.pop(index, None)
         if gone is not None:
-            self._leaves -= len(gone.tree)
+            self._leaves -= len(gone.tree) + 1
 
 
 def key(id_: bytes, code: int) -> bytes:

@@ -37,6 +37,7 @@ from relay.errors import (
 from relay.limits import KIB, MAX_CELL, MAX_CERTIFICATE, MAX_OUTCOME_PATH, MAX_RECEIPT, SIGNED_TOGETHER, SLOT_BITS
 
 T = TypeVar("T", bound=Struct)
+Mark = tuple[str, str | bytes]  # see `marks_of`
 # What TLS 1.3 has the same key sign begins with 64 spaces (RFC 8446 section 4.4.3), a certificate (RFC 5280) with 0x30.
 _DOMAIN: Final = b"posthouse.receipt\x00"
 ROW: Final = Row(">32sBQQQQ")  # of a leaf: id, code, position, sealed_for, newest, expires
@@ -247,11 +248,11 @@ def check_attestations(
 ) -> Verified:
     """The stores of a majority of the nodes that the root lists for the cell stand by the statement."""
     nodes = cell_nodes(root, statement.cell)
-    seen: set[tuple[str, object]] = set()
+    seen: set[Mark] = set()
     names = []
     for one in words:
         who = check_attestation(one, signed, statement, root, certify)
-        marks = {("node", who.node), ("store", one.store), ("key", who.key)}
+        marks = marks_of(who, one.store)
         if seen & marks:
             raise TooFewStores(f"{who.node}, its store or its key stands by this receipt twice", "Ask for another one")
         seen |= marks
@@ -263,6 +264,11 @@ def check_attestations(
             "Ask the cell again when more of its nodes are up",
         )
     return Verified(leaf, statement, tuple(sorted(names)), needed, len(nodes))
+
+
+def marks_of(who: Certified, store: bytes) -> set[Mark]:
+    """By what one is known who may not stand by a block twice: a node, its store, its key."""
+    return {("node", who.node), ("store", store), ("key", who.key)}
 
 
 def check_attestation(

@@ -196,6 +196,7 @@ TRANSITIONS: Final[dict[State, dict[type, tuple[_Action, State]]]] = {
         wire.Ephemeral: (Session._on_request, State.LIVE),
         wire.Prove: (Session._on_request, State.LIVE),
         wire.Subscribe: (Session._on_request, State.LIVE),
+        wire.SubscribeFar: (Session._on_request, State.LIVE),
         wire.Unsubscribe: (Session._on_request, State.LIVE),
         wire.Read: (Session._on_request, State.LIVE),
         wire.Terms: (Session._on_request, State.LIVE),

@@ -189,7 +189,17 @@ class Posts(Struct, frozen=True, tag=14):
     posts: Annotated[tuple[EnvelopeBytes, ...], Meta(min_length=1, max_length=MAX_BATCH)]
 
 
-ChannelMessage = Union[Subscribe, Unsubscribe, Read, Terms, Posts]
+class SubscribeFar(Struct, frozen=True, tag=15):
+    """As SUBSCRIBE, for a channel of another cell: `cell` is what the card says. READ and UNSUBSCRIBE as for others."""
+
+    request: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    channel: Hash
+    ticket: Signature
+    live: bool
+    cell: CellName
+
+
+ChannelMessage = Union[Subscribe, Unsubscribe, Read, Terms, Posts, SubscribeFar]
 ClientMessage = Union[Hello, Auth, Submit, Ack, Lookup, Roster, Ephemeral, Prove, ChannelMessage]
 decode_client: Decoder[ClientMessage] = Decoder(ClientMessage, "client message", MAX_FRAME)
 

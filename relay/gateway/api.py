@@ -73,7 +73,7 @@ class Line(Protocol):
 class ChannelOffice(Protocol):
     """What the office does for broadcast channels. Methods raise PosthouseError only where the connection is to end."""
 
-    async def subscribe(self, line: Line, request: wire.Subscribe, nonce: bytes) -> None:
+    async def subscribe(self, line: Line, request: wire.Subscribe | wire.SubscribeFar, nonce: bytes) -> None:
         """Judge a ticket by the channel's terms; `nonce` is that of the connection's CHALLENGE. Answers on the line."""
 
     def unsubscribe(self, line: Line, channel: bytes) -> None:

@@ -9,7 +9,7 @@ from relay.gateway.api import ChannelOffice, Line
 async def ask_of_channels(office: ChannelOffice, line: Line, message: wire.ChannelMessage, nonce: bytes) -> None:
     """One after the other: a connection whose page does not leave is not read on. `nonce`: of its CHALLENGE."""
     match message:
-        case wire.Subscribe():
+        case wire.Subscribe() | wire.SubscribeFar():
             await office.subscribe(line, message, nonce)
         case wire.Unsubscribe(channel):
             office.unsubscribe(line, channel)

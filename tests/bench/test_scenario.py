@@ -14,7 +14,8 @@ from relay.errors import ConfigError
 
 def test_the_shipped_scenario_is_what_the_issue_asks_for() -> None:
     assert known_scenarios() == [
-        "backlog", "cross-border", "crowd", "drain", "failover", "fair", "fanout", "groups", "idle", "mixed-day",
+        "backlog", "channel", "cross-border", "crowd", "drain", "failover", "fair", "fanout", "groups", "idle",
+        "mixed-day",
         "one-to-one", "replication", "saturation", "slow", "smoke", "storm", "sweep",
     ]  # fmt: skip
     scenario = load_scenario("fanout")
@@ -80,7 +81,7 @@ def test_values_must_fit_together(overrides: dict[str, object], where: str) -> N
 
 
 def test_a_missing_file_and_a_broken_one_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one of: backlog, cross-border, crowd, drain"):
+    with pytest.raises(ConfigError, match="one of: backlog, channel, cross-border, crowd, drain"):
         load_scenario(str(tmp_path / "nowhere.toml"))
     (tmp_path / "broken.toml").write_text("rate = = 3")
     with pytest.raises(ConfigError, match="not TOML"):

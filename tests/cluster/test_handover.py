@@ -137,6 +137,62 @@ async def test_what_was_sent_on_is_not_refused_for_records_that_came_with_a_numb
         assert [one.code for one in answer.outcomes] == [Code.UNKNOWN_USER]  # nothing came before it
 
 
+async def _at_once(world, *requests):
+    """Hand over side by side, as they came over the link; the answers in the same order."""
+    answers = {}
+
+    async def one(place, request):
+        answers[place] = await world.reception(PEER, request)
+
+    async with trio.open_nursery() as nursery:
+        for place, request in enumerate(requests):
+            nursery.start_soon(one, place, request)
+    return [answers[place] for place in range(len(requests))]
+
+
+async def test_a_batch_goes_into_the_log_right_behind_the_one_before(autojump_clock, monkeypatch):
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(6)]
+        append, began = world.cell.journal.append, []
+
+        async def slow(items, placed):
+            placed()
+            began.append(trio.current_time())
+            await trio.sleep(1)
+            await append(items)
+
+        monkeypatch.setattr(world.cell.journal, "append", slow)
+        start = trio.current_time()
+        batches = [hand_over(5, *sealed[4:]), hand_over(3, *sealed[2:4]), hand_over(1, *sealed[:2])]
+        answers = await _at_once(world, *batches)
+        assert trio.current_time() - start < 2
+        assert [max(one.number for one in answer.outcomes) for answer in answers] == [6, 4, 2]
+        await wait_all_tasks_blocked()
+        assert world.delivered() == sealed
+
+
+async def test_what_was_passed_over_behind_a_batch_that_was_refused_is_written_again(autojump_clock, monkeypatch):
+    """The disk writer has something against the first batch, so that the fold passes over those behind it."""
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=body) for body in (b"forbidden", b"two", b"three", b"four")]
+        append = world.cell.journal.append
+
+        async def strict(items, placed):
+            placed()
+            await trio.sleep(1)
+            for ordinal, item in enumerate(items):
+                if b"forbidden" in item:
+                    await trio.sleep(1)
+                    raise ResidencyError("not here", ordinal=ordinal)
+            await append(items)
+
+        monkeypatch.setattr(world.cell.journal, "append", strict)
+        answers = await _at_once(world, *(hand_over(n, one) for n, one in enumerate(sealed, 1)))
+        assert [one.outcomes[0].code for one in answers] == [Code.UNKNOWN_USER] + [Code.STORED] * 3
+        await wait_all_tasks_blocked()
+        assert world.delivered() == sealed[1:]
+
+
 async def test_two_logs_of_one_cell_are_counted_apart(autojump_clock):
     async with Opened() as world:
         for log in (b"o" * 16, b"p" * 16):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ import trio
 from msgspec import structs
 
 from cluster import rootfile
+from cluster.config import rerouted
+from cluster.config_keys import Address
 from cluster.federation.making import Lifetimes, Staged, publish, region_part
 from cluster.kept import KEPT_ROOT, hold_data, keep_root, kept_root
 from cluster.lives import run_node
@@ -40,10 +43,10 @@ def logs() -> Iterator[list[Any]]:
 class Place:
     """A node's root file and data directory, at a time that the test sets."""
 
-    def __init__(self, folder: Path, signed: bytes = FIRST) -> None:
+    def __init__(self, folder: Path, signed: bytes = FIRST, **more: Any) -> None:
         self.path, self.data, self.now_ms = folder / "root.bin", folder / "data", UNTIL - DAY
         self.path.write_bytes(signed)
-        self.file = RootFile(self.path, self.data, signed, "norden/1", lambda: self.now_ms)
+        self.file = RootFile(self.path, self.data, signed, "norden/1", lambda: self.now_ms, **more)
 
     async def put(self, signed: bytes) -> None:
         fresh = self.path.with_suffix(".new")
@@ -138,6 +141,19 @@ async def test_another_region_counts_at_once_for_all_parts(place: Place, logs: l
     assert not place.file.waits
     assert kept_root(place.data) == WITH_SAUDA and [root.payload.version for root in told] == [1, 2]
     assert told[1] == place.file.following.root == place.file.trusted
+
+
+async def test_a_route_of_the_config_stays_whatever_root_comes(tmp_path: Path, autojump_clock: Any) -> None:
+    def dialled() -> list[str]:
+        cell = place.file.following.root.cell("sauda/1")
+        return [node.link for node in cell.nodes] if cell else []
+
+    sauda = structs.replace(SAUDA, cells=(RootCell("sauda/1", (RootNode("n1", "localhost:1", ()),)),))
+    first = signed_root([NORDEN, sauda], UNTIL)
+    place = Place(tmp_path, first, routed=partial(rerouted, routes={"sauda/1/n1": Address("127.0.0.1", 7)}))
+    assert dialled() == ["127.0.0.1:7"]
+    await watching(place, lambda: place.put(signed_root([NORDEN, sauda], UNTIL + DAY, before=first)))
+    assert dialled() == ["127.0.0.1:7"] and place.file.following.root.payload.version == 2
 
 
 async def test_other_nodes_of_the_own_cell_wait_for_a_restart(

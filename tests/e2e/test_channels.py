@@ -110,7 +110,7 @@ async def test_what_people_type(tmp_path: Path) -> None:
             channel = (await cli.types("join", "--as", "bob", card, "--title", "alice's")).strip()
             assert await cli.types("read", "--as", "bob", "alice's") == "one\n"
             await fed.stop("amber")
-            await fed.start_all()
+            await fed.start_region("amber")
             assert await cli.types("post", "--as", "alice", channel[:8], stdin=b"two\n") == "stored: news #2\n"
             shown = json.loads(await cli.types("read", "--as", "bob", channel[:8], "--json"))
             assert (shown["number"], shown["text"], shown["gap"]) == (2, "two\n", 0)
@@ -125,3 +125,49 @@ async def test_what_people_type(tmp_path: Path) -> None:
             assert await cli.types("close", "--as", "alice", "news") == "closed: news\n"
             assert "UNKNOWN_CHANNEL" in await cli.types("read", "--as", "bob", "alice's", status=Exit.FAILED)
             assert await cli.types("leave", "--as", "bob", "alice's") == "left: alice's\n"
+
+
+def rests(directory: Path, what: bytes) -> list[str]:
+    """The files below a directory that hold these bytes."""
+    return [str(path) for path in directory.rglob("*") if path.is_file() and what in path.read_bytes()]
+
+
+async def test_readers_of_another_region_read_and_nothing_rests_there(tmp_path: Path) -> None:
+    layout = make_federation(tmp_path / "f", ["amber", "basalt"], RealEnv())
+    people(layout)
+    create_user(layout.home, "dora", "basalt", int(time.time() * 1000))
+    cli = Typist(layout)
+    with trio.fail_after(PATIENCE_S):
+        async with LocalFederation(layout) as fed:
+            await fed.start_all()
+            card = (await cli.types("create", "--as", "alice", "news")).strip()
+            channel = (await cli.types("join", "--as", "dora", card, "--title", "abroad")).strip()
+            assert await cli.types("post", "--as", "alice", "news", stdin=b"one") == "stored: news #1\n"
+            assert await cli.types("read", "--as", "dora", "abroad") == "one\n"
+            seen: list[ChannelPost] = []
+            dora_opens = open_client(layout.home.store("dora"), receive=False)
+            async with opened(layout, "alice") as alice, dora_opens as dora, trio.open_nursery() as nursery:
+                nursery.start_soon(follow, dora, bytes.fromhex(channel), seen)
+                for n in range(2, 12):
+                    if n == 6:
+                        await fed.stop("amber")
+                        await fed.start_region("amber")
+                    await alice.channels.post(bytes.fromhex(channel), b"post %d" % n)
+                while len(seen) < 10:  # noqa: ASYNC110 - of another process
+                    await trio.sleep(0.05)
+                nursery.cancel_scope.cancel()
+            assert [(post.number, post.gap) for post in seen] == [(n, 0) for n in range(2, 12)]
+            renewed = await cli.types("renew", "--as", "alice", "news")
+            assert "NOT_SUBSCRIBER" in await cli.types("read", "--as", "dora", "abroad", status=Exit.FAILED)
+            await cli.types("join", "--as", "dora", renewed.strip())
+            await fed.stop("amber")
+            assert "UNREACHABLE" in await cli.types("read", "--as", "dora", "abroad", status=Exit.UNREACHABLE)
+            await fed.stop_all()
+    far = layout.node("basalt").directory
+    for trace in (bytes.fromhex(channel), channel.encode(), b"post 7"):
+        assert not rests(far, trace)
+    audited = await trio.run_process(
+        [sys.executable, "-m", "cluster.cli", "audit", "residency", str(layout.directory)], capture_stdout=True,
+        stderr=subprocess.STDOUT, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert audited.returncode == 0, audited.stdout

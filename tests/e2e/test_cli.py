@@ -203,9 +203,12 @@ def test_stop_and_resume_lose_nothing(tmp_path: Path) -> None:
         layout = Layout.load(town.directory)
         running = nodes_of(town.directory)
         town.run("send", "--as", "alice", "--to", "carol", "--wait", "stored", stdin=TEXT.encode())
-        first.send_signal(signal.SIGINT)  # as Ctrl-C does: the nodes are in sessions of their own
+        for _ in range(3):  # as an impatient Ctrl-C does: the nodes are in sessions of their own
+            first.send_signal(signal.SIGINT)
+            time.sleep(0.05)
         out, errors = first.communicate(timeout=PATIENCE_S)
-        assert first.returncode == 0 and b"Stopped. Everything is kept" in errors and b"Traceback" not in out + errors
+        assert first.returncode in (0, -signal.SIGINT)  # which may come when everything is over
+        assert b"Stopped. Everything is kept" in errors and b"Traceback" not in out + errors
         assert len(running) == 2 and nodes_of(town.directory) == []
     assert sum(stream.path.stat().st_size for stream in captured(layout.captured_dir)) > len(TEXT)
     late = town.run("send", "--as", "alice", "--to", "carol", "--deadline", "2", stdin=b"late", status=4)

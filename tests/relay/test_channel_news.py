@@ -150,7 +150,7 @@ async def test_the_largest_post_is_a_page_of_its_own(open_hall, autojump_clock):
 async def test_pages_that_are_kept_are_those_of_now_and_bounded(open_hall, autojump_clock, monkeypatch):
     monkeypatch.setattr(module, "CHANNEL_PAGES", 4_000)
     async with open_hall() as hall:
-        line, pages = await hall.reader(live=False), hall.cell.delivery.channels._pages
+        line, pages = await hall.reader(live=False), hall.cell.delivery.channels.pages
         for n in range(1, 20):
             await hall.post(bytes(900))
             assert [number(post) for post in await hall.read(line)] == list(range(1, n + 1))

@@ -85,7 +85,7 @@ async def test_pages(open_hall, autojump_clock):
         again = await hall.reader(live=False)
         await hall.read(again)
         one, two = line.of(wire.Page)[0], again.of(wire.Page)[0]
-        assert one == two and hall.cell.delivery.channels._pages._bytes > 0
+        assert one == two and hall.cell.delivery.channels.pages._bytes > 0
 
 
 async def test_what_left_the_window_is_not_given(open_hall, autojump_clock):
@@ -220,9 +220,9 @@ async def test_a_connection_has_so_many_subscriptions(open_hall, autojump_clock)
         line = await hall.reader()
         channels, known = hall.cell.delivery.channels, hall.cell.state.channels[hall.channel.id]
         channels._channels[line] = tuple(bytes([n]) * 32 for n in range(MAX_SUBSCRIPTIONS))
-        assert not channels.subscribe(line, known, live=True)
+        assert not channels.subscribe(line, known.terms, live=True)
         hall.cell.office.channels.unsubscribe(line, bytes(32))
-        assert channels.subscribe(line, known, live=True)
+        assert channels.subscribe(line, known.terms, live=True)
 
 
 async def test_a_post_is_read_from_where_a_carry_put_it(open_hall, autojump_clock):

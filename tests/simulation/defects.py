@@ -19,7 +19,6 @@ from cluster.core.raft import machine as raft_machine
 from cluster.core.raft.desk import Desk
 from cluster.core.raft.leading import Leading
 from cluster.core.raft.recall import Doubt
-from cluster.forwarder import Forwarders
 from cluster.handover import Reception
 from cluster.journal.disk import RaftDisk
 from cluster.journal.stamp import CellClock
@@ -32,7 +31,7 @@ from relay.core.mailroom.state import Origin, State
 from relay.core.mailroom.turn import Turn
 from relay.core.wire import Code
 from relay.delivery import Delivery
-from relay.errors import AuthError, Overloaded, PeerError, Refused, StoreDamaged
+from relay.errors import AuthError, StoreDamaged
 from relay.gateway.api import Started
 from relay.journal.api import Write
 from relay.journal.disk import LogDisk
@@ -41,7 +40,8 @@ from relay.journal.solo import SoloJournal
 from relay.limits import KIB
 from relay.office import Office
 from relay.steward import Steward
-from tests.simulation import defects_of_devices as of_devices, defects_of_liars as of_liars
+from tests.simulation import defects_of_devices as of_devices, defects_of_hand_overs as of_hand_overs
+from tests.simulation import defects_of_liars as of_liars
 from tests.simulation import defects_of_moves as of_moves, defects_of_policies as of_policies
 from tests.simulation.network import Weather
 from tests.simulation.world import START_MS
@@ -244,23 +244,6 @@ def forgets_refusals(patch: Patch) -> None:
     patch.setattr(admission, "hand_in", hand_in)
 
 
-def forwarder_forgets(patch: Patch) -> None:
-    """A batch whose answer did not come is taken for handed over."""
-    honest = Forwarders._hand_over
-
-    async def hand_over(self: Forwarders, cell: str, outbox: Any, size: int) -> None:
-        done = outbox.done
-        try:
-            await honest(self, cell, outbox, size)
-        except (Refused, Overloaded, PeerError):
-            if outbox.done == done < outbox.last:
-                forgot = records.Handed(cell, done + 1, (), outbox.log or bytes(16), outbox.log)
-                self._intake.offer([records.encode_record(forgot)])
-            raise
-
-    patch.setattr(Forwarders, "_hand_over", hand_over)
-
-
 def writes_before_the_roster_is_known(patch: Patch) -> None:
     """A cell writes a group's envelope although it does not have the version which that names."""
     honest = Reception._refusal
@@ -373,8 +356,10 @@ DEFECTS = [
     Defect(delivers_what_has_expired, "14", 1, {**ALONE, "short_lived": 0.5, "every": {"offline": 2.0}}),
     Defect(admits_repeats, "15", 1, {**ALONE, "every": {"cut": 0.5}}),
     Defect(origin_vector_is_off, "16", 1, {**ABROAD, "every": {}}),
-    Defect(forgets_refusals, "16", 1, {**ABROAD, "every": {"regroup": 3.0, "cut": 2.0, "block": 3.0}}),
-    Defect(forwarder_forgets, "16", 1, {**ABROAD, "every": {"cut": 1.0, "block": 5.0}}),
+    Defect(forgets_refusals, "16", 2, {**ABROAD, "every": {"regroup": 3.0, "cut": 2.0, "block": 3.0}}),
+    Defect(of_hand_overs.forwarder_forgets, "16", 2, {**ABROAD, "every": {"cut": 1.0, "block": 5.0}}),
+    Defect(of_hand_overs.a_later_answer_counts_for_those_before, "16; ADR 37", 2, {
+        **ABROAD, "rate": 10.0, "every": {"regroup": 3.0, "cut": 1.0, "block": 5.0}}),
     Defect(writes_before_the_roster_is_known, "17; section 5, 3", 6, {
         **ABROAD, "every": {"regroup": 3.0, "cut": 2.0, "block": 3.0}}),
     Defect(sends_to_every_cell, "section 5, 1 to 3", 1, {**ABROAD, "every": {"regroup": 5.0}}),

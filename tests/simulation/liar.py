@@ -16,7 +16,8 @@ import trio
 from msgspec import structs
 
 from cluster.core import linkwire
-from cluster.core.linkwire import FrameReader, HandItem, HandOver, HandOverAnswer, LookUp, Peer, Records, Request
+from cluster.core.framereader import FrameReader
+from cluster.core.linkwire import HandItem, HandOver, HandOverAnswer, LookUp, Peer, Records, Request
 from relay.core import records
 from relay.core.codec import encode
 from relay.core.envelope import To, envelope_id, read_header

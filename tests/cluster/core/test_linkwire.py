@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from cluster.core.linkmachine import (
     TRANSITIONS, Answered, Asked, Ended, Greeted, Kind, LinkEvent, LinkMachine, Noted, Role, State,
 )
+from cluster.core.framereader import FrameReader
 from cluster.core.linkwire import (
     CELL_REQUESTS, NO_REQUEST, VERSION, Attest, Attested, AuditHead, BlockBody, BlocksPart, CellAnswer, CellEphemeral,
     CellNote, CellStatus, CheckpointPart, Done, EphemeralTo, Fact, Facts, FetchBlocks, FetchCheckpoint, FetchFacts,
-    FrameReader, HandItem, HandOver, HandOverAnswer, Join, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping,
+    HandItem, HandOver, HandOverAnswer, Join, LinkFault, LinkHello, LinkMessage, LookUp, NotLeading, Ping,
     ProposalRefused, Propose, Proposed, Records, SnapshotTaken, StateDigest, Status, TakeSnapshot, encode_frame,
     encode_message,
 )

@@ -15,7 +15,7 @@ from cluster.core.linkwire import Peer
 from cluster.core.raft import Members, NotLeader
 from cluster.journal.proposals import Placed, Proposals
 from cluster.journal.shapes import from_members
-from relay.errors import Overloaded
+from relay.errors import Overloaded, ResidencyError
 from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
 from tests.cluster.journal.conftest import CELL
 from tests.cluster.journal.virtual import virtual_cell, virtually
@@ -134,3 +134,24 @@ async def test_who_gives_up_waiting_leaves_nothing_in_the_queue(tmp_path: Path, 
         await journal.append([b"after"])
         blocks = [await journal.read(index) for index in range(journal.first, journal.tip + 1)]
         assert b"once" not in [record for block in blocks for record in block.records]
+
+
+@virtually
+async def test_what_is_behind_a_block_full_of_refused_records_is_placed_at_once(tmp_path: Path, monkeypatch):
+    """Nothing else need happen before: in an idle cell that would be the next heartbeat."""
+    async with virtual_cell(tmp_path) as world:
+        journal = world.leader().journal
+        await world.until(lambda: journal._job is None)
+
+        def check(records):
+            for ordinal, record in enumerate(records):
+                if record.startswith(b"bad"):
+                    raise ResidencyError("not here", "", ordinal)
+            return ()
+
+        monkeypatch.setattr(journal._chain, "check", check)
+        bad = [journal._proposals.add([b"bad".ljust(MAX_BLOCK)]) for _ in range(2)]
+        good = journal._proposals.add([b"good"])
+        journal._propose()
+        assert [type(one.outcome) for one in bad] == [ResidencyError, ResidencyError]
+        assert isinstance(good.outcome, Placed) and not journal._proposals

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import trio
 
-from cluster.core.linkwire import Done, EphemeralTo, HandItem, HandOver, LookUp, Records
+from cluster.core.linkwire import SPEAKS_CHANNELS, Done, EphemeralTo, HandItem, HandOver, LookUp, ReadThere, Records
 from cluster.links import Links
+from relay.core.farposts import Question, Shown
 from relay.core.wire import Code
 from relay.errors import BadSignature, DiskFailed, OperatorError, Overloaded, Refused
 from relay.limits import LINK_REQUESTS
@@ -167,3 +168,41 @@ async def test_a_cancelled_request_leaves_the_link_in_order(fed: Any) -> None:
 async def test_a_certificate_of_another_node_is_the_operators_mistake(fed: Any) -> None:
     with pytest.raises(OperatorError, match="certificate is of norden/1/n1, the config of sueden/1/n1"):
         Links(fed.env, fed.root, fed.nodes["sueden"].peer, fed.nodes["norden"].credentials)
+
+
+READ = ReadThere(Question(bytes(32), Shown(bytes(32), bytes(32), bytes(64)), 0))
+
+
+async def test_what_an_old_peer_does_not_know_is_not_sent_to_it(net: Any, autojump_clock: Any) -> None:
+    """It would end the link, and what mail has in flight on it."""
+    fed = net
+    with trio.fail_after(20):
+        async with fed.running("norden", "sueden"):
+            norden, sueden = fed.nodes["norden"], fed.nodes["sueden"]
+            known: list[object] = []
+
+            async def old(peer: Any, message: Any) -> object:
+                known.append(message)
+                return Records(Code.UNKNOWN_USER, ()) if message == LookUp(SPEAKS_CHANNELS, 0) else Done()
+
+            sueden.answer = old
+            for _ in range(3):
+                with pytest.raises(Refused) as refused:
+                    await norden.links.request("sueden/1", READ)
+                assert refused.value.code == Code.UNREACHABLE and "release" in refused.value.text
+            assert known == [LookUp(SPEAKS_CHANNELS, 0)] and norden.links.connected("sueden/1")
+
+
+async def test_who_knows_it_is_asked_once_a_link(net: Any, autojump_clock: Any) -> None:
+    fed = net
+    with trio.fail_after(20):
+        async with fed.running("norden", "sueden"):
+            norden, sueden = fed.nodes["norden"], fed.nodes["sueden"]
+            for _ in range(2):
+                assert await norden.links.request("sueden/1", READ) == Done()
+            assert [message for _, message in sueden.asked] == [LookUp(SPEAKS_CHANNELS, 0), READ, READ]
+            sueden.asked.clear()
+            sueden.error = Overloaded("starting")
+            with pytest.raises(Refused) as refused:
+                await norden.links.request("sueden/1", READ)
+            assert refused.value.code == Code.OVERLOADED

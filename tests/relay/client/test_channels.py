@@ -63,7 +63,7 @@ class Node:
             raise HungUp("cut")
         return wire.ReceiptItem(post_id(post), code, 0, self.stale if code is Code.STALE else 0, CELL)
 
-    async def subscribe(self, channel: bytes, secret: bytes, *, live: bool) -> wire.Channel:
+    async def subscribe(self, channel: bytes, cell: str, secret: bytes, *, live: bool) -> wire.Channel:
         code, terms = self.codes.pop(0) if self.codes else Code.STORED, self.older.pop(0) if self.older else self.terms
         return wire.Channel(1, channel, code, terms, 1, self._newest())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ import trio
 from trio.testing import MockClock
 
 from relay.client import Card, Client, Group, NotOwner, SendRefused, UnknownGroup, add_device
-from relay.client.store import Store
+from relay.client.groups import draft
+from relay.client.shapes import read_roster_news
+from relay.client.store import Db, Store
+from relay.core.codec import digest
 from relay.core.envelope import read_header
 from relay.core.wire import Code
 from relay.errors import Refused
@@ -290,3 +295,30 @@ def _sizes(path: Path) -> tuple[int, int]:
     roster, rest = store.transact(lambda db: db.execute(query).fetchone())
     store.close()
     return int(roster), int(rest)
+
+
+async def test_an_owner_who_moved_brings_the_version_before_along(
+    clock: MockClock, fed: Federation, tmp_path: Path
+) -> None:
+    """To a cell that the group did not name: else nobody tells the cells that the next version leaves out."""
+    async with AsyncExitStack() as stack:
+        alice, bob = await people(stack, fed, tmp_path, "ab")
+        group = await alice.create_group("g", [bob.card])
+        await alice.drained()
+        desk = alice._desk
+
+        def drafted(cell: str) -> Callable[[Db], list[tuple[object, ...]]]:
+            def work(db: Db) -> list[tuple[object, ...]]:
+                db.execute("SAVEPOINT tried")
+                old = digest(read_roster_news(bytes(db.execute("SELECT news FROM groups").fetchone()[0])).head)
+                made = draft(db, replace(desk.own, cell=cell), "", (), 0, b"", group.id)
+                assert made is not None
+                rows = db.execute("SELECT own, version, id, envelope FROM parcels ORDER BY pid").fetchall()
+                assert [row[2] == old for row in rows] == [bool(row[0]) for row in rows]
+                db.execute("ROLLBACK TO tried")
+                return [(row[0], row[1], row[3] is not None) for row in rows]
+
+            return work
+
+        assert await desk.run(drafted("norden/1")) == [(0, 2, True)]
+        assert await desk.run(drafted("west/1")) == [(1, 1, True), (0, 2, True)]

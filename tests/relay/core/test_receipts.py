@@ -148,6 +148,11 @@ def test_what_a_node_hands_on_holds_as_a_whole_or_not_at_all(parts: dict[str, An
     assert len(verify_block(most, ROOT, certify)) == 3
 
 
+def test_paths_need_no_hashes() -> None:
+    with pytest.raises(WrongPath):
+        verify_block(msgspec.structs.replace(PAGE.block(3), hashes=bytes(32)), ROOT, certify)
+
+
 # --- who signs -------------------------------------------------------------------------------------
 def attack(data: bytes, error: type[TrustError], **more: bytes) -> None:
     with pytest.raises(error) as caught:
@@ -322,22 +327,6 @@ def test_what_is_not_the_one_encoding() -> None:
     longer = GOOD.replace(b"\x95", b"", 1) if GOOD[:1] == b"\x95" else GOOD
     attack(b"\xdc\x00\x06" + GOOD[1:], NotAReceipt)
     attack(longer[1:], NotAReceipt)
-
-
-# --- the book --------------------------------------------------------------------------------------
-def test_the_book_forgets_its_oldest_pages_and_finds_the_others() -> None:
-    book = Book("norden/1", LOG_ID, max_bytes=1_000)
-    for index in range(1, 20):
-        own = digest(b"%d" % index)
-        taken = [Taken(own, Code.STORED, position(index, 0), 1, 1, NOW)]
-        book.keep(make_block(LOG_ID, index, bytes(32), NOW, [b"record"]), taken)
-    last, stored = digest(b"19"), key(digest(b"19"), Code.STORED)
-    assert not book.places(1) and book.statement(1) is None and not book.has(1)
-    assert book.search(key(digest(b"1"), Code.STORED)) is None
-    assert book.places(19) == {stored: 0} and book.search(stored) == (19, 0) and book.has(19)
-    assert book.search(key(last, Code.ACCEPTED)) is None and book.search(key(last, 77_777)) is None
-    proven, gone = (book.prove(index, [0], ()) for index in (19, 1))
-    assert proven is not None and proven.ordinals == (0,) and gone is None
 
 
 # --- the fold --------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ REQUESTS: list[wire.ClientMessage] = [
     wire.Roster(b"head", (("norden/1", b"part"),)),
     wire.Ephemeral(USER, "norden", b"typing"),
     wire.Subscribe(1, b"c" * 32, bytes(64), True),
+    wire.SubscribeFar(1, b"c" * 32, bytes(64), True, "norden/1"),
     wire.Unsubscribe(b"c" * 32),
     wire.Read(b"c" * 32, 7),
     wire.Terms(b"terms"),
