@@ -23,7 +23,7 @@ from relay.core.trust.channels import verify_ticket
 from relay.core.wire import Code
 from relay.errors import PeerError, ProtocolError, Refused, TrustError
 from relay.gateway.api import Line
-from relay.limits import FAR_ASKS, FAR_FRESH_S, FAR_POLL_S, FAR_REST_S, MAX_FAR_CHANNELS
+from relay.limits import FAR_ASK_S, FAR_ASKS, FAR_FRESH_S, FAR_POLL_S, FAR_REST_S, MAX_FAR_CHANNELS
 from relay.ports import Abroad
 
 _log = structlog.get_logger("relay.channels")
@@ -147,20 +147,28 @@ class FarChannels:
         """A STORED reply, checked, and what it says of the channel. Raises Refused, with a code for readers."""
         self._check_up(cell)
         turns = self._turns.setdefault(cell, trio.CapacityLimiter(FAR_ASKS))
-        async with turns:
+        with trio.move_on_after(FAR_ASK_S) as waits:
+            await turns.acquire()
+        if waits.cancelled_caught:
+            raise Refused(Code.OVERLOADED, "more is asked of the channel's cell than it answers")
+        try:
             self._check_up(cell)  # it may have been long
-            try:
-                reply = await self._abroad.read_channel(cell, question)
-                return self._checked(cell, question, reply)
-            except PeerError as error:
-                raise self._rest(cell, Refused(Code.UNREACHABLE, error.text)) from None
-            except (TrustError, ProtocolError) as error:
-                _log.warning("channel_answer_refused", cell=cell, reason=error.text)
-                raise self._rest(cell, Refused(Code.BAD_RECORD, error.text)) from None
-            except Refused as error:
-                known = error.code if is_code(error.code) else Code.UNREACHABLE
-                refused = Refused(known, error.text)
-                raise (self._rest(cell, refused) if known == Code.UNREACHABLE else refused) from None
+            return await self._answer(cell, question)
+        finally:
+            turns.release()
+
+    async def _answer(self, cell: str, question: Question) -> tuple[Reply, Known]:
+        try:
+            return self._checked(cell, question, await self._abroad.read_channel(cell, question))
+        except PeerError as error:
+            raise self._rest(cell, Refused(Code.UNREACHABLE, error.text)) from None
+        except (TrustError, ProtocolError) as error:
+            _log.warning("channel_answer_refused", cell=cell, reason=error.text)
+            raise self._rest(cell, Refused(Code.BAD_RECORD, error.text)) from None
+        except Refused as error:
+            known = error.code if is_code(error.code) else Code.UNREACHABLE
+            refused = Refused(known, error.text)
+            raise (self._rest(cell, refused) if known == Code.UNREACHABLE else refused) from None
 
     def _check_up(self, cell: str) -> None:
         self._check(cell)

@@ -19,7 +19,7 @@ from relay.core.trust.channels import make_ticket
 from relay.core.wire import Code
 from relay.errors import PeerError, Refused, RegionHalted
 from relay.limits import (
-    CHANNEL_PAGES, FAR_ASKS, FAR_FRESH_S, FAR_POLL_S, FAR_REST_S, MAX_ENVELOPE, MAX_FAR_CHANNELS,
+    CHANNEL_PAGES, FAR_ASK_S, FAR_ASKS, FAR_FRESH_S, FAR_POLL_S, FAR_REST_S, MAX_ENVELOPE, MAX_FAR_CHANNELS,
 )
 from tests.channels import Channel
 from tests.policies import root_with
@@ -298,6 +298,20 @@ async def test_a_slow_cell_holds_a_few_questions_and_who_leaves_takes_none_with_
         made.crossing.pause = 0
         assert [number(post) for post in (await made.page(line, 28)).posts] == [29, 30]
         assert not made.desk.far._flights
+
+
+async def test_who_gets_no_turn_in_time_is_told_so(autojump_clock):
+    async with two(posts=30) as made:
+        line, made.crossing.pause = await made.abroad(), 100
+        async with trio.open_nursery() as nursery:
+            for after in range(FAR_ASKS):
+                nursery.start_soon(made.page, line, after)
+            await wait_all_tasks_blocked()
+            with trio.fail_after(FAR_ASK_S + 1):
+                assert (await made.page(line, FAR_ASKS)).code == Code.OVERLOADED
+            nursery.cancel_scope.cancel()
+        made.crossing.pause = 0
+        assert [number(post) for post in (await made.page(line, 28)).posts] == [29, 30]
 
 
 async def test_who_asks_first_and_goes_leaves_the_question_to_the_next(autojump_clock):
