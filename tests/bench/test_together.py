@@ -56,5 +56,5 @@ def test_more_connections_than_files_is_an_operators_business(monkeypatch: pytes
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: set_to.append(limits))
     raise_file_limit(3000)
     assert set_to == [(4096, 4096)]
-    with pytest.raises(OperatorError, match="9990 connections need more open files"):
+    with pytest.raises(OperatorError, match="10042 connections need more open files"):
         raise_file_limit(load_scenario("idle").connections)

@@ -28,7 +28,7 @@ def run(seed: int, **options: Any) -> Result:
 
 @pytest.mark.parametrize("false_witness", ["", "norden", "quito"])
 def test_a_log_that_forks_is_halted_whoever_lies(false_witness: str) -> None:
-    counts = run(5, **FORKS, false_witness=false_witness).counts
+    counts = run(6, **FORKS, false_witness=false_witness).counts
     assert counts["fork found"] and counts["federation halted"] >= 2
 
 
