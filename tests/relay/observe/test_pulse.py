@@ -67,3 +67,27 @@ def test_what_points_in_circles_goes_when_there_is_much_of_it() -> None:
         assert garbage.due and kept
         garbage.look_at_all()
         assert last() is None and not garbage.due
+
+
+async def test_a_look_at_everything_counts_as_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks at how late the loop wakes must not be the one who makes it late, unseen."""
+    metrics, looked = Metrics(), []
+
+    def slow(self: Garbage) -> None:
+        self.due = False
+        looked.append(self)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Garbage, "look_at_all", slow)
+    monkeypatch.setattr(Garbage, "_count", lambda self: setattr(self, "due", not looked))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feel_pulse, metrics)
+        with trio.fail_after(5):
+            while not looked:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            count = metrics.registry.get_sample_value("posthouse_loop_late_seconds_count")
+            while metrics.registry.get_sample_value("posthouse_loop_late_seconds_count") == count:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    total = metrics.registry.get_sample_value("posthouse_loop_late_seconds_sum")
+    assert total is not None and total > 0.15
