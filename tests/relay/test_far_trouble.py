@@ -1,0 +1,98 @@
+"""Readers of another region, and a cell there that errs: what one answer spoils, and for whom."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from msgspec import structs
+
+from relay.core.wire import Code
+from relay.errors import Refused
+from relay.limits import FAR_REST_S
+from tests.channels import Channel
+from tests.relay.conftest import CELL
+from tests.relay.core.mailroom.conftest import key
+from tests.relay.hall import live_of
+from tests.relay.test_farchannels import POLL, codes_of, two
+
+
+async def second(made):
+    """Another channel of the same owner."""
+    other = Channel(key("a1"), CELL, b"o" * 32)
+    await made.cell.office.channels.publish(made.owner, other.publish().terms)
+    await trio.sleep(1)
+    return other
+
+
+async def test_what_does_not_hold_of_one_channel_ends_no_other(autojump_clock):
+    async with two() as made:
+        other = await second(made)
+        line = await made.abroad(live=True, channel=other.id, secret=other.secret)
+        lied = await made.abroad(live=True)
+        made.crossing.change = lambda reply: structs.replace(reply, terms=b"") if reply.last == 3 else reply
+        await trio.sleep(4 * FAR_REST_S)
+        assert codes_of(line) == [Code.STORED] and codes_of(lied) == [Code.STORED]
+        made.crossing.change = None
+        await made.post(b"four")
+        await made.cell.office.channels.post(made.owner, [other.seal(b"one")])
+        await trio.sleep(FAR_REST_S + POLL)
+        assert live_of(line) == [1] and live_of(lied) == [4]
+
+
+async def test_who_asks_for_another_channel_is_not_told_that_it_does_not_hold(autojump_clock):
+    async with two() as made:
+        other = await second(made)
+        line = await made.abroad()
+        made.crossing.change = lambda reply: structs.replace(reply, terms=b"")
+        assert (await made.page(line)).code == Code.BAD_RECORD
+        late = await made.abroad(channel=other.id, secret=other.secret)
+        assert codes_of(late) == [Code.UNREACHABLE]
+
+
+@pytest.mark.parametrize("code", [Code.BAD_ENVELOPE, Code.BAD_RECORD, Code.LIFETIME, Code.OVERLOADED])
+async def test_a_refusal_that_says_nothing_of_the_channel_ends_nothing(autojump_clock, code):
+    async with two() as made:
+        line = await made.abroad(live=True)
+
+        def refused(reply):
+            raise Refused(code, "an odd node")
+
+        made.crossing.change = refused
+        await trio.sleep(POLL)
+        made.crossing.change = None
+        await made.post(b"four")
+        await trio.sleep(FAR_REST_S + POLL)
+        assert codes_of(line) == [Code.STORED] and live_of(line) == [4]
+
+
+async def test_terms_for_two_cells_are_read_in_one(autojump_clock):
+    """An owner can sign them. What is known of a channel here is of one cell only."""
+    async with two() as made:
+        other = await second(made)
+        twin = structs.replace(other.terms, cell="norden/2")
+        lie = other.sign(twin)
+        made.desk.far._check = lambda cell: None  # both cells are of the federation
+
+        def change(reply):
+            return structs.replace(reply, terms=lie) if made.crossing.cells[-1] == "norden/2" else reply
+
+        made.crossing.change, made.crossing.cells = change, []
+        ask = made.crossing.read_channel
+
+        async def slowly(cell, question):
+            if cell == "norden/2":
+                await trio.sleep(1)
+            made.crossing.cells.append(cell)
+            return await ask(cell, question)
+
+        made.crossing.read_channel = slowly
+        async with trio.open_nursery() as nursery:
+            lines = []
+
+            async def reads(cell):
+                lines.append(await made.abroad(channel=other.id, secret=other.secret, cell=cell))
+
+            nursery.start_soon(reads, "norden/2")
+            nursery.start_soon(reads, CELL)
+        assert [codes_of(line) for line in lines] == [[Code.STORED], [Code.UNKNOWN_CHANNEL]]
+        assert made.desk.far._far[other.id].known.terms.terms.cell == CELL
