@@ -86,8 +86,8 @@ class Connection:
     """One client, from the accepted stream to its close. It is the Line that the office sees."""
 
     __slots__ = (
-        "_around", "_attached", "_channels", "_close", "_gone", "_heard", "_live", "_lookups", "_nursery", "_open", "_outbox",
-        "_scope", "_serving", "_stream", "_transport", "_unproven", "device", "user",
+        "_around", "_attached", "_channels", "_close", "_gone", "_heard", "_live", "_lookups", "_nursery", "_open",
+        "_outbox", "_scope", "_serving", "_stream", "_transport", "_unproven", "device", "user",
     )  # fmt: skip
 
     def __init__(

@@ -6,9 +6,10 @@ import pytest
 import trio
 from msgspec import structs
 
+from relay.core import wire
 from relay.core.wire import Code
 from relay.errors import Refused
-from relay.limits import FAR_REST_S
+from relay.limits import FAR_FRESH_S, FAR_REST_S
 from tests.channels import Channel
 from tests.relay.conftest import CELL
 from tests.relay.core.mailroom.conftest import key
@@ -96,3 +97,27 @@ async def test_terms_for_two_cells_are_read_in_one(autojump_clock):
             nursery.start_soon(reads, CELL)
         assert [codes_of(line) for line in lines] == [[Code.STORED], [Code.UNKNOWN_CHANNEL]]
         assert made.desk.far._far[other.id].known.terms.terms.cell == CELL
+
+
+async def test_who_begins_to_read_live_is_not_sent_what_was_there_before(autojump_clock):
+    async with two() as made:
+        await made.abroad()
+        await made.post(b"four", b"five")
+        await trio.sleep(POLL)
+        line = await made.abroad(live=True)
+        assert line.of(wire.Channel)[-1].last == 5
+        await trio.sleep(POLL)
+        await made.post(b"six")
+        await trio.sleep(POLL)
+        assert live_of(line) == [6]
+
+
+async def test_a_page_is_given_again_for_a_while_only(autojump_clock):
+    """Then the channel's cell is asked: whether it still gives it, and what came since."""
+    async with two() as made:
+        line = await made.abroad()
+        assert await made.numbers(line) == [1, 2, 3]
+        await made.post(b"four")
+        assert await made.numbers(line) == [1, 2, 3]
+        await trio.sleep(FAR_FRESH_S)
+        assert await made.numbers(line) == [1, 2, 3, 4]

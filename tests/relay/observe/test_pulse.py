@@ -69,6 +69,18 @@ def test_what_points_in_circles_goes_when_there_is_much_of_it() -> None:
         assert last() is None and not garbage.due
 
 
+def test_what_has_come_and_gone_makes_no_look_at_everything_due() -> None:
+    """It was freed at once: only what is there counts."""
+    gc.collect()
+    gc.freeze()
+    with Garbage(least=10_000).watched() as garbage:
+        for _ in range(5):
+            kept = [[] for _ in range(garbage._bound // 2)]  # type: ignore[var-annotated]
+            gc.collect()
+            assert not garbage.due and kept
+            del kept
+
+
 async def test_a_look_at_everything_counts_as_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever looks at how late the loop wakes must not be the one who makes it late, unseen."""
     metrics, looked = Metrics(), []
