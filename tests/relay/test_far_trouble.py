@@ -9,7 +9,7 @@ from msgspec import structs
 from relay.core import wire
 from relay.core.wire import Code
 from relay.errors import Refused
-from relay.limits import FAR_FRESH_S, FAR_REST_S
+from relay.limits import FAR_FRESH_S, FAR_POLL_S, FAR_REST_S
 from tests.channels import Channel
 from tests.relay.conftest import CELL
 from tests.relay.core.mailroom.conftest import key
@@ -117,7 +117,39 @@ async def test_a_page_is_given_again_for_a_while_only(autojump_clock):
     async with two() as made:
         line = await made.abroad()
         assert await made.numbers(line) == [1, 2, 3]
+        assert made.crossing.pages() == [0], "that there is no more is known"
         await made.post(b"four")
         assert await made.numbers(line) == [1, 2, 3]
         await trio.sleep(FAR_FRESH_S)
         assert await made.numbers(line) == [1, 2, 3, 4]
+
+
+async def test_a_reader_and_the_look_for_news_ask_the_same_once(autojump_clock):
+    async with two() as made:
+        line = await made.abroad(live=True)
+        made.desk.far._far[made.channel.id].heard = -FAR_FRESH_S
+        made.crossing.pause, asked = 3 * FAR_POLL_S, len(made.crossing.asked)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.page, line, 3)
+            await trio.sleep(2.5 * FAR_POLL_S)
+            assert len(made.crossing.asked) == asked + 1
+        made.crossing.pause = 0
+        await made.post(b"four")
+        await trio.sleep(POLL)
+        assert live_of(line) == [4] and not made.desk.far._flights
+
+
+async def test_who_come_at_the_same_time_are_no_more_than_may(autojump_clock, monkeypatch):
+    monkeypatch.setattr("relay.farchannels.MAX_FAR_CHANNELS", 1)
+    async with two() as made:
+        other, lines = await second(made), []
+        made.crossing.pause = 1
+
+        async def reads(channel):
+            lines.append(await made.abroad(channel=channel.id, secret=channel.secret))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reads, other)
+            nursery.start_soon(reads, made.channel)
+        assert sorted(code for line in lines for code in codes_of(line)) == [Code.STORED, Code.OVERLOADED]
+        assert len(made.desk.far._far) == 1
