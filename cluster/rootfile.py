@@ -50,7 +50,9 @@ class RootFile:
         self._ends, self._lapsed = region_ends(self._trusted), frozenset(self._trusted.payload.lapsed)
         self._removed = frozenset[str]()
         # What lies there may be newer than what was read: it is looked at, too.
-        self._seen = self._taken = self._refused = None  # type: _Stamp | None
+        self._seen: _Stamp | None = None
+        self._taken: _Stamp | None = None
+        self._refused: _Stamp | None = None
         self._again = 0.0  # when what was refused is tried again (trio's clock)
 
     def lapsed(self) -> Collection[str]:

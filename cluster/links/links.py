@@ -120,8 +120,8 @@ class Links:
     # --- other cells -----------------------------------------------------------------------------
     async def request(self, cell: str, message: Request, deadline_s: float = LINK_DEADLINE_S) -> Answer:
         """One request to another cell and its answer. Raises Refused: UNKNOWN_REGION (no such cell), UNREACHABLE (no
-        link or no answer in time, or another root document meanwhile), or the code of the peer's LinkFault; RegionHalted; PeerError where somebody else
-        answers."""
+        link or no answer in time, or another root document before it could go out), or the code of the peer's
+        LinkFault; RegionHalted; PeerError where somebody else answers."""
         check = partial(self._check_cell, cell, self._root)
         check()
         return await self._request(cell, self._link(cell), message, deadline_s, check)
