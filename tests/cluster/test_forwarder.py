@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -136,6 +137,65 @@ async def test_an_answer_that_is_recorded_late_does_not_shift_the_numbers(autoju
         await trio.sleep(10)
         assert world.there.taken[2:] == sent[2:]
         assert world.notices() == [Code.STORED] * 6
+
+
+class TellsNewest(Slow):
+    """Its answer to a batch is made when those behind it are applied, too: its vector is beyond what was asked."""
+
+    async def request(self, cell, message, deadline_s):
+        answer = await super().request(cell, message, deadline_s)
+        return msgspec.structs.replace(answer, vector=self.vector)
+
+
+async def test_an_answer_that_knows_of_later_batches_counts_for_its_own(autojump_clock):
+    """What a record does not tell of counts as void: the senders would be told that it expired."""
+    async with World(TellsNewest()) as world:
+        sent = await world.send(0)
+        await trio.sleep(5)
+        sent += await _one_after_the_other(world, 12)
+        await trio.sleep(20)
+        assert world.there.taken == sent and world.notices() == [Code.STORED] * 13
+
+
+async def test_a_log_that_is_renewed_without_a_loss_while_batches_are_under_way(autojump_clock):
+    """What is answered under another log than it left for is asked again, alone: nobody knows what that one lost."""
+    async with World(Slow()) as world:
+        sent = await world.send(0)
+        await trio.sleep(5)
+        sent += await _one_after_the_other(world, 6)
+        world.there.log = b"2" * 16
+        sent += await _one_after_the_other(world, 6)
+        await trio.sleep(20)
+        firsts = [first for first, _ in world.there.requests]
+        assert len(firsts) > len(set(firsts)) and world.there.most > 1
+        assert world.there.taken == sent and world.notices() == [Code.STORED] * 13
+        assert world.cell.state.outboxes[ABROAD].logs == (b"1" * 16, b"2" * 16)
+
+
+async def test_what_another_forwarder_has_handed_over_meanwhile_does_not_go_out_again(autojump_clock, monkeypatch):
+    """This node leads no more, or not yet alone: the fold is ahead of what this one knows to be under way."""
+    async with World(Slow()) as world:
+        await world.send(0)
+        await trio.sleep(5)
+        read, slow = world.cell.journal.read, trio.Event()
+
+        async def reads(index):
+            await slow.wait()
+            return await read(index)
+
+        monkeypatch.setattr(world.cell.journal, "read", reads)
+        await world.send(1)
+        await trio.sleep(1)
+        await world.send(2, 3, 4)
+        answers = tuple(records.HandedAnswer(number, Code.STORED, 1) for number in (2, 3, 4))
+        handed = records.Handed(ABROAD, 4, answers, world.there.log, world.there.log)
+        world.cell.intake.offer([records.encode_record(handed)])
+        await trio.sleep(1)
+        world.there.vector, world.there.requests[:] = 4, []
+        slow.set()
+        await trio.sleep(20)
+        assert [first for first, _ in world.there.requests] in ([2, 5], [5])
+        assert world.notices() == [Code.STORED] * 5
 
 
 @pytest.mark.parametrize("warm", [False, True])
