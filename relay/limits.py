@@ -103,6 +103,7 @@ BOOK_BYTES: Final = 16 * MIB  # bytes of what newest blocks took, for receipts t
 BOOK_LEAVES: Final = 16_384  # leaves of hashed blocks kept; 8 MiB
 MAX_STATEMENTS: Final = 1_024  # blocks whose signatures are kept; under 2 KiB each in a cell of three
 SIGNED_TOGETHER: Final = 8  # blocks under one signature of a node; each adds 32 bytes to the receipts of the others
+MAX_WANTED: Final = 512  # envelopes in one question for receipts; bounds the answer, with the longest ways, to 640 KiB
 PROVE_BLOCKS: Final = 64  # blocks that one node of a cell asks another one's signatures for at a time
 PROVE_S: Final = 10.0  # seconds until a client is told that too few nodes signed: within its patience
 ATTEST_S: Final = 1.5  # seconds for another node of the cell to sign; then others are asked
