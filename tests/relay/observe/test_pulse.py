@@ -12,7 +12,7 @@ import trio
 
 from relay.observe import pulse
 from relay.observe.metrics import Metrics
-from relay.observe.pulse import Garbage, feel_pulse
+from relay.observe.pulse import Garbage, Pulse, feel_pulse
 
 
 class Ring:
@@ -30,7 +30,7 @@ async def test_a_stop_is_counted_and_told(monkeypatch: pytest.MonkeyPatch) -> No
     metrics = Metrics()
     monkeypatch.setattr(pulse, "STOOD_STILL_S", 0.01)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(feel_pulse, metrics)
+        nursery.start_soon(feel_pulse, metrics, Pulse())
         await trio.testing.wait_all_tasks_blocked()
         time.sleep(0.1)  # noqa: ASYNC251  this is what is measured
         gc.collect()
@@ -93,7 +93,7 @@ async def test_a_look_at_everything_counts_as_a_stop(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Garbage, "look_at_all", slow)
     monkeypatch.setattr(Garbage, "_count", lambda self: setattr(self, "due", not looked))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(feel_pulse, metrics)
+        nursery.start_soon(feel_pulse, metrics, Pulse())
         with trio.fail_after(5):
             while not looked:  # noqa: ASYNC110
                 await trio.sleep(0.01)
@@ -103,3 +103,18 @@ async def test_a_look_at_everything_counts_as_a_stop(monkeypatch: pytest.MonkeyP
         nursery.cancel_scope.cancel()
     total = metrics.registry.get_sample_value("posthouse_loop_late_seconds_sum")
     assert total is not None and total > 0.15
+
+
+def test_a_node_is_busy_while_its_loop_wakes_late_again_and_again() -> None:
+    pulse = Pulse()
+    for _ in range(1_000):
+        pulse.felt(0.001)
+    assert not pulse.busy, "a timer's tick"
+    pulse.felt(5.0)
+    assert not pulse.busy, "one stop"
+    for _ in range(25):
+        pulse.felt(0.002)
+    assert pulse.busy
+    for _ in range(100):
+        pulse.felt(0.0)
+    assert not pulse.busy
