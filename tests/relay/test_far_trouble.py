@@ -153,3 +153,36 @@ async def test_who_come_at_the_same_time_are_no_more_than_may(autojump_clock, mo
             nursery.start_soon(reads, made.channel)
         assert sorted(code for line in lines for code in codes_of(line)) == [Code.STORED, Code.OVERLOADED]
         assert len(made.desk.far._far) == 1
+
+
+async def test_terms_of_another_cell_and_numbers_that_go_back_do_not_hold(autojump_clock):
+    async with two() as made:
+        line, elsewhere = await made.abroad(), structs.replace(made.channel.terms, cell="norden/2")
+        lies = (
+            lambda reply: structs.replace(reply, terms=made.channel.sign(elsewhere)),
+            lambda reply: structs.replace(reply, first=4, last=3, posts=()),
+        )
+        for lie in lies:
+            made.crossing.change = lie
+            assert (await made.page(line, 1)).code == Code.BAD_RECORD
+            await trio.sleep(FAR_REST_S)
+
+
+async def test_the_largest_post_crosses(autojump_clock):
+    async with two(posts=0) as made:
+        await made.post(b"small", bytes(90_000), b"small")
+        assert await made.numbers(await made.abroad()) == [1, 2, 3]
+
+
+async def test_a_page_that_cannot_be_made_now_is_no_empty_one(autojump_clock, monkeypatch):
+    """Which would say that there is no more."""
+    async with two() as made:
+        line, channels = await made.abroad(), made.cell.delivery.channels
+
+        async def moved(channel, after):
+            return wire.Page(channel, after, Code.OVERLOADED, 0, 0, ())
+
+        monkeypatch.setattr(channels, "_make", moved)
+        assert (await made.page(line)).code == Code.OVERLOADED
+        monkeypatch.undo()
+        assert await made.numbers(line) == [1, 2, 3]
