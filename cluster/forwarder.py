@@ -53,7 +53,6 @@ class _Line:
     def __init__(self, size: int) -> None:
         self.size = size
         self.landing = trio.Event()  # a batch has come to an end
-        self.record_waits = False  # for company
 
     def carried(self) -> None:
         """That went well."""
@@ -75,14 +74,18 @@ class Forwarders:
         self._metrics = metrics
         self._env = env
         self._grew: dict[str, trio.Event] = {}
+        self._rounds: dict[str, trio.CancelScope] = {}  # what each forwarder does now
         self._new = trio.Event()
         self.taken_over: Callable[[Header], None] = lambda header: None  # the recipient of an envelope has moved
         delivery.outbox_grew = self._outbox_grew
 
     def follow(self, root: Root) -> None:
-        """What goes out from now on is judged by this root document."""
+        """What goes out from now on is judged by this root document, also what is being read, or waits for a link: all
+        that is under way is forgotten, and begins again with what the fold says."""
         self._root = root
         self._policies.follow(root)
+        for one in self._rounds.values():
+            one.cancel()
 
     def _outbox_grew(self, cell: str) -> None:
         if cell in self._grew:
@@ -116,17 +119,22 @@ class Forwarders:
             if outbox.done == outbox.last:
                 await self._grew[cell].wait()
                 continue
-            try:
-                await self._hand_over(cell, outbox, line.size)
-                line.carried()
-                await self._hand_over_on(cell, outbox, line)
-            except (Refused, Overloaded):
-                line.size = max(line.size // 2, _SMALL)  # a slow line carries in parts what it does not carry at once
-                await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
-            except (PeerError, ProtocolError, StoreDamaged) as error:
-                # Loud, and for this cell alone: everybody else is served on.
-                _log.error("hand_over_stopped", cell=cell, text=error.text, remedy=error.remedy)
-                await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
+            with trio.CancelScope() as self._rounds[cell]:
+                await self._round(cell, outbox, line)
+
+    async def _round(self, cell: str, outbox: Outbox, line: _Line) -> None:
+        """Hand over until something goes wrong, and the pause after it."""
+        try:
+            await self._hand_over(cell, outbox, line.size)
+            line.carried()
+            await self._hand_over_on(cell, outbox, line)
+        except (Refused, Overloaded):
+            line.size = max(line.size // 2, _SMALL)  # a slow line carries in parts what it does not carry at once
+            await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
+        except (PeerError, ProtocolError, StoreDamaged) as error:
+            # Loud, and for this cell alone: everybody else is served on.
+            _log.error("hand_over_stopped", cell=cell, text=error.text, remedy=error.remedy)
+            await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
 
     async def _hand_over(self, cell: str, outbox: Outbox, size: int) -> None:
         """One batch, alone, from where the fold stands."""
@@ -181,7 +189,7 @@ class Forwarders:
             flight.came = error
         line.landing.set()
         self._grew[cell].set()
-        if line.record_waits and not flights.may_wait(line.size):
+        if flights.record_waits and not flights.may_wait(line.size):
             self._intake.hurry()
 
     async def _settle(self, cell: str, outbox: Outbox, line: _Line, flights: Flights) -> None:
@@ -193,9 +201,9 @@ class Forwarders:
                 line.landing = trio.Event()
             good, failed = self._judge(cell, outbox, landed)
             if good:
-                line.record_waits = failed is None and flights.may_wait(line.size)
-                await self._record(cell, outbox, good, line.record_waits)
-                line.record_waits = False
+                flights.record_waits = failed is None and flights.may_wait(line.size)
+                await self._record(cell, outbox, good, flights.record_waits)
+                flights.record_waits = False
                 flights.settled(len(good))
                 line.carried()
                 self._grew[cell].set()

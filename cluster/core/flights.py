@@ -41,6 +41,7 @@ class Flights:
 
     def __init__(self, last: int) -> None:
         self.last = last  # the newest number that has left, or was done before
+        self.record_waits = False  # for company: the one that is under way
         self._flying = deque[Flight]()
         self._bytes = 0
 
