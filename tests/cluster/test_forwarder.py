@@ -139,6 +139,27 @@ async def test_an_answer_that_is_recorded_late_does_not_shift_the_numbers(autoju
         assert world.notices() == [Code.STORED] * 6
 
 
+class TellsMore(Slow):
+    """It has an opinion on numbers that it was not asked about. (The first answer of several is the last to come.)"""
+
+    async def request(self, cell, message, deadline_s):
+        answer = await super().request(cell, message, deadline_s)
+        if message.first == 2:
+            await trio.sleep(3)
+        theirs = {one.number for one in answer.outcomes}
+        more = (records.HandedAnswer(n, Code.MAILBOX_FULL, 1) for n in range(1, 40) if n not in theirs)
+        return msgspec.structs.replace(answer, outcomes=(*answer.outcomes, *more))
+
+
+async def test_an_answer_says_nothing_of_other_batches(autojump_clock):
+    async with World(TellsMore()) as world:
+        sent = await world.send(0)
+        await trio.sleep(5)
+        sent += await _one_after_the_other(world, 6)
+        await trio.sleep(20)
+        assert world.there.taken == sent and world.notices() == [Code.STORED] * 7
+
+
 class TellsNewest(Slow):
     """Its answer to a batch is made when those behind it are applied, too: its vector is beyond what was asked."""
 
