@@ -29,7 +29,8 @@ SEARCHED = 250_000  # blocks beyond a store's own that a checkpoint may be of wh
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The rows of one generation of a checkpoint, taken after block `index`; an unfinished one lacks its last."""
+    """The rows of one generation of a checkpoint, taken after block `index`; an unfinished one, and one that was being
+    let go, lacks its last."""
 
     generation: int
     index: int

@@ -49,9 +49,10 @@ GENERATION = "SELECT ordinal, sealed FROM checkpoint_row WHERE generation = ? OR
 ADD_CHECKPOINT_ROW = "INSERT INTO checkpoint_row (generation, ordinal, sealed) VALUES (?, ?, ?)"
 DROP_CHECKPOINT_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?)"
 OTHER_SIZES = """
-    SELECT rowid, ifnull(length(sealed), 0) FROM checkpoint_row WHERE generation NOT IN (?, ?) ORDER BY rowid LIMIT 256
+    SELECT -rowid, ifnull(length(sealed), 0) FROM checkpoint_row WHERE generation NOT IN (?, ?)
+    ORDER BY rowid DESC LIMIT 256
 """
-DROP_OTHER_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?) AND rowid <= ?"
+DROP_OTHER_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?) AND rowid >= -?"
 
 ADD_FACT = "INSERT INTO fact (key, idx, sealed) VALUES (?, ?, ?)"
 ALL_FACTS = "SELECT key, sealed FROM fact ORDER BY key, idx"

@@ -54,6 +54,44 @@ async def test_batches_follow_each_other_without_waiting(autojump_clock):
         assert len(world.there.requests) < 30  # what finds no room goes together
 
 
+async def _kinds(world, after):
+    """What is in each block after block `after`."""
+    journal = world.cell.journal
+    blocks = [await journal.read(index) for index in range(after + 1, journal.tip + 1)]
+    return [{type(records.decode_record(one)) for one in block.records} for block in blocks]
+
+
+async def test_while_more_is_under_way_what_was_stored_is_recorded_along_with_other_mail(autojump_clock):
+    async with World(Slow()) as world:
+        await world.send(0)
+        await trio.sleep(5)
+        before = world.cell.journal.tip
+        await _one_after_the_other(world, 40)
+        during = await _kinds(world, before)
+        assert {records.Handed} not in during
+        assert sum(records.Handed in one for one in during) > 5  # and still it is not left for later
+        last = trio.current_time()
+        while len(world.notices()) < 41:
+            await world.line.came.wait()
+        assert trio.current_time() - last < 0.6  # as soon as the last answer is there
+
+
+async def test_a_refusal_is_told_at_once_though_more_is_under_way(autojump_clock):
+    class Refusing(Slow):
+        async def request(self, cell, message, deadline_s):
+            self.code = int(Code.MAILBOX_FULL if message.first == 2 else Code.STORED)
+            return await super().request(cell, message, deadline_s)
+
+    async with World(Refusing()) as world:
+        await world.send(0)
+        await trio.sleep(5)
+        began = trio.current_time()
+        await _one_after_the_other(world, 4)
+        while Code.MAILBOX_FULL not in world.notices():
+            await world.line.came.wait()
+        assert trio.current_time() - began < 0.52
+
+
 async def test_what_is_under_way_is_bounded_in_bytes(autojump_clock):
     async with World(Slow()) as world:
         sent = await world.send(0)
@@ -81,7 +119,7 @@ async def test_a_cell_that_takes_a_part_is_asked_for_the_rest_at_once(autojump_c
         await trio.sleep(5)
         world.there.at_most = 1
         sent += await _one_after_the_other(world, 6)
-        await trio.sleep(8)
+        await trio.sleep(1.5)  # three answers; a pause would make it longer
         assert world.there.taken == sent and world.notices() == [Code.STORED] * 7
 
 
@@ -137,6 +175,27 @@ async def test_an_answer_that_is_recorded_late_does_not_shift_the_numbers(autoju
         await trio.sleep(10)
         assert world.there.taken[2:] == sent[2:]
         assert world.notices() == [Code.STORED] * 6
+
+
+class TellsMore(Slow):
+    """It has an opinion on numbers that it was not asked about. (The first answer of several is the last to come.)"""
+
+    async def request(self, cell, message, deadline_s):
+        answer = await super().request(cell, message, deadline_s)
+        if message.first == 2:
+            await trio.sleep(3)
+        theirs = {one.number for one in answer.outcomes}
+        more = (records.HandedAnswer(n, Code.MAILBOX_FULL, 1) for n in range(1, 40) if n not in theirs)
+        return msgspec.structs.replace(answer, outcomes=(*answer.outcomes, *more))
+
+
+async def test_an_answer_says_nothing_of_other_batches(autojump_clock):
+    async with World(TellsMore()) as world:
+        sent = await world.send(0)
+        await trio.sleep(5)
+        sent += await _one_after_the_other(world, 6)
+        await trio.sleep(20)
+        assert world.there.taken == sent and world.notices() == [Code.STORED] * 7
 
 
 class TellsNewest(Slow):
