@@ -145,7 +145,7 @@ class Look:
         return self.seen[record]
 
     def _checkpoint(self, saved: Saved, file: str) -> None:
-        where = f"{file}, the {'' if saved.current else 'unfinished or older '}checkpoint after block {saved.index}"
+        where = f"{file}, the {saved.name}"
         self.shelf.rows += len(saved.rows)
         for row in saved.rows:
             self._scan_unsealed(where, self.scanner.scan_bytes(row))

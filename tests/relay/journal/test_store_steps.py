@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import pytest
 
 from relay.journal.api import BlockRow, CheckpointHead, Write
-from relay.journal.portal import open_portal
-from tests.relay.journal.rigs import RealRig, Rig, SimRig, cleared, opened, row
-
-
-@pytest.fixture(params=["real", "simulated"])
-async def rig(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any) -> AsyncIterator[Rig]:
-    if request.param == "simulated":
-        yield SimRig()
-        return
-    async with open_portal() as portal:
-        yield RealRig(tmp_path, portal, monkeypatch)
+from tests.relay.journal.rigs import Rig, cleared, opened, row
 
 
 def large(first: int, last: int) -> list[BlockRow]:
