@@ -18,8 +18,16 @@ import trio
 from relay.core.mailroom import reading
 from relay.core.mailroom.people import Entry
 from relay.core.mailroom.state import State
-from relay.limits import FANOUT_BYTES, FANOUT_REST, FANOUT_REST_S, UNACKED_BYTES
+from relay.limits import (
+    FANOUT_BYTES,
+    FANOUT_REST,
+    FANOUT_REST_BUSY,
+    FANOUT_REST_BUSY_S,
+    FANOUT_REST_S,
+    UNACKED_BYTES,
+)
 from relay.observe.metrics import Metrics
+from relay.observe.pulse import Pulse
 from relay.ports import Clock
 from relay.seat import Address, Item, Lane, Seat
 
@@ -30,8 +38,9 @@ _SLICE: Final = 32  # seats that are written to before others have their turn: b
 class Fanout:
     """Owns the lanes. `file` and `hurry` while a block is applied; one task runs `run`."""
 
-    def __init__(self, state: State, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, state: State, metrics: Metrics, clock: Clock, pulse: Pulse) -> None:
         self._state = state
+        self._pulse = pulse
         self._metrics = metrics
         self._clock = clock
         self._lanes: dict[Address, Lane] = {}
@@ -126,7 +135,8 @@ class Fanout:
             self._filed = trio.Event()
             began = trio.current_time()
             await self._round()
-            await trio.sleep(min(FANOUT_REST_S, FANOUT_REST * (trio.current_time() - began)))
+            rest, most = (FANOUT_REST_BUSY, FANOUT_REST_BUSY_S) if self._pulse.busy else (FANOUT_REST, FANOUT_REST_S)
+            await trio.sleep(min(most, rest * (trio.current_time() - began)))
 
     async def _round(self) -> None:
         """Everything that is filed now, to everybody whom it is for. What is filed meanwhile goes along where it

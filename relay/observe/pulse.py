@@ -1,5 +1,5 @@
 """How long the process stands still: how late its loop wakes, and what each look for garbage takes. And what keeps
-those looks short (ADR 38).
+those looks short (ADR 38), and tells that the processors are what everything waits for (ADR 39).
 
 Python looks through all that was there before whenever a quarter has come on top: a second for 10,000 connections, and
 nothing else runs meanwhile. So whatever such a look leaves is put where the next one does not look (`gc.freeze`): each
@@ -18,16 +18,39 @@ from typing import Any, Final
 import structlog
 import trio
 
+from relay.limits import BUSY_S
 from relay.observe.metrics import Metrics
 
 EVERY_S: Final = 0.02  # seconds between two looks at the clock: a stop is seen that much shorter; 0.2 % of a core
 STOOD_STILL_S: Final = 0.5  # seconds; a longer stop is worth a line in the log
 LEAST: Final = 500_000  # objects, some 200 MiB of connections
+_TICK_S: Final = 0.001  # seconds that a timer may be late on a machine with nothing to do: epoll counts in ms
+_MOST_S: Final = 0.004  # seconds: one long stop says no more than that
+_SHARE: Final = 0.04  # of the newest look in the mean: that of half a second
 _OLDEST: Final = 2  # generation: a look at that is one at everything that is not frozen
 _log = structlog.get_logger("relay.pulse")
 
 
-async def feel_pulse(metrics: Metrics) -> None:
+class Pulse:
+    """How late the loop wakes now, on average."""
+
+    __slots__ = ("late_s",)
+
+    def __init__(self) -> None:
+        self.late_s = 0.0  # seconds, beside a timer's tick
+
+    def felt(self, late: float) -> None:
+        """It woke `late` seconds late."""
+        self.late_s += _SHARE * (min(max(0.0, late - _TICK_S), _MOST_S) - self.late_s)
+
+    @property
+    def busy(self) -> bool:
+        """Is there more to do than the processors do at once? Then what shares a block or a write comes sooner than
+        what has one of its own."""
+        return self.late_s > BUSY_S
+
+
+async def feel_pulse(metrics: Metrics, pulse: Pulse) -> None:
     """Until cancelled. One node a process."""
     with Garbage().watched() as garbage:
         while True:
@@ -35,6 +58,7 @@ async def feel_pulse(metrics: Metrics) -> None:
             await trio.sleep_until(due)
             late = trio.current_time() - due
             metrics.loop_late_seconds.observe(late)
+            pulse.felt(late)
             if late > STOOD_STILL_S:
                 _log.warning("stood_still", seconds=round(late, 3), garbage=round(sum(garbage.pauses), 3))
             if garbage.due:

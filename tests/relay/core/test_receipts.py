@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from cluster.pki import make_authority
 from relay.certificates import certify
 from relay.core.block import make_block, position
-from relay.core.book import Book, Taken, key
+from relay.core.book import Book, Taken
 from relay.core.codec import digest, encode
 from relay.core.envelope import envelope_id
-from relay.core.proven import ProvenBlock, verify_block
+from relay.core.proven import ProvenBlock, told, verify_block
 from relay.core.receipts import (
     ROW, Receipt, Statement, Verified, _Leaf, _leaf, _receipt, _statement, leaf_head, majority, make_receipt,
     verify_receipt,
@@ -53,8 +53,8 @@ class Page:
         self.index, self.statement = index, statement
 
     def block(self, *numbers: int) -> ProvenBlock:
-        keys = [key(self.ids[number], Code.ACCEPTED if number % 2 else Code.STORED) for number in numbers]
-        ordinals = [self.book.places(self.index)[key] for key in keys]
+        asked = [told(self.ids[number], Code.ACCEPTED if number % 2 else Code.STORED) for number in numbers]
+        ordinals = self.book.find(self.index, asked)
         found = self.book.prove(self.index, ordinals, [one.attestation(self.statement) for one in (N1, N2)])
         assert found is not None and found.ordinals == numbers
         return found

@@ -12,7 +12,7 @@ import trio
 
 from relay.observe import pulse
 from relay.observe.metrics import Metrics
-from relay.observe.pulse import Garbage, feel_pulse
+from relay.observe.pulse import Garbage, Pulse, feel_pulse
 
 
 class Ring:
@@ -30,7 +30,7 @@ async def test_a_stop_is_counted_and_told(monkeypatch: pytest.MonkeyPatch) -> No
     metrics = Metrics()
     monkeypatch.setattr(pulse, "STOOD_STILL_S", 0.01)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(feel_pulse, metrics)
+        nursery.start_soon(feel_pulse, metrics, Pulse())
         await trio.testing.wait_all_tasks_blocked()
         time.sleep(0.1)  # noqa: ASYNC251  this is what is measured
         gc.collect()
@@ -67,3 +67,18 @@ def test_what_points_in_circles_goes_when_there_is_much_of_it() -> None:
         assert garbage.due and kept
         garbage.look_at_all()
         assert last() is None and not garbage.due
+
+
+def test_a_node_is_busy_while_its_loop_wakes_late_again_and_again() -> None:
+    pulse = Pulse()
+    for _ in range(1_000):
+        pulse.felt(0.001)
+    assert not pulse.busy, "a timer's tick"
+    pulse.felt(5.0)
+    assert not pulse.busy, "one stop"
+    for _ in range(25):
+        pulse.felt(0.002)
+    assert pulse.busy
+    for _ in range(100):
+        pulse.felt(0.0)
+    assert not pulse.busy
