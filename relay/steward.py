@@ -112,6 +112,7 @@ class Steward:
             if index == self._saved:
                 task_status.started()
                 return
+            self._renew = False  # what is found damaged from here on may be of this one, too
             ahead, behind = trio.open_memory_channel[int](math.inf)
             rows, writes, size, began = self._laid_ahead(behind), False, 0, trio.current_time()
             self._ahead = 0
@@ -129,7 +130,7 @@ class Steward:
                 task_status.started()
                 if not writes:
                     nursery.start_soon(self._journal.save_checkpoint, index, rows)
-            self._saved, self._renew = index, False
+            self._saved = index
             await self._journal.release(min(floor, index + 1))
             self._metrics.checkpoint_seconds.observe(trio.current_time() - began)
             self._metrics.checkpoint_bytes.set(size)

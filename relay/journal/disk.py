@@ -189,13 +189,14 @@ class LogDisk:
             check_checkpoint(index, self.head.index if self.head else 0, self.tail.tip)
             generation = self.head.generation if self.head else 0
             await self.clear(generation)  # a crash may have left some
-            staged = await self.stage_rows(generation + 1, 0, rows, self._lying)
+            lying = self._lying
+            staged = await self.stage_rows(generation + 1, 0, rows, lying)
             digests = [one for one, _ in staged]
             checksum = checkpoint_checksum(self.tail.log_id, index, digests)
             head = CheckpointHead(generation + 1, index, len(digests), checksum)
             async with self.changing():
                 await self.store.finish_checkpoint(head)
-                self.head, self._lying = head, dict(staged)
+                self.head, self._lying = head, dict(staged) if self._lying is lying else {}  # or: distrusted meanwhile
             await self.clear(head.generation)
             return digests
 

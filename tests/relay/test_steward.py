@@ -169,6 +169,25 @@ async def test_a_carry_that_failed_is_tried_again(open_cell, autojump_clock, mon
         assert [deliver.envelope for deliver in again.of(wire.Deliver)] == [waiting]
 
 
+async def test_what_is_found_to_rot_while_a_checkpoint_is_saved_has_another_saved(
+    open_cell, autojump_clock, monkeypatch
+):
+    """It may have rows of the one before, which are the rotten ones."""
+    async with open_cell() as (cell, _):
+        keep, saved = cell.journal.save_checkpoint, []
+
+        async def found(index, rows):
+            saved.append(index)
+            if len(saved) == 1:
+                cell.steward.renew()
+            await keep(index, rows)
+
+        monkeypatch.setattr(cell.journal, "save_checkpoint", found)
+        cell.steward.renew()
+        await trio.sleep(20)
+        assert len(saved) == 2
+
+
 async def test_a_checkpoint_that_rotted_is_saved_anew_even_when_nobody_writes(open_cell, autojump_clock):
     async with open_cell() as (cell, _):
         await cell.steward.save()

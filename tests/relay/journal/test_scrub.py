@@ -227,3 +227,24 @@ async def test_a_checkpoint_writes_what_the_one_before_has_not(tmp_path: Path, s
         assert found == [(2, 4, 4), (3, 5, 1)], "four rows lie where they lay, one is new, and the fifth has gone"
     async with solo(tmp_path) as journal:
         assert await load_checkpoint(journal) == (journal.tip, rows)
+
+
+async def test_what_is_found_damaged_while_the_next_is_saved_is_not_kept_either(
+    tmp_path: Path, solo: Any, quick: None
+) -> None:
+    async with solo(tmp_path) as journal:
+        await fill(journal)
+        rows = [b"%d" % number * 40 for number in range(5)]
+        await journal.save_checkpoint(journal.tip, rows)
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield rows[0]
+            journal.disk.distrust_checkpoint()
+            for row in rows[1:]:
+                yield row
+
+        for again in (slowly(), rows):
+            await journal.append([b"more"])
+            await journal.save_checkpoint(journal.tip, again)
+        query = "SELECT count(*) FROM checkpoint_row WHERE sealed != x'' AND lies = (SELECT generation FROM checkpoint)"
+        assert await journal.disk.store._db.run(lambda connection: connection.execute(query).fetchall()) == [(5,)]
