@@ -74,14 +74,18 @@ class Forwarders:
         self._metrics = metrics
         self._env = env
         self._grew: dict[str, trio.Event] = {}
+        self._rounds: dict[str, trio.CancelScope] = {}  # what each forwarder does now
         self._new = trio.Event()
         self.taken_over: Callable[[Header], None] = lambda header: None  # the recipient of an envelope has moved
         delivery.outbox_grew = self._outbox_grew
 
     def follow(self, root: Root) -> None:
-        """What goes out from now on is judged by this root document."""
+        """What goes out from now on is judged by this root document, also what is being read, or waits for a link: all
+        that is under way is forgotten, and begins again with what the fold says."""
         self._root = root
         self._policies.follow(root)
+        for one in self._rounds.values():
+            one.cancel()
 
     def _outbox_grew(self, cell: str) -> None:
         if cell in self._grew:
@@ -115,17 +119,22 @@ class Forwarders:
             if outbox.done == outbox.last:
                 await self._grew[cell].wait()
                 continue
-            try:
-                await self._hand_over(cell, outbox, line.size)
-                line.carried()
-                await self._hand_over_on(cell, outbox, line)
-            except (Refused, Overloaded):
-                line.size = max(line.size // 2, _SMALL)  # a slow line carries in parts what it does not carry at once
-                await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
-            except (PeerError, ProtocolError, StoreDamaged) as error:
-                # Loud, and for this cell alone: everybody else is served on.
-                _log.error("hand_over_stopped", cell=cell, text=error.text, remedy=error.remedy)
-                await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
+            with trio.CancelScope() as self._rounds[cell]:
+                await self._round(cell, outbox, line)
+
+    async def _round(self, cell: str, outbox: Outbox, line: _Line) -> None:
+        """Hand over until something goes wrong, and the pause after it."""
+        try:
+            await self._hand_over(cell, outbox, line.size)
+            line.carried()
+            await self._hand_over_on(cell, outbox, line)
+        except (Refused, Overloaded):
+            line.size = max(line.size // 2, _SMALL)  # a slow line carries in parts what it does not carry at once
+            await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
+        except (PeerError, ProtocolError, StoreDamaged) as error:
+            # Loud, and for this cell alone: everybody else is served on.
+            _log.error("hand_over_stopped", cell=cell, text=error.text, remedy=error.remedy)
+            await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
 
     async def _hand_over(self, cell: str, outbox: Outbox, size: int) -> None:
         """One batch, alone, from where the fold stands."""

@@ -36,6 +36,7 @@ MAX_INTAKE: Final = 16 * MIB  # bytes waiting for the journal; past it submitter
 OFFER_BYTES: Final = 512  # bytes counted for each offer to the intake beside its records: what Python keeps of it
 INTAKE_AHEAD: Final = 8  # batches of a node that have a place in the log and are not committed; more would only wait
 INTAKE_AHEAD_BUSY: Final = 1  # while the processors are what a batch waits for: it grows until the last is done
+INTAKE_EVERY_BUSY_S: Final = 0.01  # seconds from one batch to the next at least, while the node is busy (ADR 39)
 CHECKPOINT_BYTES: Final = 8 * MIB  # log bytes between two checkpoints at least; bounds replay at start
 CHECKPOINT_SHARE: Final = 4  # the log grows by a 4th of what a checkpoint takes: bounds replay, and what dumps cost
 CHECKPOINT_AHEAD: Final = 256 * MIB  # bytes of rows on the shelf, made and not written: the fold goes on once all are
