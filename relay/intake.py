@@ -82,6 +82,11 @@ class Intake:
         if not lazily:
             self._urgent.set()
 
+    def hurry(self) -> None:
+        """Somebody waits now for what was offered lazily."""
+        if self._queue:
+            self._urgent.set()
+
     async def run(self) -> None:
         """Write until cancelled. Raises DiskFailed, in a group, after which nothing was or will be acknowledged
         (rule 7)."""

@@ -26,7 +26,7 @@ MAX_ARRAY: Final = 10_000  # elements of any array on the wire
 MAX_LINK_FRAME: Final = 5 * MIB  # bytes of one frame between nodes; a full block fits, with what is around its records
 MAX_NOTE: Final = MAX_LINK_FRAME - 1 * KIB  # bytes that one note between the stores of a cell carries
 MAX_HANDOVER: Final = 1 * MIB  # bytes of envelopes in one hand-over batch, so that one answer never waits long
-HANDOVERS_AHEAD: Final = 4  # batches under way to one cell, about MAX_HANDOVER bytes in all (ADR 37)
+HANDOVERS_AHEAD: Final = 4  # batches to one cell without an answer, about MAX_HANDOVER bytes in all (ADR 37, 40)
 
 # --- blocks --------------------------------------------------------------------------------------
 MAX_BLOCK: Final = 4 * MIB  # bytes of records in one block; bounds one commit and one replication message

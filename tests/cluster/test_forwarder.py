@@ -54,6 +54,44 @@ async def test_batches_follow_each_other_without_waiting(autojump_clock):
         assert len(world.there.requests) < 30  # what finds no room goes together
 
 
+async def _kinds(world, after):
+    """What is in each block after block `after`."""
+    journal = world.cell.journal
+    blocks = [await journal.read(index) for index in range(after + 1, journal.tip + 1)]
+    return [{type(records.decode_record(one)) for one in block.records} for block in blocks]
+
+
+async def test_while_more_is_under_way_what_was_stored_is_recorded_along_with_other_mail(autojump_clock):
+    async with World(Slow()) as world:
+        await world.send(0)
+        await trio.sleep(5)
+        before = world.cell.journal.tip
+        await _one_after_the_other(world, 40)
+        during = await _kinds(world, before)
+        assert {records.Handed} not in during
+        assert sum(records.Handed in one for one in during) > 5  # and still it is not left for later
+        last = trio.current_time()
+        while len(world.notices()) < 41:
+            await world.line.came.wait()
+        assert trio.current_time() - last < 0.6  # as soon as the last answer is there
+
+
+async def test_a_refusal_is_told_at_once_though_more_is_under_way(autojump_clock):
+    class Refusing(Slow):
+        async def request(self, cell, message, deadline_s):
+            self.code = int(Code.MAILBOX_FULL if message.first == 2 else Code.STORED)
+            return await super().request(cell, message, deadline_s)
+
+    async with World(Refusing()) as world:
+        await world.send(0)
+        await trio.sleep(5)
+        began = trio.current_time()
+        await _one_after_the_other(world, 4)
+        while Code.MAILBOX_FULL not in world.notices():
+            await world.line.came.wait()
+        assert trio.current_time() - began < 0.52
+
+
 async def test_what_is_under_way_is_bounded_in_bytes(autojump_clock):
     async with World(Slow()) as world:
         sent = await world.send(0)

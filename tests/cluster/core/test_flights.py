@@ -58,3 +58,40 @@ def test_one_record_tells_of_as_many_numbers_as_it_may_and_of_one_batch_in_any_c
     flights, (large, small) = flying(MAX_BATCH, 1)
     large.came = small.came = ANSWER
     assert flights.landed() == [large]
+
+
+def test_what_has_landed_makes_room_for_another_before_it_is_recorded() -> None:
+    flights, all_of_them = flying(*[1] * HANDOVERS_AHEAD)
+    assert not flights.room(1_000)
+    all_of_them[1].came = ANSWER  # in whatever order they come
+    assert flights.room(1_000) == 1_000 - 10 * HANDOVERS_AHEAD
+    flights.leave(flight(flights.last + 1))
+    assert not flights.room(1_000)
+
+
+def test_what_is_not_recorded_is_bounded_in_bytes_and_numbers() -> None:
+    flights, (one,) = flying(100)
+    one.came = ANSWER
+    assert not flights.room(1_000) and flights.room(2_000) == 1_000
+    flights, all_of_them = flying(*[MAX_BATCH] * HANDOVERS_AHEAD)
+    for each in all_of_them:
+        each.came = ANSWER
+    assert not flights.room(1 << 30)
+    flights.settled(1)
+    assert flights.room(1 << 30)
+
+
+def test_a_record_waits_only_while_more_comes_and_nothing_lacks_room() -> None:
+    flights, (one, two) = flying(1, 1)
+    one.came = ANSWER
+    assert flights.may_wait(1_000) and not flights.may_wait(40)  # half of the bytes are taken
+    two.came = ANSWER
+    assert not flights.may_wait(1_000)
+    flights.leave(flight(flights.last + 1, MAX_BATCH))
+    assert not flights.may_wait(1 << 30)  # a record tells of no more
+
+
+def test_after_a_failure_nothing_leaves_and_no_record_waits() -> None:
+    flights, (_, two, _) = flying(1, 1, 1)
+    two.came = Overloaded("not now")
+    assert not flights.room(1_000) and not flights.may_wait(1_000)
