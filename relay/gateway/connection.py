@@ -27,7 +27,7 @@ from relay.core.session import Admit, Ask, Begun, Close, Effect, Send, Session, 
 from relay.core.wire import Code, Fault
 from relay.errors import Overloaded, PosthouseError, Refused
 from relay.gateway.api import Office
-from relay.gateway.channels import ask_of_channels
+from relay.gateway.channels import ChannelTurns
 from relay.gateway.outbox import Outbox, Queued
 from relay.gateway.tls import TlsStream
 from relay.gateway.websocket import accept
@@ -86,8 +86,8 @@ class Connection:
     """One client, from the accepted stream to its close. It is the Line that the office sees."""
 
     __slots__ = (
-        "_around", "_attached", "_close", "_gone", "_heard", "_live", "_lookups", "_nursery", "_open", "_outbox",
-        "_scope", "_serving", "_stream", "_transport", "_unproven", "device", "user",
+        "_around", "_attached", "_channels", "_close", "_gone", "_heard", "_live", "_lookups", "_nursery", "_open",
+        "_outbox", "_scope", "_serving", "_stream", "_transport", "_unproven", "device", "user",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +116,7 @@ class Connection:
         self._live = False  # WELCOME is queued
         self._serving = False  # counted as a session
         self._heard = -math.inf  # when the deadline was last moved, s
+        self._channels = ChannelTurns()
         self._lookups = 0
         self._unproven = 0  # our part of what the surroundings count
 
@@ -304,7 +305,7 @@ class Connection:
                 with suppress(Refused, Overloaded):  # nobody is told
                     await office.ephemeral(self, message)
             case about_channels:
-                await ask_of_channels(office.channels, self, about_channels, nonce)
+                await self._channels.ask(office.channels, self, about_channels, nonce, self._beside)
 
     async def _refuse(self, ids: Sequence[bytes], error: Refused | Overloaded) -> None:
         """A receipt with the same refusal for each."""

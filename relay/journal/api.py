@@ -136,8 +136,8 @@ class LogStore(Protocol):
         """Rows from ordinal `first` on, as many as one read should bring; none at the end."""
 
     async def clear_unfinished(self, generation: int, lent: int | None = None) -> bool:
-        """Delete checkpoint rows of every generation but this one and `lent`, unless these have them, too; and staged
-        blocks: some of them a call, so that appends get in between. False where there were none."""
+        """Delete checkpoint rows of every generation but this one and `lent`, from their ends, unless these have them,
+        too; and staged blocks: some of them a call, so that appends get in between. False where there were none."""
 
     async def add_checkpoint_rows(self, generation: int, ordinal: int, rows: Sequence[bytes | Place]) -> None:
         """Write rows of a checkpoint that `finish_checkpoint` or `install` will make the current one: their sealed

@@ -167,7 +167,8 @@ class LogDisk:
             async with self.changing():
                 upto = self.may_release(below)  # again: somebody may read by now what would go
                 if self.tail.first < upto:
-                    self.tail.released(await self.store.release(self.tail.first, upto, members))
+                    with trio.CancelScope(shield=True):
+                        self.tail.released(await self.store.release(self.tail.first, upto, members))
                 await self.store.fold_wal()
 
     async def clean(self) -> None:
@@ -195,8 +196,10 @@ class LogDisk:
             checksum = checkpoint_checksum(self.tail.log_id, index, digests)
             head = CheckpointHead(generation + 1, index, len(digests), checksum)
             async with self.changing():
-                await self.store.finish_checkpoint(head)
-                self.head, self._lying = head, dict(staged) if self._lying is lying else {}  # or: distrusted meanwhile
+                with trio.CancelScope(shield=True):  # one call; nobody must go on by a head that the store has not
+                    await self.store.finish_checkpoint(head)
+                    self.head = head
+                    self._lying = dict(staged) if self._lying is lying else {}  # or: distrusted meanwhile
             await self.clear(head.generation)
             return digests
 

@@ -15,7 +15,8 @@ from relay.journal.api import BlockRow, CheckpointHead, CheckpointRow, Meta
 from relay.journal.database import DAMAGED, found_in, translate
 from relay.journal.files import STORE_FILE
 from relay.journal.queries import (
-    ALL_FACTS, CHECKPOINT, CHECKPOINT_ROWS, KIND, META, NEXT_BLOCK, NEXT_STAGED, OTHER_GENERATIONS, TERM, read_meta,
+    ALL_FACTS, CHECKPOINT, CHECKPOINT_ORDINALS, CHECKPOINT_ROWS, KIND, META, NEXT_BLOCK, NEXT_STAGED, OTHER_GENERATIONS,
+    TERM, read_meta,
 )
 from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_rows, verify_checkpoint
 from relay.journal.seal import StorageRing
@@ -26,12 +27,14 @@ _ALL = 2**62  # beyond every row's ordinal
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The rows of one generation of a checkpoint; an unfinished one lacks its last. `name` for who reads about it."""
+    """The rows of one generation of a checkpoint, from the first on; an unfinished one, and one that was being let go,
+    lacks its last. `rest`: others of it that lie there still. `name` for who reads about it."""
 
     generation: int
     name: str
     current: bool
     rows: list[bytes]
+    rest: list[bytes]
 
 
 class StoppedStore:
@@ -116,7 +119,9 @@ class StoppedStore:
                 if head is not None:
                     verify_checkpoint(head, self.log_id, rows)
             name = f"checkpoint after block {head.index}" if head else f"unfinished or older checkpoint {generation}"
-            yield Saved(generation, name, head is not None, rows)
+            ordinals = _rows(self._connection, CHECKPOINT_ORDINALS, self._file, (generation,))
+            gap = next((n for n, (ordinal,) in enumerate(ordinals) if ordinal != n), len(ordinals))
+            yield Saved(generation, name, head is not None, rows[:gap], rows[gap:])
 
     def _generation(self, generation: int) -> list[CheckpointRow]:
         return checkpoint_rows(_rows(self._connection, CHECKPOINT_ROWS, self._file, (generation, 0, _ALL)))

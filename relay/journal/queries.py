@@ -49,13 +49,14 @@ CHECKPOINT_SIZES = (
 CHECKPOINT_ROWS = (
     f"SELECT one.lies, one.lies_at, there.sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY one.ordinal"
 )
+CHECKPOINT_ORDINALS = "SELECT ordinal FROM checkpoint_row WHERE generation = ? ORDER BY ordinal"
 ADD_CHECKPOINT_ROW = "INSERT INTO checkpoint_row (generation, ordinal, lies, lies_at, sealed) VALUES (?, ?, ?, ?, ?)"
 _OTHER_ROWS = """
     FROM checkpoint_row WHERE generation NOT IN (?1, ?2)
     AND (generation, ordinal) NOT IN (SELECT lies, lies_at FROM checkpoint_row WHERE generation IN (?1, ?2))"""
 OTHER_GENERATIONS = f"SELECT DISTINCT generation {_OTHER_ROWS} ORDER BY generation"
-OTHER_SIZES = f"SELECT rowid, ifnull(length(sealed), 0) {_OTHER_ROWS} ORDER BY rowid LIMIT 1024"
-DROP_OTHER_ROWS = f"DELETE {_OTHER_ROWS} AND rowid <= ?3"
+OTHER_SIZES = f"SELECT -rowid, ifnull(length(sealed), 0) {_OTHER_ROWS} ORDER BY rowid DESC LIMIT 1024"
+DROP_OTHER_ROWS = f"DELETE {_OTHER_ROWS} AND rowid >= -?3"
 DROP_CHECKPOINT_ROWS = f"DELETE {_OTHER_ROWS}"
 
 ADD_FACT = "INSERT INTO fact (key, idx, sealed) VALUES (?, ?, ?)"

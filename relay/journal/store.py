@@ -199,6 +199,7 @@ def _checkpoint_rows(connection: Connection, generation: int, first: int) -> lis
 
 
 def _clear(connection: Connection, keep: tuple[int, int]) -> bool:
+    """Rows go from the end: what a crash leaves of a checkpoint begins as it did, so that auditors can read it."""
     if rows := fetch(connection, sql.OTHER_SIZES, keep):
         transact(connection, (sql.DROP_OTHER_ROWS, [(*keep, within(rows, rows[0][0], _DELETE_STEP))]))
     elif blocks := fetch(connection, sql.STAGED_SIZES):

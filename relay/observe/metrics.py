@@ -77,7 +77,7 @@ class Metrics:
         self.loop_late_seconds = self._histogram("loop_late_seconds", what, _STOP_BUCKETS)
         what = "How long each look of Python's garbage collector took: meanwhile nothing else ran"
         self.gc_pause_seconds = self._histogram("gc_pause_seconds", what, _STOP_BUCKETS)
-        what = "For how long no block was applied, while the rows of a checkpoint were made"
+        what = "For how long no block was applied: a checkpoint's rows were made, or waited for the one before"
         self.checkpoint_still_seconds = self._histogram("checkpoint_still_seconds", what, _STOP_BUCKETS)
         what = "From the block that a checkpoint is of until it was on the disk, and what it covers let go"
         self.checkpoint_seconds = self._histogram("checkpoint_seconds", what, _STOP_BUCKETS)

@@ -55,14 +55,14 @@ async def feel_pulse(metrics: Metrics, pulse: Pulse) -> None:
     with Garbage().watched() as garbage:
         while True:
             due = trio.current_time() + EVERY_S
+            if garbage.due:
+                garbage.look_at_all()  # and be late for it
             await trio.sleep_until(due)
             late = trio.current_time() - due
             metrics.loop_late_seconds.observe(late)
             pulse.felt(late)
             if late > STOOD_STILL_S:
                 _log.warning("stood_still", seconds=round(late, 3), garbage=round(sum(garbage.pauses), 3))
-            if garbage.due:
-                garbage.look_at_all()
             while garbage.pauses:
                 metrics.gc_pause_seconds.observe(garbage.pauses.pop())
 

@@ -198,3 +198,26 @@ async def test_a_checkpoint_that_rotted_is_saved_anew_even_when_nobody_writes(op
         assert saved[0] == (before[0] if before else 0) + 1  # of a block that is sure to be there
         await trio.sleep(10)
         assert await load_checkpoint(cell.journal) == saved
+
+
+async def test_waiting_for_the_checkpoint_before_counts_as_standing_still(open_cell, autojump_clock, monkeypatch):
+    """Whatever is written or let go for that one: no block is applied meanwhile."""
+    async with open_cell() as (cell, nursery):
+        async def stood_still():
+            return cell.metrics.registry.get_sample_value("posthouse_checkpoint_still_seconds_sum") or 0.0
+
+        await cell.join(nursery, people()[0], "a1")
+        keep = cell.journal.save_checkpoint
+
+        async def slowly(index, rows):
+            await keep(index, rows)
+            await trio.sleep(7)
+
+        monkeypatch.setattr(cell.journal, "save_checkpoint", slowly)
+        nursery.start_soon(cell.steward.save)
+        await trio.sleep(1)
+        before = await stood_still()
+        cell.delivery._due = True
+        cell.steward._tick()
+        await trio.sleep(20)
+        assert await stood_still() - before == pytest.approx(6, abs=0.5)

@@ -325,8 +325,8 @@ class SimStore:
         return found
 
     async def clear_unfinished(self, generation: int, lent: int | None = None) -> bool:
-        gone = self._others(generation, lent) | self._unstaged()
-        await self._put(dict(list(gone.items())[:_CLEAR_STEP]))
+        gone = self._others(generation, lent) or self._unstaged()
+        await self._put(dict(list(gone.items())[-_CLEAR_STEP:]))  # from the end, as relay.journal.store
         return bool(gone)
 
     def _unstaged(self) -> Changes:

@@ -69,6 +69,42 @@ def test_what_points_in_circles_goes_when_there_is_much_of_it() -> None:
         assert last() is None and not garbage.due
 
 
+def test_what_has_come_and_gone_makes_no_look_at_everything_due() -> None:
+    """It was freed at once: only what is there counts."""
+    gc.collect()
+    gc.freeze()
+    with Garbage(least=10_000).watched() as garbage:
+        for _ in range(5):
+            kept = [[] for _ in range(garbage._bound // 2)]  # type: ignore[var-annotated]
+            gc.collect()
+            assert not garbage.due and kept
+            del kept
+
+
+async def test_a_look_at_everything_counts_as_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks at how late the loop wakes must not be the one who makes it late, unseen."""
+    metrics, looked = Metrics(), []
+
+    def slow(self: Garbage) -> None:
+        self.due = False
+        looked.append(self)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Garbage, "look_at_all", slow)
+    monkeypatch.setattr(Garbage, "_count", lambda self: setattr(self, "due", not looked))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feel_pulse, metrics, Pulse())
+        with trio.fail_after(5):
+            while not looked:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            count = metrics.registry.get_sample_value("posthouse_loop_late_seconds_count")
+            while metrics.registry.get_sample_value("posthouse_loop_late_seconds_count") == count:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    total = metrics.registry.get_sample_value("posthouse_loop_late_seconds_sum")
+    assert total is not None and total > 0.15
+
+
 def test_a_node_is_busy_while_its_loop_wakes_late_again_and_again() -> None:
     pulse = Pulse()
     for _ in range(1_000):
