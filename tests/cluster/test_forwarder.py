@@ -119,7 +119,7 @@ async def test_a_cell_that_takes_a_part_is_asked_for_the_rest_at_once(autojump_c
         await trio.sleep(5)
         world.there.at_most = 1
         sent += await _one_after_the_other(world, 6)
-        await trio.sleep(8)
+        await trio.sleep(1.5)  # three answers; a pause would make it longer
         assert world.there.taken == sent and world.notices() == [Code.STORED] * 7
 
 
@@ -175,6 +175,27 @@ async def test_an_answer_that_is_recorded_late_does_not_shift_the_numbers(autoju
         await trio.sleep(10)
         assert world.there.taken[2:] == sent[2:]
         assert world.notices() == [Code.STORED] * 6
+
+
+class TellsMore(Slow):
+    """It has an opinion on numbers that it was not asked about. (The first answer of several is the last to come.)"""
+
+    async def request(self, cell, message, deadline_s):
+        answer = await super().request(cell, message, deadline_s)
+        if message.first == 2:
+            await trio.sleep(3)
+        theirs = {one.number for one in answer.outcomes}
+        more = (records.HandedAnswer(n, Code.MAILBOX_FULL, 1) for n in range(1, 40) if n not in theirs)
+        return msgspec.structs.replace(answer, outcomes=(*answer.outcomes, *more))
+
+
+async def test_an_answer_says_nothing_of_other_batches(autojump_clock):
+    async with World(TellsMore()) as world:
+        sent = await world.send(0)
+        await trio.sleep(5)
+        sent += await _one_after_the_other(world, 6)
+        await trio.sleep(20)
+        assert world.there.taken == sent and world.notices() == [Code.STORED] * 7
 
 
 class TellsNewest(Slow):

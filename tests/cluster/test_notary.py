@@ -10,12 +10,14 @@ from msgspec.structs import replace
 
 from cluster.core import linkwire
 from cluster.core.linkwire import Peer
+from cluster.pki import make_authority
 from relay.core import receipts
 from relay.core.codec import digest
 from relay.core.proven import Missing
 from relay.core.wire import Code
 from relay.errors import PeerError
-from relay.limits import MAX_WANTED, MINUTE
+from relay.limits import ATTEST_S, MAX_WANTED, MINUTE
+from tests import attesting
 from tests.attesting import Signer
 from tests.notaries import Cell, One, ask, verified
 
@@ -109,6 +111,58 @@ async def test_a_node_behind_the_one_that_told_the_sender_waits_for_the_block(au
             assert await notary.prove(cell.name, ask(*ahead)) == ([], [Missing(ahead[0].id, Code.UNREACHABLE)])
 
 
+async def test_one_that_is_not_here_yet_is_not_denied_for_good_beside_one_that_is(autojump_clock: Any) -> None:
+    cell = Cell(nodes=("n1",))  # nobody else is asked, who would wait for it
+    [here] = cell.send(b"1")
+    ahead = One(digest(b"x"), Code.STORED, here.position + (5 << 20))
+    async with cell.open() as notary:
+        _, missing = await notary.prove(cell.name, ask(here, ahead))
+        assert Missing(ahead.id, Code.UNREACHABLE) in missing
+
+
+async def test_a_node_that_is_a_little_behind_signs_all_that_it_is_asked_for(autojump_clock: Any) -> None:
+    cell = Cell()
+    cell.houses["n3"].up = False
+    old, log = cell.send(b"1"), cell.houses["n1"].log
+    young = cell.send(b"2", late=("n2",))
+    async with cell.open() as notary, trio.open_nursery() as nursery:
+
+        async def catch_up() -> None:
+            await trio.sleep(ATTEST_S / 4)
+            house = cell.houses["n2"]
+            house.apply(house.log.submit("a1", log.seal(cell.people["bob"].id, body=b"2")))
+
+        nursery.start_soon(catch_up)
+        began = trio.current_time()
+        blocks, missing = await notary.prove(cell.name, ask(*old, *young))
+        assert set(verified(cell, blocks)) == {old[0].id, young[0].id} and not missing
+        assert trio.current_time() < began + ATTEST_S / 2
+
+
+@pytest.mark.parametrize("how", ["away", "cannot say", "all away"])
+async def test_nothing_is_denied_for_good_while_one_of_the_cell_may_know_it(autojump_clock: Any, how: str) -> None:
+    """Others than n2 started since; it remembers, but cannot be asked, or finds nobody who signs with it."""
+    cell = Cell(nodes=("n1", "n2", "n3", "n4", "n5"))
+    [one] = cell.send(b"1")
+    for house in (house for name, house in cell.houses.items() if name != "n2"):
+        house.begin()
+        house.notary._peers = list(house.peers())
+    async with cell.open() as notary:
+        for name in {"away": ["n2"], "cannot say": [], "all away": ["n2", "n3", "n4", "n5"]}[how]:
+            cell.houses[name].up = False
+        assert await notary.prove(cell.name, ask(one)) == ([], [Missing(one.id, Code.UNREACHABLE)])
+
+
+async def test_what_was_signed_under_another_root_document_does_not_count(monkeypatch: Any) -> None:
+    cell = Cell()
+    wanted = cell.send(b"1")
+    async with cell.open() as notary:
+        assert (await notary.prove(cell.name, ask(*wanted)))[0]
+        monkeypatch.setitem(attesting.AUTHORITIES, "norden", make_authority("norden", now_ms=attesting.NOW))
+        notary.follow(attesting.make_root())
+        assert await notary.prove(cell.name, ask(*wanted)) == ([], [Missing(wanted[0].id, Code.UNREACHABLE)])
+
+
 @pytest.mark.parametrize(
     "what",
     [
@@ -192,6 +246,11 @@ async def test_another_cell_proves_what_it_stored() -> None:
     async with norden.open() as notary, sueden.open():
         blocks, missing = await notary.prove(sueden.name, ask(*wanted))
         assert not missing and verified(sueden, blocks)[wanted[0].id].leaf.cell == "sueden/1"
+        ours = wanted[0]._replace(position=wanted[0].position + (5 << 20))  # which means nothing there
+        sueden.houses["n1"].begin()  # the node that is asked has started since: it asks the others
+        sueden.houses["n1"].notary._peers = ["n2", "n3"]
+        blocks, missing = await notary.prove(sueden.name, ask(ours))
+        assert not missing and set(verified(sueden, blocks)) == {ours.id}
         assert await notary.prove("sueden/2", ask(*wanted)) == ([], [Missing(wanted[0].id, Code.UNKNOWN_REGION)])
 
 

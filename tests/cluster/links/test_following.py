@@ -13,7 +13,7 @@ from cluster.links.pace import FAR as FAR_PACE
 from cluster.pki import make_authority
 from relay.core.trust import Root, RootNode
 from relay.core.wire import Code
-from relay.errors import Refused
+from relay.errors import PeerError, Refused
 from tests.cluster.links.conftest import FAR
 from tests.roots import verified_root
 
@@ -164,3 +164,15 @@ async def test_who_is_found_elsewhere_while_the_old_place_is_dialled_is_dialled_
             began = trio.current_time()
             assert await norden.links.request("sueden/1", LOOKUP, 60) == FOUND
             assert trio.current_time() - began <= FAR_PACE.handshake_s + 0.5
+
+
+async def test_whom_another_answered_for_is_not_held_against_who_is_there_now(net: Any, autojump_clock: Any) -> None:
+    """westen answers where the document of before has sueden: nobody is told so any more."""
+    norden = net.nodes["norden"]
+    norden.links.follow(with_node(net.root, "sueden", RootNode("n1", f"127.0.0.1:{net.ports['westen']}", ())))
+    with trio.fail_after(60):
+        async with net.running("norden", "sueden", "westen"):
+            with pytest.raises(PeerError, match="answers for sueden/1/n1"):
+                await norden.links.request("sueden/1", LOOKUP)
+            norden.links.follow(net.root)
+            assert await norden.links.request("sueden/1", LOOKUP) == FOUND

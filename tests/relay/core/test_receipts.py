@@ -153,6 +153,17 @@ def test_paths_need_no_hashes() -> None:
         verify_block(msgspec.structs.replace(PAGE.block(3), hashes=bytes(32)), ROOT, certify)
 
 
+def test_paths_come_one_for_each_envelope_in_the_order_of_the_block() -> None:
+    one, three = PAGE.block(1), PAGE.block(3)
+    for parts in (
+        {"paths": three.paths * 2},
+        {"ordinals": (3, 3), "rows": three.rows * 2, "paths": three.paths * 2},
+        {"ordinals": (3, 1), "rows": three.rows + one.rows, "paths": three.paths + one.paths},
+    ):
+        with pytest.raises(WrongPath):
+            verify_block(msgspec.structs.replace(three, **parts), ROOT, certify)
+
+
 # --- who signs -------------------------------------------------------------------------------------
 def attack(data: bytes, error: type[TrustError], **more: bytes) -> None:
     with pytest.raises(error) as caught:

@@ -151,3 +151,20 @@ def test_group_mail_goes_when_the_last_device_has_it(log, make_user, make_group)
     log.ack_all("b2")
     passes(log)
     assert box.bytes == 0 == len(log.room.state.sources)
+
+
+def test_a_home_record_out_of_turn_changes_nothing(log, make_user):
+    bob = make_user("bob", log.cell)
+    first, second, third = bob.record("b1"), bob.record("b1", "b2"), bob.record("b1", "b2", "b3")
+    state = log.room.state
+    log.apply(records.Home(second))
+    assert bob.id not in state.users and device_id("b2") not in state.devices
+    log.apply(records.Home(first), records.Home(third))
+    assert state.users[bob.id].record.version == 1 and device_id("b3") not in state.devices
+    log.apply(records.Home(second), records.Home(first))
+    assert state.users[bob.id].chain == [first, second]
+    bob.move(ABROAD)
+    log.apply(records.Move(tuple(bob.chain)))
+    log.apply(records.Home(first))  # it would be at home here again
+    assert bob.id in state.moved and bob.id not in state.users and device_id("b1") not in state.devices
+    restored(log)
