@@ -126,3 +126,12 @@ def cut(call: Any, scope: trio.CancelScope) -> Any:
         return result
 
     return cancelled
+
+
+async def test_rows_of_the_checkpoint_before_go_with_the_next_one(tmp_path: Path, solo) -> None:
+    async with solo(tmp_path) as journal:
+        for index in (1, 2):
+            await journal.append([b"x"])
+            await journal.save_checkpoint(index, [b"state"])
+        store = journal.disk.store
+        assert not await store.checkpoint_rows(1, 0) and len(await store.checkpoint_rows(2, 0)) == 1
