@@ -67,7 +67,7 @@ class Stage:
     async def add(self, rows: Sequence[bytes]) -> None:
         """The next rows came."""
         self.first = self.first or (rows[0] if rows else b"")
-        self.digests += await self.disk.stage_rows(self.generation, self.index, len(self.digests), rows)
+        self.digests += [one for one, _ in await self.disk.stage_rows(self.generation, len(self.digests), rows)]
 
     def learn(self, facts: Sequence[linkwire.Fact]) -> None:
         """Facts of the residency check came."""
@@ -244,10 +244,10 @@ class RaftDisk(LogDisk):
             return [], 0
         sealed = await self.store.checkpoint_rows(head.generation, row)
         try:
-            return [self.sealer.open_checkpoint_row(index, row + n, one) for n, one in enumerate(sealed)], head.count
+            return [self.sealer.open_checkpoint_row(one) for one in sealed], head.count
         except StoreDamaged:
             if head is self.head:
-                self.renew_checkpoint()
+                self.distrust_checkpoint()
             raise
 
     async def facts_part(self, upto: int, after: bytes) -> list[linkwire.Fact]:

@@ -44,8 +44,9 @@ _PAGE = 4096
 _FINE = ("ok", "*** in database main ***")
 _TABLES = ("meta", "state", "block", "checkpoint", "fact")
 # Those of another generation are of a checkpoint that a crash left, unfinished or half let go: the next one drops them.
-_CHECKPOINT_ROWS = """SELECT * FROM checkpoint_row WHERE generation = (SELECT generation FROM checkpoint)
-    ORDER BY ordinal"""
+_CHECKPOINT_ROWS = """SELECT one.*, there.sealed FROM checkpoint_row AS one LEFT JOIN checkpoint_row AS there
+    ON there.generation = one.lies AND there.ordinal = one.lies_at
+    WHERE one.generation = (SELECT generation FROM checkpoint) ORDER BY one.ordinal"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,12 +64,12 @@ def checkpoints_every(size, monkeypatch):
     monkeypatch.setattr("relay.core.mailroom.checkpoint.CHECKPOINT_BYTES", size)
 
 
-@pytest.mark.parametrize("ahead", [3, 1_000])
+@pytest.mark.parametrize("ahead", [300, 1_000_000])
 async def test_a_checkpoint_is_of_the_very_block_at_which_it_was_due(open_cell, autojump_clock, monkeypatch, ahead):
     """However many blocks come meanwhile; and whoever else wants to run does, between any two rows."""
     checkpoints_every(8_000, monkeypatch)
     monkeypatch.setattr("relay.core.mailroom.checkpoint.ROW_BYTES", 100)
-    monkeypatch.setattr(steward, "_ROWS_AHEAD", ahead)
+    monkeypatch.setattr(steward, "CHECKPOINT_AHEAD", ahead)
     saved, blocks, passes, at = {}, [], [0], []
     alice, bob = people()
 
@@ -167,6 +167,25 @@ async def test_a_carry_that_failed_is_tried_again(open_cell, autojump_clock, mon
         again = await cell.join(nursery, bob, "b2")
         await trio.sleep(1)
         assert [deliver.envelope for deliver in again.of(wire.Deliver)] == [waiting]
+
+
+async def test_what_is_found_to_rot_while_a_checkpoint_is_saved_has_another_saved(
+    open_cell, autojump_clock, monkeypatch
+):
+    """It may have rows of the one before, which are the rotten ones."""
+    async with open_cell() as (cell, _):
+        keep, saved = cell.journal.save_checkpoint, []
+
+        async def found(index, rows):
+            saved.append(index)
+            if len(saved) == 1:
+                cell.steward.renew()
+            await keep(index, rows)
+
+        monkeypatch.setattr(cell.journal, "save_checkpoint", found)
+        cell.steward.renew()
+        await trio.sleep(20)
+        assert len(saved) == 2
 
 
 async def test_a_checkpoint_that_rotted_is_saved_anew_even_when_nobody_writes(open_cell, autojump_clock):
