@@ -153,6 +153,17 @@ async def test_nothing_is_denied_for_good_while_one_of_the_cell_may_know_it(auto
         assert await notary.prove(cell.name, ask(one)) == ([], [Missing(one.id, Code.UNREACHABLE)])
 
 
+async def test_what_is_asked_for_while_a_round_is_under_way_goes_into_the_next(autojump_clock: Any) -> None:
+    cell = Cell()
+    cell.houses["n2"].up = False  # so that the first round takes a while
+    old, young = cell.send(b"1"), cell.send(b"2")
+    async with cell.open() as notary, trio.open_nursery() as nursery:
+        nursery.start_soon(notary.prove, cell.name, ask(*old))
+        await trio.sleep(ATTEST_S / 2)
+        blocks, missing = await notary.prove(cell.name, ask(*young))
+        assert set(verified(cell, blocks)) == {young[0].id} and not missing
+
+
 async def test_what_was_signed_under_another_root_document_does_not_count(monkeypatch: Any) -> None:
     cell = Cell()
     wanted = cell.send(b"1")
