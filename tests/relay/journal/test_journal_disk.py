@@ -132,7 +132,7 @@ async def test_rows_of_the_checkpoint_before_go_with_the_next_one(tmp_path: Path
     async with solo(tmp_path) as journal:
         for index in (1, 2):
             await journal.append([b"x"])
-            await journal.save_checkpoint(index, [b"state"])
+            await journal.save_checkpoint(index, [b"state %d" % index])
         store = journal.disk.store
         assert not await store.checkpoint_rows(1, 0) and len(await store.checkpoint_rows(2, 0)) == 1
 
@@ -142,7 +142,7 @@ async def test_cleaning_up_takes_what_a_crash_left_of_a_checkpoint(tmp_path: Pat
     async with solo(tmp_path) as journal:
         await journal.append([b"x"])
         await journal.save_checkpoint(1, [b"state"])
-        await journal.disk.stage_rows(2, 1, 0, [b"left by a crash"])
+        await journal.disk.stage_rows(2, 0, [b"left by a crash"])
         await journal.disk.clean()
         store = journal.disk.store
         assert not await store.checkpoint_rows(2, 0) and len(await store.checkpoint_rows(1, 0)) == 1
