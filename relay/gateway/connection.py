@@ -29,6 +29,7 @@ from relay.errors import Overloaded, PosthouseError, Refused
 from relay.gateway.api import Office
 from relay.gateway.channels import ChannelTurns
 from relay.gateway.outbox import Outbox, Queued
+from relay.gateway.source import reader
 from relay.gateway.tls import TlsStream
 from relay.gateway.websocket import accept
 from relay.limits import HANDSHAKE_S, IDLE_S, KIB, LINGER_S, MAX_LOOKUPS, MAX_STRING, MIB, OUTBOX_BYTES
@@ -87,7 +88,7 @@ class Connection:
 
     __slots__ = (
         "_around", "_attached", "_channels", "_close", "_gone", "_heard", "_live", "_lookups", "_nursery", "_open",
-        "_outbox", "_scope", "_serving", "_stream", "_transport", "_unproven", "device", "user",
+        "_outbox", "_receive_some", "_scope", "_serving", "_stream", "_transport", "_unproven", "device", "user",
     )  # fmt: skip
 
     def __init__(
@@ -103,9 +104,8 @@ class Connection:
         self.user = b""
         self._around = around
         self._transport = transport
-        self._stream: trio.abc.Stream = transport
-        if context is not None:
-            self._stream = TlsStream(transport, context)
+        self._stream: trio.abc.Stream = transport if context is None else TlsStream(transport, context)
+        self._receive_some = reader(self._stream)
         self._outbox = Outbox(self._stream, writers, around.queued, self._abandon, around.bounds.outbox_bytes)
         self._scope = trio.CancelScope()  # ends the conversation: its nursery's, once it has begun
         self._nursery: trio.Nursery
@@ -219,9 +219,9 @@ class Connection:
         finally:
             socket.discard()
 
-    async def _read(self, max_bytes: int | None) -> bytes | bytearray:
+    async def _read(self, max_bytes: int) -> bytes | bytearray:
         """What the WebSocket reader reads with: any byte is a sign of life."""
-        data = await self._stream.receive_some(max_bytes)
+        data = await self._receive_some(max_bytes)
         if self._live:
             self._rearm()
         else:

@@ -81,6 +81,21 @@ def test_what_has_come_and_gone_makes_no_look_at_everything_due() -> None:
             del kept
 
 
+def test_what_takes_the_place_of_others_is_looked_at_in_small_steps() -> None:
+    """The collector counts what is made less what is let go: nothing, here."""
+    with Garbage().watched() as garbage:
+        kept = [[] for _ in range(50_000)]  # type: ignore[var-annotated]
+        gc.collect()
+        most = 0
+        for number in range(len(kept)):
+            kept[number] = []
+            if number % 100 == 0:
+                most = max(most, *(len(gc.get_objects(generation=generation)) for generation in range(2)))
+                garbage.look_at_new()
+        frozen = gc.get_freeze_count()
+    assert most < 5_000 and frozen > len(kept) / 2
+
+
 async def test_a_look_at_everything_counts_as_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever looks at how late the loop wakes must not be the one who makes it late, unseen."""
     metrics, looked = Metrics(), []
