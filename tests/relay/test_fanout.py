@@ -360,3 +360,26 @@ async def test_lanes_that_share_a_round_rest_as_long_as_all_of_it(open_cell, aut
             assert dues[-1] >= FANOUT_REST * 2 * 0.001 * size
         few, many = ([line.wrote[0][0] for line in lines] for lines in (pair.few, pair.large.lines))
         assert max(few) <= min(many), "the smallest goes first"
+
+
+async def test_a_lane_that_holds_something_while_it_rests_counts_for_the_rests_of_others(
+    open_cell, autojump_clock, monkeypatch
+):
+    """Else each has its round in the rests of the others: three groups that always have something leave no rest."""
+    monkeypatch.setattr(relay.fanout, "FANOUT_REST_S", 1.0)
+    async with open_cell() as (cell, nursery):
+        pair = Pair(cell, nursery)
+        await pair.gather(autojump_clock)
+        await trio.sleep(1)
+        fanout, large, small = cell.delivery._fanout, (True, pair.large.group.id), (True, pair.small.id)
+        await pair.large.say(b"large")
+        while fanout._lanes[large].due <= trio.current_time():
+            await trio.lowlevel.checkpoint()
+        await pair.large.say(b"large, in its rest")
+        before = trio.current_time()
+        assert fanout._lanes[large] in fanout._dirty and fanout._lanes[large].due > before
+        await pair.say_few(b"small")
+        while fanout._lanes[small].due <= before:
+            await trio.lowlevel.checkpoint()
+        took = max(line.wrote[-1][0] for line in pair.few) - before
+        assert fanout._lanes[small].due - trio.current_time() > FANOUT_REST * 1.5 * took
