@@ -35,6 +35,8 @@ from relay.seat import Address, Item, Lane, Seat
 
 _FEW: Final = 8  # seats of a lane that is emptied at once, when its block is applied
 _SLICE: Final = 32  # seats that are written to before others have their turn: below a millisecond
+_GIVE_WAY_S: Final = 0.0007  # seconds between two slices where there is mail to few: as long as a slice takes
+_BESIDE_MS: Final = 100  # how recent such mail is
 
 
 class Fanout:
@@ -48,6 +50,7 @@ class Fanout:
         self._lanes: dict[Address, Lane] = {}
         self._dirty: dict[Lane, None] = {}  # those with items
         self._filed = trio.Event()
+        self._few_at = 0  # block time, Unix ms: when mail to few, or to nobody here, was last filed
         self._given = 0  # deliveries that are not counted yet
 
     # --- who listens -----------------------------------------------------------------------------
@@ -86,6 +89,8 @@ class Fanout:
         if lane is not None:
             lane.add(item, time)
             self._dirty[lane] = None
+        if lane is None or len(lane.seats) <= _FEW:
+            self._few_at = time
 
     def demote(self, seat: Seat, reason: str) -> None:
         """A seat that is live is not any more: it reads on from the journal. `reason`: as in OPERATIONS."""
@@ -154,12 +159,19 @@ class Fanout:
                     self.give(seat)
                 number += 1
                 if number % _SLICE == 0:
-                    await trio.lowlevel.checkpoint()
+                    await self._give_way()
             self._given_up_to(lane, tip)
             rest, most = (FANOUT_REST_BUSY, FANOUT_REST_BUSY_S) if self._pulse.busy else (FANOUT_REST, FANOUT_REST_S)
             now = trio.current_time()
             lane.due = now + min(most, rest * sharing * (now - began))
         await trio.lowlevel.checkpoint()
+
+    async def _give_way(self) -> None:
+        """Others have their turn; beside mail to few, the other processes of this machine, too."""
+        if self._clock.wall_ms() - self._few_at < _BESIDE_MS and not self._pulse.busy:
+            await trio.sleep(_GIVE_WAY_S)
+        else:
+            await trio.lowlevel.checkpoint()
 
     def _given_up_to(self, lane: Lane, tip: int) -> None:
         if lane in self._dirty:
