@@ -1,9 +1,10 @@
 """Fan-out: what was filed goes to every live seat that it is for, in order, in as few writes as the load allows.
 
 A round gives every seat what it lacks, joined; seats that lack the same share the same bytes. Then each lane rests for
-a multiple of the time it took. So a quiet node writes at once, and a busy one lets several messages go with each write:
-natural batching, as of commits, without a timer to be tuned. A lane of a hundred seats does not wait while one of ten
-thousand rests, and goes before it; lanes of few seats do not wait for a round at all.
+a multiple of the time it took, and of how many lanes have something: so many of them leave others as much as few do. A
+quiet node writes at once, and a busy one lets several messages go with each write: natural batching, as of commits,
+without a timer to be tuned. A lane of a hundred seats does not wait while one of ten thousand rests, and goes before
+it; lanes of few seats do not wait for a round at all.
 
 Seats that are not live read from the journal (relay.delivery); so do those whose line took no more.
 """
@@ -148,7 +149,7 @@ class Fanout:
     async def _round(self, lanes: list[Lane]) -> None:
         """Everything that these hold now, to everybody whom it is for. What is filed meanwhile goes along where it can;
         it is the next round's."""
-        number = 0
+        number, sharing = 0, len(self._dirty)  # those that rest with something, too: their turn comes in our rests
         for lane in lanes:
             if lane not in self._dirty:
                 continue  # everybody has left it meanwhile
@@ -162,7 +163,7 @@ class Fanout:
             self._given_up_to(lane, tip)
             rest, most = (FANOUT_REST_BUSY, FANOUT_REST_BUSY_S) if self._pulse.busy else (FANOUT_REST, FANOUT_REST_S)
             now = trio.current_time()
-            lane.due = now + min(most, rest * len(lanes) * (now - began))
+            lane.due = now + min(most, rest * sharing * (now - began))
         await trio.lowlevel.checkpoint()
 
     async def _give_way(self) -> None:

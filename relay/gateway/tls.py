@@ -80,7 +80,10 @@ class TlsStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Empty at the end, with or without close_notify. Raises trio.BrokenResourceError."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._incoming.pending:  # it may be thousands of records: somebody else's turn first
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
                 return self._tls.read(max_bytes or RECEIVE_BYTES)

@@ -58,6 +58,7 @@ class LogDisk:
         self.head: CheckpointHead | None = None
         self.lent: CheckpointHead | None = None
         self._lying: dict[bytes, Place] = {}  # rows of the current checkpoint, by digest, once it was saved or loaded
+        self.digests: dict[CheckpointHead, list[bytes]] = {}  # of all its rows, then; and of those of the lent one
         self.writing = trio.Lock()
         self.checkpointing = trio.Lock()
         self.on_repair: Callable[[], None] = lambda: None
@@ -198,10 +199,15 @@ class LogDisk:
             async with self.changing():
                 with trio.CancelScope(shield=True):  # one call; nobody must go on by a head that the store has not
                     await self.store.finish_checkpoint(head)
-                    self.head = head
+                    self._know(head, digests)
                     self._lying = dict(staged) if self._lying is lying else {}  # or: distrusted meanwhile
             await self.clear(head.generation)
             return digests
+
+    def _know(self, head: CheckpointHead, digests: list[bytes]) -> None:
+        """`head` is the current one, and verified."""
+        self.digests = {one: known for one, known in self.digests.items() if one == self.lent} | {head: digests}
+        self.head = head
 
     async def clear(self, generation: int) -> None:
         """Let go of staged blocks and of checkpoint rows of other generations, but for one that is lent. Under
@@ -262,7 +268,9 @@ class LogDisk:
                         row = self.sealer.open_checkpoint_row(sealed)
                         lying.append((digest(row), sealed.place))
                         take(row)
-                verify_digests(head, self.tail.log_id, [one for one, _ in lying])
+                digests = [one for one, _ in lying]
+                verify_digests(head, self.tail.log_id, digests)
+            self._know(head, digests)
             self._lying = dict(lying)
             return head.index
 

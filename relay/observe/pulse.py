@@ -6,9 +6,9 @@ in the place of what was there: parts of each connection that says something. Wi
 took 20 to 70 ms. So the pulse has it look in small steps.
 
 It looks through all that was there before whenever a quarter has come on top: a second for 10,000 connections, and
-nothing else runs meanwhile. So whatever such a look leaves is put where the next one does not look (`gc.freeze`): each
-object is looked at once. What is let go is freed at once all the same, unless it points in circles; such things lie
-there until all is looked through again, when there is twice as much of it as the last time, and LEAST.
+nothing else runs meanwhile. So whatever such a look leaves is put where the next ones do not look (`gc.freeze`). What
+is let go is freed at once all the same, unless it points in circles; such things lie there until all is looked through
+again, seldom: when there is twice as much of it as the last time, and LEAST.
 """
 
 from __future__ import annotations

@@ -132,8 +132,9 @@ class Node:
 class Cell:
     """All nodes. `run` supervises them."""
 
-    def __init__(self, directory: Path, lines: Lines | None, *, synced: str = "all") -> None:
-        """`synced`: "all", or what tests.crash.unsynced takes: a way in which nodes do not sync."""
+    def __init__(self, directory: Path, lines: Lines | None, *, synced: str = "all", often: int = 0) -> None:
+        """`synced`: "all", or what tests.crash.unsynced takes: a way in which nodes do not sync. `often`: KiB of log
+        between two checkpoints; 0: as limits.py says."""
         self.lines = lines
         self.early: list[str] = []  # stores that were given a vote before they had caught up, in words
         self._voted: set[str] = set()
@@ -142,7 +143,7 @@ class Cell:
         for number, node in enumerate(layouts):
             _configure(node, layouts, number, lines)
         self.nodes = [
-            Node(number, node, _command(node, number, lines, synced)) for number, node in enumerate(layouts)
+            Node(number, node, _command(node, number, lines, synced, often)) for number, node in enumerate(layouts)
         ]
 
     @property
@@ -220,9 +221,11 @@ def _in_words(view: CellView | None) -> str:
     return f"{view.node} sees leader {view.leader or '–'}, term {view.term}, voters {voters}; learners {learners}"
 
 
-def _command(node: NodeLayout, number: int, lines: Lines | None, synced: str) -> list[str]:
+def _command(node: NodeLayout, number: int, lines: Lines | None, synced: str, often: int) -> list[str]:
     command = node_command(node)
-    if synced != "all":
+    if often:
+        command = [command[0], "-m", "tests.crash.often", str(often), *command[3:]]
+    elif synced != "all":
         command = [command[0], "-m", "tests.crash.unsynced", synced, *command[3:]]
     return [*(lines.within(number) if lines else ()), *command]
 

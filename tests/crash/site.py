@@ -86,10 +86,10 @@ def now_ms() -> int:
 
 @asynccontextmanager
 async def open_site(
-    directory: Path, lines: Lines | None, seed: int, synced: str = "all", rate: float = RATE
+    directory: Path, lines: Lines | None, seed: int, synced: str = "all", rate: float = RATE, often: int = 0
 ) -> AsyncIterator[Site]:
     """A new cell in `directory`, whole, with all devices connected and the load ready to send. Raises Hang."""
-    cell = Cell(directory / "cell", lines, synced=synced)
+    cell = Cell(directory / "cell", lines, synced=synced, often=often)
     home = Home(REGION, f"{REGION}/1", cell.layout.registrar(REGION))
     people = populate(home, USERS, seed, time.time_ns() // 1_000_000)
     history, orders = directory / "history", directory / "orders"
