@@ -56,12 +56,14 @@ class Tool:
             for _ in range(rounds):
                 self.rounds += 1
                 name = options.kind[(self.rounds - 1) % len(options.kind)]
-                hangs = self.hangs
+                hangs, stood = self.hangs, site.stood_s
                 try:
                     text = await self._round(site, name)
                 except Hang as hang:
                     self.hangs += 1
                     text = f"did not come back: {hang}"
+                if site.stood_s > stood:
+                    text += f"; all of this was stopped for {site.stood_s - stood:.0f} s, which counts in what it took"
                 site.checker.settle()
                 self._say(name, text, site)
                 if self.hangs > hangs:
