@@ -66,12 +66,16 @@ class Piece(NamedTuple):
 
 
 class Lane:
-    """An address, the seats that listen there, and what not all of them were given yet."""
+    """An address, the seats that listen there, and what not all of them were given yet. `due`: it rests until then, s
+    (relay.fanout owns that)."""
 
-    __slots__ = ("_joined", "_pieces", "_positions", "address", "expires", "items", "lowest", "seats", "size", "time")
+    __slots__ = (
+        "_joined", "_pieces", "_positions", "address", "due", "expires", "items", "lowest", "seats", "size", "time",
+    )  # fmt: skip
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self.due = 0.0
         self.seats: dict[Seat, int] = {}  # what is sealed for this version or a later one is for the seat
         self.empty()
 

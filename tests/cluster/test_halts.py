@@ -229,6 +229,16 @@ def test_a_new_log_of_the_region_ends_it_at_once_and_the_old_one_named_again_beg
     assert [one["event"] for one in logs] == ["region_back", "region_halted"], "not said again while nothing changes"
 
 
+def test_a_region_that_went_is_not_shown_as_halted_for_ever_and_is_again_when_it_comes_back(tmp_path: Path) -> None:
+    halts, metrics = halts_of(tmp_path)
+    halts.take(proof_of(30, 40))
+    rest = [one for one in make_root().payload.regions if one.name != "norden"]
+    halts.follow(verified_root(rest, FAR))
+    assert halted(metrics) == 0 and not halts.warning
+    halts.follow(make_root())
+    assert halted(metrics) == 1 and "its log forked" in halts.why("norden/1")
+
+
 async def test_registrars_that_the_new_document_names_are_listened_to(
     tmp_path: Path, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,16 @@ class Crowd:
             await trio.lowlevel.checkpoint()
         return sealed
 
+    async def takes(self, beside: bytes = b"") -> float:
+        """Seconds that a message to the group takes to the last; `beside`: another one to this user goes before it."""
+        await trio.sleep(1)
+        if beside:
+            await self.say(b"beside", beside)
+        began = trio.current_time()
+        await self.say(b"to all")
+        await trio.sleep(1)
+        return max(line.wrote[-1][0] for line in self.lines) - began
+
 
 @pytest.fixture
 async def crowd(open_cell, autojump_clock):
@@ -134,6 +144,13 @@ async def test_what_is_filed_during_a_round_reaches_those_who_have_had_their_tur
     assert served() < CROWD
     await trio.sleep(1)
     assert all([d.envelope for d in line.of(wire.Deliver)] == sent for line in crowd.lines)
+
+
+async def test_a_round_gives_way_to_other_processes_beside_mail_to_few_only(crowd, autojump_clock, monkeypatch):
+    monkeypatch.setattr(relay.fanout, "_SLICE", 1)
+    assert await crowd.takes() == pytest.approx(0.001 * (CROWD - 1))
+    assert await crowd.takes(beside=crowd.bob.id) >= (0.001 + relay.fanout._GIVE_WAY_S) * (CROWD - 1)
+    assert await crowd.takes() == pytest.approx(0.001 * (CROWD - 1))
 
 
 async def test_few_seats_do_not_wait_for_a_round(crowd, autojump_clock):

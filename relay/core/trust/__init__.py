@@ -62,6 +62,7 @@ from relay.core.trust.rosters import (
     make_part,
 )
 from relay.core.trust.statement import (
+    addresses,
     RootNode,
     RootCell,
     Policy,
@@ -117,6 +118,7 @@ __all__ = [
     "verify_roster",
     "verify_part",
     "make_part",
+    "addresses",
     "RootNode",
     "RootCell",
     "Policy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta
@@ -67,6 +68,14 @@ class RootRegion(Struct, frozen=True):
         return frozenset(cell.name for cell in self.cells)
 
 
+def addresses(region: RootRegion) -> Iterator[tuple[str, str]]:
+    """Each address that its nodes have, for other cells and for clients, and the node: `region/cell/node`."""
+    for cell in region.cells:
+        for node in cell.nodes:
+            for address in dict.fromkeys((node.link, *node.clients)):
+                yield address, f"{cell.name}/{node.name}"
+
+
 class _Statement(Struct, frozen=True):
     format: UInt
     region: RootRegion
@@ -93,6 +102,11 @@ def decode_statement(data: bytes) -> RootRegion:
         if not cell.name.startswith(region.name + "/"):
             what = f"region {region.name}: cell {cell.name} is not named after it"
             raise TrustError(what, f"Name it {region.name}/1")
+        listed = [node.name for node in cell.nodes]
+        for name in listed:
+            if listed.count(name) > 1:  # it would count twice in a majority
+                what = f"node {cell.name}/{name} stands in the root document {listed.count(name)} times"
+                raise TrustError(what, "Have each node named once, and the root document signed again")
     if len(region.cell_names) != len(region.cells):
         raise TrustError(f"region {region.name}: a cell stands there twice", "Name each cell once")
     for what, names in (("send_to", region.policy.send_to), ("receive_from", region.policy.receive_from)):
