@@ -7,6 +7,7 @@ proved is the same key. Nothing of it is written or logged; what is known goes w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -42,10 +43,13 @@ class _Far:
     heard: float  # trio's clock, when its cell last answered
     told: int  # number of the post up to which whoever is live has posts, or news
     asking: bool = False
+    looked: float = -math.inf  # when its cell was last asked for a ticket that our terms say is bad
+    look: _Flight | None = None  # such a question, about to be asked
 
 
 class _Flight:
-    """A page that is being asked for, and what came of it: nothing where who asked was cancelled."""
+    """A page that is being asked for, and what came of it: nothing where who asked was cancelled. For terms alone the
+    frame is empty."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
@@ -100,11 +104,10 @@ class FarChannels:
         far = self._far.get(channel)
         if far is not None and far.cell != cell:
             raise Refused(Code.UNKNOWN_CHANNEL, "that cell does not have it")
-        if far is not None and self._is_fresh(far):
-            try:
-                verify_ticket(far.known.terms.terms.reader_key, channel, shown.nonce, shown.device, shown.ticket)
-            except TrustError:  # terms this new are the newest: no question for each bad ticket
-                raise Refused(Code.NOT_SUBSCRIBER, "the ticket is not good") from None
+        if far is not None and self._is_fresh(far) and not _fits(far, channel, shown):
+            await self._look_again(channel, far)
+            if (far := self._far.get(channel)) is not None and not _fits(far, channel, shown):
+                raise Refused(Code.NOT_SUBSCRIBER, "the ticket is not good")
         if far is None:
             self._make_room()
         reply, known = await self._ask(cell, Question(channel, shown, NO_POSTS))
@@ -118,6 +121,48 @@ class FarChannels:
             far.shown = shown
             self._learn(channel, far, known)
         return far
+
+    async def _look_again(self, channel: bytes, far: _Far) -> None:
+        """Have its cell say which terms hold by now: there may be newer ones than ours. It is asked after this call,
+        with the ticket that it took, once every FAR_POLL_S for all whose own is bad. Raises Refused."""
+        while self._far.get(channel) is far:
+            if far.look is None:
+                await self._look(channel, far)
+                return
+            look = far.look
+            await look.done.wait()
+            if look.error is not None:
+                raise look.error.with_traceback(None)
+            if look.frame is not None:
+                return
+
+    async def _look(self, channel: bytes, far: _Far) -> None:
+        look = far.look = _Flight()
+        shown = far.shown
+        try:
+            await trio.sleep_until(far.looked + FAR_POLL_S)
+            far.look, far.looked = None, trio.current_time()  # who comes from here on waits for the next one
+            shown = far.shown
+            _, known = await self._ask(far.cell, Question(channel, shown, NO_POSTS))
+            look.frame = b""
+            if self._far.get(channel) is far:
+                self._learn(channel, far, known)
+        except Refused as error:
+            if error.code != Code.NOT_SUBSCRIBER:
+                look.error = error
+                raise
+            look.frame = b""  # the terms are others: each has its own ticket judged
+            self._over(channel, far, shown, Code.NOT_SUBSCRIBER)
+        finally:
+            far.look = None if far.look is look else far.look
+            look.done.set()
+
+    def _over(self, channel: bytes, far: _Far, shown: Shown, code: Code) -> None:
+        """Its cell does not take that ticket any more, and so no other one that was taken until now."""
+        if far.shown is shown and self._far.get(channel) is far:
+            _log.info("channel_ended", region=region_of(far.cell), code=code.name.lower())
+            self._channels.end(channel, code)
+            self._forget(channel)
 
     def _make_room(self) -> None:
         """Raises Refused."""
@@ -267,16 +312,23 @@ class FarChannels:
                 return  # a reader asks the same
             _, reply = await self._lead(channel, far, told)
         except Refused as error:
-            if error.code in _ENDS and far.shown is shown and self._far.get(channel) is far:
-                _log.info("channel_ended", region=region_of(far.cell), code=Code(error.code).name.lower())
-                self._channels.end(channel, Code(error.code))
-                self._forget(channel)
+            if error.code in _ENDS:
+                self._over(channel, far, shown, Code(error.code))
             return
         finally:
             far.asking = False
         if self._far.get(channel) is far and far.told == told < reply.last:
             far.told = reply.last
             self._channels.give(channel, reply.posts, whole=_reaches(reply))
+
+
+def _fits(far: _Far, channel: bytes, shown: Shown) -> bool:
+    """Is the ticket good by the terms that we know?"""
+    try:
+        verify_ticket(far.known.terms.terms.reader_key, channel, shown.nonce, shown.device, shown.ticket)
+    except TrustError:
+        return False
+    return True
 
 
 def _reaches(reply: Reply) -> bool:
