@@ -20,7 +20,7 @@ from relay.core.trust.channels import make_ticket
 from relay.core.wire import Code
 from relay.errors import PeerError, Refused, RegionHalted
 from relay.limits import (
-    CHANNEL_PAGES, FAR_ASK_S, FAR_ASKS, FAR_FRESH_S, FAR_POLL_S, FAR_REST_S, MAX_ENVELOPE, MAX_FAR_CHANNELS,
+    CHANNEL_PAGES, FAR_ASK_S, FAR_ASKS, FAR_POLL_S, FAR_REST_S, MAX_ENVELOPE, MAX_FAR_CHANNELS,
 )
 from tests.channels import Channel
 from tests.policies import root_with
