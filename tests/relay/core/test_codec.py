@@ -19,7 +19,11 @@ from relay.limits import MAX_BLOCK, MAX_ENVELOPE
 HEADER = Header(1, To.MAILBOX, b"u" * 32, 1, 2, 3, 0)
 SUBMIT = records.Submit(b"d" * 32, "norden/1", join(encode(HEADER), b"sealed"))
 ENVELOPE = _Envelope(encode(HEADER), b"sealed")
-FLAT = {"header": (Header, HEADER), "submit": (records.Submit, SUBMIT), "envelope": (_Envelope, ENVELOPE)}
+ACK = records.Ack(b"d" * 32, 5 << 20)
+FLAT = {
+    "header": (Header, HEADER), "submit": (records.Submit, SUBMIT), "envelope": (_Envelope, ENVELOPE),
+    "ack": (records.Ack, ACK),
+}  # fmt: skip
 
 
 def outcome(decoder: Decoder[Any], data: bytes) -> Any:
