@@ -36,7 +36,7 @@ from relay.seat import Address, Item, Lane, Seat
 _FEW: Final = 8  # seats of a lane that is emptied at once, when its block is applied
 _SLICE: Final = 32  # seats that are written to before others have their turn: below a millisecond
 _GIVE_WAY_S: Final = 0.0007  # seconds between two slices where there is mail to few: as long as a slice takes
-_BESIDE_MS: Final = 100  # how recent such mail is
+_BESIDE_S: Final = 0.1  # seconds for which such mail counts
 
 
 class Fanout:
@@ -50,7 +50,7 @@ class Fanout:
         self._lanes: dict[Address, Lane] = {}
         self._dirty: dict[Lane, None] = {}  # those with items
         self._filed = trio.Event()
-        self._few_at = 0  # block time, Unix ms: when mail to few, or to nobody here, was last filed
+        self._few_at = -math.inf  # when mail to few was last given out, by trio's clock
         self._given = 0  # deliveries that are not counted yet
 
     # --- who listens -----------------------------------------------------------------------------
@@ -89,8 +89,6 @@ class Fanout:
         if lane is not None:
             lane.add(item, time)
             self._dirty[lane] = None
-        if lane is None or len(lane.seats) <= _FEW:
-            self._few_at = time
 
     def demote(self, seat: Seat, reason: str) -> None:
         """A seat that is live is not any more: it reads on from the journal. `reason`: as in OPERATIONS."""
@@ -116,6 +114,7 @@ class Fanout:
                     self.give(seat)
             oldest = min(oldest or lane.time, lane.time)
             self._empty(lane)
+            self._few_at = trio.current_time()
         self._observe(oldest)
         if self._dirty:
             if sum(lane.size for lane in self._dirty) > FANOUT_BYTES:
@@ -168,7 +167,7 @@ class Fanout:
 
     async def _give_way(self) -> None:
         """Others have their turn; beside mail to few, the other processes of this machine, too."""
-        if self._clock.wall_ms() - self._few_at < _BESIDE_MS and not self._pulse.busy:
+        if trio.current_time() - self._few_at < _BESIDE_S and not self._pulse.busy:
             await trio.sleep(_GIVE_WAY_S)
         else:
             await trio.lowlevel.checkpoint()

@@ -297,6 +297,18 @@ async def test_who_joins_for_what_was_filed_before_reads_that_first(crowd, autoj
     assert got == [item.position for item in reading.pending(crowd.cell.state, crowd.bobs.device, 0, 100)]
 
 
+def test_what_a_lane_holds_since_is_when_its_oldest_block_was_made() -> None:
+    """Where something comes in each round, what is left is younger than what has gone."""
+    lane = Lane((True, b"g"))
+    for number in range(1, 6):
+        lane.add(Item(number, b"frame", None), 1000 * number)
+    for number in range(1, 5):
+        lane.forget(number)
+        assert lane.time == 1000 * (number + 1)
+    lane.forget(5)
+    assert lane.time == 0 and not lane.items
+
+
 def test_an_ack_frees_what_was_sent_up_to_it_and_nothing_more() -> None:
     seat = Seat(FakeLine(user("bob"), "bob 1"), b"", 0, 0)
     for position in (3, 5, 9):
