@@ -9,6 +9,7 @@ from msgspec import structs
 from msgspec.msgpack import decode
 from nacl.signing import SigningKey
 
+from cluster.audit.register import Register
 from cluster.enrolment import sign_enrolment
 from cluster.registrar.asking import Registrar
 from cluster.registrar.http import Caller
@@ -117,6 +118,30 @@ async def test_who_stole_the_old_key_signs_nothing_that_counts(world: World) -> 
         assert len(await findings(world, norden, world.directory / "audit-norden", root)) == 2
     with pytest.raises(BadSignature):  # a key that was never the registrar's
         verify_home(sign_home(following(one), user_key(1), SigningKey(b"x" * 32)), root, one)
+
+
+async def test_on_a_stopped_disk_the_old_key_proves_nobody_at_home(world: World) -> None:
+    """`posthouse audit residency`: whatever was planted there."""
+    async with world.region(root=NAMED) as norden:
+        before = await enrolled(norden, 1)
+        size = norden.registry.head.size
+    root, forged = rotated(norden=size), sign_home(first(7), user_key(7), OLD)
+    register = Register(root)
+    for signed in (before, forged, split_home(before)[0], staple_home(forged, split_home(before)[1])):
+        register.home(signed, "a disk")
+    assert not register.findings
+    [said] = register.unproven()
+    assert read_home(forged).user.hex()[:8] in said and "not proven to be from before" in said
+    register = Register(root)
+    register.home(split_home(before)[0], "a disk")
+    assert len(register.unproven()) == 1
+    register.home(before, "another disk, where it has its proof")
+    assert register.unproven() == []
+    bare = Register(root)
+    bare.home(split_home(before)[0], "a disk")
+    one = read_home(before)
+    bare.home(sign_home(following(one), user_key(1), NEW), "and what follows it")
+    assert bare.unproven() == []
 
 
 class _Line:
