@@ -361,7 +361,7 @@ def _holds_on(region: str, before: Root, after: Root) -> bool:
     """Is every record of that region that verified by the one root document sure to verify by the other?"""
     try:
         old, new = before.region(region), after.region(region)
-        same = (old.registrar_key, old.log_key) == (new.registrar_key, new.log_key)
+        same = (old.registrar_key, old.log_key, old.earlier) == (new.registrar_key, new.log_key, new.earlier)
         if not (same and new.log_key):
             return same
         was, now = trust_of(before, region), trust_of(after, region)

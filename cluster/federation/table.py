@@ -168,8 +168,12 @@ def _check_authority(region: RootRegion) -> None:
         raise OperatorError(f"region {region.name}: its authority is no certificate", remedy) from None
 
 
+def _registrar_keys(region: RootRegion) -> set[bytes]:
+    return {region.registrar_key, *(one.key for one in region.earlier)}
+
+
 def _check_apart(region: RootRegion, other: RootRegion) -> None:
-    if region.registrar_key == other.registrar_key:
+    if _registrar_keys(region) & _registrar_keys(other):
         raise OperatorError(f"{region.name} and {other.name} have one registrar key", "Each region has its own")
     if region.authority == other.authority:
         raise OperatorError(f"{region.name} and {other.name} have one authority", "Each region has its own")

@@ -87,6 +87,7 @@ class RegistrarConfig:
     root_path: Path
     data: Path
     registrar: SigningKey
+    registrar_path: Path
     log: SignerKey
     witness: SignerKey
     inner: str
@@ -127,6 +128,7 @@ def load_config(path: Path, now_ms: int) -> RegistrarConfig:
             root_path=base / paths.root,
             data=base / paths.data,
             registrar=registrar,
+            registrar_path=base / paths.registrar_key,
             log=load_key(base / paths.log_key, ED25519),
             witness=load_key(base / paths.witness_key, COSIGNATURE),
             inner=_local(file.listen.inner, base),

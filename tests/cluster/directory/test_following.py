@@ -11,7 +11,7 @@ from nacl.signing import SigningKey
 from trio.testing import wait_all_tasks_blocked
 
 from cluster.directory.federation import _holds_on
-from relay.core.trust import Policy, RootCell
+from relay.core.trust import EarlierKey, Policy, RootCell
 from relay.core.wire import Code
 from relay.errors import BadSignature, Refused
 from relay.limits import DIRECTORY_FRESH
@@ -115,6 +115,7 @@ def logged(**changes: Any) -> Any:
         ({"norden": {"policy": Policy(quorum=0)}}, True), ({"vika": {"witness_key": ""}}, False),
         ({"norden": {"log_key": ""}}, False), ({"norden": {"log_key": str(log_key("other").verifier)}}, False),
         ({"vika": {"policy": Policy(quorum=2)}}, True), ({"norden": {"registrar_key": b"x" * 32}}, False),
+        ({"norden": {"earlier": (EarlierKey(b"x" * 32, (("norden", 7),)),)}}, False),
     ],
 )  # fmt: skip
 def test_whether_what_verified_still_does(change: Any, holds: bool) -> None:
