@@ -52,6 +52,7 @@ class Fanout:
         self._filed = trio.Event()
         self._few_at = -math.inf  # when mail to few was last given out, by trio's clock
         self._given = 0  # deliveries that are not counted yet
+        self._mail: set[bool] = set()  # of the block that is applied: for few, for more
 
     # --- who listens -----------------------------------------------------------------------------
     def listen(self, seat: Seat) -> None:
@@ -89,6 +90,7 @@ class Fanout:
         if lane is not None:
             lane.add(item, time)
             self._dirty[lane] = None
+            self._mail.add(len(lane.seats) > _FEW)
 
     def demote(self, seat: Seat, reason: str) -> None:
         """A seat that is live is not any more: it reads on from the journal. `reason`: as in OPERATIONS."""
@@ -108,6 +110,9 @@ class Fanout:
     def hurry(self) -> None:
         """A block is applied: empty the lanes of few seats, and wake whoever does the rounds."""
         oldest = 0
+        if self._mail:
+            self._pulse.applied(True in self._mail)
+            self._mail.clear()
         for lane in [lane for lane in self._dirty if len(lane.seats) <= _FEW]:
             for seat in lane.seats:
                 if seat.live:

@@ -18,7 +18,6 @@ from relay.errors import Overloaded, ResidencyError
 from relay.limits import (
     INTAKE_AHEAD,
     INTAKE_AHEAD_BUSY,
-    INTAKE_EVERY_BUSY_S,
     MAX_BLOCK,
     MAX_BLOCK_RECORDS,
     MAX_INTAKE,
@@ -97,7 +96,7 @@ class Intake:
                 with trio.move_on_after(LAZY_S):
                     await self._urgent.wait()
                 if self._pulse.busy:
-                    await trio.sleep_until(last + INTAKE_EVERY_BUSY_S)
+                    await trio.sleep_until(last + self._pulse.every_s)
                 while self._under_way >= (INTAKE_AHEAD_BUSY if self._pulse.busy else INTAKE_AHEAD):
                     await self._ended.wait()
                 placed, last = trio.Event(), trio.current_time()

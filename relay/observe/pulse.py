@@ -22,7 +22,7 @@ from typing import Any, Final
 import structlog
 import trio
 
-from relay.limits import BUSY_S
+from relay.limits import BUSY_S, INTAKE_EVERY_BUSY_S, INTAKE_EVERY_FEW_S
 from relay.observe.metrics import Metrics
 
 EVERY_S: Final = 0.02  # seconds between two looks at the clock: a stop is seen that much shorter; 0.2 % of a core
@@ -31,22 +31,34 @@ LEAST: Final = 500_000  # objects, some 200 MiB of connections
 _TICK_S: Final = 0.001  # seconds that a timer may be late on a machine with nothing to do: epoll counts in ms
 _MOST_S: Final = 0.004  # seconds: one long stop says no more than that
 _SHARE: Final = 0.04  # of the newest look in the mean: that of half a second
+_BLOCK: Final = 0.1  # of the newest block with mail in the mean
 _OLDEST: Final = 2  # generation: a look at that is one at everything that is not frozen
 _STEPS: Final = (8, 32)  # looks at what is new until one at the second and at the oldest generation: 0.16 s and 0.64 s
 _log = structlog.get_logger("relay.pulse")
 
 
 class Pulse:
-    """How late the loop wakes now, on average."""
+    """How late the loop wakes now, on average; and for how many its mail is."""
 
-    __slots__ = ("late_s",)
+    __slots__ = ("late_s", "rounds")
 
     def __init__(self) -> None:
         self.late_s = 0.0  # seconds, beside a timer's tick
+        self.rounds = 0.0  # share of the blocks with mail, of late, that take a round of the fan-out
 
     def felt(self, late: float) -> None:
         """It woke `late` seconds late."""
         self.late_s += _SHARE * (min(max(0.0, late - _TICK_S), _MOST_S) - self.late_s)
+
+    def applied(self, takes_round: bool) -> None:
+        """A block with mail for this node's seats: for more than few of them?"""
+        self.rounds += _BLOCK * (takes_round - self.rounds)
+
+    @property
+    def every_s(self) -> float:
+        """Seconds from batch to batch at least, while it is busy. Rounds take as long as that; mail to few would only
+        wait."""
+        return INTAKE_EVERY_BUSY_S if self.rounds > 0.5 else INTAKE_EVERY_FEW_S
 
     @property
     def busy(self) -> bool:

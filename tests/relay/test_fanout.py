@@ -9,11 +9,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import relay.fanout
-from relay.core import wire
+from relay.core import records, wire
 from relay.core.mailroom import reading
 from relay.core.mailroom.people import Entry
 from relay.core.trust import group_id
 from relay.seat import Item, Lane, Seat
+from relay.observe.pulse import Pulse
 from relay.limits import FANOUT_PIECE, FANOUT_REST, FANOUT_REST_S
 from tests.relay.conftest import CELL, Cell, FakeLine
 from tests.relay.core.mailroom.conftest import Group, User, device_id
@@ -151,6 +152,16 @@ async def test_a_round_gives_way_to_other_processes_beside_mail_to_few_only(crow
     assert await crowd.takes() == pytest.approx(0.001 * (CROWD - 1))
     assert await crowd.takes(beside=crowd.bob.id) >= (0.001 + relay.fanout._GIVE_WAY_S) * (CROWD - 1)
     assert await crowd.takes() == pytest.approx(0.001 * (CROWD - 1))
+
+
+async def test_it_tells_the_pulse_whether_mail_is_for_more_than_few(crowd, monkeypatch):
+    told = []
+    monkeypatch.setattr(Pulse, "applied", lambda self, takes_round: told.append(takes_round))
+    await crowd.say(b"to all")
+    await crowd.say(b"to bob", crowd.bob.id)
+    crowd.cell.intake.offer([records.encode_record(records.Tick())])
+    await trio.sleep(1)
+    assert told == [True, False]
 
 
 async def test_few_seats_do_not_wait_for_a_round(crowd, autojump_clock):

@@ -7,7 +7,7 @@ import trio
 
 from relay.errors import Overloaded, ResidencyError
 from relay.intake import Intake
-from relay.limits import BUSY_S, INTAKE_AHEAD, INTAKE_EVERY_BUSY_S, OFFER_BYTES
+from relay.limits import BUSY_S, INTAKE_AHEAD, INTAKE_EVERY_BUSY_S, INTAKE_EVERY_FEW_S, OFFER_BYTES
 from relay.observe.metrics import Metrics
 from relay.observe.pulse import Pulse
 
@@ -76,13 +76,18 @@ async def test_a_busy_node_waits_for_the_batch_before(autojump_clock):
         assert [len(batch) for batch in journal.log] == [1, 3, 3]
         await trio.sleep(3)
         journal.log.clear()
-        for _ in range(2):  # the one before is long committed, but not long begun
-            journal.seconds = 0.001
-            intake.offer([b"x"])
-            await trio.sleep(INTAKE_EVERY_BUSY_S / 2)
-        assert len(journal.log) == 1
-        await trio.sleep(INTAKE_EVERY_BUSY_S)
-        assert len(journal.log) == 2
+        journal.seconds = 0.001
+        for takes_round, every in ((False, INTAKE_EVERY_FEW_S), (True, INTAKE_EVERY_BUSY_S)):
+            for _ in range(20):
+                pulse.applied(takes_round)
+            journal.log.clear()
+            for _ in range(2):  # the one before is long committed, but not long begun
+                intake.offer([b"x"])
+                await trio.sleep(every / 2)
+            assert len(journal.log) == 1
+            await trio.sleep(every)
+            assert len(journal.log) == 2
+            await trio.sleep(1)
         journal.seconds = 1
         pulse.late_s = 0.0
         await trio.sleep(1)
