@@ -90,7 +90,8 @@ class Fanout:
         if lane is not None:
             lane.add(item, time)
             self._dirty[lane] = None
-            self._mail.add(len(lane.seats) > _FEW)
+            if item.entry is not None:  # a notice that something was settled is for few, whatever that was
+                self._mail.add(len(lane.seats) > _FEW)
 
     def demote(self, seat: Seat, reason: str) -> None:
         """A seat that is live is not any more: it reads on from the journal. `reason`: as in OPERATIONS."""
