@@ -105,12 +105,14 @@ class Recipient:
 
     def read(self, messages: list[bytes], now_ns: int) -> int:
         """The hot path: what is on the tape in a few steps, whatever it is; and one by one where that does not do."""
-        if type(messages) is not Run:
-            return self._read_each(messages, now_ns)
-        count = 0
-        for first, end in messages.parts(self._tally.known):
-            part = self._read_part(messages.reel, first, end, now_ns)
-            count += part or self._read_each(messages.reel.messages[first:end], now_ns)
+        count, tally = 0, self._tally
+        if type(messages) is Run:
+            for first, end in messages.parts(tally.known):
+                part = self._read_part(messages.reel, first, end, now_ns)
+                count += part or self._read_each(messages.reel.messages[first:end], now_ns)
+        else:
+            count = self._read_each(messages, now_ns)
+        tally.reads += count > 0
         return count
 
     def _read_each(self, messages: list[bytes], now_ns: int) -> int:
@@ -148,7 +150,6 @@ class Recipient:
                     last_ns[sequence] = now_ns
         client.cursor = cursor
         tally.deliveries += taken
-        tally.reads += deliveries > 0
         return deliveries
 
 
@@ -163,7 +164,6 @@ class Recipient:
             return 0
         ledger.next, client.cursor = newest[2] + 1, newest[1]
         tally.deliveries += end - first
-        tally.reads += 1
         if counts is not None:
             counts.update([(now_ns - due_ns) // 1000 for due_ns in reel.due_ns[first:end]])
             tally.last_ns[sequence : newest[3] + 1 : tally.streams] = array("q", [now_ns]) * (end - first)

@@ -149,7 +149,7 @@ def seen(words: Sequence[bytes], pieces: list[int], alike: bool) -> list[Any]:
             now += 7_000
             returned.append(recipient.read(line.feed(piece), now))
     ledgers = [recipient.ledger for recipient in recipients]
-    counted = [tally.deliveries, tally.wire_duplicates, tally.damaged, list(tally.last_ns)]
+    counted = [tally.deliveries, tally.reads, tally.wire_duplicates, tally.damaged, list(tally.last_ns)]
     counted += [dict(one.counts) for one in tally.latencies]
     counted += [(one.next, one.missing, one.duplicated, one.reordered) for one in ledgers]
     return [returned, counted, [recipient.client.cursor for recipient in recipients]]
