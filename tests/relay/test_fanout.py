@@ -162,6 +162,10 @@ async def test_it_tells_the_pulse_whether_mail_is_for_more_than_few(crowd, monke
     crowd.cell.intake.offer([records.encode_record(records.Tick())])
     await trio.sleep(1)
     assert told == [True, False]
+    fanout, notice = crowd.cell.delivery._fanout, Item(crowd.cell.state.index << 20, b"", None, crowd.bobs.device)
+    fanout.file((False, crowd.bob.id), notice, 1)
+    fanout.hurry()
+    assert told == [True, False], "what was settled comes with blocks of acks"
 
 
 async def test_few_seats_do_not_wait_for_a_round(crowd, autojump_clock):
