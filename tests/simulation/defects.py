@@ -40,8 +40,8 @@ from relay.journal.solo import SoloJournal
 from relay.limits import KIB
 from relay.office import Office
 from relay.steward import Steward
-from tests.simulation import defects_of_devices as of_devices, defects_of_hand_overs as of_hand_overs
-from tests.simulation import defects_of_liars as of_liars
+from tests.simulation import defects_of_channels as of_channels, defects_of_devices as of_devices
+from tests.simulation import defects_of_hand_overs as of_hand_overs, defects_of_liars as of_liars
 from tests.simulation import defects_of_moves as of_moves, defects_of_policies as of_policies
 from tests.simulation.network import Weather
 from tests.simulation.world import START_MS
@@ -329,6 +329,7 @@ class Defect:
 SMALL = {
     "safety": 40.0, "heal": 90.0, "people": 2, "devices": 2, "rate": 3.0, "burst": 4, "size": 200, **of_liars.TRUE,
     "weather": Weather(), "limits": {}, "policies": {}, "short_lived": 0, "slow_disk": 0, "down": 10.0, "away": 20.0,
+    "channels": 0,
 }  # fmt: skip
 ALONE = {**SMALL, "nodes": 1, "regions": 1, "groups": 0}
 ABROAD = {**SMALL, "nodes": 1, "regions": 3, "people": 1, "groups": 3, "group_share": 0.5}
@@ -381,5 +382,6 @@ DEFECTS = [
     Defect(of_moves.drops_forwards_that_are_known, "ADR 21", 1, {**MOVING, "every": {"move": 1.0, "offline": 2.0}}),
     Defect(of_moves.forwards_to_another_cell, "section 5, 3", 1, MOVING),
     Defect(of_moves.says_stored_when_it_is_sent_on, "19; ADR 21", 1, MOVING),
-    *(Defect(*three, {**ALONE, **more}) for of in (of_liars, of_moves, of_policies) for *three, more in of.PLANTS),
+    *(Defect(*three, {**ALONE, **more})
+      for of in (of_liars, of_moves, of_policies, of_channels) for *three, more in of.PLANTS),
 ]  # fmt: skip
