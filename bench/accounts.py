@@ -6,6 +6,7 @@ Lost, duplicated and reordered mean what DESIGN.md section 1 says; what only the
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from hdrh.histogram import HdrHistogram
@@ -50,12 +51,12 @@ class Ledger:
 
 
 class Latencies:
-    """Latencies in µs, counted in a plain dict while the clock matters, and handed over as an HdrHistogram."""
+    """Latencies in µs, counted in a plain Counter while the clock matters, and handed over as an HdrHistogram."""
 
     __slots__ = ("counts",)
 
     def __init__(self) -> None:
-        self.counts: dict[int, int] = {}
+        self.counts: Counter[int] = Counter()
 
     def add(self, us: int) -> None:
         """Count one latency, µs."""

@@ -11,6 +11,7 @@ from typing import Any, Final, Generic
 from bench.pipes import Endpoint
 from bench.scenario import NS
 from bench.sockets import Connection, Hub, LineT, client_context
+from bench.tape import Tape
 
 MS: Final = 1_000_000  # ns
 _HANDSHAKING = 64  # connections of one worker that are on the way at a time, so that none waits for its deadline
@@ -84,9 +85,10 @@ class Net:
 class Client(Generic[LineT]):
     """One client. It begins with the endpoint at `place`, and goes on to the next one whenever its connection ends.
 
-    `cursor` is the position up to which it has everything; 0 where the system has no positions."""
+    `cursor` is the position up to which it has everything; 0 where the system has no positions. `tape`: that of its
+    stream, where others here get the same bytes."""
 
-    __slots__ = ("_backoff_ns", "_connection", "_is_live", "_net", "_opened_ns", "_place", "cursor")
+    __slots__ = ("_backoff_ns", "_connection", "_is_live", "_net", "_opened_ns", "_place", "cursor", "tape")
 
     def __init__(self, net: Net, place: int = 0) -> None:
         self._net = net
@@ -96,6 +98,7 @@ class Client(Generic[LineT]):
         self._opened_ns = 0
         self._backoff_ns = _BACKOFF_NS[0]
         self.cursor = 0
+        self.tape: Tape | None = None
 
     def dial(self, endpoint: Endpoint) -> LineT:
         """The line of a new connection to `endpoint`."""

@@ -66,6 +66,7 @@ def describe(report: Mapping[str, Any]) -> list[str]:
 def _cost(name: str, system: Mapping[str, Any]) -> str:
     cost = system["generator_us_per_delivery"]
     return (
-        f"generator for {name}: {cost['user']} µs user + {cost['system']} µs system a delivery, of it {cost['parse']} "
-        f"µs parsing; sender at most {system['sender_late_ms_max']} ms late; {system['turns']} turn(s)"
+        f"generator for {name}: {cost['user']} µs user + {cost['system']} µs system a delivery; one that comes "
+        f"alone: {cost['parse']} µs without its read; sender at most {system['sender_late_ms_max']} ms late; "
+        f"{system['turns']} turn(s)"
     )

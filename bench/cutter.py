@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from bench.tape import Taped
 
-class Cutter:
+
+class Cutter(Taped):
     """`SHORT`: a second byte below it is the length; above, `length` reads on. `WHOLE`: a first byte whose payload is a
     message, without asking `take`."""
 
     SHORT: ClassVar[int]
     WHOLE: ClassVar[int] = -1
-    __slots__ = ("_rest",)
-
-    def __init__(self) -> None:
-        self._rest = b""
+    __slots__ = ()
 
     def length(self, data: bytes, at: int) -> tuple[int, int] | None:
         """(where the payload of what begins at `at` starts, its size), or None where that is not all there. Raises
@@ -26,12 +25,11 @@ class Cutter:
         """One that is whole: what it brings for the owner is added to `messages`. Raises ProtocolError."""
         raise NotImplementedError
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The messages that `data` completed. Raises ProtocolError."""
-        if self._rest:
-            data = self._rest + data
+    def cut(self, data: bytes) -> tuple[list[bytes], list[int], int, bool]:
+        """See bench.tape.Taped."""
         messages: list[bytes] = []
-        at, end, short, whole = 0, len(data), self.SHORT, self.WHOLE
+        ends: list[int] = []
+        at, end, short, whole, plain = 0, len(data), self.SHORT, self.WHOLE, True
         while end - at >= 2:
             size, start = data[at + 1], at + 2
             if size >= short:
@@ -46,6 +44,7 @@ class Cutter:
                 messages.append(data[start:stop])
             else:
                 self.take(data[at], data[start:stop], messages)
+                plain = False
+            ends += [stop] * (len(messages) - len(ends))
             at = stop
-        self._rest = data[at:]
-        return messages
+        return messages, ends, at, plain

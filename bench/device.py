@@ -78,6 +78,8 @@ class Device(Client[Session]):
         self._ack_due_ns = 0
         self._unacked = self._net.random.randrange(max(1, welcome.ack_every))  # a phase of its own, for the same reason
         super().live()
+        if self.tape is not None and self.line is not None:
+            self.line.follow(self.tape)
         self._reader.live()
 
     def messages(self, messages: list[bytes], now_ns: int) -> None:

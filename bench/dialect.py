@@ -6,10 +6,11 @@ clocks are the generator's own, and the same for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from bench.client import Client, Net
+from bench.tape import Tape
 
 Message = tuple[Hashable, bytes]  # the key that its answer will have, and the message
 Known = tuple[int, int, int]  # position (0: the system has none), sequence, scheduled_ns
@@ -32,12 +33,26 @@ class Recipient(Protocol):
         """Take them; returns how many were deliveries."""
 
 
+class Cutting(Protocol):
+    """What cuts a byte stream into messages (bench.tape.Taped)."""
+
+    def follow(self, tape: Tape) -> None:
+        """Along this tape."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that `data` completed."""
+
+
 class Hearing(Protocol):
     """The receiving half, in one process."""
 
     @property
     def recipients(self) -> int:
         """How many there are here."""
+
+    @property
+    def alike(self) -> bool:
+        """Do all recipients of a stream get the same bytes, which need no answer each?"""
 
     def stream(self, place: int) -> int:
         """Which stream the recipient at `place` among those here gets."""
@@ -51,7 +66,7 @@ class Hearing(Protocol):
     def decode(self, message: bytes) -> Known:
         """Read a delivery. Raises ProtocolError where a byte is not what was sent."""
 
-    def cutter(self) -> Callable[[bytes], list[bytes]]:
+    def cutter(self) -> Cutting:
         """Cuts a byte stream into messages, as the line of a client that is served does."""
 
     def sample(self, sequence: int) -> bytes:

@@ -32,6 +32,7 @@ from relay.core.mailroom import Mailroom
 from relay.core.trust import read_home
 from relay.delivery import Delivery
 from relay.gateway.api import Line
+from relay.journal.api import Place
 from relay.journal.guard import ResidencyGuard
 from relay.journal.rows import Sealer
 from relay.journal.scratch import open_shelf
@@ -141,7 +142,7 @@ class Node:
     def _checkpoint(self) -> None:
         for ordinal, row in enumerate(self.room.checkpoint()):
             digest(row)
-            self._sealer.checkpoint_row(self.room.state.index, ordinal, row)
+            self._sealer.checkpoint_row(Place(1, ordinal), row)
 
 
 def measure(envelopes: int, stretch: int, batch: int, shelf: Any) -> list[dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 from bench.client import Client, Net
@@ -25,6 +25,8 @@ _SUBMIT_BYTES = 512 * KIB  # bytes of envelopes in one SUBMIT, below MAX_FRAME
 
 class Members:
     """The receiving half: members of groups, or users, one device each."""
+
+    alike = True
 
     def __init__(self, order: Receive) -> None:
         self._plan, self._devices, self._streams = order.plan, order.devices, order.streams
@@ -50,8 +52,8 @@ class Members:
         assert isinstance(deliver, wire.Deliver)
         return deliver.position, *read_envelope(deliver.envelope, self._plan.addresses, self._plan.seed)
 
-    def cutter(self) -> Callable[[bytes], list[bytes]]:
-        return FrameReader().feed
+    def cutter(self) -> FrameReader:
+        return FrameReader()
 
     def sample(self, sequence: int) -> bytes:
         plan = self._plan

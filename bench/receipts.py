@@ -37,13 +37,13 @@ from bench.session import Enrolled, Session, State
 from bench.target import LocalTarget, local_target
 from cluster.env import RealEnv
 from relay.certificates import certify
-from relay.core import wire
 from relay.core.codec import encode
 from relay.core.envelope import Header, To, envelope_id, join
-from relay.core.proven import verify_block
+from relay.core import proven, wire
+from relay.core.proven import question, verify_block
 from relay.core.trust import Root
 from relay.errors import PeerError, PosthouseError
-from relay.limits import MAX_BATCH, MINUTE
+from relay.limits import MAX_WANTED, MINUTE, SLOT_BITS
 
 SUITE: Final = 0  # nothing is sealed
 SUBMIT: Final = 32  # envelopes in one SUBMIT
@@ -142,7 +142,7 @@ class Sender:
     in_flight: set[bytes] = field(default_factory=set)  # ids; a cell that changes its leader may answer twice
     asking: int = 0
     number: int = 0
-    to_prove: deque[wire.Wanted] = field(default_factory=deque)
+    to_prove: deque[tuple[int, bytes]] = field(default_factory=deque)
     salt: bytes = field(default_factory=lambda: RealEnv().random_bytes(16))
     verified: int = 0
 
@@ -170,8 +170,8 @@ class Sender:
             self.line.session.send(wire.Submit(tuple(items)))
 
     def _ask(self, *, flush: bool) -> None:
-        while self.asking < _PROVES and (len(self.to_prove) >= MAX_BATCH or (flush and self.to_prove)):
-            batch = tuple(self.to_prove.popleft() for _ in range(min(MAX_BATCH, len(self.to_prove))))
+        while self.asking < _PROVES and (len(self.to_prove) >= MAX_WANTED or (flush and self.to_prove)):
+            batch = question(self.to_prove.popleft() for _ in range(min(MAX_WANTED, len(self.to_prove))))
             self.line.session.send(wire.Prove(self.number, self.cell, batch))
             self.asking += 1
 
@@ -200,7 +200,7 @@ class Sender:
             tally.half.accepted += 1
             if tally.prove:
                 tally.owed += 1
-                self.to_prove.append(wire.Wanted(item.id, item.code, item.position))
+                self.to_prove.append((item.position >> SLOT_BITS, proven.told(item.id, item.code)))
 
     def _proven(self, blocks: Sequence[int], missing: int) -> None:
         """So many envelopes of each block are proven."""

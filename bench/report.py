@@ -267,7 +267,8 @@ def describe(report: dict[str, Any]) -> list[str]:
         f"lost {report['lost']}, duplicated {report['duplicated']}, reordered {report['reordered']} "
         f"(again on the wire: {report['wire_duplicates']})",
         f"node: {report['cpu_us_per_delivery']} µs CPU a delivery, at most {report['rss_mib_max']} MiB resident",
-        f"generator: {receiver['user']} µs user + {receiver['system']} µs system a delivery, of it {parse} µs parsing",
+        f"generator: {receiver['user']} µs user + {receiver['system']} µs system a delivery; "
+        f"one that comes alone: {parse} µs without its read",
         f"sender: {sender['user']} + {sender['system']} µs a message, at most {late} ms late",
         *_describe_stops(report),
     ]

@@ -11,6 +11,7 @@ from msgspec import Struct
 from nacl.signing import SigningKey
 
 from bench.frames import PING, FrameReader, client_frame, read_upgrade, upgrade_request
+from bench.tape import Tape
 from relay.core import wire
 from relay.errors import ProtocolError
 
@@ -85,6 +86,10 @@ class Session:
         if self._reader.closed:
             self.state = State.ENDED
         return messages
+
+    def follow(self, tape: Tape) -> None:
+        """See bench.tape.Taped."""
+        self._reader.follow(tape)
 
     def ping(self) -> None:
         """Queue a ping."""

@@ -65,7 +65,8 @@ def load_config(path: Path, now_ms: int | None = None) -> NodeConfig:
     if root is not None:
         _check_routes(root, routes, findings)
         root = rerouted(root, routes)
-        findings += check_nodes(root, "routes" if routes else "paths.root")
+        if isinstance(node, NodeSection):
+            findings += check_nodes(root, node.region, routes)
     if findings or root is None:
         raise ConfigError(str(path), findings)
     return NodeConfig(path, **sections, root=root, routes=routes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,11 +14,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from cluster.config_keys import ListenSection, NodeSection, PathsSection
+from cluster.config_keys import Address, ListenSection, NodeSection, PathsSection
 from cluster.kept import kept_root
 from cluster.pki import renewal_of, renewal_of_authority, valid_until_ms
 from relay.certificates import parse_certificate
-from relay.core.trust import Root, RootNode, follow_root
+from relay.core.trust import Root, RootNode, addresses, follow_root
 from relay.errors import NotValidNow, OperatorError, PosthouseError
 from relay.journal.seal import StorageRing
 
@@ -88,7 +88,7 @@ def check_identity(
         findings.append(("node.cell", f"{node.cell} is not a cell of region {node.region}", remedy))
     elif root and (listed := _listed(node, root, findings)) and listen:
         findings += _check_listed(listed, listen)
-        findings += _check_neighbours(node, root, listen)
+        findings += _check_neighbours(node, root, listen, listed.link)
     findings += _check_certificate(node, paths, root, now_ms)
     return findings
 
@@ -125,34 +125,36 @@ def _check_listed(listed: RootNode, listen: ListenSection) -> Iterator[Finding]:
         yield "listen.tls", f"the root document sends clients to {plain[0]}, without TLS", remedy
 
 
-def check_nodes(root: Root, where: str) -> Iterator[Finding]:
-    """Every node of the root has a name of its own in its cell, and addresses that lead to nobody else. (One that stood
-    there twice would count twice in a majority.) `where` is what the addresses come from."""
-    remedy = "Give each node its own"
+def check_nodes(root: Root, region: str, routes: Collection[str]) -> Iterator[Finding]:
+    """Every node of the own `region`, and every one that this config has one of its `routes` to, has addresses that
+    lead to no other of them. What another region says of itself, the own addresses above all, keeps no node from
+    starting: whoever is met at an address proves who that is."""
     owners: dict[str, str] = {}
-    for region in root.payload.regions:
-        for cell in region.cells:
-            names = [entry.name for entry in cell.nodes]
-            for name in sorted({name for name in names if names.count(name) > 1}):
-                what = f"node {cell.name}/{name} stands in the root document {names.count(name)} times"
-                yield "paths.root", what, "Have each node named once, and the root document signed again"
-            for entry in cell.nodes:
-                own = f"{cell.name}/{entry.name}"
-                for address in dict.fromkeys((entry.link, *entry.clients)):
-                    if (other := owners.setdefault(address, own)) != own:
-                        yield where, f"{address} is the address of {own} and of {other}", remedy
+    for one in root.payload.regions:
+        for address, own in addresses(one):
+            if one.name != region and own not in routes:
+                continue
+            if (other := owners.setdefault(address, own)) != own:
+                what = f"{address} is the address of {own} and of {other}"
+                yield "routes" if routes else "paths.root", what, "Give each node its own"
 
 
-def _check_neighbours(node: NodeSection, root: Root, listen: ListenSection) -> Iterator[Finding]:
-    """An address on which this node listens must not be another's: on one machine only one of them would start."""
+def _loopback(link: str) -> bool:
+    try:
+        return Address.parse(link).loopback
+    except ValueError:
+        return False
+
+
+def _check_neighbours(node: NodeSection, root: Root, listen: ListenSection, link: str) -> Iterator[Finding]:
+    """An address on which this node listens must not be another's: on one machine only one of them would start. What
+    other regions say matters where the root has this node on one machine with them, only (see check_nodes)."""
+    own = f"{node.cell}/{node.name}"
+    regions = root.payload.regions if _loopback(link) else [root.region(node.region)]
     others = {
-        address: f"{cell.name}/{entry.name}"
-        for region in root.payload.regions
-        for cell in region.cells
-        for entry in cell.nodes
-        if (cell.name, entry.name) != (node.cell, node.name)
-        for address in (entry.link, *(url.partition("://")[2] for url in entry.clients))
-    }
+        address.rpartition("://")[2]: other
+        for region in regions for address, other in addresses(region) if other != own
+    }  # fmt: skip
     for key in ("clients", "links", "admin"):
         if (address := getattr(listen, key)) is not None and (other := others.get(str(address))):
             yield f"listen.{key}", f"{address} is the address of node {other}", "Use another port"

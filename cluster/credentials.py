@@ -54,6 +54,7 @@ class OwnCredentials:
         self._paths, self._root, self._now_ms, self._note = (certificate, private_key), root, now_ms, note
         self._seen = self._taken = self._refused = self._stamps()
         self._now = NodeCredentials.load(certificate, private_key, root, now_ms=now_ms())
+        self._say_strangers()
 
     def follow(self, root: Root) -> None:
         """Believe the authorities of this root document from now on. Where it does not hold with the own certificate
@@ -66,6 +67,13 @@ class OwnCredentials:
         except (OperatorError, ssl.SSLError, OSError) as error:
             self._taken = []  # looked at until something holds
             _log.error("certificate_not_taken", text=str(error), until=_day(self.expires_ms))
+        else:
+            self._say_strangers()
+
+    def _say_strangers(self) -> None:
+        for region in self._now.strangers:
+            text = f"what the root document has as the authority of {region} cannot be used: no link to or from it is"
+            _log.error("authority_unusable", region=region, text=text, remedy="Its operator signs another statement")
 
     @property
     def peer(self) -> Peer:

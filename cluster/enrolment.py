@@ -23,8 +23,8 @@ from relay.core.codec import Decoder, Struct, pack
 from relay.core.policy import Policies
 from relay.core.shapes import Signature
 from relay.core.trust import (
-    HomePayload, HomeRecord, Root, check_current, endorse_home, join_home, moves, read_home, release_home, split_home,
-    verify_asked, verify_home,
+    HomePayload, HomeRecord, Root, Spot, check_current, check_stapled, endorse_home, join_home, moves, read_home,
+    release_home, released_by, split_home, verify_asked, verify_home,
 )
 from relay.errors import (
     AlreadyReleased, BadSignature, ClosedBorder, NotReleased, OperatorError, ProtocolError, VersionTaken,
@@ -197,14 +197,22 @@ def release_next(
     return record, pack([outer.payload, outer.user_signature, release_home(outer.payload, registrar)])
 
 
-def verify_release(released: bytes, root: Root, last: HomeRecord) -> HomeRecord:
-    """What a released request asks for after the verified record `last`, whose region let the user go. Offline.
+def verify_release(released: bytes, root: Root, last: HomeRecord, spot: Spot | None = None) -> HomeRecord:
+    """What a released request asks for after the verified record `last`, whose region let the user go. Offline. `spot`:
+    where the release is logged; it may be of the registrar's key of before then.
 
     Raises OperatorError for what is no request; NotReleased, BadSignature and what else `verify_asked` raises."""
     asked, outer = read_request(released), _read_request(released)
     if not outer.release:
         raise NotReleased(f"version {asked.payload.version} of this user carries no release")
-    return verify_asked(outer.payload, outer.user_signature, root, last, outer.release)
+    return verify_asked(outer.payload, outer.user_signature, root, last, outer.release, spot)
+
+
+def stands(asked: Asked, root: Root, region: str) -> bool:
+    """Would the release in a request that `region` let go before be taken now? Not if its registrar has another key
+    since."""
+    outer, left = _read_request(asked.request), root.region(region)
+    return not left.earlier or released_by(left.registrar_key, outer.payload, outer.release)
 
 
 def split_release(data: bytes) -> tuple[bytes, bytes]:
@@ -251,6 +259,8 @@ def _last(before: Sequence[bytes], root: Root) -> HomeRecord | None:
             last = verify_home(signed, root, last)
     except ProtocolError as error:
         raise OperatorError(f"the records before: {error.text}", _BEFORE) from None
+    if last is not None and root.region(last.payload.region).earlier:
+        check_stapled(last, root)
     return last
 
 

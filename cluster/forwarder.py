@@ -74,14 +74,18 @@ class Forwarders:
         self._metrics = metrics
         self._env = env
         self._grew: dict[str, trio.Event] = {}
+        self._rounds: dict[str, trio.CancelScope] = {}  # what each forwarder does now
         self._new = trio.Event()
         self.taken_over: Callable[[Header], None] = lambda header: None  # the recipient of an envelope has moved
         delivery.outbox_grew = self._outbox_grew
 
     def follow(self, root: Root) -> None:
-        """What goes out from now on is judged by this root document."""
+        """What goes out from now on is judged by this root document, also what is being read, or waits for a link: all
+        that is under way is forgotten, and begins again with what the fold says."""
         self._root = root
         self._policies.follow(root)
+        for one in self._rounds.values():
+            one.cancel()
 
     def _outbox_grew(self, cell: str) -> None:
         if cell in self._grew:
@@ -115,17 +119,22 @@ class Forwarders:
             if outbox.done == outbox.last:
                 await self._grew[cell].wait()
                 continue
-            try:
-                await self._hand_over(cell, outbox, line.size)
-                line.carried()
-                await self._hand_over_on(cell, outbox, line)
-            except (Refused, Overloaded):
-                line.size = max(line.size // 2, _SMALL)  # a slow line carries in parts what it does not carry at once
-                await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
-            except (PeerError, ProtocolError, StoreDamaged) as error:
-                # Loud, and for this cell alone: everybody else is served on.
-                _log.error("hand_over_stopped", cell=cell, text=error.text, remedy=error.remedy)
-                await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
+            with trio.CancelScope() as self._rounds[cell]:
+                await self._round(cell, outbox, line)
+
+    async def _round(self, cell: str, outbox: Outbox, line: _Line) -> None:
+        """Hand over until something goes wrong, and the pause after it."""
+        try:
+            await self._hand_over(cell, outbox, line.size)
+            line.carried()
+            await self._hand_over_on(cell, outbox, line)
+        except (Refused, Overloaded):
+            line.size = max(line.size // 2, _SMALL)  # a slow line carries in parts what it does not carry at once
+            await trio.sleep(_RETRY_S * (1 + self._env.random_float()))
+        except (PeerError, ProtocolError, StoreDamaged) as error:
+            # Loud, and for this cell alone: everybody else is served on.
+            _log.error("hand_over_stopped", cell=cell, text=error.text, remedy=error.remedy)
+            await trio.sleep(_TROUBLE_S * (1 + self._env.random_float()))
 
     async def _hand_over(self, cell: str, outbox: Outbox, size: int) -> None:
         """One batch, alone, from where the fold stands."""
@@ -168,17 +177,20 @@ class Forwarders:
             if after < outbox.last and (room := flights.room(line.size)):
                 flight = await self._flight(cell, outbox, after, room)
                 flights.leave(flight)
-                nursery.start_soon(self._fly, cell, flight, line)
+                nursery.start_soon(self._fly, cell, flight, line, flights)
                 await trio.lowlevel.checkpoint()  # it leaves before the next one does
             else:
                 await grew.wait()
 
-    async def _fly(self, cell: str, flight: Flight, line: _Line) -> None:
+    async def _fly(self, cell: str, flight: Flight, line: _Line, flights: Flights) -> None:
         try:
             flight.came = await self._ask(cell, self._request(flight))
         except PosthouseError as error:
             flight.came = error
         line.landing.set()
+        self._grew[cell].set()
+        if flights.record_waits and not flights.may_wait(line.size):
+            self._intake.hurry()
 
     async def _settle(self, cell: str, outbox: Outbox, line: _Line, flights: Flights) -> None:
         """Record what came, in order. Raises what a batch met."""
@@ -189,7 +201,9 @@ class Forwarders:
                 line.landing = trio.Event()
             good, failed = self._judge(cell, outbox, landed)
             if good:
-                await self._record(cell, outbox, good)
+                flights.record_waits = failed is None and flights.may_wait(line.size)
+                await self._record(cell, outbox, good, flights.record_waits)
+                flights.record_waits = False
                 flights.settled(len(good))
                 line.carried()
                 self._grew[cell].set()
@@ -224,7 +238,7 @@ class Forwarders:
     def _request(self, flight: Flight) -> linkwire.HandOver:
         return linkwire.HandOver(self._journal.log_id, flight.done, flight.first, flight.items)
 
-    async def _record(self, cell: str, outbox: Outbox, flights: list[Flight]) -> None:
+    async def _record(self, cell: str, outbox: Outbox, flights: list[Flight], may_wait: bool = False) -> None:
         """Have our log say what became of these, which follow each other. One such record is under way at a time: it
         tells of every number past the fold's, since what it does not tell of counts as void."""
         done, upto, log = outbox.done, 0, b""
@@ -242,7 +256,8 @@ class Forwarders:
                     self.taken_over(read_header(flight.items[outcome.number - flight.first].item))
             found |= outcomes
         handed = records.Handed(cell, upto, tuple(found.values()), log, flights[0].log)
-        self._intake.offer([records.encode_record(handed)])
+        lazily = may_wait and all(one.code == Code.STORED for one in found.values())
+        self._intake.offer([records.encode_record(handed)], lazily=lazily)
         with trio.move_on_after(LINK_DEADLINE_S) as scope:
             await self._delivery.wait_for(lambda: outbox.done >= upto)
         if scope.cancelled_caught:

@@ -93,6 +93,8 @@ class Halts:
         for one in root.payload.regions:
             if one.name in self._damaged and one.name not in self._halted:
                 self._halt_in_doubt(one.name, known=one.name in before)
+        for name in before:
+            self._metrics.region_halted.labels(name).set(0)  # also of one that went
         for one in root.payload.regions:
             self._metrics.region_halted.labels(one.name).set(int(one.name in self._halted))
             if one.name in before and one.name not in self._halted:

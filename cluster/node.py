@@ -62,7 +62,7 @@ from relay.journal.shelf import SealedShelf
 from relay.journal.solo import SoloJournal, open_solo
 from relay.observe.admin import Answer, Page, serve_admin
 from relay.observe.metrics import Metrics
-from relay.observe.pulse import feel_pulse
+from relay.observe.pulse import Pulse, feel_pulse
 from relay.office import Office
 from relay.ports import Env, Journal
 from relay.steward import Steward
@@ -282,7 +282,7 @@ async def _live(
     switchboard = Switchboard(halts.check)
     metrics.certificate_expires.set_function(lambda: kit.credentials.expires_ms / 1000)
     metrics.root_fresh.set_function(lambda: (kit.root.trusted if kit.root else root).payload.fresh_until / 1000)
-    readiness = Readiness(ready)
+    readiness, pulse = Readiness(ready), Pulse()
     control: list[CellControl | None] = [None]
     erasing = Erasing()
     links = Links(env, root, kit.credentials.peer, kit.credentials, metrics, halts.check)
@@ -297,7 +297,7 @@ async def _live(
             switchboard.onlookers = Onlookers(kit.trail, root, kit.certify, links)
             following.add([switchboard.onlookers.follow])
             base.start_soon(switchboard.onlookers.run)
-            base.start_soon(feel_pulse, metrics)  # not in the simulator, whose clock is its own
+            base.start_soon(feel_pulse, metrics, pulse)  # not in the simulator, whose clock is its own
         base.start_soon(readiness.give_up, stop.asked, base.cancel_scope)
         readiness.say("joining the cell")
         async with _open_journal(config, kit, shelf, links, switchboard, following) as journal:
@@ -307,7 +307,8 @@ async def _live(
             kit.note("store.open", "node", store=store, log=journal.log_id.hex(), first=journal.first, tip=journal.tip)
             with found_in(paths.data / STORE_FILE):
                 room = await load_mailroom(journal, own.cell, shelf)
-            delivery, intake = Delivery(journal, room, metrics, env.clock), Intake(journal, metrics)
+            delivery = Delivery(journal, room, metrics, env.clock, pulse)
+            intake = Intake(journal, metrics, pulse)
             barrier = Barrier(journal, intake, delivery)
             async with env.open_seen(paths.data / DIRECTORY_FILE) as seen:
                 directory = FederationDirectory(root, own.cell, FoldedUsers(delivery, barrier), links, env, seen)

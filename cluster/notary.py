@@ -20,25 +20,25 @@ import trio
 from cluster.core import linkwire
 from cluster.core.linkwire import Peer
 from cluster.links import Links
-from relay.core.book import Book, key
-from relay.core.proven import Missing, ProvenBlock
+from relay.core.book import Book
+from relay.core.proven import Missing, ProvenBlock, Wanted, all_told, question
 from relay.core.receipts import (
     Attestation, Certified, Certify, Mark, Statement, Word, cell_nodes, check_certificate, check_word, majority,
     marks_of, read_statement, said,
 )
 from relay.core.trust import Root
 from relay.core.widetree import HASH
-from relay.core.wire import Code, Wanted
+from relay.core.wire import Code
 from relay.delivery import Delivery
 from relay.errors import NotAReceipt, NotCertified, PeerError, ReceiptContradicts, Refused, TrustError
 from relay.limits import (
-    ATTEST_REST, ATTEST_REST_S, ATTEST_S, MAX_CELL, MAX_STATEMENTS, PROVE_BLOCKS, PROVE_S, SIGNED_TOGETHER,
+    ATTEST_REST, ATTEST_REST_S, ATTEST_S, MAX_CELL, MAX_STATEMENTS, MAX_WANTED, PROVE_BLOCKS, PROVE_S, SIGNED_TOGETHER,
     SLOT_BITS,
 )
 
 _log = structlog.get_logger("cluster.notary")
 _SEARCHES = 16  # envelopes of one request that are looked for in the whole book; each takes milliseconds
-_Places = dict[int, tuple[list[Wanted], list[int]]]  # index of a block → what is wanted of it, and the ordinals there
+_Places = dict[int, tuple[list[bytes], list[int]]]  # index of a block → what is wanted of it, and the ordinals there
 _Signed = tuple[tuple[int, ...], Word]  # the indices of blocks, and what was signed of all of them
 Proven = tuple[list[ProvenBlock], list[Missing]]
 
@@ -108,31 +108,34 @@ class Notary:
         """See relay.ports.Notary."""
         if cell == self._cell:
             return await self._prove_here(wanted, ask_peers=True)
-        there = tuple(Wanted(one.id, one.code, 0) for one in wanted)  # positions mean nothing between cells
+        told = all_told(wanted)
+        there = question((0, one) for one in told)  # the index of a block means nothing between cells
         with trio.move_on_after(PROVE_S):
             try:
                 answer = await self._links.request(cell, linkwire.ProveThere(there), PROVE_S)
             except Refused as error:
-                return [], [Missing(one.id, error.code) for one in wanted]
+                return [], _missing(told, error.code)
             except PeerError as error:
                 _log.warning("not_proven", cell=cell, text=error.text)
-                return [], _missing(wanted, Code.UNREACHABLE)
+                return [], _missing(told, Code.UNREACHABLE)
             if isinstance(answer, linkwire.ProvenThere):
                 return list(answer.blocks), list(answer.missing)
-        return [], _missing(wanted, Code.UNREACHABLE)
+        return [], _missing(told, Code.UNREACHABLE)
 
     async def answer(self, peer: Peer, message: linkwire.Attest | linkwire.ProveThere) -> linkwire.Answer:
         """What another node asks. Raises PeerError."""
         if isinstance(message, linkwire.Attest):
             return await self._attest(peer, message)
+        if len(all_told(message.items)) > MAX_WANTED:
+            raise PeerError(f"{peer.node} asks for more than {MAX_WANTED} receipts at once")
         blocks, missing = await self._prove_here(message.items, ask_peers=peer.cell != self._cell)
         return linkwire.ProvenThere(tuple(blocks), tuple(missing))
 
     async def _prove_here(self, wanted: Sequence[Wanted], *, ask_peers: bool) -> Proven:
         places: _Places = {}
-        unknown: list[Wanted] = []
+        unknown: list[tuple[int, bytes]] = []
         with trio.move_on_after(PROVE_S / 2):
-            await self._delivery.applied(max(one.position for one in wanted) >> SLOT_BITS)
+            await self._delivery.applied(max(one.index for one in wanted))
             await self._place(wanted, places, unknown)
             await self._sign(places)
         blocks, missing = [], list[Missing]()
@@ -144,68 +147,67 @@ class Notary:
             else:
                 blocks.append(block)
             await trio.lowlevel.checkpoint()
-        placed = [unknown, *(ones for ones, _ in places.values())]
-        if sum(map(len, placed)) < len(wanted):  # more than one question may ask for
-            named = {one.id for ones in placed for one in ones}
-            missing += _missing([one for one in wanted if one.id not in named], Code.UNREACHABLE)
+        asked, lost = all_told(wanted), [one for _, one in unknown]
+        placed = [lost, *(ones for ones, _ in places.values())]
+        if sum(map(len, placed)) < len(asked):  # more than one question may ask for
+            named = {one for ones in placed for one in ones}
+            missing += _missing([one for one in asked if one not in named], Code.UNREACHABLE)
         if unknown and ask_peers:
             more, unproven = await self._ask_peers(unknown)
             return blocks + more, missing + unproven
-        return blocks, missing + _missing(unknown, Code.UNPROVEN)
+        return blocks, missing + _missing(lost, Code.UNPROVEN)
 
-    async def _place(self, wanted: Sequence[Wanted], places: _Places, unknown: list[Wanted]) -> None:
+    async def _place(self, wanted: Sequence[Wanted], places: _Places, unknown: list[tuple[int, bytes]]) -> None:
         """In which blocks they are; what is left out of both was too much for one question, and is asked for again."""
-        told: dict[int, list[Wanted]] = {}  # by the index of the block that was told them
-        for one in wanted:
-            told.setdefault(one.position >> SLOT_BITS, []).append(one)
-        astray: list[Wanted] = []
-        for index, ones in told.items():
+        astray: list[tuple[int, bytes]] = []
+        for index, told in [(one.index, one.told) for one in wanted]:
             if len(places) == PROVE_BLOCKS:
                 return
-            taken = self._book.places(index)
-            ordinals = [taken.get(key(one.id, one.code), -1) for one in ones]
-            if -1 in ordinals:
-                astray += [one for one, ordinal in zip(ones, ordinals, strict=True) if ordinal < 0]
-                ones = [one for one, ordinal in zip(ones, ordinals, strict=True) if ordinal >= 0]
-                ordinals = [ordinal for ordinal in ordinals if ordinal >= 0]
-            if ones:
-                places[index] = ones, ordinals
+            found: Sequence[int] = self._book.find(index, told)
+            if -1 in found:
+                astray += [(index, one) for one, ordinal in zip(told, found, strict=True) if ordinal < 0]
+                told = tuple(one for one, ordinal in zip(told, found, strict=True) if ordinal >= 0)
+                found = [ordinal for ordinal in found if ordinal >= 0]
+            if told:
+                ones, ordinals = places.setdefault(index, ([], []))
+                ones += told
+                ordinals += found
             await trio.lowlevel.checkpoint()  # the block was hashed, whether it took one of them or not
         searches = _SEARCHES
-        for one in astray:
+        for index, one in astray:
             place = self._told_elsewhere(one)
-            if place is None and (not one.position or self._book.has(one.position >> SLOT_BITS)):
+            if place is None and (not index or self._book.has(index)):
                 if not searches:
                     continue
                 searches -= 1
-                place = self._book.search(key(one.id, one.code))
+                place = self._book.search(one)
             if place is None:
-                unknown.append(one)
+                unknown.append((index, one))
             elif place[0] in places or len(places) < PROVE_BLOCKS:
                 ones, ordinals = places.setdefault(place[0], ([], []))
                 ones.append(one)
                 ordinals.append(place[1])
             await trio.lowlevel.checkpoint()
 
-    def _told_elsewhere(self, one: Wanted) -> tuple[int, int] | None:
+    def _told_elsewhere(self, one: bytes) -> tuple[int, int] | None:
         """The block that took it, and its ordinal there, where the fold remembers another position than was said."""
-        known = self._delivery.room.state.outcomes.get(one.id)
+        known = self._delivery.room.state.outcomes.get(one[:HASH])
         if known is None:
             return None
         index = known.position >> SLOT_BITS
-        ordinal = self._book.places(index).get(key(one.id, one.code))
-        return None if ordinal is None else (index, ordinal)
+        [ordinal] = self._book.find(index, [one])
+        return None if ordinal < 0 else (index, ordinal)
 
-    async def _ask_peers(self, wanted: Sequence[Wanted]) -> Proven:
+    async def _ask_peers(self, wanted: Sequence[tuple[int, bytes]]) -> Proven:
         """This node may have started since, and remember less than the others, or be behind them."""
         blocks, away = list[ProvenBlock](), False
-        left = {one.id: one for one in wanted}
+        left = {one[:HASH]: (index, one) for index, one in wanted}
         with trio.move_on_after(PROVE_S / 2):
             for node in tuple(self._peers):
                 if not left:
                     break
                 try:
-                    answer = await self._links.ask(node, linkwire.ProveThere(tuple(left.values())), ATTEST_S)
+                    answer = await self._links.ask(node, linkwire.ProveThere(question(left.values())), ATTEST_S)
                 except (Refused, PeerError):
                     away = True
                     continue
@@ -214,8 +216,8 @@ class Notary:
                     refused = {one.id: one.code for one in answer.missing}
                     away |= any(code != Code.UNPROVEN for code in refused.values())
                     left = {own: one for own, one in left.items() if own in refused}
-            return blocks, _missing(left.values(), Code.UNREACHABLE if away else Code.UNPROVEN)
-        return blocks, _missing(left.values(), Code.UNREACHABLE)
+            return blocks, _missing(left, Code.UNREACHABLE if away else Code.UNPROVEN)
+        return blocks, _missing(left, Code.UNREACHABLE)
 
     # --- signing -----------------------------------------------------------------------------------
     async def _attest(self, peer: Peer, message: linkwire.Attest) -> linkwire.Attested:
@@ -358,5 +360,5 @@ class Notary:
         return known
 
 
-def _missing(wanted: Iterable[Wanted], code: Code) -> list[Missing]:
-    return [Missing(one.id, code) for one in wanted]
+def _missing(told: Iterable[bytes], code: int) -> list[Missing]:
+    return [Missing(one[:HASH], code) for one in told]

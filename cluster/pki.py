@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cluster.core.linkwire import Peer
-from relay.certificates import SCHEME, claimed_node, issued_by, parse_certificate
+from relay.certificates import SCHEME, claimed_node, issued_by, parse_certificate, usable_authorities
 from relay.core.receipts import Word, sign_statements
 from relay.core.trust import Root
 from relay.errors import OperatorError, PeerError, TrustError
@@ -288,13 +288,12 @@ class NodeCredentials:
         except PeerError as error:
             remedy = error.remedy or "Use the certificate that this federation's region issued for this node"
             raise OperatorError(f"{cert_path}: {error.text}", remedy) from error
-        pair = (cert_path, key_path)
-        authorities = {region.name: region.authority for region in root.payload.regions}
+        pair, authorities = (cert_path, key_path), usable_authorities(root)
         return cls(
             peer=peer,
             root=root,
             until_ms=valid_until_ms(cert),
-            authority_until_ms=valid_until_ms(x509.load_der_x509_certificate(authorities[peer.region])),
+            authority_until_ms=valid_until_ms(x509.load_der_x509_certificate(root.region(peer.region).authority)),
             certificate=cert.public_bytes(Encoding.DER),
             links_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, list(authorities.values())),
             clients_server=_context(ssl.PROTOCOL_TLS_SERVER, pair, []),
@@ -303,6 +302,11 @@ class NodeCredentials:
             },
             _key=key,
         )
+
+    @property
+    def strangers(self) -> list[str]:
+        """The regions whose nodes cannot be met: what the root has as their authority cannot be used."""
+        return [one.name for one in self.root.payload.regions if one.name not in self._links_client]
 
     def attest(self, statements: Sequence[bytes], store: bytes) -> Word:
         """This node's word for statements of receipts (relay.core.receipts). The key signs nothing else but TLS."""
@@ -388,9 +392,9 @@ def _context(protocol: int, pair: tuple[Path, Path] | None, authorities: list[by
         for authority in authorities:
             try:
                 context.load_verify_locations(cadata=authority)
-            except ssl.SSLError as error:
-                what = "the root names an authority that is no certificate"
-                raise OperatorError(what, "Look with posthouse directory verify") from error
+            except (ssl.SSLError, ValueError) as error:
+                remedy = "Look with posthouse directory verify"
+                raise OperatorError("the root names an authority that is no certificate", remedy) from error
     if protocol == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # every link shows its certificate anew; a ticket would outlive a changed root
     return context

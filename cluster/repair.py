@@ -21,7 +21,7 @@ from relay.core.codec import digest, encode
 from relay.core.mailroom import Mailroom
 from relay.core.mailroom.state import State
 from relay.errors import DiskFailed, OperatorError, StoreDamaged
-from relay.journal.api import CheckpointHead, Hard, LogStore, Meta, StoreEnv, Write
+from relay.journal.api import CheckpointHead, Hard, LogStore, Meta, Place, StoreEnv, Write
 from relay.journal.database import found_in
 from relay.journal.files import REPAIRED, STORE_FILE, put_in_place, sync_directory
 from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_checksum, verify_checkpoint
@@ -131,8 +131,7 @@ class _Old:
         rows: list[bytes] = []
         with found_in(self.store.file):
             while batch := await self.store.checkpoint_rows(head.generation, len(rows)):
-                at = len(rows)
-                rows += [self.sealer.open_checkpoint_row(head.index, at + n, row) for n, row in enumerate(batch)]
+                rows += map(self.sealer.open_checkpoint_row, batch)
             verify_checkpoint(head, meta.log_id, rows)
             return Mailroom.from_checkpoint(rows[self.several :])  # their first is its head
 
@@ -153,7 +152,7 @@ async def _copy(old: _Old, new: LogStore, sealer: Sealer, log: bytes, room: Mail
     rows = [encode(Head(term, prev, time, new.meta.members))] if old.several else []
     rows += room.checkpoint()
     for ordinal, row in enumerate(rows):
-        await new.add_checkpoint_rows(1, ordinal, [sealer.checkpoint_row(tip, ordinal, row)])
+        await new.add_checkpoint_rows(1, ordinal, [sealer.checkpoint_row(Place(1, ordinal), row)])
     if tip:
         checksum = checkpoint_checksum(log, tip, [digest(row) for row in rows])
         await new.finish_checkpoint(CheckpointHead(1, tip, len(rows), checksum))

@@ -25,6 +25,7 @@ from relay.errors import OperatorError, ProtocolError, TrustError
 
 _log = structlog.get_logger("cluster.rootfile")
 _LOOK_S: Final = 2.0  # seconds between two looks at the file; a look is one stat(2)
+_AGAIN_S: Final = 60.0  # seconds until what was refused is tried again, in silence
 _SAY_AGAIN_S: Final = 86_400.0  # seconds between two complaints
 _wall_ms: Final = RealClock().wall_ms
 _Stamp = tuple[int, int, int, int]
@@ -48,7 +49,11 @@ class RootFile:
         self.following = Following(routed(self._trusted), cell)
         self._ends, self._lapsed = region_ends(self._trusted), frozenset(self._trusted.payload.lapsed)
         self._removed = frozenset[str]()
-        self._seen = self._taken = self._stamp()
+        # What lies there may be newer than what was read: it is looked at, too.
+        self._seen: _Stamp | None = None
+        self._taken: _Stamp | None = None
+        self._refused: _Stamp | None = None
+        self._again = 0.0  # when what was refused is tried again (trio's clock)
 
     def lapsed(self) -> Collection[str]:
         """The regions that are not believed any more: their own statement has run out by now, so that nobody speaks for
@@ -84,17 +89,23 @@ class RootFile:
         settled, self._seen = found == self._seen, found
         if not settled or found == self._taken or found is None:
             return
-        self._taken = found  # looked at once, whatever comes of it
+        if found == self._refused and trio.current_time() < self._again:
+            return
         try:
             signed = self._path.read_bytes()
             if signed == self._trusted.signed:
+                self._taken = found
                 return
             root = follow_root(signed, self._trusted.signed, self._now_ms(), self._trusted.federation_id)
             keep_root(self._data, signed)
         except (TrustError, ProtocolError, OperatorError, OSError) as error:
-            self._note("root.take", self._actor, f"{REFUSED}: {error}", before=self._trusted.payload.version)
-            _log.error("root_refused", text=str(error), version=self._trusted.payload.version)
+            self._again = trio.current_time() + _AGAIN_S  # the disk may be full, or the clock be set right
+            if found != self._refused:
+                self._refused = found
+                self._note("root.take", self._actor, f"{REFUSED}: {error}", before=self._trusted.payload.version)
+                _log.error("root_refused", text=str(error), version=self._trusted.payload.version)
             return
+        self._taken = found
         regions = changed(self._trusted, root)
         version, digest = root.payload.version, root.digest.hex()
         self._note("root.take", self._actor, version=version, digest=digest, regions=regions)

@@ -18,9 +18,10 @@ from docs.vectors_of_logs import region_logs
 from relay.client import Card
 from relay.core import proven, receipts, sealing, trust, wire
 from relay.core.block import make_block, position
-from relay.core.book import Book, Taken, key
+from relay.core.book import Book, Taken
 from relay.core.codec import Struct, digest, encode
 from relay.core.envelope import Header, To, envelope_id, join
+from relay.core.proven import told
 from relay.core.widetree import leaf_hash
 
 FILE = Path(__file__).with_name("vectors.json")
@@ -115,7 +116,7 @@ def messages() -> list[Struct]:
         wire.Lookup(1, bytes([7]) * 32, "birch", 0),
         wire.Roster(b"a signed head", (("amber/1", b"a member list"),)),
         wire.Ephemeral(bytes([7]) * 32, "birch", b"typing"),
-        wire.Prove(2, "amber/1", (wire.Wanted(own, receipt, AT), wire.Wanted(bytes([7]) * 32, receipt, 0))),
+        wire.Prove(2, "amber/1", proven.question([(9, told(own, receipt)), (0, told(bytes([7]) * 32, receipt))])),
         *vectors_of_channels.asked(),
         challenge(),
         wire.Welcome(LOG_ID, AT, NOW, 1, 64, 1_000, 131_072, 256),
@@ -155,7 +156,7 @@ def proven_block() -> proven.ProvenBlock:
         together = [statement, b"another statement"][:: 1 - 2 * place]  # n3 signs it after the other one
         word = receipts.sign_statements(together, store, certificate, lambda data, by=signing: by.sign(data).signature)
         words.append(word.attestation(place))
-    block = book.prove(7, [book.places(7)[key(envelope_id(envelope()), wire.Code.STORED)]], words)
+    block = book.prove(7, book.find(7, [told(envelope_id(envelope()), wire.Code.STORED)]), words)
     assert block is not None
     return block
 

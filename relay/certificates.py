@@ -6,6 +6,8 @@ for is decided by the authority that the root names for the *claimed* region, an
 
 from __future__ import annotations
 
+import ssl
+from collections import Counter
 from typing import Final
 
 from cryptography import x509
@@ -61,6 +63,32 @@ def issued_by(cert: x509.Certificate, region: RootRegion) -> bool:
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
+
+
+def usable_authorities(root: Root) -> dict[str, bytes]:
+    """The authorities (DER) that TLS can tell apart, by region. What one region says of itself must not cost the others
+    their links: left out is what is no certificate, and, where several have one name, what is not marked by its own
+    key, since TLS finds an issuer by name and mark, and would take one region's for another's."""
+    found, scratch = dict[str, x509.Certificate](), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for region in root.payload.regions:
+        try:
+            cert = parse_certificate(region.authority, der=True)
+            scratch.load_verify_locations(cadata=region.authority)
+        except (ValueError, ssl.SSLError):
+            continue
+        found[region.name] = cert
+    names = Counter(cert.subject for cert in found.values())
+    told = {region.name: region.authority for region in root.payload.regions}
+    return {name: told[name] for name, cert in found.items() if names[cert.subject] == 1 or _is_marked(cert)}
+
+
+def _is_marked(cert: x509.Certificate) -> bool:
+    """Is its subject key identifier the one of its key? (RFC 5280, 4.2.1.2, method 1.)"""
+    try:
+        said = cert.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False
+    return said == x509.SubjectKeyIdentifier.from_public_key(cert.public_key())
 
 
 def certify(certificate: bytes, root: Root) -> Certified:

@@ -44,6 +44,12 @@ class ChannelDesk:
         self._receipt = receipt
 
     # --- readers ---------------------------------------------------------------------------------
+    def crosses(self, message: wire.ChannelMessage) -> bool:
+        """See relay.gateway.api.ChannelOffice."""
+        if isinstance(message, wire.SubscribeFar):
+            return message.cell != self._identity.cell
+        return isinstance(message, wire.Read) and self.far.has(message.channel)
+
     async def subscribe(self, line: Line, request: wire.Subscribe | wire.SubscribeFar, nonce: bytes) -> None:
         """See relay.gateway.api.ChannelOffice."""
         code = await self._subscribe(line, request, nonce)

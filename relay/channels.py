@@ -36,6 +36,7 @@ from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
 _SLICE: Final = 32  # lines that are written to before others have their turn: below a millisecond
+_ENTRY: Final = 512  # bytes of memory that a kept page takes beside its frame
 _TRIES: Final = 4  # to read a post that a carry moves at the same time
 _PROVEN, _LIVE, _BEHIND = range(3)  # what a line is to a channel: it may read; is sent posts; missed some
 
@@ -255,7 +256,7 @@ class Channels:
                     return frame
             page = await self._make(channel, after)
             frame = page_frame(page)
-            if page.code == Code.STORED:
+            if page.posts:  # one without is made as fast as it is found, and anybody may ask from anywhere
                 self.pages.keep(channel, page.after, (page.first, page.last), frame)
             return frame
 
@@ -323,9 +324,14 @@ class _Pages:
     def keep(self, channel: bytes, after: int, span: tuple[int, int], frame: bytes) -> None:
         old = self._kept.pop((channel, after), None)
         self._kept[channel, after] = (span, frame)
-        self._bytes += len(frame) - (len(old[1]) if old else 0)
+        self._bytes += _weight(frame) - (_weight(old[1]) if old else 0)
         while self._bytes > CHANNEL_PAGES:
-            self._bytes -= len(self._kept.popitem(last=False)[1][1])
+            self._bytes -= _weight(self._kept.popitem(last=False)[1][1])
+
+
+def _weight(frame: bytes) -> int:
+    """What a kept page takes, bytes."""
+    return len(frame) + _ENTRY
 
 
 def _span(channel: ChannelState) -> tuple[int, int]:

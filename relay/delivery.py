@@ -30,6 +30,7 @@ from relay.fanout import Fanout
 from relay.gateway.api import Line
 from relay.limits import ACK_EACH_MS, ACK_MOST_MS, ACK_MS, UNACKED_BYTES
 from relay.observe.metrics import Metrics
+from relay.observe.pulse import Pulse
 from relay.ports import Clock, Journal
 from relay.recent import RecentFrames, notice_frame
 from relay.seat import Item, Seat
@@ -45,7 +46,9 @@ _CATCH_UP = 64  # entries read at a time while catching up: bounds what one slow
 class Delivery:
     """The one task that changes the mailroom, and the lines it answers."""
 
-    def __init__(self, journal: Journal, room: Mailroom, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self, journal: Journal, room: Mailroom, metrics: Metrics, clock: Clock, pulse: Pulse | None = None
+    ) -> None:
         self.room = room
         self.book = Book(room.state.cell, room.state.log_id)
         self._journal = journal
@@ -53,7 +56,7 @@ class Delivery:
         self._clock = clock
         self._lines: dict[bytes, list[Line]] = {}
         self._seats: dict[bytes, Seat] = {}
-        self._fanout = Fanout(room.state, metrics, clock)
+        self._fanout = Fanout(room.state, metrics, clock, pulse or Pulse())
         self.channels = Channels(room.state, journal, metrics)
         self._started: dict[bytes, SessionStarted] = {}
         self._awaited: set[bytes] = set()

@@ -122,6 +122,10 @@ class BadSignature(TrustError):
     """A signature by the expected key is missing or wrong."""
 
 
+class RetiredKey(BadSignature):
+    """Signed with a key that its registrar has had replaced, and not proven to be from before that."""
+
+
 class ForeignDevice(BadSignature):
     """A home record lists a device whose key's holder has not signed for it."""
 

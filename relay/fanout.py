@@ -1,15 +1,17 @@
 """Fan-out: what was filed goes to every live seat that it is for, in order, in as few writes as the load allows.
 
-A round gives every seat what it lacks, joined; seats that lack the same share the same bytes. Then it rests for a
-multiple of the time it took. So a quiet node writes at once, and a busy one lets several messages go with each write:
-natural batching, as of commits, without a timer to be tuned. Lanes of few seats do not wait for a round: a message to
-one device is not behind a burst to ten thousand.
+A round gives every seat what it lacks, joined; seats that lack the same share the same bytes. Then each lane rests for
+a multiple of the time it took, and of how many lanes have something: so many of them leave others as much as few do. A
+quiet node writes at once, and a busy one lets several messages go with each write: natural batching, as of commits,
+without a timer to be tuned. A lane of a hundred seats does not wait while one of ten thousand rests, and goes before
+it; lanes of few seats do not wait for a round at all.
 
 Seats that are not live read from the journal (relay.delivery); so do those whose line took no more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -18,26 +20,39 @@ import trio
 from relay.core.mailroom import reading
 from relay.core.mailroom.people import Entry
 from relay.core.mailroom.state import State
-from relay.limits import FANOUT_BYTES, FANOUT_REST, FANOUT_REST_S, UNACKED_BYTES
+from relay.limits import (
+    FANOUT_BYTES,
+    FANOUT_REST,
+    FANOUT_REST_BUSY,
+    FANOUT_REST_BUSY_S,
+    FANOUT_REST_S,
+    UNACKED_BYTES,
+)
 from relay.observe.metrics import Metrics
+from relay.observe.pulse import Pulse
 from relay.ports import Clock
 from relay.seat import Address, Item, Lane, Seat
 
 _FEW: Final = 8  # seats of a lane that is emptied at once, when its block is applied
 _SLICE: Final = 32  # seats that are written to before others have their turn: below a millisecond
+_GIVE_WAY_S: Final = 0.0007  # seconds between two slices where there is mail to few: as long as a slice takes
+_BESIDE_S: Final = 0.1  # seconds for which such mail counts
 
 
 class Fanout:
     """Owns the lanes. `file` and `hurry` while a block is applied; one task runs `run`."""
 
-    def __init__(self, state: State, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, state: State, metrics: Metrics, clock: Clock, pulse: Pulse) -> None:
         self._state = state
+        self._pulse = pulse
         self._metrics = metrics
         self._clock = clock
         self._lanes: dict[Address, Lane] = {}
         self._dirty: dict[Lane, None] = {}  # those with items
         self._filed = trio.Event()
+        self._few_at = -math.inf  # when mail to few was last given out, by trio's clock
         self._given = 0  # deliveries that are not counted yet
+        self._mail: set[bool] = set()  # of the block that is applied: for few, for more
 
     # --- who listens -----------------------------------------------------------------------------
     def listen(self, seat: Seat) -> None:
@@ -75,6 +90,8 @@ class Fanout:
         if lane is not None:
             lane.add(item, time)
             self._dirty[lane] = None
+            if item.entry is not None:  # a notice that something was settled is for few, whatever that was
+                self._mail.add(len(lane.seats) > _FEW)
 
     def demote(self, seat: Seat, reason: str) -> None:
         """A seat that is live is not any more: it reads on from the journal. `reason`: as in OPERATIONS."""
@@ -94,12 +111,16 @@ class Fanout:
     def hurry(self) -> None:
         """A block is applied: empty the lanes of few seats, and wake whoever does the rounds."""
         oldest = 0
+        if self._mail:
+            self._pulse.applied(True in self._mail)
+            self._mail.clear()
         for lane in [lane for lane in self._dirty if len(lane.seats) <= _FEW]:
             for seat in lane.seats:
                 if seat.live:
                     self.give(seat)
             oldest = min(oldest or lane.time, lane.time)
             self._empty(lane)
+            self._few_at = trio.current_time()
         self._observe(oldest)
         if self._dirty:
             if sum(lane.size for lane in self._dirty) > FANOUT_BYTES:
@@ -122,30 +143,48 @@ class Fanout:
     async def run(self) -> None:
         """Rounds, until cancelled."""
         while True:
-            await self._filed.wait()
-            self._filed = trio.Event()
-            began = trio.current_time()
-            await self._round()
-            await trio.sleep(min(FANOUT_REST_S, FANOUT_REST * (trio.current_time() - began)))
+            now = trio.current_time()
+            if due := [lane for lane in self._dirty if lane.due <= now]:
+                await self._round(sorted(due, key=lambda lane: len(lane.seats)))
+            else:
+                self._filed = trio.Event()
+                with trio.move_on_at(min((lane.due for lane in self._dirty), default=math.inf)):
+                    await self._filed.wait()
 
-    async def _round(self) -> None:
-        """Everything that is filed now, to everybody whom it is for. What is filed meanwhile goes along where it
-        can; it is the next round's."""
-        tips = [(lane, lane.items[-1].position) for lane in self._dirty]
-        seats = dict.fromkeys(seat for lane, _ in tips for seat in lane.seats)
-        for number, seat in enumerate(seats, 1):
-            if seat.live:
-                self.give(seat)
-            if number % _SLICE == 0:
-                await trio.lowlevel.checkpoint()
-        oldest = 0
-        for lane, tip in tips:
-            if lane in self._dirty:  # nobody has left it for good meanwhile
-                oldest = min(oldest or lane.time, lane.time)
-                lane.forget(tip)
-                if not lane.items:
-                    del self._dirty[lane]
-        self._observe(oldest)
+    async def _round(self, lanes: list[Lane]) -> None:
+        """Everything that these hold now, to everybody whom it is for. What is filed meanwhile goes along where it can;
+        it is the next round's."""
+        number, sharing = 0, len(self._dirty)  # those that rest with something, too: their turn comes in our rests
+        for lane in lanes:
+            if lane not in self._dirty:
+                continue  # everybody has left it meanwhile
+            began, tip = trio.current_time(), lane.items[-1].position
+            for seat in list(lane.seats):
+                if seat.live:
+                    self.give(seat)
+                number += 1
+                if number % _SLICE == 0:
+                    await self._give_way()
+            self._given_up_to(lane, tip)
+            rest, most = (FANOUT_REST_BUSY, FANOUT_REST_BUSY_S) if self._pulse.busy else (FANOUT_REST, FANOUT_REST_S)
+            now = trio.current_time()
+            lane.due = now + min(most, rest * sharing * (now - began))
+        await trio.lowlevel.checkpoint()
+
+    async def _give_way(self) -> None:
+        """Others have their turn; beside mail to few, the other processes of this machine, too."""
+        if trio.current_time() - self._few_at < _BESIDE_S and not self._pulse.busy:
+            await trio.sleep(_GIVE_WAY_S)
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def _given_up_to(self, lane: Lane, tip: int) -> None:
+        if lane in self._dirty:
+            oldest = lane.time
+            lane.forget(tip)
+            if not lane.items:
+                del self._dirty[lane]
+            self._observe(oldest)
 
     def give(self, seat: Seat) -> None:
         """Write what its lanes hold for a seat that is live."""

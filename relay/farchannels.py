@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 import trio
@@ -28,6 +29,8 @@ from relay.limits import FAR_ASK_S, FAR_ASKS, FAR_FRESH_S, FAR_POLL_S, FAR_REST_
 from relay.ports import Abroad
 
 _log = structlog.get_logger("relay.channels")
+# What ends reading for everybody here. Other answers, as one that does not hold, say nothing of the channel.
+_ENDS: Final = {Code.UNKNOWN_CHANNEL, Code.NOT_SUBSCRIBER, Code.NOT_PERMITTED, Code.UNKNOWN_REGION}
 
 
 @dataclass
@@ -73,7 +76,7 @@ class FarChannels:
         self._far: dict[bytes, _Far] = {}
         self._flights: dict[tuple[bytes, int], _Flight] = {}
         self._turns: dict[str, trio.CapacityLimiter] = {}  # by cell
-        self._down: dict[str, tuple[float, Refused]] = {}  # cells that gave no answer, and until when they are left be
+        self._down: dict[str, tuple[float, str]] = {}  # cells that gave none that holds: left be until when, and why
         self._wake = trio.Event()
 
     def has(self, channel: bytes) -> bool:
@@ -217,13 +220,13 @@ class FarChannels:
 
     def _check_up(self, cell: str) -> None:
         self._check(cell)
-        until, error = self._down.get(cell, (0.0, None))
-        if error is not None and trio.current_time() < until:
-            raise error.with_traceback(None)
+        until, why = self._down.get(cell, (0.0, ""))
+        if trio.current_time() < until:  # of this channel nothing was said
+            raise Refused(Code.UNREACHABLE, why)
         self._down.pop(cell, None)
 
     def _rest(self, cell: str, error: Refused) -> Refused:
-        self._down[cell] = (trio.current_time() + FAR_REST_S, error)
+        self._down[cell] = (trio.current_time() + FAR_REST_S, error.text)
         return error
 
     def _checked(self, cell: str, question: Question, reply: Reply) -> tuple[Reply, Known]:
@@ -231,6 +234,8 @@ class FarChannels:
         if reply.code != Code.STORED:
             raise Refused(reply.code if is_code(reply.code) else Code.BAD_RECORD, "its cell gives nothing")
         far = self._far.get(question.channel)
+        if far is not None and far.cell != cell:
+            raise Refused(Code.UNKNOWN_CHANNEL, "another cell showed it meanwhile")
         known = far.known if far is not None else None
         terms = check_reply(reply, question, cell, known.terms if known else None)
         if known is not None and (terms.version < known.terms.version or reply.last < known.span[1]):
@@ -307,7 +312,7 @@ class FarChannels:
                 return  # a reader asks the same
             _, reply = await self._lead(channel, far, told)
         except Refused as error:
-            if Code(error.code).final:
+            if error.code in _ENDS:
                 self._over(channel, far, shown, Code(error.code))
             return
         finally:

@@ -1,9 +1,12 @@
 """Intake: owns the batches that go to the journal. Natural group commit: what arrives while the journal has no place
 for another batch goes into the next one, without a timer. A replicated journal has one as soon as its leader's disk is
-free: a block is on its way to the others while the next one is made (ADR 28)."""
+free: a block is on its way to the others while the next one is made (ADR 28). While the node is busy that would only
+make more blocks of the same: then the next batch waits until the one before is committed, and a while from when that
+was made (ADR 39)."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +15,16 @@ import structlog
 import trio
 
 from relay.errors import Overloaded, ResidencyError
-from relay.limits import INTAKE_AHEAD, MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE, OFFER_BYTES
+from relay.limits import (
+    INTAKE_AHEAD,
+    INTAKE_AHEAD_BUSY,
+    MAX_BLOCK,
+    MAX_BLOCK_RECORDS,
+    MAX_INTAKE,
+    OFFER_BYTES,
+)
 from relay.observe.metrics import Metrics
+from relay.observe.pulse import Pulse
 from relay.ports import Journal
 
 _log = structlog.get_logger("relay.intake")
@@ -32,9 +43,12 @@ class _Offer:
 class Intake:
     """`offer` from anywhere in the node; one task runs `run`."""
 
-    def __init__(self, journal: Journal, metrics: Metrics, max_bytes: int = MAX_INTAKE) -> None:
+    def __init__(
+        self, journal: Journal, metrics: Metrics, pulse: Pulse | None = None, max_bytes: int = MAX_INTAKE
+    ) -> None:
         self._journal = journal
         self._metrics = metrics
+        self._pulse = pulse or Pulse()
         self._max_bytes = max_bytes
         self._queue: deque[_Offer] = deque()
         self._bytes = 0  # queued, or under way, with OFFER_BYTES each
@@ -67,17 +81,25 @@ class Intake:
         if not lazily:
             self._urgent.set()
 
+    def hurry(self) -> None:
+        """Somebody waits now for what was offered lazily."""
+        if self._queue:
+            self._urgent.set()
+
     async def run(self) -> None:
         """Write until cancelled. Raises DiskFailed, in a group, after which nothing was or will be acknowledged
         (rule 7)."""
+        last = -math.inf
         async with trio.open_nursery() as nursery:
             while True:
                 await self._arrived.wait()
                 with trio.move_on_after(LAZY_S):
                     await self._urgent.wait()
-                while self._under_way >= INTAKE_AHEAD:
+                if self._pulse.busy:
+                    await trio.sleep_until(last + self._pulse.every_s)
+                while self._under_way >= (INTAKE_AHEAD_BUSY if self._pulse.busy else INTAKE_AHEAD):
                     await self._ended.wait()
-                placed = trio.Event()
+                placed, last = trio.Event(), trio.current_time()
                 self._under_way += 1
                 nursery.start_soon(self._write, self._take(), placed.set)
                 await placed.wait()

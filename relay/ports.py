@@ -13,9 +13,9 @@ import trio
 
 from relay.core.block import Block
 from relay.core.farposts import Question, Reply
-from relay.core.proven import Missing, ProvenBlock
+from relay.core.proven import Missing, ProvenBlock, Wanted
 from relay.core.trust import HomeRecord
-from relay.core.wire import ReceiptItem, Wanted
+from relay.core.wire import ReceiptItem
 
 
 Rows = AsyncIterable[bytes] | Iterable[bytes]  # of a checkpoint, in order

@@ -66,12 +66,17 @@ class Piece(NamedTuple):
 
 
 class Lane:
-    """An address, the seats that listen there, and what not all of them were given yet."""
+    """An address, the seats that listen there, and what not all of them were given yet. `due`: it rests until then, s
+    (relay.fanout owns that)."""
 
-    __slots__ = ("_joined", "_pieces", "_positions", "address", "expires", "items", "lowest", "seats", "size", "time")
+    __slots__ = (
+        "_joined", "_pieces", "_positions", "_times", "address", "due", "expires", "items", "lowest", "seats", "size",
+        "time",
+    )  # fmt: skip
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self.due = 0.0
         self.seats: dict[Seat, int] = {}  # what is sealed for this version or a later one is for the seat
         self.empty()
 
@@ -79,6 +84,7 @@ class Lane:
         """Everybody has been given everything."""
         self.items: list[Item] = []
         self._positions: list[int] = []
+        self._times: list[int] = []
         self._pieces: dict[int, Piece] = {}  # by the number of the first item; no more bytes than FANOUT_PIECE + size
         self._joined = 0  # bytes of them
         self.lowest = self.expires = self.time = 0  # the lowest version, the first expiry, the oldest block: of all
@@ -92,6 +98,7 @@ class Lane:
         self.lowest, self.expires = min(self.lowest, version), min(self.expires, expires)
         self.items.append(item)
         self._positions.append(item.position)
+        self._times.append(time)
         self._forget_pieces()
         self.size += len(item.frame)
 
@@ -123,7 +130,8 @@ class Lane:
 
     def forget(self, pos: int) -> None:
         """Everybody has been given everything up to `pos`."""
-        left, time = self.after(pos), self.time
+        first = bisect_right(self._positions, pos)
+        items, times = self.items[first:], self._times[first:]
         self.empty()
-        for item in left:
+        for item, time in zip(items, times, strict=True):
             self.add(item, time)

@@ -11,7 +11,6 @@ import trio
 
 from relay.core import records
 from relay.core.mailroom import reading
-from relay.core.mailroom.checkpoint import ROW_BYTES
 from relay.core.mailroom.state import Source, split_key
 from relay.core.packing import Memory, Shelf
 from relay.delivery import Delivery
@@ -22,7 +21,6 @@ from relay.observe.metrics import Metrics
 from relay.ports import Journal
 
 _log = structlog.get_logger("relay.steward")
-_ROWS_AHEAD = CHECKPOINT_AHEAD // (2 * ROW_BYTES)  # a row is closed when it passes ROW_BYTES
 _LOOK_S = 1.0  # seconds between two looks: how late an expiry may be in an idle log
 _APPLY_S = 5.0  # seconds for a carry to be applied; checkpoints and ticks wait as long
 _ERASE_AGAIN_S = 5.0  # seconds before another attempt: a peer that is away may still need the prefix
@@ -40,6 +38,8 @@ class Steward:
         self.shelf: Shelf = Memory()  # for rows of a checkpoint that are made and not written yet
         self._saved = delivery.room.state.index
         self._saving = trio.Lock()
+        self._ahead = 0  # bytes of rows on the shelf
+        self._laid = trio.Event()  # one of them was written
         delivery.checkpoint_due = self.save
         self._carry_at = 0.0  # not before this time, s of trio's clock
         self._renew = False  # the checkpoint on the disk is no good
@@ -106,26 +106,33 @@ class Steward:
     async def save(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Save a checkpoint of the state as it is, then let go of the prefix that it covers and nobody needs (rule 12).
         Started when all rows are made: the fold goes on while they are written. Raises DiskFailed."""
+        asked = trio.current_time()
         async with self._saving:
             state = self._delivery.room.state
             index, floor = state.index, state.floor()
             if index == self._saved:
                 task_status.started()
                 return
-            ahead, behind = trio.open_memory_channel[int](_ROWS_AHEAD)
-            rows, made, size, began = self._laid_ahead(behind), 0, 0, trio.current_time()
+            self._renew = False  # what is found damaged from here on may be of this one, too
+            ahead, behind = trio.open_memory_channel[int](math.inf)
+            rows, writes, size, began = self._laid_ahead(behind), False, 0, trio.current_time()
+            self._ahead = 0
             async with trio.open_nursery() as nursery:
                 with self._delivery.still(), ahead:
                     for row in self._delivery.room.checkpoint():
-                        if made == _ROWS_AHEAD:  # not before: sealing and writing would only make the pause longer
+                        if self._ahead > CHECKPOINT_AHEAD and not writes:  # before, it would only lengthen the pause
+                            writes = True
                             nursery.start_soon(self._journal.save_checkpoint, index, rows)
+                        while self._ahead > CHECKPOINT_AHEAD:
+                            await self._laid.wait()
                         await ahead.send(self.shelf.add(row))
-                        made, size = made + 1, size + len(row)
-                self._metrics.checkpoint_still_seconds.observe(trio.current_time() - began)
+                        self._ahead, size = self._ahead + len(row), size + len(row)
+                since = began if task_status is trio.TASK_STATUS_IGNORED else asked  # else the fold waits with us
+                self._metrics.checkpoint_still_seconds.observe(trio.current_time() - since)
                 task_status.started()
-                if made <= _ROWS_AHEAD:
+                if not writes:
                     nursery.start_soon(self._journal.save_checkpoint, index, rows)
-            self._saved, self._renew = index, False
+            self._saved = index
             await self._journal.release(min(floor, index + 1))
             self._metrics.checkpoint_seconds.observe(trio.current_time() - began)
             self._metrics.checkpoint_bytes.set(size)
@@ -137,6 +144,9 @@ class Steward:
             row = self.shelf.get(number)
             self.shelf.drop(number)
             yield row
+            self._ahead -= len(row)
+            self._laid.set()
+            self._laid = trio.Event()
 
     def _tick_if_due(self) -> None:
         """Rule 14: a due expiry makes a block even when nobody writes."""

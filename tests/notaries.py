@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -15,11 +15,11 @@ from cluster.notary import Notary
 from relay.certificates import certify
 from relay.core import receipts, records
 from relay.core.book import Book
-from relay.core.proven import ProvenBlock, verify_block
+from relay.core.proven import ProvenBlock, Wanted, question, told, verify_block
 from relay.core.receipts import verify_receipt
-from relay.core.wire import Code, Wanted
+from relay.core.wire import Code
 from relay.errors import Refused
-from relay.limits import BOOK_BYTES
+from relay.limits import BOOK_BYTES, SLOT_BITS
 from tests.attesting import NODES, Signer, make_root
 from tests.relay.core.mailroom.conftest import Log, User
 
@@ -76,6 +76,19 @@ class House:
         return await other.notary.answer(Peer("norden", self.cell.name, self.node), message)
 
 
+class One(NamedTuple):
+    """What a sender was told about an envelope."""
+
+    id: bytes
+    code: int
+    position: int
+
+
+def ask(*ones: One) -> tuple[Wanted, ...]:
+    """The question for their receipts."""
+    return question((one.position >> SLOT_BITS, told(one.id, one.code)) for one in ones)
+
+
 class Cell:
     """The houses of one cell, which apply the same blocks."""
 
@@ -92,14 +105,14 @@ class Cell:
             house.notary._peers = list(house.peers())
             house.apply(*(records.Home(signed) for signed in homes.values()))
 
-    def send(self, *bodies: bytes, late: tuple[str, ...] = ()) -> list[Wanted]:
+    def send(self, *bodies: bytes, late: tuple[str, ...] = ()) -> list[One]:
         """alice's envelopes to bob, in one block, on every node but the late ones."""
         log = self.houses["n1"].log
         sealed = [log.seal(self.people["bob"].id, body=body) for body in bodies]
         for name, house in self.houses.items():
             if name not in late:
                 house.apply(*(house.log.submit("a1", one) for one in sealed))
-        return [Wanted(one.id, one.code, one.position) for one in log.room.taken]
+        return [One(one.id, one.code, one.position) for one in log.room.taken]
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Notary]:

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from bench.pipes import Endpoint
 from bench.sockets import Line
+from bench.tape import Tape
 
 HOST: Final = "127.0.0.1"  # a peer that the bench starts listens nowhere else
 TOPIC: Final = b"bench"  # subject, channel or topic of the one message stream
@@ -45,6 +46,13 @@ class Server:
     port: int
 
 
+class SubscribingLine(Line, Protocol):
+    """A line over which messages come."""
+
+    def follow(self, tape: Tape) -> None:
+        """Others here get the same bytes (bench.tape.Taped)."""
+
+
 class PublishingLine(Line, Protocol):
     """A line over which messages are published, and whose messages are the answers."""
 
@@ -56,13 +64,15 @@ class PublishingLine(Line, Protocol):
 
 
 class Peer(Protocol):
-    """One broker. `answers`: it says of each published message that it has it."""
+    """One broker. `answers`: it says of each published message that it has it. `alike`: all subscribers get the same
+    bytes, and answer none of them."""
 
     name: str
     promises: Promises
     settings: str
     program: Program
     answers: bool
+    alike: bool
 
     def servers(self, directory: Path, ports: Iterator[int]) -> list[Server]:
         """Its processes, listening on loopback only, with config and data in `directory`, an empty one of their own."""
@@ -70,7 +80,7 @@ class Peer(Protocol):
     async def prepare(self, endpoints: Sequence[Endpoint]) -> None:
         """Once all of them listen. Raises OperatorError."""
 
-    def subscriber(self, number: int) -> Line:
+    def subscriber(self, number: int) -> SubscribingLine:
         """A new connection of subscriber `number`. Its messages are the payloads that were published, and it
         acknowledges what the peer wants acknowledged."""
 

@@ -9,27 +9,28 @@ from typing import Any
 from bench.client import Client, Net
 from bench.dialect import Desk, Known, Message, Recipient
 from bench.envelopes import body, read_body
-from bench.peers.api import PublishingLine
+from bench.peers.api import PublishingLine, SubscribingLine
 from bench.peers.registry import PEERS
 from bench.pipes import Endpoint, Publish, Subscribe
-from bench.sockets import Line
 from relay.core.wire import Code
 
 
-class Subscriber(Client[Line]):
+class Subscriber(Client[SubscribingLine]):
     """One subscriber, who subscribes again whenever its connection ended."""
 
     __slots__ = ("_open_line", "_recipient")
 
-    def __init__(self, net: Net, open_line: Callable[[], Line], recipient: Recipient, place: int) -> None:
+    def __init__(self, net: Net, open_line: Callable[[], SubscribingLine], recipient: Recipient, place: int) -> None:
         super().__init__(net, place)
         self._open_line, self._recipient = open_line, recipient
 
-    def dial(self, endpoint: Endpoint) -> Line:
+    def dial(self, endpoint: Endpoint) -> SubscribingLine:
         return self._open_line()
 
     def live(self) -> None:
         super().live()
+        if self.tape is not None and self.line is not None:
+            self.line.follow(self.tape)
         self._recipient.live()
         self._recipient.ready()
 
@@ -47,6 +48,10 @@ class Subscribers:
     def stream(self, place: int) -> int:
         return 0  # all have the one subject
 
+    @property
+    def alike(self) -> bool:
+        return self._peer.alike
+
     def client(self, net: Net, recipient: Recipient, place: int) -> Subscriber:
         number = self._numbers[place]
         return Subscriber(net, partial(self._peer.subscriber, number), recipient, number)
@@ -57,10 +62,10 @@ class Subscribers:
     def decode(self, message: bytes) -> Known:
         return 0, *read_body(message, self._plan.seed)
 
-    def cutter(self) -> Callable[[bytes], list[bytes]]:
+    def cutter(self) -> SubscribingLine:
         line = self._peer.subscriber(0)
         line.live = True
-        return line.feed
+        return line
 
     def sample(self, sequence: int) -> bytes:
         return self._peer.delivery(sequence, body(self._plan.seed, sequence, 0, self._plan.size))

@@ -125,6 +125,7 @@ class JetStream:
     settings = "one stream of 3 servers (R3), sync_interval always, a durable push consumer a subscriber, AckPolicy all"
     program = PROGRAM
     answers = True
+    alike = False
 
     def servers(self, directory: Path, ports: Iterator[int]) -> list[Server]:
         names = [f"js{number}" for number in range(1, SERVERS + 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from bench.tape import Taped
 from relay.errors import ProtocolError
 from relay.limits import KIB, MIB
 
@@ -15,18 +16,18 @@ _DIGITS: Final = len(str(MAX_PAYLOAD))  # a size in a head has fewer
 NOTHING: Final = -1  # for a size: what was read is no delivery
 
 
-class HeadLine:
+class HeadLine(Taped):
     """A head that is the same as the one before is recognised whole; another one is read by `parse`.
 
     `WHOLE`: messages are given with their heads, for those who need to know which is which."""
 
     WHOLE = False
-    __slots__ = ("_head", "_rest", "_size", "live", "output")
+    __slots__ = ("_head", "_size", "live", "output")
 
     def __init__(self, greeting: bytes) -> None:
+        super().__init__()
         self.output = bytearray(greeting)
         self.live = False
-        self._rest = b""
         self._head, self._size = b"\0", 0  # nothing begins so
 
     @property
@@ -39,12 +40,11 @@ class HeadLine:
         NOTHING: it was dealt with, and the next thing starts there. Raises ProtocolError."""
         raise NotImplementedError
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The payloads that `data` completed."""
-        if self._rest:
-            data = self._rest + data
+    def cut(self, data: bytes) -> tuple[list[bytes], list[int], int, bool]:
+        """See bench.tape.Taped."""
         payloads: list[bytes] = []
-        at, end = 0, len(data)
+        ends: list[int] = []
+        at, end, plain = 0, len(data), True
         head, size, whole = self._head, self._size, self.WHOLE
         while at < end:
             if data.startswith(head, at):
@@ -57,7 +57,7 @@ class HeadLine:
                     break
                 start, fresh = found
                 if fresh == NOTHING:
-                    at = start
+                    at, plain = start, False
                     continue
                 if start + fresh + 2 > end:
                     break
@@ -65,8 +65,9 @@ class HeadLine:
             stop = start + size
             payloads.append(data[at if whole else start : stop])
             at = stop + 2
-        self._rest, self._head, self._size = data[at:], head, size
-        return payloads
+            ends.append(at)
+        self._head, self._size = head, size
+        return payloads, ends, at, plain
 
 
 def line_end(data: bytes, at: int) -> int:

@@ -165,6 +165,7 @@ class Mosquitto:
     settings = "MQTT 3.1.1, QoS 1 both ways, sessions kept, no bound on queues, one server"
     program = Program(name="mosquitto", wheel="", install="apt install mosquitto", version=("-h",))
     answers = True
+    alike = False
 
     def servers(self, directory: Path, ports: Iterator[int]) -> list[Server]:
         port, config = next(ports), directory / "mosquitto.conf"

@@ -85,6 +85,7 @@ class Nats:
     settings = "core NATS, one server, defaults"
     program = PROGRAM
     answers = False
+    alike = True
 
     def servers(self, directory: Path, ports: Iterator[int]) -> list[Server]:
         port = next(ports)

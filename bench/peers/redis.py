@@ -116,6 +116,7 @@ class Redis:
         version=("--version",),
     )
     answers = True
+    alike = True
 
     def servers(self, directory: Path, ports: Iterator[int]) -> list[Server]:
         port = next(ports)

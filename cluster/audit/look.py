@@ -145,12 +145,14 @@ class Look:
         return self.seen[record]
 
     def _checkpoint(self, saved: Saved, file: str) -> None:
-        where = f"{file}, the {'' if saved.current else 'unfinished or older '}checkpoint after block {saved.index}"
-        self.shelf.rows += len(saved.rows)
-        for row in saved.rows:
+        where = f"{file}, the {saved.name}"
+        everything = [*saved.rows, *saved.rest]
+        self.shelf.rows += len(everything)
+        for row in everything:
             self._scan_unsealed(where, self.scanner.scan_bytes(row))
-        with self._reading(where):
-            Mailroom.from_checkpoint(without_head(saved.rows))
+        if saved.current or saved.rows:  # else nothing says what the rest is of
+            with self._reading(where):
+                Mailroom.from_checkpoint(without_head(saved.rows))
 
     @contextmanager
     def _reading(self, where: str) -> Iterator[None]:

@@ -14,7 +14,8 @@ from relay.core import records
 from relay.core.codec import digest
 from relay.core.mailroom.state import RosterState, State
 from relay.core.trust import (
-    HomeRecord, Member, Root, VerifiedHead, make_part, read_home, verify_home, verify_part, verify_roster,
+    HomeRecord, Member, Root, VerifiedHead, check_stapled, key_before, make_part, read_home, verify_home, verify_part,
+    verify_roster,
 )  # fmt: skip
 from relay.core.trust.channels import verify_terms
 from relay.errors import ProtocolError, TrustError
@@ -48,6 +49,7 @@ class Register:
         self.findings: dict[str, None] = {}  # in order, each once
         self._root = root
         self._later: dict[tuple[bytes, int], bytes] = {}  # (user, version) whose predecessor has not been seen
+        self._before: dict[bytes, set[bytes]] = {}  # user → forms of the newest record, by a key that was replaced
         self._members: dict[bytes, dict[tuple[bytes, str], str]] = defaultdict(dict)  # group → (user, cell) → by what
         self._channels: dict[tuple[bytes, str], bytes] = {}  # (channel, cell) → the owner's device, by signed terms
         self._known: dict[tuple[bytes, str], str] = {}  # (group, region) → what `member` said
@@ -110,6 +112,8 @@ class Register:
         if known is not None and 1 <= claimed.version <= version:
             if known.digests[claimed.version - 1] != claimed.digest:
                 raise TrustError(f"user {short(claimed.user)} has two of version {claimed.version}: a fork")
+            if claimed.version == version and claimed.user in self._before:
+                self._before[claimed.user].add(signed)
             return
         if claimed.version > version + 1:
             self._later[claimed.user, claimed.version] = signed
@@ -117,6 +121,9 @@ class Register:
         home = verify_home(signed, self._root, known.record if known else None)
         digests = (*(known.digests if known else ()), home.digest)
         cells = (*(known.cells if known else ()), home.cell)
+        self._before.pop(home.user, None)
+        if key_before(home, self._root) is not None:
+            self._before[home.user] = {signed}
         self.homes[home.user] = Home(home.user, home.payload.region, home.cell, digests, cells, home)
         for device in home.devices:
             users = self._users.get(device.id, ())
@@ -168,11 +175,22 @@ class Register:
 
     # --- asking ----------------------------------------------------------------------------------
     def unproven(self) -> list[str]:
-        """Home records whose predecessor was not found on any disk: they prove nothing."""
-        return [
+        """Home records whose predecessor was not found on any disk, and newest ones with a registrar's key of before
+        and no proof that they are: they prove nothing."""
+        nowhere = [
             f"home record {version} of user {short(user)}: the one before it is nowhere"
             for user, version in sorted(self._later)
         ]
+        late = sorted(user for user, forms in self._before.items() if not any(map(self._stands, forms)))
+        what = "by a key that its registrar has no more, and not proven to be from before"
+        return nowhere + [f"home record {self.homes[user].version} of user {short(user)}: {what}" for user in late]
+
+    def _stands(self, signed: bytes) -> bool:
+        try:
+            check_stapled(read_home(signed), self._root)
+        except TrustError:
+            return False
+        return True
 
     def resident(self, user: bytes, region: str) -> Home | None:
         """The user's home record, where it is of that region."""

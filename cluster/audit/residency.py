@@ -206,7 +206,7 @@ def _learn_checkpoints(store: StoppedStore, where: str, register: Register) -> M
             loaded = Mailroom.from_checkpoint(without_head(saved.rows))
         except (StoreDamaged, StoreForeign, TrustError, ProtocolError):
             continue
-        register.checkpoint(loaded.state, f"{where}, the checkpoint after block {saved.index}")
+        register.checkpoint(loaded.state, f"{where}, the {saved.name}")
         room = loaded if saved.current else room
     return room
 

@@ -125,8 +125,8 @@ def check_key(log: Log, root: Root) -> None:
     region, _, rest = log.whose.partition("/")
     try:
         if rest == REGISTRAR:
-            known = {root.region(region).registrar_key}
-            if known != {log.key.public}:
+            own = root.region(region)
+            if log.key.public not in {own.registrar_key, *(one.key for one in own.earlier)}:
                 log.findings.append(f"it is signed with another key than that of the registrar of {region}")
             return
         for certificate in log.certificates:

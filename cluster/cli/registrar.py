@@ -14,6 +14,7 @@ import trio
 from cluster.cli.exits import Exit, NoAnswer
 from cluster.cli.moving import move, release
 from cluster.cli.options import as_option, dir_option, now_ms
+from cluster.cli.replacing import replace_key
 from cluster.cli.region import authority_key_of, load_region
 from cluster.config_keys import Address
 from cluster.enrolment import read_records, split_release
@@ -243,9 +244,8 @@ def revoke(device: str, name: str, at: Path, directory: Path) -> None:
 def rotate(name: str, at: Path, directory: Path) -> None:
     """Give a user whose store is in --dir another user key: log a home record that names it, signed with the old one.
 
-    As `posthouse user rotate`, and signed by the running registrar. The registrar's own key, the log's and the
-    witness's are the root document's to change: a new log key is a new log, and after a new registrar's key old records
-    verify no more.
+    As `posthouse user rotate`, and signed by the running registrar. For another key of the registrar itself:
+    `posthouse registrar replace-key`. A new log key is a new log.
     """
     home = Home(directory)
     _tell(home, life.rotate_user(home, name, now_ms(), signer(at, now_ms)))
@@ -347,5 +347,5 @@ def audit(
         click.get_current_context().exit(Exit.UNTRUSTED)
 
 
-for command in (move, release):
+for command in (move, release, replace_key):
     registrar.add_command(command)

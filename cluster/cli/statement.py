@@ -11,6 +11,7 @@ from cluster.cli.region import own_region, region_option, signing_key_of, write_
 from cluster.federation.keys import new_signer
 from cluster.federation.words import region_words
 from cluster.provision import write_signer
+from cluster.registrar.replacing import read_replacement, replaced
 from relay.core.trust import Policy
 from relay.errors import OperatorError
 
@@ -26,12 +27,16 @@ _REGIONS = "Names with commas between them; `none`, or `all`."
 @click.option("--log-key", metavar="VKEY", help="The key of the region's log (a C2SP vkey).")
 @click.option("--witness-key", metavar="VKEY", help="The key by which it witnesses others' logs (a C2SP vkey).")
 @click.option("--registrar-url", metavar="URL", help="Where its registrar is reached.")
+@click.option(
+    "--registrar-key", "replacement", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Another key of its registrar: what `posthouse registrar replace-key` wrote.",
+)
 @click.option("--new-key", is_flag=True, help="Make another key to sign with: the keepers have to delegate to it.")
 @region_option
 def statement(
     send_to: str | None, receive_from: str | None, hold: str | None, retention_days: int | None, quorum: int | None,
-    log_key: str | None, witness_key: str | None, registrar_url: str | None, new_key: bool,
-    directory: Path,
+    log_key: str | None, witness_key: str | None, registrar_url: str | None,
+    replacement: Path | None, new_key: bool, directory: Path,
 ) -> None:  # fmt: skip
     """Sign what the region in DIR says of itself for another year; change its policy, or the keys of its log.
 
@@ -51,6 +56,8 @@ def statement(
         policy["retention_days"] = retention_days or None
     keys = _given(log_key=log_key, witness_key=witness_key, registrar_url=registrar_url)
     changed = msgspec.structs.replace(entry, policy=_policy(entry.policy, policy), **keys)
+    if replacement is not None:
+        changed = replaced(changed, read_replacement(replacement))
     if new_key:
         write_signer(signing_key_of(directory, entry.name), new_signer())
     write_region(path, changed, f"{entry.name} is signed for another year", new_keys=new_key)

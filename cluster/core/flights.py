@@ -36,18 +36,36 @@ class Flight:
 
 
 class Flights:
-    """At most HANDOVERS_AHEAD, and of so many bytes together as the line is known to carry, or one that is larger."""
+    """At most HANDOVERS_AHEAD without an answer; with those that are not recorded yet, of so many bytes together as the
+    line is known to carry (or one that is larger), and of so many numbers as HANDOVERS_AHEAD full ones have."""
 
     def __init__(self, last: int) -> None:
         self.last = last  # the newest number that has left, or was done before
+        self.record_waits = False  # for company: the one that is under way
         self._flying = deque[Flight]()
         self._bytes = 0
 
     def room(self, window: int) -> int:
-        """Bytes that may leave now; 0: none."""
-        if len(self._flying) >= HANDOVERS_AHEAD:
+        """Bytes that may leave now; 0: none. What has come to an end takes bytes and numbers until `settled`."""
+        if not self._goes_well or self._aloft >= HANDOVERS_AHEAD or self._numbers >= HANDOVERS_AHEAD * MAX_BATCH:
             return 0
         return max(window - self._bytes, 0)
+
+    def may_wait(self, window: int) -> bool:
+        """May the record of what has come to an end wait for company? More comes soon then, and nothing lacks room."""
+        return self._goes_well and self._aloft > 0 and 2 * self._bytes < window and self._numbers < MAX_BATCH
+
+    @property
+    def _aloft(self) -> int:
+        return sum(flight.came is None for flight in self._flying)
+
+    @property
+    def _goes_well(self) -> bool:
+        return not any(isinstance(flight.came, PosthouseError) for flight in self._flying)
+
+    @property
+    def _numbers(self) -> int:
+        return self.last + 1 - self._flying[0].first if self._flying else 0
 
     def leave(self, flight: Flight) -> None:
         """A batch goes out, right behind the one before."""
@@ -57,7 +75,7 @@ class Flights:
 
     def landed(self) -> list[Flight]:
         """Those that have come to an end, and all before them: as many as one record may tell of, at least one if
-        there is any; what failed stands last. They keep their room until `settled`."""
+        there is any; what failed stands last."""
         found, numbers = list[Flight](), 0
         for flight in self._flying:
             numbers += len(flight.items)

@@ -23,7 +23,9 @@ from cluster.core.epochmap import MAX_MAP_PROOF, parse_map_proof, verify_absent,
 from relay.core.tlog import BadProof, Malformed, OldEpoch, Proven, StaleCheckpoint, Trust, verify_staple
 from relay.core.codec import Decoder, Struct, encode
 from relay.core.shapes import Hash, Millis, UInt
-from relay.core.trust import HomeEntry, HomeRecord, Root, StapledHome, check_current, home_entry, verify_home
+from relay.core.trust import (
+    HomeEntry, HomeRecord, Root, Spot, StapledHome, check_current, check_endorsed, home_entry, staple_home, verify_home,
+)  # fmt: skip
 from relay.errors import OperatorError, ProtocolError
 from relay.limits import KIB, MIB, MAX_CHAIN, MAX_LOG_ENTRY, MAX_REQUESTS, MAX_STAPLE, REGISTRAR_BATCH
 
@@ -168,10 +170,12 @@ def verify_stapled_home(
     about, by k witnesses. Offline.
 
     Raises what `verify_home`, `check_current` and `verify_staple` raise: BadSignature (user's key or registrar's alone,
-    a checkpoint's), BrokenChain, NotValidNow, TooFewWitnesses, UnknownKey, BadProof, Malformed."""
-    record = verify_home(signed, root, prev)
+    a checkpoint's), RetiredKey, BrokenChain, NotValidNow, TooFewWitnesses, UnknownKey, BadProof, Malformed."""
+    record = verify_home(staple_home(signed, staple), root, prev)
     check_current(record, now_ms)
-    return record, verify_staple(staple, home_entry(signed), trust)
+    proven = verify_staple(staple, home_entry(signed), trust)
+    check_endorsed(record, root, Spot(record.payload.region, proven.index))
+    return record, proven
 
 
 def verify_newest(record: HomeRecord, evidence: Evidence, trust: Trust, fresh: Freshness | None) -> EpochEntry:

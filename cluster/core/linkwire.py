@@ -19,13 +19,13 @@ from msgspec import Meta
 from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.farposts import Question, Reply
 from relay.core.records import HandedAnswer
-from relay.core.proven import Missing, ProvenBlock
+from relay.core.proven import Missing, ProvenBlock, Wants
 from relay.core.receipts import Word
 from relay.core.shapes import (
     CellName, EnvelopeBytes, Hash, Key, LogId, MaybeHash, Millis, Name, StoreId, UInt,
 )
 from relay.core.trust import Root
-from relay.core.wire import ReceiptItem, Wanted
+from relay.core.wire import ReceiptItem
 from relay.errors import ProtocolError
 from relay.limits import (
     AUDIT_HEAD, LINK_DEADLINE_S, MAX_BATCH, MAX_BLOCK_RECORDS, MAX_CERTIFICATE, MAX_CHAIN, MAX_EPHEMERAL,
@@ -128,7 +128,7 @@ class LinkFault(Struct, tag=9):
 class ProveThere(Struct, tag=31):
     """Prove what your cell's fold took (relay.core.receipts). Answered by ProvenThere."""
 
-    items: Annotated[tuple[Wanted, ...], Meta(min_length=1, max_length=MAX_BATCH)]
+    items: Wants
 
 
 class ProvenThere(Struct, tag=32):

@@ -223,6 +223,7 @@ class FederationDirectory:
         except Refused as error:
             if old is None or error.code != Code.UNREACHABLE or not self._valid(old.record):
                 raise
+            self._check_holds(old)
             return self._keep(old.record, old.chain, DIRECTORY_RETRY)  # mail for a cell that is cut off waits here
         whole = False
         try:
@@ -302,7 +303,14 @@ class FederationDirectory:
             self._check_seen(chain, await self._seen.raise_to(user, self._seen.sighting(record)))
         if self._root is not root:  # another one by now, which may know other keys
             verify_chain(answer, self._root, self._env.clock.wall_ms(), user, known)
+        self._check_holds(old)
         return self._keep(record, chain, fresh_ms)
+
+    def _check_holds(self, old: _Known | None) -> None:
+        """What was known when somebody was asked may not be known any more: `follow` dropped it, and it must not come
+        back unverified. Raises Refused(UNREACHABLE): asked again, the whole chain is."""
+        if old is not None and self._newest(old.record.user) is None:
+            raise Refused(Code.UNREACHABLE, "another root document came meanwhile", "Try again", 1000)
 
     def _check_seen(self, chain: Sequence[bytes], highest: Sighting | None) -> None:
         """The chain must reach what was seen before, and go through it. Raises Rollback, BrokenChain."""
@@ -353,7 +361,7 @@ def _holds_on(region: str, before: Root, after: Root) -> bool:
     """Is every record of that region that verified by the one root document sure to verify by the other?"""
     try:
         old, new = before.region(region), after.region(region)
-        same = (old.registrar_key, old.log_key) == (new.registrar_key, new.log_key)
+        same = (old.registrar_key, old.log_key, old.earlier) == (new.registrar_key, new.log_key, new.earlier)
         if not (same and new.log_key):
             return same
         was, now = trust_of(before, region), trust_of(after, region)

@@ -20,7 +20,8 @@ from tuf.api.metadata import T
 from cluster.federation.keys import key_words
 from cluster.federation.making import Holders, Staged, delegations_of
 from cluster.federation.regionfile import SignedRegion, load_region_file, log_keys
-from relay.core.trust import Root, RootRegion, verify_root
+from relay.certificates import parse_certificate
+from relay.core.trust import Root, RootRegion, addresses, verify_root
 from relay.core.trust.metadata import check_file, parse
 from relay.core.trust.root import Parsed, check_jump, parse_bundle
 from relay.errors import MinorityQuorum, MixAndMatch, OperatorError, ProtocolError, TrustError
@@ -92,6 +93,7 @@ class Table:
         does not fit: a key, authority or address that another region has, an older statement than the published one."""
         name, now = signed.region.name, delegations_of(self.newest_targets)
         log_keys(signed.region)
+        _check_authority(signed.region)
         for other, holders in now.items():
             if other != name and _ids(holders) & _ids(signed.holders):
                 what = f"a key that signs for {name} signs for region {other} already"
@@ -157,20 +159,31 @@ def _ids(holders: Holders) -> frozenset[str]:
     return frozenset(key.keyid for key in holders.keys)
 
 
+def _check_authority(region: RootRegion) -> None:
+    """Raises OperatorError for what nobody could believe: then nodes of no region would meet its own."""
+    try:
+        parse_certificate(region.authority, der=True)
+    except ValueError:
+        remedy = "Its operator makes another region file: posthouse init region, or init authority and init statement"
+        raise OperatorError(f"region {region.name}: its authority is no certificate", remedy) from None
+
+
+def _registrar_keys(region: RootRegion) -> set[bytes]:
+    return {region.registrar_key, *(one.key for one in region.earlier)}
+
+
 def _check_apart(region: RootRegion, other: RootRegion) -> None:
-    if region.registrar_key == other.registrar_key:
+    if _registrar_keys(region) & _registrar_keys(other):
         raise OperatorError(f"{region.name} and {other.name} have one registrar key", "Each region has its own")
     if region.authority == other.authority:
         raise OperatorError(f"{region.name} and {other.name} have one authority", "Each region has its own")
     if _log_marks(region) & _log_marks(other):
         what = f"{region.name} and {other.name} have one log key or witness key, or two of one name"
         raise OperatorError(what, "Each region has its own: `posthouse registrar init` makes them")
-    theirs = {node.link: f"{cell.name}/{node.name}" for cell in other.cells for node in cell.nodes}
-    for cell in region.cells:
-        for node in cell.nodes:
-            if node.link in theirs:
-                what = f"{node.link} is the address of {cell.name}/{node.name} and of {theirs[node.link]}"
-                raise OperatorError(what, "Ask both operators whose it is")
+    theirs = dict(addresses(other))
+    for address, own in addresses(region):
+        if address in theirs:
+            raise OperatorError(f"{address} is the address of {own} and of {theirs[address]}", "Ask both whose it is")
 
 
 def _log_marks(region: RootRegion) -> set[str | bytes]:

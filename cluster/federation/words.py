@@ -47,6 +47,11 @@ def region_words(region: RootRegion) -> Iterator[str]:
     for what, text in (("log key", region.log_key), ("witness key", region.witness_key)):
         if text:
             yield f"  {what}  {plain(text)}"
+    if region.earlier:
+        yield f"  registrar's key  {region.registrar_key.hex()[:16]}…"
+    for one in region.earlier:
+        ends = ", ".join(f"{end} of {name}" for name, end in one.ends)
+        yield f"    before it {one.key.hex()[:16]}…, until entry {ends or 'none'}"
     if region.registrar_url:
         yield f"  registrar  {plain(region.registrar_url)}"
     yield from (f"  {line}" for line in policy_words(region.policy))

@@ -67,7 +67,7 @@ class Stage:
     async def add(self, rows: Sequence[bytes]) -> None:
         """The next rows came."""
         self.first = self.first or (rows[0] if rows else b"")
-        self.digests += await self.disk.stage_rows(self.generation, self.index, len(self.digests), rows)
+        self.digests += [one for one, _ in await self.disk.stage_rows(self.generation, len(self.digests), rows)]
 
     def learn(self, facts: Sequence[linkwire.Fact]) -> None:
         """Facts of the residency check came."""
@@ -217,11 +217,11 @@ class RaftDisk(LogDisk):
     @asynccontextmanager
     async def lending(self) -> AsyncIterator[tuple[int, int]]:
         """The index of the newest checkpoint and that of the oldest block: both stay until the end, whatever is saved
-        and released meanwhile (rule 12). (0, 0) where there is none to lend now: one older than the newest is kept at
-        most, and its rows go when the next one is saved after it came back."""
+        and released meanwhile (rule 12). (0, 0) where there is none to lend now: none was saved or loaded yet, or one
+        older than the newest is lent already, whose rows go when the next one is saved after it came back."""
         async with self.writing:  # no step of a release is under way
             head, first = self.head, self.tail.first
-            lends = head is not None and self.lent in (None, head)
+            lends = head is not None and head in self.digests and self.lent in (None, head)
             if lends:
                 self.lent = head
                 self._pins.append(first)
@@ -238,16 +238,21 @@ class RaftDisk(LogDisk):
 
     async def checkpoint_part(self, index: int, row: int) -> tuple[list[bytes], int]:
         """Rows of the checkpoint after block `index`, from `row` on, and how many there are; none where it is not, or
-        no longer, the newest or a lent one. Raises StoreDamaged where it does not verify: another is saved then."""
+        no longer, the newest or a lent one. Raises StoreDamaged where they are not the ones that were saved or loaded:
+        another is saved then. (Who gets them sees the checksum of the whole nowhere.)"""
         head = next((one for one in (self.head, self.lent) if one is not None and one.index == index), None)
-        if head is None:
+        digests = self.digests.get(head) if head is not None else None
+        if head is None or digests is None:
             return [], 0
         sealed = await self.store.checkpoint_rows(head.generation, row)
         try:
-            return [self.sealer.open_checkpoint_row(index, row + n, one) for n, one in enumerate(sealed)], head.count
+            rows = [self.sealer.open_checkpoint_row(one) for one in sealed]
+            if list(map(digest, rows)) != digests[row : row + max(1, len(rows))]:
+                raise StoreDamaged(f"the checkpoint after block {index}: other rows from {row} on than were saved")
+            return rows, head.count
         except StoreDamaged:
             if head is self.head:
-                self.renew_checkpoint()
+                self.distrust_checkpoint()
             raise
 
     async def facts_part(self, upto: int, after: bytes) -> list[linkwire.Fact]:

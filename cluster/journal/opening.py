@@ -138,7 +138,7 @@ async def _take_up(
     if ends and ends[0] != meta.first:
         raise StoreDamaged(f"{store.file}: block {meta.first} is missing: the oldest one kept is {ends[0]}")
     last = ends[1] if ends else meta.first - 1
-    start, members = await _start(disk)
+    start, members, hash_ = await _start(disk)
     if not meta.first - 1 <= start.index <= last:
         raise StoreDamaged(f"{store.file}: the checkpoint is after block {start.index}, the log ends at {last}")
     terms = await _terms(store, start.index + 1, last)
@@ -146,6 +146,8 @@ async def _take_up(
     committed = max(start.index, min(store.commit, last))
     tail.start_at(meta.first, meta.prev, meta.time)
     await _skip_to(disk, tail, start.index)
+    if tail.newest[1] != hash_:
+        raise StoreDamaged(f"{store.file}: the checkpoint is of another block than stands before {start.index + 1}")
     fresh = [block for block in blocks if block.index > start.index]
     for block in fresh:
         if block.index <= committed:
@@ -166,20 +168,22 @@ async def _take_up(
     return RaftJournal(own, disk, chain, raft, links, env, nodes, is_new=last == 0 and bool(members.voters))
 
 
-async def _start(disk: RaftDisk) -> tuple[Point, Members]:
-    """Where the core's log begins: at the checkpoint, or where the kept blocks begin; and the members there."""
+async def _start(disk: RaftDisk) -> tuple[Point, Members, bytes]:
+    """Where the core's log begins: at the checkpoint, or where the kept blocks begin; the members there, and the hash
+    of the block."""
     meta, head = disk.store.meta, disk.head
     if head is None:
-        return (Point(meta.prev_term, meta.first - 1) if meta.first > 1 else ORIGIN), to_members(meta.members)
+        begins = Point(meta.prev_term, meta.first - 1) if meta.first > 1 else ORIGIN
+        return begins, to_members(meta.members), meta.prev
     sealed = await disk.store.checkpoint_rows(head.generation, 0)
     if not sealed:
         raise StoreDamaged(f"{disk.store.file}: the checkpoint after block {head.index} has no rows")
     with found_in(disk.store.file):
         try:
-            first = read_head(disk.sealer.open_checkpoint_row(head.index, 0, sealed[0]))
+            first = read_head(disk.sealer.open_checkpoint_row(sealed[0]))
         except ProtocolError as error:
             raise StoreDamaged(f"the head of the checkpoint cannot be read: {error.text}") from None
-    return Point(first.term, head.index), to_members(first.members)
+    return Point(first.term, head.index), to_members(first.members), first.hash
 
 
 async def _terms(store: LogStore, first: int, last: int) -> dict[int, int]:

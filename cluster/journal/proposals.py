@@ -83,7 +83,7 @@ class Proposals:
         while self._queue:
             proposal = self._queue[0]
             full = size + proposal.size > MAX_BLOCK or count + len(proposal.records) > MAX_BLOCK_RECORDS
-            if taken and full:
+            if full:  # never the first one: see `check_proposal`
                 break
             taken.append(self._queue.popleft())
             size += proposal.size

@@ -120,9 +120,9 @@ class Links:
     # --- other cells -----------------------------------------------------------------------------
     async def request(self, cell: str, message: Request, deadline_s: float = LINK_DEADLINE_S) -> Answer:
         """One request to another cell and its answer. Raises Refused: UNKNOWN_REGION (no such cell), UNREACHABLE (no
-        link or no answer in time), or the code of the peer's LinkFault; RegionHalted; PeerError where somebody else
-        answers."""
-        check = partial(self._check_cell, cell)
+        link or no answer in time, or another root document before it could go out), or the code of the peer's
+        LinkFault; RegionHalted; PeerError where somebody else answers."""
+        check = partial(self._check_cell, cell, self._root)
         check()
         return await self._request(cell, self._link(cell), message, deadline_s, check)
 
@@ -183,9 +183,13 @@ class Links:
             nursery.start_soon(link.run)
         return link
 
-    def _check_cell(self, cell: str) -> None:
-        """Raises Refused where nothing is asked of that cell at this moment."""
+    def _check_cell(self, cell: str, root: Root) -> None:
+        """Raises Refused where nothing is asked of that cell at this moment; and of what was judged by another root
+        document, whose policies may have let it go out, when it had to wait for a link."""
         self._check(cell)
+        if self._root is not root:
+            what = "another root document came while it waited for a link"
+            raise Refused(Code.UNREACHABLE, what, "Try again", 1000)
         self._check_believed(cell.partition("/")[0])
 
     def _check_believed(self, region: str) -> None:

@@ -284,6 +284,7 @@ class KeptLink:
     async def _keep(self) -> None:
         failures = 0
         for turn in count():
+            followed = self._followed  # also while the old place is dialled
             node = self._nodes[turn % len(self._nodes)]
             lasted = 0.0
             try:
@@ -293,10 +294,10 @@ class KeptLink:
             else:
                 began = trio.current_time()
                 await self._serve(node.name, Outgoing(stream, machine, claim, self._pace))
-                lasted = trio.current_time() - began
+                lasted, followed = trio.current_time() - began, self._followed
             failures = 0 if lasted >= self._pace.backoff_max_s else failures + 1
             with trio.move_on_after(self._pause(failures)):
-                await self._followed.wait()
+                await followed.wait()
                 failures = 0
 
     async def _serve(self, node: str, live: Outgoing) -> None:

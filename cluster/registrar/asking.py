@@ -23,8 +23,8 @@ from cluster.registrar.http import Caller
 from relay.client.identity import Registrar as Signer
 from relay.core.codec import encode, pack
 from relay.core.trust import (
-    HomeRecord, Root, StapledHome, home_entry, read_chain, read_home, same_home, split_home, staple_home, trust_of,
-    verify_home,
+    HomeRecord, Root, Spot, StapledHome, check_endorsed, home_entry, read_chain, read_home, same_home, split_home,
+    staple_home, trust_of, verify_home,
 )  # fmt: skip
 from relay.errors import (
     BrokenChain, OperatorError, Overloaded, PeerError, PosthouseError, TrustError, VersionTaken,
@@ -176,7 +176,8 @@ class Registrar:
         if record is None or record.user != user:
             raise BrokenChain("the registrar showed another user's records", "Ask again, and audit its log")
         signed, staple = split_home(record.signed)
-        verify_staple(staple, home_entry(signed), self.trust)
+        proven = verify_staple(staple, home_entry(signed), self.trust)
+        check_endorsed(record, self.root, Spot(self.region, proven.index))
         epoch = verify_newest(record, standing.evidence, self.trust, fresh)
         return Proof(record, standing.records, epoch, standing, times)
 

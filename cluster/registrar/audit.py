@@ -25,7 +25,7 @@ from relay.core.tlog.tiles import FULL
 from relay.core.tlog.tree import HASH
 from cluster.registrar.http import Caller
 from cluster.registrar.notebook import Notebook, Replayed
-from relay.core.trust import HomeRecord, Root, read_home, verify_home
+from relay.core.trust import HomeRecord, Root, Spot, check_endorsed, read_home, verify_home
 from relay.errors import AlreadyReleased, BrokenChain, OperatorError, PeerError, ProtocolError, TrustError
 from relay.limits import MAX_LOG_ENTRY, MAX_SIGNED_NOTE
 
@@ -159,7 +159,10 @@ class Audit:
         """A record that is wrong still counts for the map: then only what is wrong is found, not all that follows."""
         newest = await self.notebook.newest(record.user)
         try:
-            verify_home(record.signed, self.root, newest)
+            spot, brought = Spot(self.region, index), record.payload.region != self.region
+            verified = verify_home(record.signed, self.root, newest, spot, brought=brought)
+            if not brought:
+                check_endorsed(verified, self.root, spot)
             check_released(await self.notebook.released(record.user), record.version, record.digest)
         except (TrustError, AlreadyReleased) as error:
             self.find(f"entry {index}, version {record.version} of a user: {type(error).__name__}, {error.text}")
@@ -180,7 +183,7 @@ class Audit:
             if newest.payload.region != self.region:
                 raise BrokenChain(f"the user is at home in {newest.payload.region}")
             check_released(await self.notebook.released(asked.user), asked.payload.version, asked.digest)
-            verify_release(released, self.root, newest)
+            verify_release(released, self.root, newest, Spot(self.region, index))
             await self.notebook.let_go(asked)
         except (TrustError, OperatorError) as error:
             self.find(f"entry {index}, a release: {type(error).__name__}, {error.text}")

@@ -25,7 +25,7 @@ from relay.core.tlog import COSIGNATURE, ED25519, SignerKey, Trust, VerifierKey
 from cluster.enrolment import check_registrar
 from cluster.kept import kept_root
 from cluster.provision import load_signing_key
-from cluster.registrar.endpoints import Endpoint
+from cluster.registrar.endpoints import Endpoint, caller
 from relay.core.shapes import Name
 from relay.core.trust import Root, follow_root, witnesses_of
 from relay.errors import ConfigError, OperatorError, ProtocolError, TrustError
@@ -87,6 +87,7 @@ class RegistrarConfig:
     root_path: Path
     data: Path
     registrar: SigningKey
+    registrar_path: Path
     log: SignerKey
     witness: SignerKey
     inner: str
@@ -127,6 +128,7 @@ def load_config(path: Path, now_ms: int) -> RegistrarConfig:
             root_path=base / paths.root,
             data=base / paths.data,
             registrar=registrar,
+            registrar_path=base / paths.registrar_key,
             log=load_key(base / paths.log_key, ED25519),
             witness=load_key(base / paths.witness_key, COSIGNATURE),
             inner=_local(file.listen.inner, base),
@@ -160,6 +162,7 @@ def _others(file: _File, root: Root, base: Path) -> tuple[int, tuple[Peer, ...],
             continue
         try:
             peer = _peer(_Peer(other.name, other.log_key, other.witness_key, other.registrar_url), base)
+            caller(peer.region, peer.url, root, peer.region)
         except (OperatorError, TrustError) as error:
             unusable.append(f"{other.name}: {error.text}")
             continue

@@ -13,19 +13,20 @@ from dataclasses import dataclass, field
 
 import structlog
 import trio
+from msgspec import structs
 from nacl.signing import SigningKey
 from outcome import Error, Outcome, Value
 
 from cluster.core.homelog import Standing, release_entry
 from relay.core.tlog import Note, NotLogged, TooFewWitnesses, verify_staple
 from cluster.enrolment import (
-    Asked, change_of, check_registrar, check_released, noted, read_request, release_next, sign_next,
+    Asked, change_of, check_registrar, check_released, noted, read_request, release_next, sign_next, stands,
 )  # fmt: skip
 from cluster.registrar.choir import Choir
 from cluster.registrar.store import Registry
 from cluster.registrar.tables import Found, Head, Item
 from relay.core.trust import (
-    HomeRecord, Root, StapledHome, check_logged, moves, split_home, trust_of, verify_home,
+    HomeRecord, Root, StapledHome, check_stapled, let_go_before, moves, split_home, trust_of, verify_home,
 )  # fmt: skip
 from relay.errors import DiskFailed, OperatorError, Overloaded, PosthouseError
 from relay.limits import REGISTRAR_BATCH, REGISTRAR_QUEUE
@@ -90,11 +91,13 @@ class _Batch:
         self._made[wish.leaves, item.digest] = self.answers[wish] = answer, self.size + len(self.items)
         self.items.append(item)
 
-    def repeats(self, wish: _Wish, known: Found) -> bool:
-        """The same was asked for before, in this batch or an earlier one: it has that answer."""
+    def repeats(self, wish: _Wish, known: Found, stands: Callable[[Asked], bool]) -> bool:
+        """The same was asked for before, in this batch or an earlier one: it has that answer. A release that `stands`
+        no more is given anew."""
         same, asked = self._made.get((wish.leaves, wish.asked.digest)), wish.asked.digest
-        if same is None and wish.leaves and known.gone is not None and known.gone.digest == asked:
-            same = known.gone.request, known.gone_number
+        gone = known.gone if wish.leaves else None
+        if same is None and gone is not None and gone.digest == asked and stands(gone):
+            same = gone.request, known.gone_number
         if same is None and not wish.leaves and known.same is not None and known.same.digest == asked:
             same = known.same.signed, known.number
         if same is not None:
@@ -159,10 +162,13 @@ class RegionLog:
             self.choir.present(self.registry.head.note)
             note = await self._cosigned("nothing can be proven now")
             [found] = await self.registry.look([(user, 0)])
-            if found.gone is None:
+            if found.gone is None or not self._stands(found.gone):
                 return None
             [staple] = await self.registry.staples([found.gone_number], note)
             return StapledHome(found.gone.request, staple)
+
+    def _stands(self, gone: Asked) -> bool:
+        return stands(gone, self.root, self.region)
 
     async def enrol_many(self, requests: Sequence[bytes], founds: bool = True) -> list[StapledHome | PosthouseError]:
         """The same for many requests at once: to each, in order, the answer or what `enrol` would raise. They go into
@@ -256,7 +262,7 @@ class RegionLog:
         for wish, known in zip(wishes, found, strict=True):
             await trio.lowlevel.checkpoint()
             try:
-                if not batch.repeats(wish, known):
+                if not batch.repeats(wish, known, self._stands):
                     self._take(batch, wish, known)
             except PosthouseError as error:
                 wish.end(Error(error))
@@ -308,14 +314,17 @@ class RegionLog:
 
     def _brought(self, wish: _Wish, last: HomeRecord | None) -> list[HomeRecord]:
         """The records that lead from the newest one here to where the user comes from, as they are logged: without
-        staples. The newest is in the log of the region that is left, if that has one. Raises TrustError."""
-        newest, found = last, list[HomeRecord]()
+        staples, but for those that show when a release was given whose key was replaced since. The newest is in the log
+        of the region that is left, if that has one. Raises TrustError."""
+        newest, found, bare = last, list[HomeRecord](), dict[int, HomeRecord]()
         for signed in wish.before[last.version if last else 0 :]:
-            newest = verify_home(split_home(signed)[0], self.root, newest)
+            before, newest = newest, verify_home(signed, self.root, newest)
             found.append(newest)
+            if before is None or not let_go_before(newest, before, self.root):
+                bare[newest.version] = structs.replace(newest, signed=split_home(signed)[0])
         if found:
-            check_logged(wish.before[-1], self.root, found[-1].payload.region)
-        return found
+            check_stapled(found[-1], self.root)
+        return [bare.get(record.version, record) for record in found]
 
     def _sign(self, asked: Asked, last: HomeRecord | None) -> HomeRecord:
         return sign_next(asked, last, self.root, self.registrar, self.now_ms())

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.openmetrics.exposition import generate_latest
+
+from relay.observe.process import ProcessFigures
 
 _exposition = cast("Callable[[CollectorRegistry], bytes]", generate_latest)  # the library leaves it untyped
 
@@ -16,7 +18,7 @@ class RegistrarMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
-        ProcessCollector(registry=self.registry)
+        ProcessFigures(self.registry)
         self.logged = self._counter("logged", "Home records that were signed and logged")
         self.refused = self._counter("refused", "Requests that were refused")
         self.batches = self._counter("batches", "Batches, each with an epoch, a checkpoint and a commit")

@@ -15,9 +15,11 @@ import trio
 from cluster.core.auditlog import REGISTRAR, whose_log
 from cluster.registrar.http import Caller
 from cluster.trail import Trail
-from relay.core.tlog import ED25519, LogError, Trust, VerifierKey, parse_checkpoint, parse_note, verify_checkpoint
+from relay.core.tlog import (
+    ED25519, LogError, Trust, VerifierKey, parse_checkpoint, parse_note, signers, verify_checkpoint,
+)  # fmt: skip
 from relay.core.trust import Root
-from relay.errors import PeerError, TrustError
+from relay.errors import PeerError, RetiredKey, TrustError
 from relay.limits import AUDIT_ASK_S, AUDIT_HEAD, LOOKUP_S
 
 _log = structlog.get_logger("cluster.audit")
@@ -65,6 +67,20 @@ class Onlookers:
         origin = parse_checkpoint(note.text).origin
         if whose_log(origin)[0] != whose:
             raise LogError(f"the registrar of {region} shows the audit log {origin}")
+        if self._before(region, data):
+            what = f"the registrar of {region} shows an audit log that is signed with a key that was replaced"
+            raise RetiredKey(what, "It begins a new one, with the key of now")
         key = VerifierKey(origin, ED25519, self._root.region(region).registrar_key)
-        if text := self._trail.keep(whose, verify_checkpoint(note, Trust(key, (), 0)).checkpoint, data):
+        checkpoint = verify_checkpoint(note, Trust(key, (), 0)).checkpoint
+        known = self._trail.seen.get(whose)
+        if known is not None and self._before(region, str(known.about["checkpoint"]).encode()):
+            self._trail.note_seen(whose, data)  # with the key the log began anew
+        elif text := self._trail.keep(whose, checkpoint, data):
             _log.error("audit_log_contradicts_itself", region=region, text=text)
+
+    def _before(self, region: str, data: bytes) -> bool:
+        """Is that checkpoint signed with a key that this registrar had before?"""
+        note = parse_note(data)
+        origin = parse_checkpoint(note.text).origin
+        keys = [VerifierKey(origin, ED25519, one.key) for one in self._root.region(region).earlier]
+        return bool(signers(note, keys))

@@ -60,15 +60,20 @@ async def run_registrar(
 
 
 class _Ear:
-    """Hears of root documents that say something else of the regions than the one before."""
+    """Hears of root documents that say something else of the regions than the one that it goes by."""
 
     def __init__(self, root: Root) -> None:
-        self.heard, self._root = trio.Event(), root
+        self.heard = trio.Event()
+        self._goes_by = self._newest = root
 
     def follow(self, root: Root) -> None:
-        if changed(self._root, root):
+        self._newest = root
+        if changed(self._goes_by, root):
             self.heard.set()
-        self._root = root
+
+    def followed(self) -> None:
+        """The registrar goes by the newest one."""
+        self._goes_by = self._newest
 
 
 async def _run_on(
@@ -97,6 +102,7 @@ async def _followed(config: RegistrarConfig, ear: _Ear) -> RegistrarConfig:
         except ConfigError as error:
             _log.error("root_not_followed", text=str(error), remedy="Until it is mended, the one of before counts here")
         else:
+            ear.followed()
             return replace(config, root=fresh.root, k=fresh.k, peers=fresh.peers, unusable=fresh.unusable)
 
 

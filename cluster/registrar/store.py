@@ -122,6 +122,7 @@ async def open_registry(file: Path, portal: Portal, origin: str, sign: Sign, now
 def _load(connection: Connection, file: Path, row: tuple[str, int, bytes, int, int, int]) -> Book:
     """Head, frontier and crown; they have to be those of the signed checkpoint."""
     origin, size, note, epoch, users, time = row
+    connection.execute(tables.BROUGHT)
     tree = frontier(size, tables.edge_tiles(connection, size))
     crown = Crown.load(tables.summaries(connection), BITS)
     book = Book(origin, Head(size, tree.root(), note, epoch, users, time), tree, crown)

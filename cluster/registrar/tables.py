@@ -22,7 +22,7 @@ from relay.core.tlog import (
 from relay.core.tlog.tiles import FULL
 from relay.core.tlog.tree import HASH
 from relay.core.codec import encode
-from relay.core.trust import HomeEntry, HomeRecord, home_entry, read_home, staple_home
+from relay.core.trust import HomeEntry, HomeRecord, home_entry, read_home, split_home, staple_home
 from relay.errors import StoreDamaged
 from relay.journal.database import DAMAGED, Connection, fetch
 
@@ -39,6 +39,9 @@ TABLES: Final = (
     "CREATE TABLE chains (number INTEGER PRIMARY KEY, before INTEGER NOT NULL)",  # entries of versions 2, 3, …
     "CREATE TABLE releases (user BLOB PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID",  # entries of the newest
 )
+# Of a move that another region's log had first, whose release is by a key that was replaced since: its staple there.
+# Made whenever a registry is opened: one that was made before has none.
+BROUGHT: Final = "CREATE TABLE IF NOT EXISTS brought (number INTEGER PRIMARY KEY, staple BLOB NOT NULL)"
 Sign = Callable[[Checkpoint], Note]
 Item = HomeRecord | Asked  # what is logged: a record, or a request that was released
 _LEVEL: Final = 56  # a tile's row is its level << 56 | its number
@@ -100,6 +103,8 @@ def append(
     put_tiles(connection, tiles)
     connection.executemany("INSERT INTO chains VALUES (?, ?)", chained)
     connection.executemany("REPLACE INTO releases VALUES (?, ?)", gone)
+    proofs = [(number, split_home(record.signed)[1]) for number, record in records]
+    connection.executemany("INSERT INTO brought VALUES (?, ?)", [(number, proof) for number, proof in proofs if proof])
     connection.execute(
         "UPDATE head SET size = ?, note = ?, epoch = ?, users = ?, time = ?",
         (checkpoint.size, note, epoch, users, last.time),
@@ -109,7 +114,7 @@ def append(
 
 
 def _entry_of(item: Item) -> bytes:
-    return home_entry(item.signed) if isinstance(item, HomeRecord) else release_entry(item.request)
+    return home_entry(split_home(item.signed)[0]) if isinstance(item, HomeRecord) else release_entry(item.request)
 
 
 def put_in_map(
@@ -191,7 +196,15 @@ def records(connection: Connection, crown: Crown, user: bytes, after: int, note:
     """See Registry.records."""
     found = [*itertools.takewhile(lambda one: one[1].version > after, chain(connection, crown, user))][::-1]
     proofs = staples(connection, [number for number, _ in found], parse_checkpoint(note.text).size, note)
-    return [staple_home(record.signed, staple) for (_, record), staple in zip(found, proofs, strict=True)]
+    return [
+        staple_home(record.signed, _brought(connection, number) or proof)
+        for (number, record), proof in zip(found, proofs, strict=True)
+    ]
+
+
+def _brought(connection: Connection, number: int) -> bytes:
+    rows = fetch(connection, "SELECT staple FROM brought WHERE number = ?", (number,))
+    return rows[0][0] if rows else b""
 
 
 def _record(connection: Connection, number: int) -> HomeRecord:

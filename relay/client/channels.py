@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -31,7 +33,7 @@ from relay.core import wire
 from relay.core.posts import MAX_NUMBER, MAX_TEXT, open_post, read_header, verify_post
 from relay.core.trust.channels import VerifiedTerms
 from relay.core.wire import Code
-from relay.errors import BadSignature, ProtocolError, Rollback, TrustError
+from relay.errors import BadSignature, OperatorError, ProtocolError, Rollback, TrustError
 from relay.limits import DAY, MAX_STRING, MIB
 
 T = TypeVar("T")
@@ -63,6 +65,7 @@ class Channels:
         self._talk: ChannelTalk | None = None
         self._connected = trio.Event()
         self._posting: defaultdict[bytes, trio.Lock] = defaultdict(trio.Lock)
+        self.reading: WeakValueDictionary[bytes, ChannelPosts] = WeakValueDictionary()  # who subscribed last
 
     def connected(self, talk: ChannelTalk) -> None:
         """There is a new connection."""
@@ -90,8 +93,10 @@ class Channels:
         """Make a channel that keeps posts so long, so many, so many bytes of them. The title stays here.
 
         Raises SendRefused (CHANNELS_FULL; LIFETIME: the region keeps mail for less), TrustError (a window that is out
-        of bounds)."""
+        of bounds), OperatorError (an empty title)."""
         self._check(title, b"")
+        if not title.strip():
+            raise OperatorError("a channel needs a title", "It stays on this device: `posthouse channel create news`")
         desk, draw = self._desk, self._desk.seams.random_bytes
         kept = {"keep_ms": keep_ms, "keep_posts": keep_posts, "keep_bytes": keep_bytes}
         seed, secret = draw(32), draw(32)
@@ -198,6 +203,8 @@ class Channels:
     async def leave(self, channel: bytes) -> None:
         """Forget a channel, and the place in it. Raises UnknownChannel."""
         await self.run(lambda db: store.leave(db, channel))
+        if (posts := self.reading.get(channel)) is not None:
+            await posts.aclose()
 
     async def list(self) -> list[store.Known]:
         """All channels that this device owns or reads."""
@@ -225,20 +232,32 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
         self._ahead: deque[ChannelPost] = deque()
         self._last = 0  # the number of the post that the app has
         self._talk: ChannelTalk | None = None  # the connection on which we have subscribed
+        self._closed = False
         self._terms: VerifiedTerms
 
     def __aiter__(self) -> ChannelPosts:
         return self
+
+    async def aclose(self) -> None:
+        """Read no more, and let the node know. (Who just stops is sent live posts as long as the connection lasts.)"""
+        self._closed = True
+        talk, self._talk = self._talk, None
+        if talk is not None and self._channels.reading.get(self._channel) is self:
+            with suppress(HungUp):  # it ended with the connection
+                await talk.unsubscribe(self._channel)
 
     async def __anext__(self) -> ChannelPost:
         channels, last = self._channels, self._last
         if last:
             await channels.run(lambda db: store.put_place(db, self._channel, last), lazily=True)
             self._last = 0
-        while not self._ahead:
+        while not self._ahead or self._closed:
             self._desk.check()
+            if self._closed:
+                raise StopAsyncIteration
             try:
                 if not await self._more():
+                    await self.aclose()
                     raise StopAsyncIteration
             except HungUp:
                 self._talk = None
@@ -264,6 +283,7 @@ class ChannelPosts(AsyncIterator[ChannelPost]):
         cell, self._secrets, place = await self._channels.run(
             lambda db: store.reading(db, self._channel), lazily=True
         )
+        self._channels.reading[self._channel] = self
         self._have = max(self._have, place)
         self._newest = self._void = 0  # what another node said of its end is nothing to go by: this one may be behind
         for attempt in range(TRIES):

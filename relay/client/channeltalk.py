@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -13,11 +13,23 @@ from relay.core import wire
 from relay.core.codec import digest
 from relay.core.posts import post_id, read_header
 from relay.core.trust.channels import make_ticket
-from relay.errors import ProtocolError
 from relay.limits import MIB
 
 ANSWER_S: Final = 30.0  # seconds for an answer; then the connection is taken for dead
 LIVE_BYTES: Final = 1 * MIB  # bytes of live posts that the app has not asked for; what comes past them is read later
+
+
+class _Place(NamedTuple):
+    """What READ asks for."""
+
+    channel: bytes
+    after: int
+
+    def is_answered_by(self, page: wire.Page) -> bool:
+        """Is it from that place, or from the beginning where that was let go? Else it answers another question: what
+        lies between would seem not to be had."""
+        ours = page.channel == self.channel and page.after >= self.after
+        return ours and (page.after == self.after or page.after == page.first - 1 or not page.posts)
 
 
 class Live:
@@ -75,7 +87,8 @@ class ChannelTalk:
             case wire.Channel():
                 self._answer(message.request, message)
             case wire.Page():
-                self._answer(("page", message.channel), message)
+                for key in [one for one in self._asked if isinstance(one, _Place) and one.is_answered_by(message)]:
+                    self._answer(key, message)
             case wire.Posted(post):
                 self._posted(post)
 
@@ -152,15 +165,25 @@ class ChannelTalk:
 
     async def read(self, channel: bytes, after: int) -> wire.Page:
         """The next posts past a place."""
-        page: wire.Page = await self._ask(("page", channel), wire.Read(channel, after))
-        if page.after < after:
-            raise ProtocolError("the node answered READ from another place")
+        page: wire.Page = await self._ask(_Place(channel, after), wire.Read(channel, after))
         return page
+
+    async def unsubscribe(self, channel: bytes) -> None:
+        """Nobody here reads it any more. Raises HungUp."""
+        if (live := self._live.pop(channel, None)) is not None:
+            live.ring()
+        if not self.ended:
+            try:
+                await self._say(wire.Unsubscribe(channel))
+            except trio.TooSlowError:
+                raise HungUp("the node takes nothing") from None
 
     async def next(self, channel: bytes) -> Live:
         """Wait until there is something live of a channel that was subscribed to."""
         live = self._live[channel]
         while not (live.posts or live.missed or live.news):
             self._check()
+            if self._live.get(channel) is None:
+                raise HungUp("nobody reads this channel any more")
             await live.came.wait()
         return live

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 
 import structlog
@@ -13,7 +13,7 @@ from relay.client.desk import Desk
 from relay.client.errors import NotProven
 from relay.client.receipts import open_wants, receipts_of, take_receipts
 from relay.core import wire
-from relay.core.proven import verify_block
+from relay.core.proven import Wanted, all_told, told, verify_block
 from relay.core.receipts import Certified
 from relay.core.trust import Root
 from relay.core.wire import Code
@@ -53,11 +53,11 @@ class Proving:
             with trio.move_on_after(max(0.01, (due - desk.now) / 1000) if due else 60.0):
                 await armed.wait()
 
-    async def _ask(self, cell: str, wanted: Sequence[wire.Wanted]) -> None:
+    async def _ask(self, cell: str, wanted: tuple[Wanted, ...]) -> None:
         desk = self._desk
         self._request += 1
         self._answer, self._answered = None, trio.Event()
-        await self._say(wire.Prove(self._request, cell, tuple(wanted)))
+        await self._say(wire.Prove(self._request, cell, wanted))
         with trio.move_on_after(ANSWER_S):
             await self._answered.wait()
         answer: wire.Proof | None = self._answer
@@ -68,16 +68,16 @@ class Proving:
         desk.changed.ring()
 
     def _verified(
-        self, cell: str, wanted: Sequence[wire.Wanted], answer: wire.Proof
+        self, cell: str, wanted: tuple[Wanted, ...], answer: wire.Proof
     ) -> list[tuple[bytes, bytes]]:
         """Of what came, what holds and was asked for. The rest is asked for again."""
-        asked = {(one.id, one.code) for one in wanted}
+        asked = set(all_told(wanted))
         found = []
         for block in answer.blocks:
             try:
                 for verified, receipt in verify_block(block, self._desk.own.root, _certify):
                     leaf = verified.leaf
-                    if leaf.cell == cell and (leaf.id, leaf.code) in asked:
+                    if leaf.cell == cell and told(leaf.id, leaf.code) in asked:
                         found.append((leaf.id, receipt))
             except TrustError as error:
                 log.error("receipt_refused", cell=cell, reason=error.text)

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from relay.client.outgoing import MAILBOX, ROSTER
 from relay.client.shapes import Effects, Own
 from relay.client.store import Db
-from relay.core import wire
-from relay.core.proven import Missing
+from relay.core.proven import Missing, Wanted, question, told
 from relay.core.wire import Code
-from relay.limits import MAX_BATCH
+from relay.limits import MAX_WANTED, SLOT_BITS
 
 LEVELS = {"": 0, "accepted": int(Code.ACCEPTED), "stored": int(Code.STORED)}
 KEPT = 10_000  # receipts in the store; past it the oldest go
@@ -57,23 +56,23 @@ def want_receipt(db: Db, own: Own, id_: bytes, code: int, cell: str, position: i
     db.execute("DELETE FROM receipts WHERE rowid <= (SELECT max(rowid) FROM receipts) - ?", (KEPT,))
 
 
-def open_wants(db: Db, now: int) -> tuple[str, list[wire.Wanted], int]:
+def open_wants(db: Db, now: int) -> tuple[str, tuple[Wanted, ...], int]:
     """(cell, what to ask it for now, when there is more to ask for: 0 for never). What is asked for counts as tried, so
     that a node that cannot answer is not asked for ever."""
     row = db.execute(
         "SELECT cell, retry_at FROM receipts WHERE receipt IS NULL AND code=0 ORDER BY retry_at LIMIT 1"
     ).fetchone()
     if row is None or row[1] > now:
-        return "", [], row[1] if row else 0
+        return "", (), row[1] if row else 0
     rows = db.execute(
         "SELECT id, level, position, tries FROM receipts"
         " WHERE receipt IS NULL AND code=0 AND cell=? AND retry_at<=? ORDER BY retry_at LIMIT ?",
-        (row[0], now, MAX_BATCH),
+        (row[0], now, MAX_WANTED),
     ).fetchall()
     for id_, _, _, tries in rows:
         wait = min(RETRY_MAX_MS, RETRY_MS << min(tries, 10))
         db.execute("UPDATE receipts SET tries=tries+1, retry_at=? WHERE id=?", (now + wait, id_))
-    return row[0], [wire.Wanted(bytes(id_), level, position) for id_, level, position, _ in rows], now
+    return row[0], question((at >> SLOT_BITS, told(bytes(id_), level)) for id_, level, at, _ in rows), now
 
 
 def take_receipts(db: Db, found: Sequence[tuple[bytes, bytes]], missing: Sequence[Missing]) -> None:

@@ -6,19 +6,17 @@ is memory: after a start it has what was applied since the checkpoint."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from relay.core.block import Block
 from relay.core.codec import encode
-from relay.core.proven import ProvenBlock
-from relay.core.receipts import ROW, TAKEN, Attestation, Statement, leaf_head
+from relay.core.proven import TOLD, ProvenBlock
+from relay.core.receipts import ROW, Attestation, Statement, leaf_head
 from relay.core.widetree import HASH, Tree, leaf_hashes
 from relay.limits import BOOK_BYTES, BOOK_LEAVES
 
-_KEY: Final = 33  # bytes of a row: id and code
-_CODES: Final = {code: bytes([code]) for code in TAKEN}
 _PAGE: Final = 256  # bytes counted for a page beside its rows
 
 
@@ -41,21 +39,27 @@ class _Page(NamedTuple):
 
 @dataclass(slots=True)
 class _Hashed:
-    """A page that was asked for: how its leaves begin, the tree over them, and, once it is asked for, where an id with
-    an outcome is."""
+    """A page that was asked for: how its leaves begin, and the tree over them."""
 
     statement: bytes
     head: bytes
     tree: Tree
     rows: bytes
-    _places: dict[bytes, int] | None = None
 
-    @property
-    def places(self) -> dict[bytes, int]:
-        if self._places is None:
-            rows, size = self.rows, ROW.size
-            self._places = {rows[at : at + _KEY]: at // size for at in range(0, len(rows), size)}
-        return self._places
+    def find(self, told: Sequence[bytes]) -> list[int]:
+        """See Book.find. Senders ask in the order of the rows: the next one is at hand, or not far behind; all rows are
+        looked up once that is not so."""
+        rows, size, at, found = self.rows, ROW.size, 0, list[int]()
+        places: dict[bytes, int] | None = None
+        for one in told:
+            if rows[at : at + TOLD] != one:
+                ahead = rows.find(one, at) if places is None else -1
+                if places is None and (ahead < 0 or ahead % size):
+                    places = {rows[place : place + TOLD]: place for place in range(0, len(rows), size)}
+                at = ahead if places is None else places.get(one, -size)
+            found.append(at // size)
+            at += size
+        return found
 
 
 class Book:
@@ -86,20 +90,20 @@ class Book:
         """Is what block `index` took remembered?"""
         return index in self._pages
 
-    def places(self, index: int) -> Mapping[bytes, int]:
-        """Under which numbers (ordinals) block `index` took envelopes, by id and outcome (see `key`): nothing where the
-        page has gone."""
+    def find(self, index: int, told: Sequence[bytes]) -> list[int]:
+        """Under which numbers (ordinals) block `index` took these envelopes (see relay.core.proven.told); -1 for one
+        that it did not take so, and for all where the page has gone."""
         hashed = self._hash(index)
-        return hashed.places if hashed is not None else {}
+        return hashed.find(told) if hashed is not None else [-1] * len(told)
 
-    def search(self, key: bytes) -> tuple[int, int] | None:
+    def search(self, told: bytes) -> tuple[int, int] | None:
         """(index of a block, ordinal) where the position is not known: looks at every page, the newest first;
         milliseconds."""
         for index in reversed(self._pages):
             rows = self._pages[index].rows
-            at = rows.find(key)
+            at = rows.find(told)
             while at >= 0 and at % ROW.size:
-                at = rows.find(key, at + 1)
+                at = rows.find(told, at + 1)
             if at >= 0:
                 return index, at // ROW.size
         return None
@@ -116,12 +120,15 @@ class Book:
         if hashed is None:
             return None
         tree, chosen = hashed.tree, sorted(set(ordinals))
-        rows = b"".join(_runs(hashed.rows, ROW.size, chosen))
+        runs = _runs(chosen)
+        rows = b"".join([hashed.rows[first * ROW.size : end * ROW.size] for first, end in runs])
         # No way is longer than the first leaf's.
         if len(chosen) * len(tree.path(0)) <= len(tree.leaves) - len(chosen) * HASH:
             paths = tuple(map(tree.path, chosen))
             return ProvenBlock(hashed.statement, tuple(words), tuple(chosen), rows, b"", paths)
-        others = b"".join(_gaps(tree.leaves, HASH, chosen))
+        ends = [0, *(end for _, end in runs)]
+        starts = [*(first for first, _ in runs), len(tree)]
+        others = b"".join([tree.leaves[a * HASH : b * HASH] for a, b in zip(ends, starts, strict=True)])
         return ProvenBlock(hashed.statement, tuple(words), tuple(chosen), rows, others, ())
 
     def _hash(self, index: int) -> _Hashed | None:
@@ -144,25 +151,8 @@ class Book:
             self._leaves -= len(gone.tree) + 1
 
 
-def key(id_: bytes, code: int) -> bytes:
-    """An envelope with an outcome (1 or 2), as its row begins."""
-    return id_ + _CODES.get(code, b"\xff")
-
-
-def _runs(rows: bytes, size: int, numbers: Sequence[int]) -> Iterator[bytes]:
-    """The rows of `size` bytes with these numbers, which rise."""
-    if numbers and numbers[-1] - numbers[0] == len(numbers) - 1:
-        yield rows[numbers[0] * size : (numbers[-1] + 1) * size]
-    else:
-        for at in numbers:
-            yield rows[at * size : (at + 1) * size]
-
-
-def _gaps(rows: bytes, size: int, numbers: Iterable[int]) -> Iterator[bytes]:
-    """All other rows."""
-    end = 0
-    for at in numbers:
-        if at * size > end:
-            yield rows[end : at * size]
-        end = (at + 1) * size
-    yield rows[end:]
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, end) of neighbours among numbers that rise."""
+    breaks = [at for at in range(1, len(numbers)) if numbers[at] != numbers[at - 1] + 1]
+    starts, ends = [0, *breaks], [*breaks, len(numbers)]
+    return [(numbers[a], numbers[b - 1] + 1) for a, b in zip(starts, ends, strict=True)] if numbers else []

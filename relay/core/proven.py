@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Annotated
+from itertools import chain, pairwise
+from typing import Annotated, Final
 
 from msgspec import Meta
 
 from relay.core.codec import Struct
 from relay.core.receipts import (
-    ROW, Attestations, Certify, Path, Statement, StatementBytes, Verified, check_attestations, check_leaf, leaf_head,
-    make_receipt, read_statement,
+    ROW, TAKEN, Attestations, Certify, Path, Statement, StatementBytes, Verified, check_attestations, check_leaf,
+    leaf_head, make_receipt, read_statement,
 )
 from relay.core.shapes import Hash, UInt
 from relay.core.trust import Root
 from relay.core.widetree import HASH, Tree, leaf_hash
 from relay.errors import NotAReceipt, WrongPath
-from relay.limits import SLOT_BITS
+from relay.limits import MAX_WANTED, SLOT_BITS
+
+TOLD: Final = HASH + 1  # bytes of an envelope's id and of the outcome that its sender was told, as its row begins
+Told = Annotated[bytes, Meta(min_length=TOLD, max_length=TOLD)]
+_CODES: Final = {code: bytes([code]) for code in TAKEN}
+
+
+class Wanted(Struct, frozen=True):
+    """Envelopes of which receipts are wanted (see `told`), and the index of the block that took them; 0: not known."""
+
+    index: UInt
+    told: Annotated[tuple[Told, ...], Meta(min_length=1, max_length=MAX_WANTED)]
+
+
+Wants = Annotated[tuple[Wanted, ...], Meta(min_length=1, max_length=MAX_WANTED)]
+
+
+def told(id_: bytes, code: int) -> bytes:
+    """An envelope with an outcome (1 or 2), as its row begins. Of others, what no row begins with."""
+    return id_ + _CODES.get(code, b"\xff")
+
+
+def question(ones: Iterable[tuple[int, bytes]]) -> tuple[Wanted, ...]:
+    """(index of a block, told) of envelopes, by their blocks. One answer is of PROVE_BLOCKS blocks at most."""
+    blocks: dict[int, list[bytes]] = {}
+    for index, one in ones:
+        blocks.setdefault(index, []).append(one)
+    return tuple(Wanted(index, tuple(those)) for index, those in blocks.items())
+
+
+def all_told(wanted: Iterable[Wanted]) -> list[bytes]:
+    """Of a question, in its order."""
+    return list(chain.from_iterable(one.told for one in wanted))
 
 
 class ProvenBlock(Struct, frozen=True):

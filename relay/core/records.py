@@ -212,14 +212,21 @@ read_told: Decoder[Told] = Decoder(Told, "outcome", KIB)
 
 _record: Decoder[Record] = Decoder(Record, "log record", MAX_BLOCK)
 _submit: Decoder[Submit] = Decoder(Submit, "log record", MAX_BLOCK, flat=True)
+_ack: Decoder[Ack] = Decoder(Ack, "log record", KIB, flat=True)
 _NAMES = 1_024  # of cells, that were looked at
 _A_SUBMIT = b"\x94\x04"  # how one begins: an array of four, the first of which is the tag
+_AN_ACK = b"\x93\x05"
 encode_record = encode
 
 
 def decode_record(data: bytes) -> Record:
-    """Raises ProtocolError. Most of what comes is submits: they have a way of their own."""
-    record = _submit(data) if data[:2] == _A_SUBMIT else _record(data)
+    """Raises ProtocolError. Most of what comes is submits and acks: they have ways of their own."""
+    if data[:2] == _A_SUBMIT:
+        record: Record = _submit(data)
+    elif data[:2] == _AN_ACK:
+        return _ack(data)
+    else:
+        record = _record(data)
     if isinstance(record, Submit):
         _check_cell_name(record.dest)
     return record

@@ -20,11 +20,12 @@ from nacl.exceptions import CryptoError
 from nacl.signing import VerifyKey
 
 from relay.core import wire
+from relay.core.proven import all_told
 from relay.core.wire import Fault
 from relay.errors import (
     AuthError, DeviceRevoked, MovedAway, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError,
 )  # fmt: skip
-from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE, MAX_LIFETIME
+from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE, MAX_LIFETIME, MAX_WANTED
 
 _LOG_ID = 16  # bytes
 
@@ -176,8 +177,13 @@ class Session:
             raise ProtocolError("ACK on a connection that only submits", "Set `receive` in HELLO to be delivered to")
         return Ask(ack)
 
+    def _on_prove(self, prove: wire.Prove) -> Effect:
+        if len(all_told(prove.items)) > MAX_WANTED:
+            raise ProtocolError(f"PROVE for more than {MAX_WANTED} envelopes", "Ask in several questions")
+        return Ask(prove)
+
     def _on_request(
-        self, message: wire.Submit | wire.Lookup | wire.Roster | wire.Ephemeral | wire.Prove | wire.ChannelMessage
+        self, message: wire.Submit | wire.Lookup | wire.Roster | wire.Ephemeral | wire.ChannelMessage
     ) -> Effect:
         return Ask(message)
 
@@ -194,7 +200,7 @@ TRANSITIONS: Final[dict[State, dict[type, tuple[_Action, State]]]] = {
         wire.Lookup: (Session._on_request, State.LIVE),
         wire.Roster: (Session._on_request, State.LIVE),
         wire.Ephemeral: (Session._on_request, State.LIVE),
-        wire.Prove: (Session._on_request, State.LIVE),
+        wire.Prove: (Session._on_prove, State.LIVE),
         wire.Subscribe: (Session._on_request, State.LIVE),
         wire.SubscribeFar: (Session._on_request, State.LIVE),
         wire.Unsubscribe: (Session._on_request, State.LIVE),

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from relay.core.codec import Decoder, Struct, digest, encode, pack
-from relay.core.proven import Missing, ProvenBlock
+from relay.core.proven import Missing, ProvenBlock, Wants
 from relay.core.shapes import (
     CellName, EnvelopeBytes, Hash, Key, LogId, MaybeLogId, Millis, Name, Nonce, Position, Signature, Text, UInt,
 )
@@ -138,20 +138,12 @@ class Ephemeral(Struct, frozen=True, tag=7):
     payload: Annotated[bytes, Meta(max_length=4096)]
 
 
-class Wanted(Struct, frozen=True):
-    """An envelope, the outcome that the sender was told, and its position (0: not known)."""
-
-    id: Hash
-    code: UInt
-    position: Position
-
-
 class Prove(Struct, frozen=True, tag=9):
     """Ask for the signed receipts of `cell` for these envelopes. Answered by PROOF with the same `request`."""
 
     request: UInt
     cell: CellName
-    items: Annotated[tuple[Wanted, ...], Meta(min_length=1, max_length=MAX_BATCH)]
+    items: Wants
 
 
 class Subscribe(Struct, frozen=True, tag=10):

@@ -73,6 +73,9 @@ class Line(Protocol):
 class ChannelOffice(Protocol):
     """What the office does for broadcast channels. Methods raise PosthouseError only where the connection is to end."""
 
+    def crosses(self, message: wire.ChannelMessage) -> bool:
+        """Is another cell asked for this? That may take FAR_ASK_S twice: for a turn, and for the answer."""
+
     async def subscribe(self, line: Line, request: wire.Subscribe | wire.SubscribeFar, nonce: bytes) -> None:
         """Judge a ticket by the channel's terms; `nonce` is that of the connection's CHALLENGE. Answers on the line."""
 

@@ -27,8 +27,9 @@ from relay.core.session import Admit, Ask, Begun, Close, Effect, Send, Session, 
 from relay.core.wire import Code, Fault
 from relay.errors import Overloaded, PosthouseError, Refused
 from relay.gateway.api import Office
-from relay.gateway.channels import ask_of_channels
+from relay.gateway.channels import ChannelTurns
 from relay.gateway.outbox import Outbox, Queued
+from relay.gateway.source import reader
 from relay.gateway.tls import TlsStream
 from relay.gateway.websocket import accept
 from relay.limits import HANDSHAKE_S, IDLE_S, KIB, LINGER_S, MAX_LOOKUPS, MAX_STRING, MIB, OUTBOX_BYTES
@@ -86,8 +87,8 @@ class Connection:
     """One client, from the accepted stream to its close. It is the Line that the office sees."""
 
     __slots__ = (
-        "_around", "_attached", "_close", "_gone", "_heard", "_live", "_lookups", "_nursery", "_open", "_outbox",
-        "_scope", "_serving", "_stream", "_transport", "_unproven", "device", "user",
+        "_around", "_attached", "_channels", "_close", "_gone", "_heard", "_live", "_lookups", "_nursery", "_open",
+        "_outbox", "_receive_some", "_scope", "_serving", "_stream", "_transport", "_unproven", "device", "user",
     )  # fmt: skip
 
     def __init__(
@@ -103,9 +104,8 @@ class Connection:
         self.user = b""
         self._around = around
         self._transport = transport
-        self._stream: trio.abc.Stream = transport
-        if context is not None:
-            self._stream = TlsStream(transport, context)
+        self._stream: trio.abc.Stream = transport if context is None else TlsStream(transport, context)
+        self._receive_some = reader(self._stream)
         self._outbox = Outbox(self._stream, writers, around.queued, self._abandon, around.bounds.outbox_bytes)
         self._scope = trio.CancelScope()  # ends the conversation: its nursery's, once it has begun
         self._nursery: trio.Nursery
@@ -116,6 +116,7 @@ class Connection:
         self._live = False  # WELCOME is queued
         self._serving = False  # counted as a session
         self._heard = -math.inf  # when the deadline was last moved, s
+        self._channels = ChannelTurns()
         self._lookups = 0
         self._unproven = 0  # our part of what the surroundings count
 
@@ -218,9 +219,9 @@ class Connection:
         finally:
             socket.discard()
 
-    async def _read(self, max_bytes: int | None) -> bytes | bytearray:
+    async def _read(self, max_bytes: int) -> bytes | bytearray:
         """What the WebSocket reader reads with: any byte is a sign of life."""
-        data = await self._stream.receive_some(max_bytes)
+        data = await self._receive_some(max_bytes)
         if self._live:
             self._rearm()
         else:
@@ -304,7 +305,7 @@ class Connection:
                 with suppress(Refused, Overloaded):  # nobody is told
                     await office.ephemeral(self, message)
             case about_channels:
-                await ask_of_channels(office.channels, self, about_channels, nonce)
+                await self._channels.ask(office.channels, self, about_channels, nonce, self._beside)
 
     async def _refuse(self, ids: Sequence[bytes], error: Refused | Overloaded) -> None:
         """A receipt with the same refusal for each."""

@@ -12,6 +12,7 @@ from typing import Final
 
 import trio
 
+from relay.gateway.source import Source
 from relay.limits import KIB
 
 Piece = bytes | memoryview
@@ -28,7 +29,7 @@ class TlsStream(trio.abc.Stream):
         if not isinstance(transport, trio.SocketStream):
             raise TypeError(f"TLS is spoken on sockets, not on a {type(transport).__name__}")
         self.socket = transport.socket
-        self._transport = transport
+        self._transport, self._source = transport, Source(transport)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._sealed: Piece = b""  # encrypted, not written yet
@@ -79,7 +80,10 @@ class TlsStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Empty at the end, with or without close_notify. Raises trio.BrokenResourceError."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._incoming.pending:  # it may be thousands of records: somebody else's turn first
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
                 return self._tls.read(max_bytes or RECEIVE_BYTES)
@@ -91,7 +95,7 @@ class TlsStream(trio.abc.Stream):
                 raise trio.BrokenResourceError(f"TLS: {error.reason}") from error
 
     async def _feed(self) -> None:
-        if data := await self._transport.receive_some(RECEIVE_BYTES):
+        if data := await self._source.receive_some(RECEIVE_BYTES):
             self._incoming.write(data)
         else:
             self._incoming.write_eof()

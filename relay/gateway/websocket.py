@@ -21,6 +21,7 @@ from websockets.typing import Subprotocol
 
 from relay.core.wire import SUBPROTOCOL
 from relay.errors import PosthouseError, ProtocolError
+from relay.gateway.source import Read
 from relay.limits import MAX_FRAME
 from relay.ws import PATH, RECEIVE_BYTES, Closed
 
@@ -34,7 +35,6 @@ _log = logging.getLogger("relay.gateway.websocket")
 _log.setLevel(logging.ERROR)  # below that the library tells of every connection and frame
 
 Write = Callable[[bytes], Awaitable[None]]  # raises trio.BrokenResourceError or trio.ClosedResourceError
-Read = Callable[[int | None], Awaitable[bytes | bytearray]]  # at most so many; empty at the end; raises the same
 
 
 class ServerSocket:

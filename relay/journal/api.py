@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from relay.errors import DiskFailed
 from relay.ports import Env
@@ -65,6 +65,20 @@ class CheckpointHead:
     checksum: bytes
 
 
+class Place(NamedTuple):
+    """Where the bytes of a checkpoint's row lie: the generation that wrote them, and as which row of that."""
+
+    generation: int
+    ordinal: int
+
+
+class CheckpointRow(NamedTuple):
+    """A row of a checkpoint, as it rests: sealed for the place where it lies."""
+
+    place: Place
+    sealed: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Write:
     """One transaction. What is None stays as it is."""
@@ -118,15 +132,16 @@ class LogStore(Protocol):
     async def checkpoint(self) -> CheckpointHead | None:
         """The current checkpoint's head."""
 
-    async def checkpoint_rows(self, generation: int, first: int) -> list[bytes]:
-        """Sealed rows from ordinal `first` on, as many as one read should bring; none at the end."""
+    async def checkpoint_rows(self, generation: int, first: int) -> list[CheckpointRow]:
+        """Rows from ordinal `first` on, as many as one read should bring; none at the end."""
 
     async def clear_unfinished(self, generation: int, lent: int | None = None) -> bool:
-        """Delete checkpoint rows of every generation but this one and `lent`, and staged blocks: some of them a call,
-        so that appends get in between. False where there were none."""
+        """Delete checkpoint rows of every generation but this one and `lent`, from their ends, unless these have them,
+        too; and staged blocks: some of them a call, so that appends get in between. False where there were none."""
 
-    async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
-        """Write rows of a checkpoint that `finish_checkpoint` or `install` will make the current one."""
+    async def add_checkpoint_rows(self, generation: int, ordinal: int, rows: Sequence[bytes | Place]) -> None:
+        """Write rows of a checkpoint that `finish_checkpoint` or `install` will make the current one: their sealed
+        bytes, or where those lie already, which is a place of a row of the current one."""
 
     async def finish_checkpoint(self, head: CheckpointHead) -> None:
         """Make `head` the current checkpoint. The rows of the one before are for `clear_unfinished`."""

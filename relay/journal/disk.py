@@ -3,8 +3,9 @@ block gets in is the journal's own business."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import NamedTuple
 
 import structlog
@@ -13,7 +14,7 @@ import trio
 from relay.core.block import Block
 from relay.core.codec import digest
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign
-from relay.journal.api import CheckpointHead, LogStore
+from relay.journal.api import CheckpointHead, LogStore, Place
 from relay.journal.database import DAMAGED, found_in
 from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_checksum, verify_digests
 from relay.journal.tail import Tail, check_checkpoint, check_release, each_row
@@ -56,6 +57,8 @@ class LogDisk:
         self.tail = tail
         self.head: CheckpointHead | None = None
         self.lent: CheckpointHead | None = None
+        self._lying: dict[bytes, Place] = {}  # rows of the current checkpoint, by digest, once it was saved or loaded
+        self.digests: dict[CheckpointHead, list[bytes]] = {}  # of all its rows, then; and of those of the lent one
         self.writing = trio.Lock()
         self.checkpointing = trio.Lock()
         self.on_repair: Callable[[], None] = lambda: None
@@ -165,7 +168,8 @@ class LogDisk:
             async with self.changing():
                 upto = self.may_release(below)  # again: somebody may read by now what would go
                 if self.tail.first < upto:
-                    self.tail.released(await self.store.release(self.tail.first, upto, members))
+                    with trio.CancelScope(shield=True):
+                        self.tail.released(await self.store.release(self.tail.first, upto, members))
                 await self.store.fold_wal()
 
     async def clean(self) -> None:
@@ -187,14 +191,23 @@ class LogDisk:
             check_checkpoint(index, self.head.index if self.head else 0, self.tail.tip)
             generation = self.head.generation if self.head else 0
             await self.clear(generation)  # a crash may have left some
-            digests = await self.stage_rows(generation + 1, index, 0, rows)
+            lying = self._lying
+            staged = await self.stage_rows(generation + 1, 0, rows, lying)
+            digests = [one for one, _ in staged]
             checksum = checkpoint_checksum(self.tail.log_id, index, digests)
             head = CheckpointHead(generation + 1, index, len(digests), checksum)
             async with self.changing():
-                await self.store.finish_checkpoint(head)
-                self.head = head
+                with trio.CancelScope(shield=True):  # one call; nobody must go on by a head that the store has not
+                    await self.store.finish_checkpoint(head)
+                    self._know(head, digests)
+                    self._lying = dict(staged) if self._lying is lying else {}  # or: distrusted meanwhile
             await self.clear(head.generation)
             return digests
+
+    def _know(self, head: CheckpointHead, digests: list[bytes]) -> None:
+        """`head` is the current one, and verified."""
+        self.digests = {one: known for one, known in self.digests.items() if one == self.lent} | {head: digests}
+        self.head = head
 
     async def clear(self, generation: int) -> None:
         """Let go of staged blocks and of checkpoint rows of other generations, but for one that is lent. Under
@@ -209,24 +222,32 @@ class LogDisk:
     def _lent(self) -> int | None:
         return self.lent.generation if self.lent else None
 
-    async def stage_rows(self, generation: int, index: int, start: int, rows: Rows) -> list[bytes]:
-        """Write rows of a checkpoint, from ordinal `start` on: some a transaction, so that appends get in between.
-        Their digests. Raises ValueError for a row above its bound."""
-        digests: list[bytes] = []
-        batch: list[bytes] = []
+    async def stage_rows(
+        self, generation: int, start: int, rows: Rows, lying: Mapping[bytes, Place] = MappingProxyType({})
+    ) -> list[tuple[bytes, Place]]:
+        """Write rows of a checkpoint, from ordinal `start` on, but for what is `lying` there already: some a
+        transaction, so that appends get in between. Their digests, and where each lies. Raises ValueError for a row
+        above its bound."""
+        staged: list[tuple[bytes, Place]] = []
+        batch: list[bytes | Place] = []
         size = 0
         async for row in each_row(rows):
-            batch.append(self.sealer.checkpoint_row(index, start + len(digests), row))
-            digests.append(digest(row))
-            size += len(row)
+            own, place = digest(row), Place(generation, start + len(staged))
+            there = lying.get(own, place)
+            staged.append((own, there))
+            if there is place:
+                batch.append(self.sealer.checkpoint_row(place, row))
+                size += len(row)
+            else:
+                batch.append(there)
             if size >= READ_BATCH:
-                await self._stage(generation, start + len(digests) - len(batch), batch)
+                await self._stage(generation, start + len(staged) - len(batch), batch)
                 batch, size = [], 0
         if batch:
-            await self._stage(generation, start + len(digests) - len(batch), batch)
-        return digests
+            await self._stage(generation, start + len(staged) - len(batch), batch)
+        return staged
 
-    async def _stage(self, generation: int, start: int, batch: Sequence[bytes]) -> None:
+    async def _stage(self, generation: int, start: int, batch: Sequence[bytes | Place]) -> None:
         async with self.changing():
             await self.store.add_checkpoint_rows(generation, start, batch)
             await self.store.fold_wal()
@@ -238,16 +259,19 @@ class LogDisk:
             head = self.head
             if head is None:
                 return None
-            digests: list[bytes] = []
+            lying: list[tuple[bytes, Place]] = []
             with found_in(self.store.file):
-                while batch := await self.store.checkpoint_rows(head.generation, len(digests)):
+                while batch := await self.store.checkpoint_rows(head.generation, len(lying)):
                     for sealed in batch:
-                        if digests:
+                        if lying:
                             await trio.lowlevel.checkpoint()
-                        row = self.sealer.open_checkpoint_row(head.index, len(digests), sealed)
-                        digests.append(digest(row))
+                        row = self.sealer.open_checkpoint_row(sealed)
+                        lying.append((digest(row), sealed.place))
                         take(row)
+                digests = [one for one, _ in lying]
                 verify_digests(head, self.tail.log_id, digests)
+            self._know(head, digests)
+            self._lying = dict(lying)
             return head.index
 
     async def check_checkpoint(self, pace: Callable[[int], Awaitable[None]]) -> None:
@@ -261,10 +285,15 @@ class LogDisk:
                 if self.head is not head:
                     return
                 for row in batch:
-                    digests.append(digest(self.sealer.open_checkpoint_row(head.index, len(digests), row)))
-                await pace(sum(map(len, batch)))
+                    digests.append(digest(self.sealer.open_checkpoint_row(row)))
+                await pace(sum(len(row.sealed) for row in batch))
             if self.head is head:
                 verify_digests(head, self.tail.log_id, digests)
+
+    def distrust_checkpoint(self) -> None:
+        """The current one is damaged: a new one is due, of which nothing lies there yet."""
+        self._lying = {}
+        self.renew_checkpoint()
 
     async def learn_facts(self) -> None:
         """Give the residency check everything that the store keeps for it."""

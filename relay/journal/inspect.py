@@ -6,35 +6,35 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from relay.core.block import Block
 from relay.errors import OperatorError, PosthouseError, StoreDamaged, StoreForeign
-from relay.journal.api import BlockRow, CheckpointHead, Meta
+from relay.journal.api import BlockRow, CheckpointHead, CheckpointRow, Meta
 from relay.journal.database import DAMAGED, found_in, translate
 from relay.journal.files import STORE_FILE
 from relay.journal.queries import (
-    ALL_FACTS, CHECKPOINT, CHECKPOINT_ROWS, GENERATION, GENERATIONS, KIND, META, NEXT_BLOCK, NEXT_STAGED, TERM, TIPS,
-    read_meta,
+    ALL_FACTS, CHECKPOINT, CHECKPOINT_ORDINALS, CHECKPOINT_ROWS, KIND, META, NEXT_BLOCK, NEXT_STAGED, OTHER_GENERATIONS,
+    TERM, read_meta,
 )
-from relay.journal.rows import Sealer, check_link, check_rows, verify_checkpoint
+from relay.journal.rows import Sealer, check_link, check_rows, checkpoint_rows, verify_checkpoint
 from relay.journal.seal import StorageRing
 
-
 Told = Callable[[PosthouseError], None]
-SEARCHED = 250_000  # blocks beyond a store's own that a checkpoint may be of which it was fetching; some seconds
+_ALL = 2**62  # beyond every row's ordinal
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The rows of one generation of a checkpoint, taken after block `index`; an unfinished one lacks its last."""
+    """The rows of one generation of a checkpoint, from the first on; an unfinished one, and one that was being let go,
+    lacks its last. `rest`: others of it that lie there still. `name` for who reads about it."""
 
     generation: int
-    index: int
+    name: str
     current: bool
     rows: list[bytes]
+    rest: list[bytes]
 
 
 class StoppedStore:
@@ -101,47 +101,30 @@ class StoppedStore:
         if not heads:
             return None
         head = CheckpointHead(*heads[0])
-        sealed = _rows(self._connection, CHECKPOINT_ROWS, self._file, (head.generation, 0, head.count))
         with found_in(self._file):
-            rows = [self._sealer.open_checkpoint_row(head.index, n, row) for n, (row,) in enumerate(sealed)]
+            rows = list(map(self._sealer.open_checkpoint_row, self._generation(head.generation)))
             verify_checkpoint(head, self.log_id, rows)
         return head.index, rows
 
-
     def checkpoints(self, told: Told) -> Iterator[Saved]:
-        """Every generation of a checkpoint that has rows here: the current one, verified, and what else there is.
-        `told` hears of what cannot be opened."""
-        heads = [CheckpointHead(*row) for row in _rows(self._connection, CHECKPOINT, self._file)]
-        known = {head.generation: head for head in heads}
-        here: set[int] = {row[0] for row in _rows(self._connection, GENERATIONS, self._file)}
-        for generation in sorted(here | known.keys()):
-            sealed, head = _rows(self._connection, GENERATION, self._file, (generation,)), known.get(generation)
-            index = head.index if head else self._index_of(*sealed[0])
-            if index is None:
-                what = f"{self._file}: {len(sealed)} rows of an unfinished checkpoint cannot be unsealed"
-                told(StoreForeign(what, "Start the node, which clears them, stop it, and look again"))
-                continue
-            rows: list[bytes] = []
+        """Every generation of a checkpoint that has rows here: the current one, verified, and others that have what
+        that has not. `told` hears of what cannot be opened."""
+        heads = {row[0]: CheckpointHead(*row) for row in _rows(self._connection, CHECKPOINT, self._file)}
+        current = max(heads, default=0)
+        others = {row[0] for row in _rows(self._connection, OTHER_GENERATIONS, self._file, (current, current))}
+        for generation in sorted(others | heads.keys()):
+            head, rows = heads.get(generation), list[bytes]()
             with self._telling(told):
-                rows += (self._sealer.open_checkpoint_row(index, ordinal, row) for ordinal, row in sealed)
+                rows += map(self._sealer.open_checkpoint_row, self._generation(generation))
                 if head is not None:
                     verify_checkpoint(head, self.log_id, rows)
-            yield Saved(generation, index, head is not None, rows)
+            name = f"checkpoint after block {head.index}" if head else f"unfinished or older checkpoint {generation}"
+            ordinals = _rows(self._connection, CHECKPOINT_ORDINALS, self._file, (generation,))
+            gap = next((n for n, (ordinal,) in enumerate(ordinals) if ordinal != n), len(ordinals))
+            yield Saved(generation, name, head is not None, rows[:gap], rows[gap:])
 
-    def _index_of(self, ordinal: int, sealed: bytes) -> int | None:
-        """The block after which a checkpoint was taken whose head is not written: no other opens its rows. None where
-        it is far beyond everything that this store has."""
-        tips: list[int] = [row[0] or 0 for row in _rows(self._connection, TIPS, self._file)]
-        tip = max(tips)
-        for index in chain(tips[:1], range(tip, -1, -1), range(tip + 1, tip + SEARCHED)):
-            try:
-                self._sealer.open_checkpoint_row(index, ordinal, sealed)
-            except StoreDamaged:
-                continue
-            except StoreForeign:
-                return None
-            return index
-        return None
+    def _generation(self, generation: int) -> list[CheckpointRow]:
+        return checkpoint_rows(_rows(self._connection, CHECKPOINT_ROWS, self._file, (generation, 0, _ALL)))
 
     def facts(self, told: Told) -> Iterator[tuple[bytes, bytes]]:
         """Every fact of the residency check: key and value. `told` hears of what cannot be opened."""

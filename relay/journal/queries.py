@@ -13,7 +13,7 @@ from relay.journal.api import Hard, Meta
 from relay.journal.database import DAMAGED, Kind
 from relay.limits import MIB
 
-KIND = Kind("store", 0x506F7374, 4)  # "Post"
+KIND = Kind("store", 0x506F7374, 5)  # "Post"
 
 META = "SELECT federation, cell, log_id, store, key_check, first, prev, prev_term, time, members, checksum FROM meta"
 SET_META = "REPLACE INTO meta VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -25,7 +25,6 @@ SIZES = "SELECT idx, ifnull(length(sealed), 0) FROM block WHERE idx BETWEEN ? AN
 BLOCKS = "SELECT idx, term, prev, time, hash, sealed FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx"
 NEXT_BLOCK = "SELECT idx, term, prev, time, hash, sealed FROM block WHERE idx >= ? ORDER BY idx LIMIT 1"
 NEXT_STAGED = "SELECT idx, term, prev, time, hash, sealed FROM staged_block WHERE idx >= ? ORDER BY idx LIMIT 1"
-TIPS = "SELECT max(idx) FROM staged_block UNION ALL SELECT max(idx) FROM block UNION ALL SELECT first - 1 FROM meta"
 ADD_BLOCK = "INSERT INTO block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
 REPAIR_BLOCK = "REPLACE INTO block (idx, term, prev, time, hash, sealed) VALUES (?, ?, ?, ?, ?, ?)"
 TERMS = "SELECT idx, term, hash FROM block WHERE idx BETWEEN ? AND ? ORDER BY idx LIMIT ?"
@@ -41,17 +40,24 @@ UNSTAGE_BLOCKS = "DELETE FROM staged_block WHERE idx <= ?"
 
 CHECKPOINT = "SELECT generation, idx, count, checksum FROM checkpoint"
 SET_CHECKPOINT = "REPLACE INTO checkpoint (only, generation, idx, count, checksum) VALUES (1, ?, ?, ?, ?)"
-_CHECKPOINT_ROW = "FROM checkpoint_row WHERE generation = ? AND ordinal"
-CHECKPOINT_SIZES = f"SELECT ordinal, ifnull(length(sealed), 0) {_CHECKPOINT_ROW} >= ? ORDER BY ordinal LIMIT 256"
-CHECKPOINT_ROWS = f"SELECT sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY ordinal"
-GENERATIONS = "SELECT DISTINCT generation FROM checkpoint_row ORDER BY generation"
-GENERATION = "SELECT ordinal, sealed FROM checkpoint_row WHERE generation = ? ORDER BY ordinal"
-ADD_CHECKPOINT_ROW = "INSERT INTO checkpoint_row (generation, ordinal, sealed) VALUES (?, ?, ?)"
-DROP_CHECKPOINT_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?)"
-OTHER_SIZES = """
-    SELECT rowid, ifnull(length(sealed), 0) FROM checkpoint_row WHERE generation NOT IN (?, ?) ORDER BY rowid LIMIT 256
-"""
-DROP_OTHER_ROWS = "DELETE FROM checkpoint_row WHERE generation NOT IN (?, ?) AND rowid <= ?"
+_CHECKPOINT_ROW = """
+    FROM checkpoint_row AS one LEFT JOIN checkpoint_row AS there
+    ON there.generation = one.lies AND there.ordinal = one.lies_at WHERE one.generation = ? AND one.ordinal"""
+CHECKPOINT_SIZES = (
+    f"SELECT one.ordinal, ifnull(length(there.sealed), 0) {_CHECKPOINT_ROW} >= ? ORDER BY one.ordinal LIMIT 256"
+)
+CHECKPOINT_ROWS = (
+    f"SELECT one.lies, one.lies_at, there.sealed {_CHECKPOINT_ROW} BETWEEN ? AND ? ORDER BY one.ordinal"
+)
+CHECKPOINT_ORDINALS = "SELECT ordinal FROM checkpoint_row WHERE generation = ? ORDER BY ordinal"
+ADD_CHECKPOINT_ROW = "INSERT INTO checkpoint_row (generation, ordinal, lies, lies_at, sealed) VALUES (?, ?, ?, ?, ?)"
+_OTHER_ROWS = """
+    FROM checkpoint_row WHERE generation NOT IN (?1, ?2)
+    AND (generation, ordinal) NOT IN (SELECT lies, lies_at FROM checkpoint_row WHERE generation IN (?1, ?2))"""
+OTHER_GENERATIONS = f"SELECT DISTINCT generation {_OTHER_ROWS} ORDER BY generation"
+OTHER_SIZES = f"SELECT -rowid, ifnull(length(sealed), 0) {_OTHER_ROWS} ORDER BY rowid DESC LIMIT 1024"
+DROP_OTHER_ROWS = f"DELETE {_OTHER_ROWS} AND rowid >= -?3"
+DROP_CHECKPOINT_ROWS = f"DELETE {_OTHER_ROWS}"
 
 ADD_FACT = "INSERT INTO fact (key, idx, sealed) VALUES (?, ?, ?)"
 ALL_FACTS = "SELECT key, sealed FROM fact ORDER BY key, idx"

@@ -8,7 +8,7 @@ from pathlib import Path
 from relay.core.block import Block, check_follows
 from relay.core.codec import digest, pack
 from relay.errors import StoreDamaged
-from relay.journal.api import BlockRow, CheckpointHead
+from relay.journal.api import BlockRow, CheckpointHead, CheckpointRow, Place
 from relay.journal.database import DAMAGED
 from relay.journal.seal import StorageRing, context
 
@@ -43,14 +43,15 @@ class Sealer:
         check_follows(block, None)
         return block
 
-    def checkpoint_row(self, index: int, ordinal: int, row: bytes) -> bytes:
-        """Seal one row of the checkpoint taken after block `index`."""
-        return self._seal(b"C", [index, ordinal], [row])
+    def checkpoint_row(self, place: Place, row: bytes) -> bytes:
+        """Seal one row of a checkpoint for the place where it will lie."""
+        return self._seal(b"C", place, [row])
 
-    def open_checkpoint_row(self, index: int, ordinal: int, sealed: bytes) -> bytes:
+    def open_checkpoint_row(self, row: CheckpointRow) -> bytes:
         """Raises StoreDamaged, StoreForeign."""
-        (row,) = self._open(b"C", [index, ordinal], sealed, f"checkpoint row {ordinal}")
-        return row
+        lies = f"checkpoint row {row.place.ordinal} of generation {row.place.generation}"
+        (plain,) = self._open(b"C", row.place, row.sealed, lies)
+        return plain
 
     def fact(self, key: bytes, value: bytes) -> bytes:
         """Seal one fact of the residency check."""
@@ -87,6 +88,13 @@ def verify_digests(head: CheckpointHead, log_id: bytes, digests: Sequence[bytes]
     """The same by the digests of the rows."""
     if len(digests) != head.count or checkpoint_checksum(log_id, head.index, digests) != head.checksum:
         raise StoreDamaged(f"the checkpoint after block {head.index} does not match its checksum")
+
+
+def checkpoint_rows(rows: Sequence[tuple[int, int, bytes]]) -> list[CheckpointRow]:
+    """What queries.CHECKPOINT_ROWS found. Raises StoreDamaged where bytes cannot lie."""
+    for lies, lies_at, _ in rows:
+        check_kinds((lies, lies_at), (int, int), "a row of the checkpoint")
+    return [CheckpointRow(Place(lies, lies_at), sealed) for lies, lies_at, sealed in rows]
 
 
 def check_kinds(values: Sequence[object], kinds: Sequence[type], what: str) -> None:

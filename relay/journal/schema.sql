@@ -1,4 +1,4 @@
--- A log's store, format 4. One connection, WAL, synchronous=FULL, locking_mode=EXCLUSIVE (DESIGN.md, rule 9).
+-- A log's store, format 5. One connection, WAL, synchronous=FULL, locking_mode=EXCLUSIVE (DESIGN.md, rule 9).
 -- `sealed` columns are sealed values (relay/journal/seal.py); hashes are over the plaintext. A `checksum` at the end of
 -- a row is over the rest of it (relay/journal/queries.py). Beside it lies the mark (relay/journal/mark.py).
 
@@ -53,10 +53,12 @@ CREATE TABLE checkpoint (         -- the current checkpoint; none before the fir
     checksum   BLOB NOT NULL      -- over all of its rows
 );
 
-CREATE TABLE checkpoint_row (     -- rows of another generation: an unfinished checkpoint, or an older one that is read still
-    generation INTEGER NOT NULL,
+CREATE TABLE checkpoint_row (     -- rows of another generation: an unfinished checkpoint, an older one that is read still, or
+    generation INTEGER NOT NULL,  -- what a newer one has, too
     ordinal    INTEGER NOT NULL,
-    sealed     BLOB NOT NULL,
+    lies       INTEGER NOT NULL,  -- where its bytes lie: the generation that wrote them, mostly this one,
+    lies_at    INTEGER NOT NULL,  -- and as which row of that
+    sealed     BLOB NOT NULL,     -- empty where they lie elsewhere
     PRIMARY KEY (generation, ordinal)
 );
 

@@ -77,7 +77,7 @@ class Scrubber:
             await self._disk.check_checkpoint(self._pace)
         except (StoreDamaged, StoreForeign) as error:
             _log.error("checkpoint_damaged", text=error.text, next="another is saved in its place")
-            self._disk.renew_checkpoint()
+            self._disk.distrust_checkpoint()
             return False
         return True
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign
 from relay.journal import queries as sql
-from relay.journal.api import BlockRow, CheckpointHead, FactRow, Hard, Meta, Write
+from relay.journal.api import BlockRow, CheckpointHead, CheckpointRow, FactRow, Hard, Meta, Place, Write
 from relay.journal.database import DAMAGED, Connection, Database, Statement, execute, fetch, open_database, transact
 from relay.journal.files import mark_file, sync_file, wal_file
 from relay.journal.mark import Mark, Marked, behind
 from relay.journal.portal import Portal
 from relay.journal.queries import State
-from relay.journal.rows import check_kinds, within
+from relay.journal.rows import check_kinds, checkpoint_rows, within
 from relay.limits import KIB, MIB, READ_BATCH
 
 # What one transaction deletes, so that appends get in between: SQLite overwrites every page of it, twice (7 ms a MiB).
@@ -115,15 +116,19 @@ class Store:
         rows = self._of_kinds(await self._db.run(fetch, sql.CHECKPOINT), (int, int, int, bytes), "the checkpoint")
         return CheckpointHead(*rows[0]) if rows else None
 
-    async def checkpoint_rows(self, generation: int, first: int) -> list[bytes]:
+    async def checkpoint_rows(self, generation: int, first: int) -> list[CheckpointRow]:
         return await self._db.run(_checkpoint_rows, generation, first)
 
     async def clear_unfinished(self, generation: int, lent: int | None = None) -> bool:
         return await self._db.write(_DELETE_STEP, _clear, _kept(generation, lent))
 
-    async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
-        rows = [(generation, ordinal + count, row) for count, row in enumerate(sealed)]
-        await self._db.commit(sum(map(len, sealed)), (sql.ADD_CHECKPOINT_ROW, rows))
+    async def add_checkpoint_rows(self, generation: int, ordinal: int, rows: Sequence[bytes | Place]) -> None:
+        size, values = 0, []
+        for place, row in zip(map(Place, repeat(generation), count(ordinal)), rows, strict=False):
+            lies, sealed = (row, b"") if isinstance(row, Place) else (place, row)
+            values.append((*place, *lies, sealed))
+            size += len(sealed)
+        await self._db.commit(size, (sql.ADD_CHECKPOINT_ROW, values))
 
     async def finish_checkpoint(self, head: CheckpointHead) -> None:
         await self._db.commit(0, _finish(head))
@@ -187,13 +192,14 @@ def _release(connection: Connection, meta: Meta, first: int, upto: int) -> Meta:
     return meta
 
 
-def _checkpoint_rows(connection: Connection, generation: int, first: int) -> list[bytes]:
+def _checkpoint_rows(connection: Connection, generation: int, first: int) -> list[CheckpointRow]:
     sizes = fetch(connection, sql.CHECKPOINT_SIZES, (generation, first))
     rows = fetch(connection, sql.CHECKPOINT_ROWS, (generation, first, within(sizes, first, READ_BATCH)))
-    return [row[0] for row in rows]
+    return checkpoint_rows(rows)
 
 
 def _clear(connection: Connection, keep: tuple[int, int]) -> bool:
+    """Rows go from the end: what a crash leaves of a checkpoint begins as it did, so that auditors can read it."""
     if rows := fetch(connection, sql.OTHER_SIZES, keep):
         transact(connection, (sql.DROP_OTHER_ROWS, [(*keep, within(rows, rows[0][0], _DELETE_STEP))]))
     elif blocks := fetch(connection, sql.STAGED_SIZES):

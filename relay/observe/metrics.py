@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from relay.observe.process import ProcessFigures
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _exposition = cast("Callable[[CollectorRegistry], bytes]", generate_latest)  # the library leaves it untyped
@@ -29,7 +31,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
-        ProcessCollector(registry=self.registry)  # CPU seconds, resident memory, open files
+        ProcessFigures(self.registry)  # CPU seconds, resident memory, open files
         # envelopes
         self.submitted = self._counter("submitted", "Envelopes that clients submitted")
         self.admitted = self._counter("admitted", "Envelopes that the fold took (from clients and from other cells)")
@@ -77,7 +79,7 @@ class Metrics:
         self.loop_late_seconds = self._histogram("loop_late_seconds", what, _STOP_BUCKETS)
         what = "How long each look of Python's garbage collector took: meanwhile nothing else ran"
         self.gc_pause_seconds = self._histogram("gc_pause_seconds", what, _STOP_BUCKETS)
-        what = "For how long no block was applied, while the rows of a checkpoint were made"
+        what = "For how long no block was applied: a checkpoint's rows were made, or waited for the one before"
         self.checkpoint_still_seconds = self._histogram("checkpoint_still_seconds", what, _STOP_BUCKETS)
         what = "From the block that a checkpoint is of until it was on the disk, and what it covers let go"
         self.checkpoint_seconds = self._histogram("checkpoint_seconds", what, _STOP_BUCKETS)

@@ -1,10 +1,14 @@
 """How long the process stands still: how late its loop wakes, and what each look for garbage takes. And what keeps
-those looks short (ADR 38).
+those looks short (ADR 38), and tells that the processors are what everything waits for (ADR 39).
 
-Python looks through all that was there before whenever a quarter has come on top: a second for 10,000 connections, and
-nothing else runs meanwhile. So whatever such a look leaves is put where the next one does not look (`gc.freeze`): each
-object is looked at once. What is let go is freed at once all the same, unless it points in circles; such things lie
-there until all is looked through again, when there is twice as much of it as the last time, and LEAST.
+Python looks at what is new when 700 more things were made than let go, so that it does not see coming what is made anew
+in the place of what was there: parts of each connection that says something. With 10,000 of them a look at the newest
+took 20 to 70 ms. So the pulse has it look in small steps.
+
+It looks through all that was there before whenever a quarter has come on top: a second for 10,000 connections, and
+nothing else runs meanwhile. So whatever such a look leaves is put where the next ones do not look (`gc.freeze`). What
+is let go is freed at once all the same, unless it points in circles; such things lie there until all is looked through
+again, seldom: when there is twice as much of it as the last time, and LEAST.
 """
 
 from __future__ import annotations
@@ -18,27 +22,65 @@ from typing import Any, Final
 import structlog
 import trio
 
+from relay.limits import BUSY_S, INTAKE_EVERY_BUSY_S, INTAKE_EVERY_FEW_S
 from relay.observe.metrics import Metrics
 
 EVERY_S: Final = 0.02  # seconds between two looks at the clock: a stop is seen that much shorter; 0.2 % of a core
 STOOD_STILL_S: Final = 0.5  # seconds; a longer stop is worth a line in the log
 LEAST: Final = 500_000  # objects, some 200 MiB of connections
+_TICK_S: Final = 0.001  # seconds that a timer may be late on a machine with nothing to do: epoll counts in ms
+_MOST_S: Final = 0.004  # seconds: one long stop says no more than that
+_SHARE: Final = 0.04  # of the newest look in the mean: that of half a second
+_BLOCK: Final = 0.1  # of the newest block with mail in the mean
 _OLDEST: Final = 2  # generation: a look at that is one at everything that is not frozen
+_STEPS: Final = (8, 32)  # looks at what is new until one at the second and at the oldest generation: 0.16 s and 0.64 s
 _log = structlog.get_logger("relay.pulse")
 
 
-async def feel_pulse(metrics: Metrics) -> None:
+class Pulse:
+    """How late the loop wakes now, on average; and for how many its mail is."""
+
+    __slots__ = ("late_s", "rounds")
+
+    def __init__(self) -> None:
+        self.late_s = 0.0  # seconds, beside a timer's tick
+        self.rounds = 0.0  # share of the blocks with mail, of late, that take a round of the fan-out
+
+    def felt(self, late: float) -> None:
+        """It woke `late` seconds late."""
+        self.late_s += _SHARE * (min(max(0.0, late - _TICK_S), _MOST_S) - self.late_s)
+
+    def applied(self, takes_round: bool) -> None:
+        """A block with mail for this node's seats: for more than few of them?"""
+        self.rounds += _BLOCK * (takes_round - self.rounds)
+
+    @property
+    def every_s(self) -> float:
+        """Seconds from batch to batch at least, while it is busy. Rounds take as long as that; mail to few would only
+        wait."""
+        return INTAKE_EVERY_BUSY_S if self.rounds > 0.5 else INTAKE_EVERY_FEW_S
+
+    @property
+    def busy(self) -> bool:
+        """Is there more to do than the processors do at once? Then what shares a block or a write comes sooner than
+        what has one of its own."""
+        return self.late_s > BUSY_S
+
+
+async def feel_pulse(metrics: Metrics, pulse: Pulse) -> None:
     """Until cancelled. One node a process."""
     with Garbage().watched() as garbage:
         while True:
             due = trio.current_time() + EVERY_S
+            if garbage.due:
+                garbage.look_at_all()  # and be late for it
+            garbage.look_at_new()
             await trio.sleep_until(due)
             late = trio.current_time() - due
             metrics.loop_late_seconds.observe(late)
+            pulse.felt(late)
             if late > STOOD_STILL_S:
                 _log.warning("stood_still", seconds=round(late, 3), garbage=round(sum(garbage.pauses), 3))
-            if garbage.due:
-                garbage.look_at_all()
             while garbage.pauses:
                 metrics.gc_pause_seconds.observe(garbage.pauses.pop())
 
@@ -53,6 +95,7 @@ class Garbage:
         self._began = 0.0
         self._frozen = 0  # objects, or more: those that were let go since count until they are counted anew
         self._bound = 0
+        self._steps = 0
 
     @contextmanager
     def watched(self) -> Iterator[Garbage]:
@@ -64,6 +107,11 @@ class Garbage:
         finally:
             gc.callbacks.remove(self._told)
             gc.unfreeze()
+
+    def look_at_new(self) -> None:
+        """Once every EVERY_S: at what has come since, now and then at what came before that, too."""
+        self._steps += 1
+        gc.collect(sum(self._steps % each == 0 for each in _STEPS))
 
     def look_at_all(self) -> None:
         """Free what points in circles, wherever it lies."""

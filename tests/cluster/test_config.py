@@ -236,17 +236,27 @@ def test_plain_urls_with_tls(town: Town) -> None:
     assert "without TLS" in town.findings()["listen.tls"][0]
 
 
-def test_a_root_that_names_one_node_twice(town: Town) -> None:
-    sign_again(town, lambda nodes: nodes * 2)
-    what, remedy = town.findings()["paths.root"]
-    assert "node norden/1/n1 stands in the root document 2 times" in what and "signed again" in remedy
-
-
 def test_a_root_that_gives_two_nodes_one_address(town: Town) -> None:
     sign_again(town, lambda nodes: (*nodes, msgspec.structs.replace(nodes[0], name="n2")))
     town.edit("[routes]\n", "[routes]\n#")
     links = town.layout.node("norden").links_addr
     assert f"{links} is the address of norden/1/n2 and of norden/1/n1" in town.findings()["paths.root"][0]
+
+
+def test_a_region_that_claims_anothers_addresses_keeps_nobody_from_starting(town: Town) -> None:
+    """It signs its statement alone. Whoever is met at an address proves who that is."""
+    town.edit("[routes]\n", "[routes]\n#")
+    home, now_ms, replace = town.layout.home, RealEnv().clock.wall_ms(), msgspec.structs.replace
+    norden, *others = home.root(now_ms).payload.regions
+    town.edit("[listen]", '[listen]\nlinks_advertised = "norden.example:1"')
+    theirs = replace(norden.cells[0].nodes[0], link="norden.example:1", clients=("wss://norden.example:2",))
+    norden = replace(norden, cells=(replace(norden.cells[0], nodes=(theirs,)),))
+    place = town.layout.node("norden")
+    claimed = [RootNode("n1", theirs.link, theirs.clients), RootNode("n2", str(place.links_addr), ())]
+    claimed.append(RootNode("n3", str(place.admin_addr), (f"ws://{place.clients_addr}",)))
+    spoiled = [replace(one, cells=(replace(one.cells[0], nodes=tuple(claimed)),)) for one in others]
+    home.root_path.write_bytes(newer(town, [norden, *spoiled]))
+    assert load_config(town.path).root.payload.version == 2
 
 
 def newer(town: Town, regions: Sequence[RootRegion]) -> bytes:

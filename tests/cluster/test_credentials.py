@@ -6,7 +6,7 @@ import base64
 import ssl
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import structlog.testing
 import trio
 import trio.testing
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from nacl.signing import SigningKey
 
@@ -324,3 +325,44 @@ async def test_a_root_document_that_the_own_certificate_does_not_fit_is_loud_unt
         await trio.sleep(10)
         nursery.cancel_scope.cancel()
     assert [entry["event"] for entry in logs] == ["certificate_not_taken", "certificate_renewed"]
+
+
+def namesake(mark: x509.SubjectKeyIdentifier | None) -> bytes:
+    """An authority that has the name of norden's, and that mark."""
+    old, key = x509.load_der_x509_certificate(AUTHORITY[0]), Ed25519PrivateKey.generate()
+    until = old.not_valid_after_utc + timedelta(days=1)
+    builder = x509.CertificateBuilder(
+        old.subject, old.subject, key.public_key(), x509.random_serial_number(), old.not_valid_before_utc, until
+    )
+    for extension in old.extensions:
+        value = mark if isinstance(extension.value, x509.SubjectKeyIdentifier) else extension.value
+        if value is not None and not isinstance(value, x509.AuthorityKeyIdentifier):
+            builder = builder.add_extension(value, extension.critical)
+    return builder.sign(key, None).public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+async def test_an_authority_under_anothers_name_keeps_nobodys_nodes_out(
+    tmp_path: Path, logs: list[Any], marked: bool
+) -> None:
+    """TLS finds who issued a certificate by name and mark: vika's would be asked about norden's nodes."""
+    theirs = x509.load_der_x509_certificate(AUTHORITY[0]).extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    vika = RootRegion("vika", namesake(theirs.value if marked else None), b"r" * 32, ())
+    root = verified_root([vika, make_root().region("norden")], NOW + 20 * YEAR)
+    one, other = Desk(tmp_path, N1, root), Desk(tmp_path, N2, root)
+    await shake(one.own, other.own)
+    await shake(other.own, one.own)
+    assert [(entry["event"], entry["region"]) for entry in logs] == [("authority_unusable", "vika")] * 2
+
+
+@pytest.mark.parametrize("authority", [b"", b"junk"])
+async def test_a_running_node_takes_a_root_document_in_which_another_region_has_no_authority(
+    desk: Desk, logs: list[Any], authority: bytes
+) -> None:
+    """vika says it of itself, and signs it alone. Whatever else the document says of authorities counts."""
+    vika = RootRegion("vika", authority, b"r" * 32, ())
+    renewed = make_root(renew_authority(*AUTHORITY, now_ms=NOW + DAY)).region("norden")
+    before = desk.own.expires_ms
+    desk.own.follow(verified_root([vika, renewed], NOW + 20 * YEAR))
+    assert [entry["event"] for entry in logs] == ["authority_unusable"] and "vika" in logs[0]["text"]
+    assert desk.own.expires_ms == before and desk.own._now.authority_until_ms > NOW + 3_653 * DAY

@@ -15,6 +15,8 @@ from cluster.erasure import Erasure, Erasures, read_signed, sign_erasure, verify
 from cluster.pki import issue_node, load_key_pair
 from relay.core import records, wire
 from relay.core.codec import encode
+from relay.core.mailroom.state import MovedUser, State
+from relay.core.trust import read_chain
 from relay.errors import BadSignature, OperatorError, PeerError, TrustError
 from relay.limits import ERASE_S
 from tests.cluster.test_pki import NORDEN, NOW, SUEDEN, der, make_root, write
@@ -39,6 +41,8 @@ def test_a_receipt_is_the_word_of_the_node_that_it_names() -> None:
         verify_erasure(changed, root)
     with pytest.raises(TrustError, match=r"norden/1/n1, signed by sueden/1/n1"):
         verify_erasure(signed(SAID, "sueden", SUEDEN), root)
+    with pytest.raises(TrustError, match=r"norden/1/n2, signed by norden/1/n1"):  # each speaks for its own store
+        verify_erasure(signed(structs.replace(SAID, node="n2")), root)
     with pytest.raises(PeerError):  # sueden's authority vouches for a node of norden
         verify_erasure(signed(SAID, "norden", SUEDEN), root)
 
@@ -46,6 +50,23 @@ def test_a_receipt_is_the_word_of_the_node_that_it_names() -> None:
 def erasures_of(cell: Cell) -> Erasures:
     state, erased = lambda: cell.state, lambda: cell.steward.erased
     return Erasures(state, cell.journal, erased, "n1", Path(), Path(), lambda: NOW)
+
+
+@pytest.mark.parametrize(
+    ("changed", "clean"),
+    [({}, True), ({"confirmed": False}, False), ({"items": 1}, False), ({"last": 9}, False), ({"last": 8}, True)],
+)
+def test_what_may_still_be_here_is_not_signed_away(monkeypatch, changed: dict[str, int], clean: bool) -> None:
+    """All was handed over, the new home has said so, and the last block with something of it is gone: each counts."""
+    monkeypatch.setattr(erasure, "_store_of", lambda journal: b"s" * 16)
+    monkeypatch.setattr(erasure, "load_key_pair", lambda *_: (KEY, CERT))
+    bob = User("bob", "norden/1")
+    bob.record("b1")
+    bob.move("sueden/1")
+    moved = MovedUser(read_chain(bob.chain)[-1], bob.chain, (), **({"last": 3, "confirmed": True} | changed))
+    state = State("norden/1", b"l" * 16, moved={bob.id: moved})
+    given = Erasures(lambda: state, None, lambda: 9, "n1", Path(), Path(), lambda: NOW).receipts()
+    assert [verify_erasure(one, make_root()).user for one in given] == [bob.id] * clean
 
 
 async def test_no_receipt_before_the_write_ahead_log_is_cut(autojump_clock, monkeypatch):

@@ -2,92 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
-import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from cluster.core import linkwire
-from cluster.forwarder import Forwarders
-from relay.core import records, wire
-from relay.core.trust import read_home
+from relay.core import records
+from relay.core.trust import Policy
 from relay.core.wire import Code
-from relay.errors import Refused
-from relay.limits import HANDOVERS_AHEAD, MAX_BATCH, MAX_HANDOVER
-from tests.relay.conftest import ABROAD, CELL, Cell, FakeEnv, make_root
-from tests.relay.core.mailroom.conftest import User
-from tests.relay.test_office import seal
-
-
-class Destination:
-    """Takes hand-overs as a cell does, and can be told to misbehave."""
-
-    def __init__(self) -> None:
-        self.log = b"1" * 16
-        self.vector = 0
-        self.taken: list[bytes] = []
-        self.requests: list[tuple[int, int]] = []
-        self.code = int(Code.STORED)
-        self.says: int | None = None
-        self.at_most = 1_000
-        self.lose = 0
-        self.carries = 1 << 30  # bytes that get through the line before the link gives up
-        self.before = None
-
-    async def request(self, cell, message, deadline_s):
-        await trio.lowlevel.checkpoint()
-        self.requests.append((message.first, len(message.items)))
-        if self.before is not None:
-            await self.before()
-        if sum(len(item.item) for item in message.items) > self.carries:
-            raise Refused(Code.UNREACHABLE, "not a byte for 12 s")
-        outcomes = []
-        for number, item in enumerate(message.items[: self.at_most], message.first):
-            if number == self.vector + 1:
-                self.vector = number
-                self.taken.append(item.item)
-            if number <= self.vector:
-                outcomes.append(records.HandedAnswer(number, self.code, 1))
-        if self.lose:
-            self.lose -= 1
-            raise Refused(Code.UNREACHABLE, "the answer was lost")
-        return linkwire.HandOverAnswer(self.log, self.vector if self.says is None else self.says, tuple(outcomes))
-
-
-class World:
-    def __init__(self, there=None):
-        self.there = there or Destination()
-
-    async def __aenter__(self):
-        self._manager = trio.open_nursery()
-        self.nursery = await self._manager.__aenter__()
-        env = FakeEnv()
-        self.cell = Cell(env)
-        for task in (self.cell.delivery.run, self.cell.intake.run):
-            self.nursery.start_soon(task)
-        forwarders = Forwarders(
-            make_root(), self.cell.journal, self.cell.delivery, self.cell.intake, self.there, self.cell.metrics, env
-        )
-        self.nursery.start_soon(forwarders.run)
-        self.alice, carol = User("alice", CELL), User("carol", ABROAD)
-        self.alice.record("a1")
-        carol.record("c1")
-        self.cell.directory.known[carol.id] = read_home(carol.chain[0])
-        self.carol = carol.id
-        self.line = await self.cell.join(self.nursery, self.alice, "a1")
-        return self
-
-    async def __aexit__(self, *error):
-        self.nursery.cancel_scope.cancel()
-        return await self._manager.__aexit__(*error)
-
-    async def send(self, *numbers, size=1):
-        sealed = [seal(self.cell, self.carol, body=bytes([n]) * size) for n in numbers]
-        await self.cell.office.submit(self.line, [wire.SubmitItem("sauda", one) for one in sealed])
-        return sealed
-
-    def notices(self):
-        return [notice.code for notice in self.line.of(wire.Notice)]
+from relay.limits import HANDOVERS_AHEAD, MAX_HANDOVER
+from tests.cluster.forwarding import Slow, World
+from tests.policies import root_with
+from tests.relay.conftest import ABROAD, make_root
 
 
 async def test_in_order_and_the_senders_are_told(autojump_clock):
@@ -108,36 +34,6 @@ async def test_partial_and_lost_answers_are_harmless(autojump_clock):
         assert world.notices() == [Code.STORED] * 10
 
 
-class Slow(Destination):
-    """A long line: what arrives does so in its order, and its answer is back half a second later."""
-
-    under_way = most = most_bytes = sent = 0
-    fail: tuple[int, ...] = ()
-
-    def __init__(self):
-        super().__init__()
-        self.took = trio.Event()
-
-    async def request(self, cell, message, deadline_s):
-        size = sum(len(item.item) for item in message.items)
-        self.under_way, self.sent = self.under_way + 1, self.sent + size
-        self.most, self.most_bytes = max(self.most, self.under_way), max(self.most_bytes, self.sent)
-        try:
-            if message.first in self.fail:
-                self.fail = tuple(one for one in self.fail if one != message.first)
-                raise Refused(Code.OVERLOADED, "not now")
-            with trio.move_on_after(15):  # as a cell does, which may have what is before it under way
-                while message.first > self.vector + 1:
-                    await self.took.wait()
-            answer = await super().request(cell, message, deadline_s)
-            self.took.set()
-            self.took = trio.Event()
-            await trio.sleep(0.5)
-            return answer
-        finally:
-            self.under_way, self.sent = self.under_way - 1, self.sent - size
-
-
 async def _one_after_the_other(world, count, size=1):
     sent = []
     for n in range(count):
@@ -156,6 +52,44 @@ async def test_batches_follow_each_other_without_waiting(autojump_clock):
         assert world.there.taken == sent and world.notices() == [Code.STORED] * 41
         assert world.there.most == HANDOVERS_AHEAD
         assert len(world.there.requests) < 30  # what finds no room goes together
+
+
+async def _kinds(world, after):
+    """What is in each block after block `after`."""
+    journal = world.cell.journal
+    blocks = [await journal.read(index) for index in range(after + 1, journal.tip + 1)]
+    return [{type(records.decode_record(one)) for one in block.records} for block in blocks]
+
+
+async def test_while_more_is_under_way_what_was_stored_is_recorded_along_with_other_mail(autojump_clock):
+    async with World(Slow()) as world:
+        await world.send(0)
+        await trio.sleep(5)
+        before = world.cell.journal.tip
+        await _one_after_the_other(world, 40)
+        during = await _kinds(world, before)
+        assert {records.Handed} not in during
+        assert sum(records.Handed in one for one in during) > 5  # and still it is not left for later
+        last = trio.current_time()
+        while len(world.notices()) < 41:
+            await world.line.came.wait()
+        assert trio.current_time() - last < 0.6  # as soon as the last answer is there
+
+
+async def test_a_refusal_is_told_at_once_though_more_is_under_way(autojump_clock):
+    class Refusing(Slow):
+        async def request(self, cell, message, deadline_s):
+            self.code = int(Code.MAILBOX_FULL if message.first == 2 else Code.STORED)
+            return await super().request(cell, message, deadline_s)
+
+    async with World(Refusing()) as world:
+        await world.send(0)
+        await trio.sleep(5)
+        began = trio.current_time()
+        await _one_after_the_other(world, 4)
+        while Code.MAILBOX_FULL not in world.notices():
+            await world.line.came.wait()
+        assert trio.current_time() - began < 0.52
 
 
 async def test_what_is_under_way_is_bounded_in_bytes(autojump_clock):
@@ -185,7 +119,7 @@ async def test_a_cell_that_takes_a_part_is_asked_for_the_rest_at_once(autojump_c
         await trio.sleep(5)
         world.there.at_most = 1
         sent += await _one_after_the_other(world, 6)
-        await trio.sleep(8)
+        await trio.sleep(1.5)  # three answers; a pause would make it longer
         assert world.there.taken == sent and world.notices() == [Code.STORED] * 7
 
 
@@ -243,6 +177,119 @@ async def test_an_answer_that_is_recorded_late_does_not_shift_the_numbers(autoju
         assert world.notices() == [Code.STORED] * 6
 
 
+class TellsMore(Slow):
+    """It has an opinion on numbers that it was not asked about. (The first answer of several is the last to come.)"""
+
+    async def request(self, cell, message, deadline_s):
+        answer = await super().request(cell, message, deadline_s)
+        if message.first == 2:
+            await trio.sleep(3)
+        theirs = {one.number for one in answer.outcomes}
+        more = (records.HandedAnswer(n, Code.MAILBOX_FULL, 1) for n in range(1, 40) if n not in theirs)
+        return msgspec.structs.replace(answer, outcomes=(*answer.outcomes, *more))
+
+
+async def test_an_answer_says_nothing_of_other_batches(autojump_clock):
+    async with World(TellsMore()) as world:
+        sent = await world.send(0)
+        await trio.sleep(5)
+        sent += await _one_after_the_other(world, 6)
+        await trio.sleep(20)
+        assert world.there.taken == sent and world.notices() == [Code.STORED] * 7
+
+
+class TellsNewest(Slow):
+    """Its answer to a batch is made when those behind it are applied, too: its vector is beyond what was asked."""
+
+    async def request(self, cell, message, deadline_s):
+        answer = await super().request(cell, message, deadline_s)
+        return msgspec.structs.replace(answer, vector=self.vector)
+
+
+async def test_an_answer_that_knows_of_later_batches_counts_for_its_own(autojump_clock):
+    """What a record does not tell of counts as void: the senders would be told that it expired."""
+    async with World(TellsNewest()) as world:
+        sent = await world.send(0)
+        await trio.sleep(5)
+        sent += await _one_after_the_other(world, 12)
+        await trio.sleep(20)
+        assert world.there.taken == sent and world.notices() == [Code.STORED] * 13
+
+
+async def test_a_log_that_is_renewed_without_a_loss_while_batches_are_under_way(autojump_clock):
+    """What is answered under another log than it left for is asked again, alone: nobody knows what that one lost."""
+    async with World(Slow()) as world:
+        sent = await world.send(0)
+        await trio.sleep(5)
+        sent += await _one_after_the_other(world, 6)
+        world.there.log = b"2" * 16
+        sent += await _one_after_the_other(world, 6)
+        await trio.sleep(20)
+        firsts = [first for first, _ in world.there.requests]
+        assert len(firsts) > len(set(firsts)) and world.there.most > 1
+        assert world.there.taken == sent and world.notices() == [Code.STORED] * 13
+        assert world.cell.state.outboxes[ABROAD].logs == (b"1" * 16, b"2" * 16)
+
+
+async def test_what_another_forwarder_has_handed_over_meanwhile_does_not_go_out_again(autojump_clock, monkeypatch):
+    """This node leads no more, or not yet alone: the fold is ahead of what this one knows to be under way."""
+    async with World(Slow()) as world:
+        await world.send(0)
+        await trio.sleep(5)
+        read, slow = world.cell.journal.read, trio.Event()
+
+        async def reads(index):
+            await slow.wait()
+            return await read(index)
+
+        monkeypatch.setattr(world.cell.journal, "read", reads)
+        await world.send(1)
+        await trio.sleep(1)
+        await world.send(2, 3, 4)
+        answers = tuple(records.HandedAnswer(number, Code.STORED, 1) for number in (2, 3, 4))
+        handed = records.Handed(ABROAD, 4, answers, world.there.log, world.there.log)
+        world.cell.intake.offer([records.encode_record(handed)])
+        await trio.sleep(1)
+        world.there.vector, world.there.requests[:] = 4, []
+        slow.set()
+        await trio.sleep(20)
+        assert [first for first, _ in world.there.requests] in ([2, 5], [5])
+        assert world.notices() == [Code.STORED] * 5
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_what_was_judged_by_the_root_document_of_before_is_judged_anew(autojump_clock, monkeypatch, warm):
+    """A batch is being read, or on its way to the link, when a policy comes that forbids it."""
+    async with World() as world:
+        sent = await world.send(0) if warm else []
+        await trio.sleep(5)
+        read, slow = world.cell.journal.read, trio.Event()
+
+        async def reads(index):
+            await slow.wait()
+            return await read(index)
+
+        monkeypatch.setattr(world.cell.journal, "read", reads)
+        await world.send(1, 2, 3)
+        await trio.sleep(1)
+        world.forwarders.follow(root_with(norden=Policy(send_to=())))
+        slow.set()
+        await trio.sleep(10)
+        assert world.there.taken == [*sent, b"", b"", b""] and len(world.notices()) == len(sent) + 3
+
+
+async def test_following_loses_doubles_and_delays_nothing(autojump_clock):
+    async with World(Slow()) as world:
+        sent = await world.send(0)
+        await trio.sleep(5)
+        for n in range(1, 13):
+            sent += await world.send(n)
+            await trio.sleep(0.05)
+            world.forwarders.follow(make_root())
+        await trio.sleep(20)
+        assert world.there.taken == sent and world.notices() == [Code.STORED] * 13
+
+
 async def test_codes_of_a_newer_release_are_refusals(autojump_clock):
     async with World() as world:
         world.there.code = 77
@@ -264,124 +311,3 @@ async def test_a_vector_that_cannot_be_stops_the_hand_over_and_nothing_else(auto
         world.there.says = None
         await trio.sleep(120)
         assert world.notices() == [Code.STORED] * 3
-
-
-async def test_a_renewed_log_that_lost_a_suffix_is_gone_on_with(autojump_clock):
-    """What was confirmed and lost has nobody any more, and goes out void; what is here still is handed over again."""
-    async with World() as world:
-        lost = await world.send(*range(6))
-        await trio.sleep(5)
-        assert world.there.taken == lost and world.cell.state.outboxes[ABROAD].done == 6
-        world.there.lose = 1  # the answer: what is taken meanwhile stays here
-        again = await world.send(6, 7)
-        await wait_all_tasks_blocked()
-        assert world.there.vector == 8 and world.cell.state.outboxes[ABROAD].done == 6
-        world.there.log, world.there.vector, world.there.taken[:] = b"2" * 16, 2, []
-        with structlog.testing.capture_logs() as said:
-            new = await world.send(8)
-            await trio.sleep(10)
-        assert [one["numbers"] for one in said if one["event"] == "hand_over_lost"] == [4]
-        assert world.there.taken == [b""] * 4 + again + new
-        assert world.notices() == [Code.STORED] * 9
-        outbox = world.cell.state.outboxes[ABROAD]
-        assert (outbox.done, outbox.last, outbox.logs) == (9, 9, (b"1" * 16, b"2" * 16))
-        world.there.vector = 4  # and of the renewed log, too, an older copy is one
-        await world.send(9)
-        await trio.sleep(60)
-        assert world.notices() == [Code.STORED] * 9 and outbox.done == 9
-
-
-async def test_a_long_lost_suffix_goes_out_in_batches_and_lost_answers_are_harmless(autojump_clock):
-    async with World() as world:
-        for start in range(0, 600, 100):
-            await world.send(*((start + n) % 256 for n in range(100)), size=start + 1)
-        await trio.sleep(20)
-        assert world.cell.state.outboxes[ABROAD].done == 600
-        world.there.log, world.there.vector, world.there.taken[:] = b"2" * 16, 3, []
-
-        async def lose_the_second():
-            if world.there.vector > 3:
-                world.there.lose, world.there.before = 1, None
-
-        world.there.before = lose_the_second
-        new = await world.send(1, size=2_000)
-        await trio.sleep(20)
-        assert world.there.taken == [b""] * 597 + new
-        assert max(count for _, count in world.there.requests) <= MAX_BATCH
-        assert world.notices() == [Code.STORED] * 601
-
-
-async def test_a_log_that_was_renewed_does_not_come_back(autojump_clock):
-    async with World() as world:
-        for log in (b"1" * 16, b"2" * 16):
-            world.there.log = log
-            await world.send(log[0])
-            await trio.sleep(5)
-        world.there.log = b"1" * 16
-        await world.send(3)
-        await trio.sleep(60)
-        assert world.notices() == [Code.STORED] * 2
-        world.there.log = b"2" * 16
-        await trio.sleep(120)
-        assert world.notices() == [Code.STORED] * 3
-
-
-async def test_who_takes_nothing_of_what_is_skipped_is_asked_again_and_not_without_a_pause(autojump_clock):
-    async with World() as world:
-        await world.send(*range(6))
-        await trio.sleep(5)
-        world.there.log, world.there.vector, world.there.at_most = b"2" * 16, 2, 0
-        world.there.taken.clear()
-        world.there.requests.clear()
-        new = await world.send(6)
-
-        async def enough():
-            assert len(world.there.requests) < 100
-
-        world.there.before = enough
-        await trio.sleep(10)
-        assert not world.there.taken and len(world.there.requests) > 2
-        world.there.at_most = 1_000
-        await trio.sleep(10)
-        assert world.there.taken == [b""] * 4 + new and world.notices() == [Code.STORED] * 7
-
-
-async def test_what_is_skipped_goes_to_the_log_that_lost_it_only(autojump_clock):
-    """Another one answers in the midst of it, the one that was renewed at that: all that is asked is asked anew."""
-    async with World() as world:
-        for start in range(0, 600, 100):
-            await world.send(*((start + n) % 256 for n in range(100)), size=start + 1)
-        await trio.sleep(20)
-        world.there.log, world.there.vector, world.there.taken[:] = b"2" * 16, 3, []
-
-        async def the_old_one_is_back():
-            if world.there.vector > 3:
-                world.there.log, world.there.vector, world.there.before = b"1" * 16, 500, None
-                world.there.taken.clear()
-
-        world.there.before = the_old_one_is_back
-        await world.send(1, size=2_000)
-        await trio.sleep(60)
-        assert world.there.vector == 3 + 2 * MAX_BATCH  # of the batch that was under way
-        assert world.notices() == [Code.STORED] * 600
-
-
-async def test_an_answer_from_before_the_renewal_does_not_bring_the_old_log_back(autojump_clock):
-    """It was asked for before anybody knew any log; meanwhile another node recorded the answer of the renewed one."""
-    async with World() as world:
-
-        async def late():
-            world.there.before = None
-            answers = (records.HandedAnswer(1, Code.STORED, 1),)
-            handed = records.Handed(ABROAD, 1, answers, b"2" * 16, b"")
-            world.cell.intake.offer([records.encode_record(handed)])
-            await wait_all_tasks_blocked()
-
-        world.there.before = late
-        sent = await world.send(*range(3))
-        await trio.sleep(1)
-        outbox = world.cell.state.outboxes[ABROAD]
-        assert (outbox.done, outbox.logs) == (1, (b"2" * 16,)) and world.there.vector == 3
-        world.there.log, world.there.vector, world.there.taken[:] = b"2" * 16, 1, []
-        await trio.sleep(30)
-        assert (outbox.done, outbox.logs) == (3, (b"2" * 16,)) and world.there.taken == sent[1:]

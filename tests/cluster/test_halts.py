@@ -19,7 +19,7 @@ from relay.core.codec import pack
 from relay.core.tlog import (
     ED25519, BadProof, Fork, Malformed, SignerKey, UnknownKey, contradiction_proof, encode_fork, verify_fork,
 )  # fmt: skip
-from relay.core.trust import Root
+from relay.core.trust import EarlierKey, Root
 from relay.core.wire import Code
 from relay.errors import OperatorError, Overloaded, PeerError, RegionHalted, TrustError
 from relay.limits import FORKS_PAUSE_S, FORKS_WAIT_S, GOSSIP_S, WITNESS_S
@@ -227,6 +227,33 @@ def test_a_new_log_of_the_region_ends_it_at_once_and_the_old_one_named_again_beg
         halts.follow(make_root())
         assert "its log forked" in halts.why("norden/1") and halted(metrics) == 1
     assert [one["event"] for one in logs] == ["region_back", "region_halted"], "not said again while nothing changes"
+
+
+def test_a_region_that_went_is_not_shown_as_halted_for_ever_and_is_again_when_it_comes_back(tmp_path: Path) -> None:
+    halts, metrics = halts_of(tmp_path)
+    halts.take(proof_of(30, 40))
+    rest = [one for one in make_root().payload.regions if one.name != "norden"]
+    halts.follow(verified_root(rest, FAR))
+    assert halted(metrics) == 0 and not halts.warning
+    halts.follow(make_root())
+    assert halted(metrics) == 1 and "its log forked" in halts.why("norden/1")
+
+
+def test_another_key_of_a_registrar_leaves_its_log_and_what_was_proven_of_it_as_they_were(tmp_path: Path) -> None:
+    """Nobody sheds a fork by it, nor takes the log's name from the region that the document names first for it."""
+    halts, metrics = halts_of(tmp_path)
+    halts.take(proof_of(30, 40))
+    norden, sauda, vika = make_root().payload.regions
+    old = EarlierKey(norden.registrar_key, (("norden", 30),))
+    rotated = structs.replace(norden, registrar_key=bytes(32), earlier=(old,))
+    claims = structs.replace(vika, log_key=str(SignerKey(LOG.name, ED25519, bytes(32)).verifier))
+    with structlog.testing.capture_logs() as logs:
+        halts.follow(verified_root([rotated, sauda, claims], FAR))
+    assert logs == [] and halts.why("norden/1") and halted(metrics) == 1 and not halts.why("vika/1")
+    again, _ = halts_of(tmp_path / "later", verified_root([rotated, sauda, claims], FAR))
+    again.take(proof_of(30, 30))  # before the key was replaced
+    again.take(proof_of(20, 40))  # and across that
+    assert again.why("norden/1") and not again.why("vika/1")
 
 
 async def test_registrars_that_the_new_document_names_are_listened_to(

@@ -193,6 +193,57 @@ async def test_what_was_passed_over_behind_a_batch_that_was_refused_is_written_a
         assert world.delivered() == sealed[1:]
 
 
+async def _slowly(world, monkeypatch):
+    """Each batch takes the journal a second; several are under way."""
+    append = world.cell.journal.append
+
+    async def slow(items, placed):
+        placed()
+        await trio.sleep(1)
+        await append(items)
+
+    monkeypatch.setattr(world.cell.journal, "append", slow)
+
+
+async def _written(world):
+    blocks = [await world.cell.journal.read(index) for index in range(1, world.cell.journal.tip + 1)]
+    found = [records.decode_record(record) for block in blocks for record in block.records]
+    return [(record.origin_log[:1], record.number) for record in found if isinstance(record, records.HandIn)]
+
+
+async def test_what_is_offered_already_is_not_offered_again(autojump_clock, monkeypatch):
+    """The same batch over another link, while it is on its way into the log."""
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(4)]
+        await _slowly(world, monkeypatch)
+        batches = [hand_over(1, *sealed[:2]), hand_over(3, *sealed[2:]), hand_over(3, *sealed[2:])]
+        answers = await _at_once(world, *batches)
+        assert [answer.vector for answer in answers] == [4, 4, 4] or answers[0].vector == 2
+        assert await _written(world) == [(b"o", number) for number in (1, 2, 3, 4)]
+
+
+async def test_a_batch_follows_none_of_another_log(autojump_clock, monkeypatch):
+    async with Opened() as world:
+        sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(4)]
+        await _slowly(world, monkeypatch)
+        await _at_once(world, hand_over(1, *sealed[:2]), hand_over(3, *sealed[2:], log=b"p" * 16))
+        assert await _written(world) == [(b"o", 1), (b"o", 2)]
+
+
+async def test_nobody_is_refused_for_what_the_batch_before_brings(autojump_clock, monkeypatch):
+    """carol comes home with the first batch; the second, for her, is there before that is applied."""
+    async with Opened() as world:
+        carol = User("carol", ABROAD)
+        carol.record("c1")
+        carol.move(CELL)
+        move = linkwire.HandItem(records.HANDIN_MOVE, encode(records.Chain(tuple(carol.chain))), b"")
+        first = linkwire.HandOver(b"o" * 16, 0, 1, (move,))
+        await _slowly(world, monkeypatch)
+        mail = seal(world.cell, carol.id, body=b"welcome")
+        answers = await _at_once(world, first, hand_over(2, mail))
+        assert [one.code for one in answers[1].outcomes] == [Code.STORED]
+
+
 async def test_two_logs_of_one_cell_are_counted_apart(autojump_clock):
     async with Opened() as world:
         for log in (b"o" * 16, b"p" * 16):

@@ -12,16 +12,16 @@ from cluster.core import linkwire
 from relay.core import receipts
 from relay.core.codec import digest
 from relay.core.proven import Missing
-from relay.core.wire import Code, Wanted
+from relay.core.wire import Code
 from relay.limits import PROVE_BLOCKS
 from tests.attesting import NODES, make_root
-from tests.notaries import Cell, verified
+from tests.notaries import Cell, One, ask, verified
 
 
 async def test_others_have_their_turn_while_blocks_are_hashed_for_what_is_not_in_them() -> None:
     cell = Cell()
     places = [cell.send(b"%d" % n)[0].position for n in range(60)]
-    wanted = [Wanted(digest(b"%d" % place), Code.STORED, place) for place in places]
+    wanted = [One(digest(b"%d" % place), Code.STORED, place) for place in places]
     turns, left = [0], trio.Event()
 
     async def other() -> None:
@@ -31,7 +31,7 @@ async def test_others_have_their_turn_while_blocks_are_hashed_for_what_is_not_in
 
     async with cell.open() as notary, trio.open_nursery() as nursery:
         nursery.start_soon(other)
-        await notary.prove(cell.name, wanted)
+        await notary.prove(cell.name, ask(*wanted))
         left.set()
     assert turns[0] >= len(wanted)
 
@@ -41,8 +41,8 @@ async def test_many_at_the_same_time_share_the_rounds() -> None:
     wanted = [one for n in range(30) for one in cell.send(b"%d" % n)]
     found = dict[bytes, receipts.Verified]()
 
-    async def one(want: Wanted) -> None:
-        blocks, _ = await notary.prove(cell.name, [want])
+    async def one(want: One) -> None:
+        blocks, _ = await notary.prove(cell.name, ask(want))
         found.update(verified(cell, blocks))
 
     async with cell.open() as notary:
@@ -68,7 +68,7 @@ async def test_blocks_that_nobody_signs_do_not_keep_newer_ones_from_their_turn(a
     async def again() -> None:
         while asked[0] < 100:
             asked[0] += 1
-            _, missing = await notary.prove(cell.name, older)
+            _, missing = await notary.prove(cell.name, ask(*older))
             assert len(missing) == len(older)
 
     async with cell.open() as notary, trio.open_nursery() as nursery:
@@ -76,7 +76,7 @@ async def test_blocks_that_nobody_signs_do_not_keep_newer_ones_from_their_turn(a
             nursery.start_soon(again)
             for _ in range(10):
                 await trio.lowlevel.checkpoint()
-        blocks, missing = await notary.prove(cell.name, newer)
+        blocks, missing = await notary.prove(cell.name, ask(*newer))
         assert not missing and len(verified(cell, blocks)) == 1 and asked[0] < 50
         nursery.cancel_scope.cancel()
 
@@ -94,7 +94,7 @@ async def test_signatures_that_were_collected_by_an_older_root_are_not_kept() ->
     n2.forge = forge
     wanted = cell.send(b"1")
     async with cell.open() as notary:
-        blocks, missing = await notary.prove(cell.name, wanted)
+        blocks, missing = await notary.prove(cell.name, ask(*wanted))
         cell.root = grown
         assert not missing and len(verified(cell, blocks)[wanted[0].id].nodes) == 3
 
@@ -111,16 +111,16 @@ async def test_a_notary_rests_between_questions_but_not_long(autojump_clock: Any
     n1.notary._links = SimpleNamespace(ask=slow)  # type: ignore[assignment]
     async with cell.open() as notary:
         took = 0.005
-        await notary.prove(cell.name, first)
+        await notary.prove(cell.name, ask(*first))
         async with trio.open_nursery() as nursery:
             for one in others:  # while it rests, sixteen times as long
                 await trio.sleep(0.02)
-                nursery.start_soon(notary.prove, cell.name, one)
+                nursery.start_soon(notary.prove, cell.name, ask(*one))
         assert cell.houses["n2"].asked == 2 and cell.houses["n3"].asked == 0
         took = 1.4
         for body in (b"a", b"b"):
             began, wanted = trio.current_time(), cell.send(body)
-            blocks, _ = await notary.prove(cell.name, wanted)
+            blocks, _ = await notary.prove(cell.name, ask(*wanted))
             assert len(blocks) == 1 and trio.current_time() - began < took + 0.11
 
 
@@ -128,10 +128,10 @@ async def test_more_blocks_than_one_question_is_for_are_asked_for_again() -> Non
     cell = Cell()
     wanted = [cell.send(b"%d" % n)[0] for n in range(PROVE_BLOCKS + 6)]
     async with cell.open() as notary:
-        blocks, missing = await notary.prove(cell.name, wanted)
+        blocks, missing = await notary.prove(cell.name, ask(*wanted))
         assert len(blocks) == PROVE_BLOCKS
         assert missing == [Missing(one.id, Code.UNREACHABLE) for one in wanted[PROVE_BLOCKS:]]
-        blocks, missing = await notary.prove(cell.name, wanted[PROVE_BLOCKS:])
+        blocks, missing = await notary.prove(cell.name, ask(*wanted[PROVE_BLOCKS:]))
         assert len(verified(cell, blocks)) == 6 and not missing
 
 
@@ -140,6 +140,6 @@ async def test_signatures_of_the_newest_blocks_asked_for_are_kept(monkeypatch: p
     cell = Cell()
     async with cell.open() as notary:
         for n in range(6):
-            assert (await notary.prove(cell.name, cell.send(b"%d" % n)))[1] == []
+            assert (await notary.prove(cell.name, ask(*cell.send(b"%d" % n))))[1] == []
         for one in (notary._own, notary._signed, cell.houses["n2"].notary._own):
             assert len(one) == 4

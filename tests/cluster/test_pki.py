@@ -14,8 +14,8 @@ from nacl.signing import SigningKey
 
 from cluster.core.linkwire import Peer
 from cluster.pki import (
-    AUTHORITY_LIFETIME, NODE_LIFETIME, NodeCredentials, identify, issue_node, make_authority, renew_authority,
-    renew_node,
+    AUTHORITY_LIFETIME, NODE_LIFETIME, NodeCredentials, asking_context, identify, issue_node, make_authority,
+    renew_authority, renew_node,
 )  # fmt: skip
 from relay.core.trust import Root, RootCell, RootNode, RootRegion
 from relay.errors import OperatorError, PeerError
@@ -113,8 +113,19 @@ def test_credentials_for_regions_that_the_root_lacks_or_spoils(tmp_path: Path) -
     paths = write(tmp_path, *norden())
     with pytest.raises(PeerError, match="no authority for region 'osten'"):
         NodeCredentials.load(*paths, make_root(), now_ms=NOW).links_client("osten")
+
+
+@pytest.mark.parametrize("spoiled", [b"", b"junk", SUEDEN[0] + b"x", SUEDEN[0][:-9]])
+def test_what_one_region_spoils_is_its_own_loss(tmp_path: Path, spoiled: bytes) -> None:
+    """It signs its statement alone: with no certificate in it no node of any region would start, or take another."""
+    credentials = NodeCredentials.load(*write(tmp_path, *norden()), make_root(spoiled), now_ms=NOW)
+    assert credentials.strangers == ["sueden"] and len(credentials.links_server.get_ca_certs()) == 1
+    with pytest.raises(PeerError, match="no authority for region 'sueden'"):
+        credentials.links_client("sueden")
     with pytest.raises(OperatorError, match="no certificate"):
-        NodeCredentials.load(*paths, make_root(b"junk"), now_ms=NOW)
+        asking_context(b"")
+    with pytest.raises(OperatorError, match="nobody in this federation"):
+        NodeCredentials.load(*write(tmp_path, *norden()), make_root(own=spoiled), now_ms=NOW)
 
 
 def test_credentials_refuse_another_key(tmp_path: Path) -> None:

@@ -195,6 +195,70 @@ async def test_a_region_that_the_keepers_removed_is_believed_no_more_at_once(
     assert said == ["region_removed", "region_lapsed", "region_removed"]
 
 
+async def test_what_was_put_there_while_the_process_began_is_taken(
+    place: Place, logs: list[Any], autojump_clock: Any
+) -> None:
+    """Between its reading and the first look."""
+    place.path.write_bytes(SECOND)
+    place.file = RootFile(place.path, place.data, FIRST, "norden/1", lambda: place.now_ms)
+    await watching(place, partial(trio.sleep, 10))
+    assert [entry["event"] for entry in logs] == ["root_taken"] and place.file.trusted.payload.version == 2
+
+
+async def test_what_could_not_be_kept_is_tried_again_and_told_once(
+    place: Place, logs: list[Any], autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full. Nothing is used before it is kept, and nobody has to put the file there once more."""
+    noted: list[str] = []
+    place.file._note = lambda what, actor, outcome="done", **more: noted.append(outcome)
+
+    def full(data: Path, signed: bytes) -> None:
+        raise OperatorError("cannot write: no space left")
+
+    async def act() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(rootfile, "keep_root", full)
+            await place.put(SECOND)
+            await trio.sleep(1000)
+            assert place.file.trusted.payload.version == place.file.following.root.payload.version == 1
+        await trio.sleep(100)
+
+    await watching(place, act)
+    assert [entry["event"] for entry in logs] == ["root_refused", "root_taken"] and len(noted) == 2
+    assert kept_root(place.data) == SECOND and place.file.following.root.payload.version == 2
+
+
+async def test_a_region_that_was_removed_stays_so_until_it_is_admitted_again(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    place = Place(tmp_path, WITH_SAUDA)
+    without = signed_root([NORDEN], UNTIL + DAY, before=WITH_SAUDA)
+    still = signed_root([NORDEN], UNTIL + DAY, before=without)
+    again = signed_root([NORDEN, SAUDA], UNTIL + DAY, before=still)
+
+    async def act() -> None:
+        for signed, removed in ((without, {"sauda"}), (still, {"sauda"}), (again, set())):
+            await place.put(signed)
+            assert place.file.trusted.signed == signed and set(place.file.lapsed()) == removed
+
+    await watching(place, act)
+
+
+async def test_what_is_still_being_written_is_not_looked_at(
+    place: Place, logs: list[Any], autojump_clock: Any
+) -> None:
+    async def act() -> None:
+        await trio.sleep(0.5)
+        for end in range(0, len(SECOND), len(SECOND) // 9):  # slower than the looks
+            place.path.write_bytes(SECOND[:end])
+            await trio.sleep(1.9)
+        place.path.write_bytes(SECOND)
+        await trio.sleep(10)
+
+    await watching(place, act)
+    assert [entry["event"] for entry in logs] == ["root_taken"]
+
+
 async def test_what_does_not_follow_is_refused_once(place: Place, logs: list[Any], autojump_clock: Any) -> None:
     async def act() -> None:
         await place.put(SECOND)

@@ -51,17 +51,19 @@ class Tool:
 
     async def _on_a_site(self, place: Path, seed: int, rounds: int) -> None:
         options = self._options
-        async with open_site(place, self._lines, seed, options.sync, options.rate) as site:
+        async with open_site(place, self._lines, seed, options.sync, options.rate, options.often) as site:
             site.back_s = BACK_S if self._synced else BACK_S / 4  # what is lost does not come back
             for _ in range(rounds):
                 self.rounds += 1
                 name = options.kind[(self.rounds - 1) % len(options.kind)]
-                hangs = self.hangs
+                hangs, stood = self.hangs, site.stood_s
                 try:
                     text = await self._round(site, name)
                 except Hang as hang:
                     self.hangs += 1
                     text = f"did not come back: {hang}"
+                if site.stood_s > stood:
+                    text += f"; all of this was stopped for {site.stood_s - stood:.0f} s, which counts in what it took"
                 site.checker.settle()
                 self._say(name, text, site)
                 if self.hangs > hangs:
@@ -140,12 +142,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kind", default="power", help=f"some of {', '.join(KINDS)}, with commas; or all")
     parser.add_argument("--sync", choices=("all", "off", "none"), default="all")
     parser.add_argument("--rate", type=float, default=RATE, help="messages a second that the load offers")
+    parser.add_argument("--often", type=int, default=0, help="KiB of log between two checkpoints of a node")
     parser.add_argument("--keep", type=Path, help="a new directory for everything; kept")
     options = parser.parse_args()
     options.kind = list(KINDS) if options.kind == "all" else options.kind.split(",")
     unknown = set(options.kind) - set(KINDS)
     if unknown:
         parser.error(f"no kind {', '.join(unknown)}")
+    if options.often and options.sync != "all":
+        parser.error("--often is for nodes that sync")
     return options
 
 

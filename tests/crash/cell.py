@@ -31,6 +31,7 @@ REGION = "norden"
 NODES = 3
 _AGAIN_S = 0.5  # before a node that ended by itself is started again
 _POLL_S = 0.1
+_LOOK_MOST_S = 10.0  # what takes longer between two looks is a stop: three nodes are asked, 2 s each at most
 _ROOT = Path(__file__).parents[2]
 
 
@@ -42,6 +43,20 @@ def variables_of_a_checkout() -> dict[str, str]:
 
 class Hang(Exception):
     """Something did not come about in time."""
+
+
+class Patience:
+    """How long something was waited for, s, without what this very process stood still meanwhile, and the cell with it:
+    on a machine that is measured on, say."""
+
+    def __init__(self) -> None:
+        self._waited, self._looked = 0.0, time.monotonic()
+
+    def waited(self) -> float:
+        """Up to now, s. To be asked at each look."""
+        now = time.monotonic()
+        self._waited, self._looked = self._waited + min(now - self._looked, _LOOK_MOST_S), now
+        return self._waited
 
 
 class Node:
@@ -132,8 +147,9 @@ class Node:
 class Cell:
     """All nodes. `run` supervises them."""
 
-    def __init__(self, directory: Path, lines: Lines | None, *, synced: str = "all") -> None:
-        """`synced`: "all", or what tests.crash.unsynced takes: a way in which nodes do not sync."""
+    def __init__(self, directory: Path, lines: Lines | None, *, synced: str = "all", often: int = 0) -> None:
+        """`synced`: "all", or what tests.crash.unsynced takes: a way in which nodes do not sync. `often`: KiB of log
+        between two checkpoints; 0: as limits.py says."""
         self.lines = lines
         self.early: list[str] = []  # stores that were given a vote before they had caught up, in words
         self._voted: set[str] = set()
@@ -142,7 +158,7 @@ class Cell:
         for number, node in enumerate(layouts):
             _configure(node, layouts, number, lines)
         self.nodes = [
-            Node(number, node, _command(node, number, lines, synced)) for number, node in enumerate(layouts)
+            Node(number, node, _command(node, number, lines, synced, often)) for number, node in enumerate(layouts)
         ]
 
     @property
@@ -175,13 +191,13 @@ class Cell:
     async def whole(self, deadline_s: float) -> float:
         """Wait until one store of every node votes and has about everything, and every node sees that; how long it
         took, s. Raises Hang."""
-        started = time.monotonic()
+        patience = Patience()
         views: list[CellView | None] = []
-        while time.monotonic() - started < deadline_s:
+        while patience.waited() < deadline_s:
             views = [await node.view() for node in self.nodes]
             self._watch([view for view in views if view and view.leader == view.node])
             if all(views) and self._agree([view for view in views if view]):
-                return time.monotonic() - started
+                return patience.waited()
             await trio.sleep(_POLL_S)
         raise Hang(f"the cell is not whole after {deadline_s:.0f} s: {'; '.join(map(_in_words, views))}")
 
@@ -220,9 +236,11 @@ def _in_words(view: CellView | None) -> str:
     return f"{view.node} sees leader {view.leader or '–'}, term {view.term}, voters {voters}; learners {learners}"
 
 
-def _command(node: NodeLayout, number: int, lines: Lines | None, synced: str) -> list[str]:
+def _command(node: NodeLayout, number: int, lines: Lines | None, synced: str, often: int) -> list[str]:
     command = node_command(node)
-    if synced != "all":
+    if often:
+        command = [command[0], "-m", "tests.crash.often", str(often), *command[3:]]
+    elif synced != "all":
         command = [command[0], "-m", "tests.crash.unsynced", synced, *command[3:]]
     return [*(lines.within(number) if lines else ()), *command]
 

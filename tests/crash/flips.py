@@ -43,9 +43,10 @@ _PAGE = 4096
 # end of a write-ahead log is gone that had been folded, and held no more than a release or a checkpoint's rows.
 _FINE = ("ok", "*** in database main ***")
 _TABLES = ("meta", "state", "block", "checkpoint", "fact")
-# Those of another generation are of a checkpoint that a crash left unfinished: the next start drops them.
-_CHECKPOINT_ROWS = """SELECT * FROM checkpoint_row WHERE generation = (SELECT generation FROM checkpoint)
-    ORDER BY ordinal"""
+# Those of another generation are of a checkpoint that a crash left, unfinished or half let go: the next one drops them.
+_CHECKPOINT_ROWS = """SELECT one.*, there.sealed FROM checkpoint_row AS one LEFT JOIN checkpoint_row AS there
+    ON there.generation = one.lies AND there.ordinal = one.lies_at
+    WHERE one.generation = (SELECT generation FROM checkpoint) ORDER BY one.ordinal"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from bench.enrol import Home
-from tests.crash.cell import REGION, Cell, Hang, variables_of_a_checkout
+from tests.crash.cell import REGION, Cell, Hang, Patience, variables_of_a_checkout
 from tests.crash.checker import Checker
 from tests.crash.history import Reader
 from tests.crash.lines import Lines
@@ -24,6 +24,7 @@ USERS = 12
 RATE = 800.0  # messages a second that the load offers
 BACK_S = 90.0  # for a cell to be whole again, and for everything to arrive after that
 _LOOK_S = 0.05
+_STOOD_S = 1.0  # later than that is no load, but a machine, or somebody, that stopped us
 
 
 class Site:
@@ -32,6 +33,7 @@ class Site:
     def __init__(self, cell: Cell, checker: Checker, process: trio.Process, rng: Random) -> None:
         self.cell, self.checker, self.rng = cell, checker, rng
         self.back_s = BACK_S
+        self.stood_s = 0.0  # seconds for which this very process stood still
         self._process = process
         self.devices = sum(map(len, checker.devices))
 
@@ -42,7 +44,10 @@ class Site:
             self.checker.take(reader.read())
             if self._process.poll() is not None:
                 raise Hang(f"the load ended with status {self._process.returncode}: see load.log")
+            due = time.monotonic() + _LOOK_S
             await trio.sleep(_LOOK_S)
+            late = time.monotonic() - due
+            self.stood_s += late if late > _STOOD_S else 0.0
 
     async def order(self, line: str) -> None:
         """Tell the load."""
@@ -68,11 +73,11 @@ class Site:
         await self._until(lambda: not checker.missing(), "every acknowledged envelope to come")
 
     async def _until(self, holds: Callable[[], bool], what: str) -> None:
-        with trio.move_on_after(self.back_s):
-            while not holds():  # noqa: ASYNC110 - the history has no bell
-                await trio.sleep(_LOOK_S)
-            return
-        raise Hang(f"waited {self.back_s:.0f} s for {what}")
+        patience = Patience()
+        while not holds():  # the history has no bell
+            if patience.waited() > self.back_s:
+                raise Hang(f"waited {self.back_s:.0f} s for {what}")
+            await trio.sleep(_LOOK_S)
 
     async def whole(self) -> float:
         """Wait until the cell is whole; s. Raises Hang."""
@@ -86,10 +91,10 @@ def now_ms() -> int:
 
 @asynccontextmanager
 async def open_site(
-    directory: Path, lines: Lines | None, seed: int, synced: str = "all", rate: float = RATE
+    directory: Path, lines: Lines | None, seed: int, synced: str = "all", rate: float = RATE, often: int = 0
 ) -> AsyncIterator[Site]:
     """A new cell in `directory`, whole, with all devices connected and the load ready to send. Raises Hang."""
-    cell = Cell(directory / "cell", lines, synced=synced)
+    cell = Cell(directory / "cell", lines, synced=synced, often=often)
     home = Home(REGION, f"{REGION}/1", cell.layout.registrar(REGION))
     people = populate(home, USERS, seed, time.time_ns() // 1_000_000)
     history, orders = directory / "history", directory / "orders"

@@ -154,7 +154,7 @@ async def test_pages_that_are_kept_are_those_of_now_and_bounded(open_hall, autoj
         for n in range(1, 20):
             await hall.post(bytes(900))
             assert [number(post) for post in await hall.read(line)] == list(range(1, n + 1))
-            assert pages._bytes == sum(len(frame) for _, frame in pages._kept.values()) <= 4_000
+            assert pages._bytes == sum(len(frame) + 512 for _, frame in pages._kept.values()) <= 4_000
 
 
 async def test_what_is_too_old_is_not_given_though_it_has_not_gone_yet(open_hall, autojump_clock, monkeypatch):
@@ -173,3 +173,20 @@ async def test_what_is_too_old_is_not_given_though_it_has_not_gone_yet(open_hall
 def test_writes_are_joined_up_to_a_bound(monkeypatch):
     monkeypatch.setattr(module, "FANOUT_PIECE", 250)
     assert [len(piece) for piece in module._joined([bytes(100)] * 5 + [bytes(300)])] == [200, 200, 100, 300]
+
+
+async def test_who_asks_from_everywhere_makes_a_node_keep_nothing_much(open_hall, autojump_clock, monkeypatch):
+    """The bound is on what pages take, not on their bytes alone; and an empty one is made faster than found."""
+    monkeypatch.setattr("relay.channels.CHANNEL_PAGES", 200_000)
+    async with open_hall() as hall:
+        hall.channel.number = 999
+        await hall.post(b"a post")
+        line, pages = await hall.reader(live=False), hall.cell.delivery.channels.pages
+        for after in range(1_000, 2_000):
+            await hall.cell.office.channels.read(line, wire.Read(hall.channel.id, after))
+        assert not pages._kept
+        await hall.post(*(b"a post" for _ in range(20)))
+        for after in range(999, 1_019):
+            await hall.cell.office.channels.read(line, wire.Read(hall.channel.id, after))
+        sizes = [len(frame) for _, frame in pages._kept.values()]
+        assert 0 < sum(sizes) + 512 * len(sizes) <= 200_000

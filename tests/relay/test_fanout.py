@@ -9,11 +9,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import relay.fanout
-from relay.core import wire
+from relay.core import records, wire
 from relay.core.mailroom import reading
 from relay.core.mailroom.people import Entry
 from relay.core.trust import group_id
 from relay.seat import Item, Lane, Seat
+from relay.observe.pulse import Pulse
 from relay.limits import FANOUT_PIECE, FANOUT_REST, FANOUT_REST_S
 from tests.relay.conftest import CELL, Cell, FakeLine
 from tests.relay.core.mailroom.conftest import Group, User, device_id
@@ -89,6 +90,16 @@ class Crowd:
             await trio.lowlevel.checkpoint()
         return sealed
 
+    async def takes(self, beside: bytes = b"") -> float:
+        """Seconds that a message to the group takes to the last; `beside`: another one to this user goes before it."""
+        await trio.sleep(1)
+        if beside:
+            await self.say(b"beside", beside)
+        began = trio.current_time()
+        await self.say(b"to all")
+        await trio.sleep(1)
+        return max(line.wrote[-1][0] for line in self.lines) - began
+
 
 @pytest.fixture
 async def crowd(open_cell, autojump_clock):
@@ -134,6 +145,27 @@ async def test_what_is_filed_during_a_round_reaches_those_who_have_had_their_tur
     assert served() < CROWD
     await trio.sleep(1)
     assert all([d.envelope for d in line.of(wire.Deliver)] == sent for line in crowd.lines)
+
+
+async def test_a_round_gives_way_to_other_processes_beside_mail_to_few_only(crowd, autojump_clock, monkeypatch):
+    monkeypatch.setattr(relay.fanout, "_SLICE", 1)
+    assert await crowd.takes() == pytest.approx(0.001 * (CROWD - 1))
+    assert await crowd.takes(beside=crowd.bob.id) >= (0.001 + relay.fanout._GIVE_WAY_S) * (CROWD - 1)
+    assert await crowd.takes() == pytest.approx(0.001 * (CROWD - 1))
+
+
+async def test_it_tells_the_pulse_whether_mail_is_for_more_than_few(crowd, monkeypatch):
+    told = []
+    monkeypatch.setattr(Pulse, "applied", lambda self, takes_round: told.append(takes_round))
+    await crowd.say(b"to all")
+    await crowd.say(b"to bob", crowd.bob.id)
+    crowd.cell.intake.offer([records.encode_record(records.Tick())])
+    await trio.sleep(1)
+    assert told == [True, False]
+    fanout, notice = crowd.cell.delivery._fanout, Item(crowd.cell.state.index << 20, b"", None, crowd.bobs.device)
+    fanout.file((False, crowd.bob.id), notice, 1)
+    fanout.hurry()
+    assert told == [True, False], "what was settled comes with blocks of acks"
 
 
 async def test_few_seats_do_not_wait_for_a_round(crowd, autojump_clock):
@@ -278,6 +310,18 @@ async def test_who_joins_for_what_was_filed_before_reads_that_first(crowd, autoj
     got = [d.position for d in crowd.bobs.of(wire.Deliver)]
     assert [d.envelope for d in crowd.bobs.of(wire.Deliver)] == [before, after]
     assert got == [item.position for item in reading.pending(crowd.cell.state, crowd.bobs.device, 0, 100)]
+
+
+def test_what_a_lane_holds_since_is_when_its_oldest_block_was_made() -> None:
+    """Where something comes in each round, what is left is younger than what has gone."""
+    lane = Lane((True, b"g"))
+    for number in range(1, 6):
+        lane.add(Item(number, b"frame", None), 1000 * number)
+    for number in range(1, 5):
+        lane.forget(number)
+        assert lane.time == 1000 * (number + 1)
+    lane.forget(5)
+    assert lane.time == 0 and not lane.items
 
 
 def test_an_ack_frees_what_was_sent_up_to_it_and_nothing_more() -> None:

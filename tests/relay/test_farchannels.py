@@ -20,7 +20,7 @@ from relay.core.trust.channels import make_ticket
 from relay.core.wire import Code
 from relay.errors import PeerError, Refused, RegionHalted
 from relay.limits import (
-    CHANNEL_PAGES, FAR_ASK_S, FAR_ASKS, FAR_FRESH_S, FAR_POLL_S, FAR_REST_S, MAX_ENVELOPE, MAX_FAR_CHANNELS,
+    CHANNEL_PAGES, FAR_ASK_S, FAR_ASKS, FAR_POLL_S, FAR_REST_S, MAX_ENVELOPE, MAX_FAR_CHANNELS,
 )
 from tests.channels import Channel
 from tests.policies import root_with
@@ -202,55 +202,6 @@ async def test_the_owners_cell_judges_tickets(autojump_clock):
         for _ in range(10):
             await made.enter(lines[0], secret=b"s" * 32)
         assert len(made.crossing.asked) <= asked + 2 + (trio.current_time() - began) / FAR_POLL_S
-
-
-async def test_a_new_secret_ends_subscriptions_by_the_old_one(autojump_clock):
-    async with two() as made:
-        old = await made.abroad(live=True)
-        made.channel.secret = b"n" * 32
-        await made.publish()
-        await trio.sleep(POLL)
-        assert codes_of(old) == [Code.STORED, Code.NOT_SUBSCRIBER]
-        new = await made.abroad(live=True)
-        await made.post(b"four")
-        await trio.sleep(POLL)
-        assert live_of(new) == [4] and live_of(old) == []
-        assert (await made.page(old)).code == Code.NOT_SUBSCRIBER
-
-
-async def test_a_new_secret_is_good_at_once_where_others_read_by_the_old_one(autojump_clock):
-    """The node has just heard the old terms, and may not judge by them that a ticket is bad."""
-    async with two() as made:
-        old = await made.abroad()
-        made.channel.secret = b"n" * 32
-        await made.publish()
-        new = await made.abroad()
-        assert codes_of(new) == [Code.STORED] and (await made.page(old)).code == Code.NOT_SUBSCRIBER
-        assert [number(post) for post in (await made.page(new)).posts] == [1, 2, 3]
-
-
-async def test_a_new_secret_is_good_although_a_bad_ticket_was_just_asked_about(autojump_clock):
-    """What was asked before a ticket came says nothing against it."""
-    async with two() as made:
-        await made.abroad()
-        made.crossing.pause = 0.5
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(made.abroad, secret=b"s" * 32))
-            await trio.sleep(0.6)
-            made.channel.secret = b"n" * 32
-            await made.publish()
-            assert codes_of(await made.abroad()) == [Code.STORED]
-
-
-async def test_a_new_reader_with_a_new_secret_ends_the_others_at_once(autojump_clock):
-    async with two() as made:
-        old = await made.abroad()
-        made.channel.secret = b"n" * 32
-        await made.publish()
-        await trio.sleep(2 * FAR_FRESH_S)
-        new = await made.abroad()
-        assert (await made.page(old)).code == Code.NOT_SUBSCRIBER
-        assert [number(post) for post in (await made.page(new)).posts] == [1, 2, 3]
 
 
 async def test_a_closed_channel_ends(autojump_clock):

@@ -7,8 +7,9 @@ import trio
 
 from relay.errors import Overloaded, ResidencyError
 from relay.intake import Intake
-from relay.limits import INTAKE_AHEAD, OFFER_BYTES
+from relay.limits import BUSY_S, INTAKE_AHEAD, INTAKE_EVERY_BUSY_S, INTAKE_EVERY_FEW_S, OFFER_BYTES
 from relay.observe.metrics import Metrics
+from relay.observe.pulse import Pulse
 
 
 async def test_a_full_intake_says_so_and_takes_nothing():
@@ -52,6 +53,49 @@ async def test_a_batch_follows_as_soon_as_the_one_before_has_its_place(autojump_
         await trio.sleep(200)
         assert sum(map(len, journal.log)) == 2 * INTAKE_AHEAD
         intake.offer([b"one more"])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_busy_node_waits_for_the_batch_before(autojump_clock):
+    class Slow:
+        log, tip, first, seconds = [], 0, 1, 1.0
+
+        async def append(self, items, placed):
+            self.log.append(items)
+            placed()
+            await trio.sleep(self.seconds)
+
+    journal, pulse = Slow(), Pulse()
+    pulse.late_s = 2 * BUSY_S
+    intake = Intake(journal, Metrics(), pulse)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.run)
+        for number in range(10):
+            intake.offer([bytes([number])])
+            await trio.sleep(0.3)
+        assert [len(batch) for batch in journal.log] == [1, 3, 3]
+        await trio.sleep(3)
+        journal.log.clear()
+        journal.seconds = 0.001
+        for takes_round, every in ((False, INTAKE_EVERY_FEW_S), (True, INTAKE_EVERY_BUSY_S)):
+            for _ in range(20):
+                pulse.applied(takes_round)
+            journal.log.clear()
+            for _ in range(2):  # the one before is long committed, but not long begun
+                intake.offer([b"x"])
+                await trio.sleep(every / 2)
+            assert len(journal.log) == 1
+            await trio.sleep(every)
+            assert len(journal.log) == 2
+            await trio.sleep(1)
+        journal.seconds = 1
+        pulse.late_s = 0.0
+        await trio.sleep(1)
+        intake.offer([b"x"])
+        await trio.sleep(0.1)
+        intake.offer([b"x"])
+        await trio.sleep(0.1)
+        assert len(journal.log) == 4
         nursery.cancel_scope.cancel()
 
 

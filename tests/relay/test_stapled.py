@@ -97,15 +97,15 @@ async def test_another_proof_takes_the_place_of_one_that_does_not_hold_any_more(
         assert cell.journal.tip == count and cell.state.devices[device_id("alice1")].since == 1
 
 
-@pytest.mark.parametrize("form", ["home", "move"])
+@pytest.mark.parametrize("form", ["home", "move", "handed"])
 def test_the_disk_writer_alone_refuses_what_is_not_logged(form: str) -> None:
     guard, alice = ResidencyGuard("norden", CELL, ROOT), person()
 
     def block(chain: list[bytes]) -> list[bytes]:
-        made = records.Home(chain[-1]) if form == "home" else records.Move(tuple(chain))
-        return [records.encode_record(made)]
+        made = {"home": records.Home(chain[-1]), "move": records.Move(tuple(chain)), "handed": moved_here(chain)}
+        return [records.encode_record(made[form])]
 
-    if form == "move":
+    if form != "home":
         alice = person("alice", ABROAD)
         alice.move(CELL)
     with pytest.raises(ResidencyError, match="without the proof"):
@@ -113,6 +113,11 @@ def test_the_disk_writer_alone_refuses_what_is_not_logged(form: str) -> None:
     guard.check(block(alice.chain), made=True)  # under another root, perhaps: whose mail it is counts
     guard.learn(guard.check(block(logged(alice))))
     guard.check(block(alice.chain))  # known already
+    alice.record("alice1", "alice2")
+    with pytest.raises(ResidencyError, match="without the proof"):
+        guard.check(block(alice.chain))
+    guard.learn(guard.check(block(logged(alice))))
+    guard.check(block(alice.chain))
 
 
 def moved_here(chain: list[bytes]) -> records.HandIn:

@@ -64,12 +64,12 @@ def checkpoints_every(size, monkeypatch):
     monkeypatch.setattr("relay.core.mailroom.checkpoint.CHECKPOINT_BYTES", size)
 
 
-@pytest.mark.parametrize("ahead", [3, 1_000])
+@pytest.mark.parametrize("ahead", [300, 1_000_000])
 async def test_a_checkpoint_is_of_the_very_block_at_which_it_was_due(open_cell, autojump_clock, monkeypatch, ahead):
     """However many blocks come meanwhile; and whoever else wants to run does, between any two rows."""
     checkpoints_every(8_000, monkeypatch)
     monkeypatch.setattr("relay.core.mailroom.checkpoint.ROW_BYTES", 100)
-    monkeypatch.setattr(steward, "_ROWS_AHEAD", ahead)
+    monkeypatch.setattr(steward, "CHECKPOINT_AHEAD", ahead)
     saved, blocks, passes, at = {}, [], [0], []
     alice, bob = people()
 
@@ -169,6 +169,25 @@ async def test_a_carry_that_failed_is_tried_again(open_cell, autojump_clock, mon
         assert [deliver.envelope for deliver in again.of(wire.Deliver)] == [waiting]
 
 
+async def test_what_is_found_to_rot_while_a_checkpoint_is_saved_has_another_saved(
+    open_cell, autojump_clock, monkeypatch
+):
+    """It may have rows of the one before, which are the rotten ones."""
+    async with open_cell() as (cell, _):
+        keep, saved = cell.journal.save_checkpoint, []
+
+        async def found(index, rows):
+            saved.append(index)
+            if len(saved) == 1:
+                cell.steward.renew()
+            await keep(index, rows)
+
+        monkeypatch.setattr(cell.journal, "save_checkpoint", found)
+        cell.steward.renew()
+        await trio.sleep(20)
+        assert len(saved) == 2
+
+
 async def test_a_checkpoint_that_rotted_is_saved_anew_even_when_nobody_writes(open_cell, autojump_clock):
     async with open_cell() as (cell, _):
         await cell.steward.save()
@@ -179,3 +198,26 @@ async def test_a_checkpoint_that_rotted_is_saved_anew_even_when_nobody_writes(op
         assert saved[0] == (before[0] if before else 0) + 1  # of a block that is sure to be there
         await trio.sleep(10)
         assert await load_checkpoint(cell.journal) == saved
+
+
+async def test_waiting_for_the_checkpoint_before_counts_as_standing_still(open_cell, autojump_clock, monkeypatch):
+    """Whatever is written or let go for that one: no block is applied meanwhile."""
+    async with open_cell() as (cell, nursery):
+        async def stood_still():
+            return cell.metrics.registry.get_sample_value("posthouse_checkpoint_still_seconds_sum") or 0.0
+
+        await cell.join(nursery, people()[0], "a1")
+        keep = cell.journal.save_checkpoint
+
+        async def slowly(index, rows):
+            await keep(index, rows)
+            await trio.sleep(7)
+
+        monkeypatch.setattr(cell.journal, "save_checkpoint", slowly)
+        nursery.start_soon(cell.steward.save)
+        await trio.sleep(1)
+        before = await stood_still()
+        cell.delivery._due = True
+        cell.steward._tick()
+        await trio.sleep(20)
+        assert await stood_still() - before == pytest.approx(6, abs=0.5)

@@ -361,6 +361,8 @@ DEFECTS = [
     Defect(of_hand_overs.forwarder_forgets, "16", 2, {**ABROAD, "every": {"cut": 1.0, "block": 5.0}}),
     Defect(of_hand_overs.a_later_answer_counts_for_those_before, "16; ADR 37", 2, {
         **ABROAD, "rate": 10.0, "every": {"regroup": 3.0, "cut": 1.0, "block": 5.0}}),
+    Defect(of_hand_overs.a_guess_counts_as_taken, "16; ADR 37", 8, {
+        **ABROAD, "rate": 10.0, "every": {"regroup": 3.0, "cut": 1.0, "block": 5.0}}),
     Defect(writes_before_the_roster_is_known, "17; section 5, 3", 6, {
         **ABROAD, "every": {"regroup": 3.0, "cut": 2.0, "block": 3.0}}),
     Defect(sends_to_every_cell, "section 5, 1 to 3", 1, {**ABROAD, "every": {"regroup": 5.0}}),

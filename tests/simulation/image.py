@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, Protocol
 
 from relay.errors import DiskFailed
-from relay.journal.api import BlockRow, Meta
+from relay.journal.api import BlockRow, Meta, Place
 from relay.journal.mark import Marked, behind
 from relay.journal.queries import State
 
@@ -124,7 +124,10 @@ class Image(File):
             name = random.choice(["term", "prev", "time", "hash", "sealed", "sealed", "sealed"])
             self.rows[key] = replace(value, **{name: _flipped(getattr(value, name), random)})
             return (*key, name)
-        self.rows[key] = _flipped(value, random)
+        if isinstance(value, Place):
+            self.rows[key] = value._replace(ordinal=_flipped(value.ordinal, random))
+        else:
+            self.rows[key] = _flipped(value, random)
         return key
 
 

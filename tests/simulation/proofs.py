@@ -7,12 +7,12 @@ from random import Random
 import trio
 
 from relay.core import wire
-from relay.core.proven import verify_block
+from relay.core.proven import question, told, verify_block
 from relay.core.receipts import Certified
 from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.errors import TrustError
-from relay.limits import MAX_BATCH
+from relay.limits import MAX_BATCH, SLOT_BITS
 from tests.simulation.keys import public
 from tests.simulation.ledger import Ledger
 from tests.simulation.world import Violation, World
@@ -84,7 +84,8 @@ class Asking:
                 self._asked[self._request] = cell, {own: code for own, code, _, _ in due}
                 for own, *_ in due:
                     del wanted[own]
-                return wire.Prove(self._request, cell, tuple(wire.Wanted(own, code, at) for own, code, at, _ in due))
+                asked = question((at >> SLOT_BITS, told(own, code)) for own, code, at, _ in due)
+                return wire.Prove(self._request, cell, asked)
         return None
 
     def answered(self, proof: wire.Proof) -> None:

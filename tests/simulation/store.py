@@ -21,7 +21,7 @@ import trio
 
 from cluster.directory.seen import Sighting
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign, StoreLocked
-from relay.journal.api import BlockRow, CheckpointHead, FactRow, Hard, Meta, Write
+from relay.journal.api import BlockRow, CheckpointHead, CheckpointRow, FactRow, Hard, Meta, Place, Write
 from relay.journal.database import DAMAGED
 from relay.journal.files import STORE_FILE
 from relay.journal.mark import Marked
@@ -312,28 +312,33 @@ class SimStore:
         await self._access()
         return self._image.rows.get(("head",))
 
-    async def checkpoint_rows(self, generation: int, first: int) -> list[bytes]:
+    async def checkpoint_rows(self, generation: int, first: int) -> list[CheckpointRow]:
         await self._access()
-        rows, found = self._image.rows, list[bytes]()
+        rows, found, size = self._image.rows, list[CheckpointRow](), 0
         while (row := rows.get(("row", generation, first + len(found)))) is not None:
-            if found and sum(map(len, found)) + len(row) > _READ_BATCH:
+            place = row if isinstance(row, Place) else Place(generation, first + len(found))
+            sealed = rows.get(("row", *place), b"")
+            size += len(sealed)
+            if found and size > _READ_BATCH:
                 break
-            found.append(row)
+            found.append(CheckpointRow(place, sealed))
         return found
 
     async def clear_unfinished(self, generation: int, lent: int | None = None) -> bool:
-        gone = self._others(generation, lent) | self._unstaged()
-        await self._put(dict(list(gone.items())[:_CLEAR_STEP]))
+        gone = self._others(generation, lent) or self._unstaged()
+        await self._put(dict(list(gone.items())[-_CLEAR_STEP:]))  # from the end, as relay.journal.store
         return bool(gone)
 
     def _unstaged(self) -> Changes:
         return dict.fromkeys(self._image.keys("staged"))
 
     def _others(self, generation: int, lent: int | None = None) -> Changes:
-        return {key: None for key in self._image.keys("row") if key[1] not in (generation, lent)}
+        rows, keep = self._image.rows, (generation, lent)
+        kept = {("row", *rows[key]) for key in self._image.keys("row") if key[1] in keep and type(rows[key]) is Place}
+        return {key: None for key in self._image.keys("row") if key[1] not in keep and key not in kept}
 
-    async def add_checkpoint_rows(self, generation: int, ordinal: int, sealed: Sequence[bytes]) -> None:
-        await self._put({("row", generation, number): row for number, row in enumerate(sealed, ordinal)})
+    async def add_checkpoint_rows(self, generation: int, ordinal: int, rows: Sequence[bytes | Place]) -> None:
+        await self._put({("row", generation, number): row for number, row in enumerate(rows, ordinal)})
 
     async def finish_checkpoint(self, head: CheckpointHead) -> None:
         await self._put({("head",): head})

@@ -17,7 +17,7 @@ from cluster.directory.seen import Sighting
 from relay.core.block import GENESIS, make_block
 from relay.core.codec import digest
 from relay.errors import DiskFailed, StoreDamaged, StoreError
-from relay.journal.api import CheckpointHead, Hard, Write
+from relay.journal.api import CheckpointHead, Hard, Place, Write
 from relay.journal.rows import Sealer, check_rows, checkpoint_checksum, verify_checkpoint
 from relay.limits import DISK_DEADLINE_S
 from tests.relay.journal.conftest import RING
@@ -154,7 +154,7 @@ async def a_sealed_log(disk: SimDisk) -> tuple[SimStore, Sealer, CheckpointHead]
         fact = (bytes([index]) * 32, index, sealer.fact(bytes([index]) * 32, b"value"))
         await store.write(Write([sealer.block_row(block, 3)], facts=[fact]))
     plain = [b"one", b"two"]
-    await store.add_checkpoint_rows(1, 0, [sealer.checkpoint_row(4, n, one) for n, one in enumerate(plain)])
+    await store.add_checkpoint_rows(1, 0, [sealer.checkpoint_row(Place(1, n), one) for n, one in enumerate(plain)])
     head = CheckpointHead(1, 4, 2, checkpoint_checksum(FRESH.log_id, 4, [digest(row) for row in plain]))
     await store.finish_checkpoint(head)
     return store, sealer, head
@@ -168,7 +168,7 @@ async def read_all(store: SimStore, sealer: Sealer, head: CheckpointHead) -> Non
         sealer.block(one)
     for key, _, sealed in await store.facts(b""):
         sealer.open_fact(key, sealed)
-    opened = [sealer.open_checkpoint_row(4, n, one) for n, one in enumerate(await store.checkpoint_rows(1, 0))]
+    opened = list(map(sealer.open_checkpoint_row, await store.checkpoint_rows(1, 0)))
     verify_checkpoint(head, FRESH.log_id, opened)
 
 

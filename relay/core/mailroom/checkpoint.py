@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from struct import error as StructError
 from typing import Any, Final, TypeVar
+from zlib import crc32
 
 import msgpack
 
 from relay.core.codec import digest, pack
 from relay.core.mailroom import channels
 from relay.core.mailroom.expiry import rebuild
-from relay.core.mailroom.people import DeviceState, Notice, UserState, no_devices, no_users
+from relay.core.mailroom.people import Box, DeviceState, Notice, UserState, no_devices, no_users
 from relay.core.mailroom.resting import Resting
 from relay.core.mailroom.state import (
     Interval, MovedUser, Origin, Outbox, OutItem, Parked, Pending, RosterState, State, Waiting, check_fold_version,
@@ -27,9 +28,13 @@ from relay.errors import StoreDamaged, StoreForeign
 from relay.limits import CHECKPOINT_BYTES, CHECKPOINT_SHARE
 
 _T = TypeVar("_T")
-FORMAT: Final = 6  # of the rows; nodes compare digests of one format only
+FORMAT: Final = 7  # of the rows; nodes compare digests of one format only
 ROW_BYTES: Final = 256 * 1024  # a row is closed when it passes this; far below the journal's 1 MiB
-_PART: Final = 64 * 1024  # bytes of packed rows in one item
+_PART: Final = 256 * 1024  # bytes of packed rows in one item at most,
+_BOX: Final = 64 * 1024  # and of those of a box or channel: all of them grow, and with each the last part changes
+_OWN: Final = 16 * 1024  # an item of so many bytes is a row by itself
+_CUT: Final = 32 * 1024  # a row of so many bytes may be closed by what stands in it,
+_RARELY: Final = 63  # by one item of 64
 
 
 def plan(state: State) -> None:
@@ -42,19 +47,37 @@ def plan(state: State) -> None:
 
 
 def dump(state: State) -> Iterator[bytes]:
-    """All of the state, as rows; each takes some ms at most. The state must not change meanwhile."""
+    """All of the state, as rows; each takes some ms at most. The state must not change meanwhile.
+
+    Where a row ends is decided by what stands in it, not by what was before, as far as that goes: what did not change
+    since the last checkpoint gives mostly the same rows again, and a journal writes only others."""
     for section, items in _sections(state):
         chunk: list[bytes] = []
         size = 0
         for item in items:
             packed = pack(item)
+            own = len(packed) >= _OWN
+            if own and chunk:
+                yield pack([section, chunk])
+                chunk, size = [], 0
             chunk.append(packed)
             size += len(packed)
-            if size > ROW_BYTES:
+            if own or size > ROW_BYTES or (size > _CUT and not crc32(packed) & _RARELY):
                 yield pack([section, chunk])
                 chunk, size = [], 0
         if chunk:
             yield pack([section, chunk])
+
+
+def _box(key: bytes, box: Box) -> Iterator[list[Any]]:
+    """What waits in a box, in parts. How much that is stands with the last one, since it changes with every entry."""
+    before: bytes | None = None
+    for part in box.dump(_BOX):
+        if before is not None:
+            yield [key, 0, before]
+        before = part
+    if before is not None:
+        yield [key, box.bytes, before]
 
 
 def rows_digest(digests: Iterable[bytes]) -> bytes:
@@ -77,9 +100,7 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         [key, list(moved.chain), list(moved.devices), moved.last, moved.confirmed]
         for key, moved in sorted(state.moved.items())
     )
-    yield "mail", (
-        [key, user.box.bytes, part] for key, user in state.users.awake() for part in user.box.dump(_PART)
-    )
+    yield "mail", (item for key, user in state.users.awake() for item in _box(key, user.box))
     devices = (_peek(state.devices, key) for key in state.devices)
     yield "devices", ([d.id, d.user, d.since, d.cursor, d.session] for d in devices)
     yield "notices", (
@@ -97,17 +118,13 @@ def _sections(state: State) -> Iterator[tuple[str, Iterable[Any]]]:
         for user, stays in sorted(roster.members.items())
         for s in stays
     )
-    yield "group mail", (
-        [key, roster.box.bytes, part]
-        for key, roster in sorted(state.rosters.items())
-        for part in roster.box.dump(_PART)
-    )
+    yield "group mail", (item for key, roster in sorted(state.rosters.items()) for item in _box(key, roster.box))
     yield "waiting", (
         [key, w.source, w.size, w.id, w.device, w.version, w.expires, w.position]
         for key, roster in sorted(state.rosters.items())
         for w in roster.waiting
     )
-    yield from channels.sections(state, _PART)
+    yield from channels.sections(state, _BOX)
     yield from _between_cells(state)
     yield "outcomes", state.outcomes.dump(_PART)
 
@@ -232,7 +249,7 @@ class _Loader:
     def mail(self, address: bytes, size: int, part: bytes) -> None:
         box = self.state.users[address].box
         box.load(part)
-        box.bytes = size
+        box.bytes += size
 
     def device(self, key: bytes, *rest: Any) -> None:
         self.state.devices.lay(key, DeviceState(key, *rest))
@@ -253,7 +270,7 @@ class _Loader:
     def group_mail(self, group: bytes, size: int, part: bytes) -> None:
         box = self.state.rosters[group].box
         box.load(part)
-        box.bytes = size
+        box.bytes += size
 
     def waiting(self, group: bytes, *rest: Any) -> None:
         entry = Waiting(*rest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -97,16 +98,34 @@ class Table:
             offset = 0
 
     def dump(self, size: int) -> Iterator[bytes]:
-        """The packed rows in parts of about `size` bytes. The same rows give the same parts."""
-        size -= size % self._row.size
-        part = bytearray()
-        for rows in self._chunks:
-            part += rows
-            while len(part) >= size:
-                yield bytes(part[:size])
-                del part[:size]
-        if part:
-            yield bytes(part)
+        """The packed rows in parts of at most `size` bytes. The same rows give the same parts, and most parts stay when
+        rows are added or go: each is what has the same first bits in its keys, as many of them as make it small enough
+        (a trie, as in D. R. Morrison's PATRICIA, 1968)."""
+        before = [0, *accumulate(len(rows) // self._row.size for rows in self._chunks)]  # rows before each chunk
+        most, spans = size // self._row.size, [(0, self._count)] if self._count else []
+        while spans:
+            start, end = spans.pop()
+            if end - start <= most:
+                yield self._cut(before, start, end)
+                continue
+            last = self._key_at(before, end - 1)
+            bit = (self._key_at(before, start) ^ last).bit_length() - 1
+            chunk, offset = self._find(last >> bit << bit)
+            middle = before[chunk] + offset // self._row.size
+            spans += (middle, end), (start, middle)
+
+    def _key_at(self, before: list[int], number: int) -> int:
+        chunk = bisect_right(before, number) - 1
+        key: int = _KEY.unpack_from(self._chunks[chunk], (number - before[chunk]) * self._row.size)[0]
+        return key
+
+    def _cut(self, before: list[int], start: int, end: int) -> bytes:
+        """The rows from number `start` to before `end`."""
+        first, last, size = bisect_right(before, start) - 1, bisect_right(before, end - 1) - 1, self._row.size
+        pieces = self._chunks[first : last + 1]
+        pieces[-1] = pieces[-1][: (end - before[last]) * size]
+        pieces[0] = pieces[0][(start - before[first]) * size :]
+        return b"".join(pieces)
 
     def load(self, part: bytes) -> None:
         """Add packed rows. Raises ValueError where they do not follow."""
@@ -180,10 +199,11 @@ class Blocks:
             self.first = below
 
     def dump(self, size: int) -> Iterator[tuple[int, bytes]]:
-        """(index of the first, packed rows), in parts of about `size` bytes."""
-        count = size // self._ROW.size
-        for start in range(0, len(self), count):
-            yield self.first + start, bytes(self._rows[start * self._ROW.size : (start + count) * self._ROW.size])
+        """(index of the first, packed rows), in parts of at most `size` bytes, which stay when others go."""
+        count, end = size // self._ROW.size, self.first + len(self)
+        begins = [self.first, *range((self.first // count + 1) * count, end, count), end]
+        for start, upto in pairwise(begins) if self._rows else ():
+            yield start, bytes(self._rows[(start - self.first) * self._ROW.size : (upto - self.first) * self._ROW.size])
 
     def load(self, first: int, part: bytes) -> None:
         """Add packed rows. Raises ValueError where they do not follow."""

@@ -17,7 +17,7 @@ from relay.core.trust import HomeRecord, VerifiedHead
 from relay.errors import StoreForeign
 from relay.limits import CHECKPOINT_BYTES, MAX_WAITING, MAX_WAITING_EACH, SLOT_BITS
 
-FOLD_VERSION = 8
+FOLD_VERSION = 9
 GroupId = bytes
 PendingKey = bytes
 Outcome = tuple[int, int, str]  # code, newest, cell

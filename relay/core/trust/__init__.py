@@ -7,6 +7,14 @@ Verify the exact bytes first, then parse them. Nothing here signs anything that 
 from __future__ import annotations
 
 from relay.core.trust.devices import Device, Former
+from relay.core.trust.chains import (
+    verify_chain,
+    verify_move,
+    check_current,
+    check_stapled,
+    check_endorsed,
+)
+from relay.core.trust.earlier import Spot
 from relay.core.trust.homes import (
     REVOKED_GRACE,
     HomePayload,
@@ -18,16 +26,15 @@ from relay.core.trust.homes import (
     endorse_home,
     endorse_request,
     release_home,
+    released_by,
+    let_go_before,
+    key_before,
     join_home,
     read_home,
     read_chain,
     verify_home,
     verify_asked,
-    verify_chain,
-    verify_move,
     moves,
-    check_current,
-    check_stapled,
 )
 from relay.core.trust.logs import (
     HomeEntry,
@@ -62,6 +69,8 @@ from relay.core.trust.rosters import (
     make_part,
 )
 from relay.core.trust.statement import (
+    addresses,
+    EarlierKey,
     RootNode,
     RootCell,
     Policy,
@@ -81,6 +90,9 @@ __all__ = [
     "endorse_home",
     "endorse_request",
     "release_home",
+    "released_by",
+    "let_go_before",
+    "key_before",
     "join_home",
     "read_home",
     "read_chain",
@@ -91,6 +103,8 @@ __all__ = [
     "moves",
     "check_current",
     "check_stapled",
+    "check_endorsed",
+    "Spot",
     "same_home",
     "HomeEntry",
     "StapledHome",
@@ -117,6 +131,8 @@ __all__ = [
     "verify_roster",
     "verify_part",
     "make_part",
+    "addresses",
+    "EarlierKey",
     "RootNode",
     "RootCell",
     "Policy",

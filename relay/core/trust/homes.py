@@ -22,18 +22,19 @@ from nacl.signing import SigningKey
 from relay.core.codec import Decoder, Struct, digest, encode, pack
 from relay.core.shapes import CellName, Hash, Key, MaybeHash, MaybeKey, Millis, Name, Signature, UInt
 from relay.core.trust.devices import Device, Former, prove_device, verify_possession
-from relay.core.trust.logs import check_logged, split_home
+from relay.core.trust.earlier import Spot, check_spot, spot_of, verify_endorsed
+from relay.core.trust.logs import split_home
 from relay.core.trust.root import Root
-from relay.core.trust.statement import RootRegion
+from relay.core.trust.statement import EarlierKey, RootRegion
 from relay.core.trust.signing import sign, verify
 from relay.errors import (
-    Backdated, BadSignature, BrokenChain, NotReleased, NotValidNow, NotYet, Overreach, ReturnedDevice, Rollback,
-    TrustError,
+    Backdated, BadSignature, BrokenChain, NotReleased, Overreach, ReturnedDevice, TrustError,
 )
-from relay.limits import ADMISSION_WINDOW, HOME_CLOCK_AHEAD, KIB, MAX_CHAIN, MAX_DEVICES, MAX_FORMER
+from relay.limits import ADMISSION_WINDOW, KIB, MAX_CHAIN, MAX_DEVICES, MAX_FORMER
 
 _HOME: Final = b"posthouse.home\x00"
 _RELEASE: Final = b"posthouse.release\x00"
+BY_REGISTRAR: Final = "home record, registrar's key"
 REVOKED_GRACE: Final = ADMISSION_WINDOW  # ms: what the cell took before it knew the version without the device
 
 
@@ -152,6 +153,15 @@ def release_home(payload: bytes, registrar_key: SigningKey) -> bytes:
     return sign(registrar_key, _RELEASE, payload)
 
 
+def released_by(key: bytes, payload: bytes, release: bytes) -> bool:
+    """Is that a release by the registrar's key `key`?"""
+    try:
+        verify(key, _RELEASE, payload, release, "release")
+    except BadSignature:
+        return False
+    return True
+
+
 def join_home(payload: bytes, user_signature: bytes, registrar_signature: bytes, release: bytes = b"") -> bytes:
     """A signed home record of its parts. `release` is empty where nobody moves."""
     return pack([payload, user_signature, registrar_signature, *([release] if release else [])])
@@ -179,34 +189,58 @@ def read_chain(chain: Sequence[bytes]) -> list[HomeRecord]:
     return read
 
 
-def verify_home(signed: bytes, root: Root, prev: HomeRecord | None) -> HomeRecord:
+def verify_home(
+    signed: bytes, root: Root, prev: HomeRecord | None, spot: Spot | None = None, *, brought: bool = False
+) -> HomeRecord:
     """Verify one version after `prev` (None: it must be version 1), against the root's registrar of its region and, if
-    it moves the user, of the region that is left.
+    it moves the user, of the region that is left. `spot`: where it is logged; else its staple says so, and only if that
+    matters. `brought`: it is an entry of another region's log than its own, whose registrar has asked when it was made.
 
-    Raises BadSignature (ForeignDevice), BrokenChain (ReturnedDevice), Overreach, NotReleased or TrustError (unknown
-    region). Expiry is `check_current`'s business, because a chain may contain versions that have run out."""
+    Raises BadSignature (ForeignDevice, RetiredKey), BrokenChain (ReturnedDevice), Overreach, NotReleased or TrustError
+    (unknown region). Expiry is `check_current`'s business, because a chain may contain versions that have run out; and
+    when the newest of a chain was signed is that of `check_stapled` (relay.core.trust.earlier)."""
     outer = _outer(signed)
     record = read_home(signed, prev)
     region = root.region(record.payload.region)
     recovered = _signed_by_recovery(outer, record.payload, prev)
-    verify(region.registrar_key, _HOME, outer.payload, outer.registrar_signature, "home record, registrar's key")
+    verify_endorsed(region, _HOME, outer.payload, outer.registrar_signature, BY_REGISTRAR)
     _check_asked(record, region, prev, recovered=recovered)
-    _check_release(outer, root, record, prev)
+    _check_release(outer, root, record, prev, spot, brought=brought)
     return record
 
 
 def verify_asked(
-    payload: bytes, user_signature: bytes, root: Root, prev: HomeRecord | None, release: bytes = b""
-) -> HomeRecord:
+    payload: bytes, user_signature: bytes, root: Root, prev: HomeRecord | None, release: bytes = b"",
+    spot: Spot | None = None,
+) -> HomeRecord:  # fmt: skip
     """A version that no registrar has signed yet: everything that `verify_home` asks, but for the signatures of
-    registrars; a `release` that is there must hold. Raises like it."""
+    registrars; a `release` that is there must hold, with the key of now (or where it is logged: `spot`). Raises like
+    it."""
     signed = join_home(payload, user_signature, bytes(64), release)
     outer, record = _signed_home(signed), read_home(signed, prev)
     recovered = _signed_by_recovery(outer, record.payload, prev)
     _check_asked(record, root.region(record.payload.region), prev, recovered=recovered)
     if release:
-        _check_release(outer, root, record, prev)
+        _check_release(outer, root, record, prev, spot)
     return record
+
+
+def key_before(record: HomeRecord, root: Root) -> EarlierKey | None:
+    """The registrar's key of before that a verified record is signed with; None where it is the one of now."""
+    region = root.region(record.payload.region)
+    if not region.earlier:
+        return None
+    outer = _outer(record.signed)
+    return verify_endorsed(region, _HOME, outer.payload, outer.registrar_signature, BY_REGISTRAR)
+
+
+def let_go_before(record: HomeRecord, prev: HomeRecord, root: Root) -> bool:
+    """Is it a move, and the key of the region that is left another one since it was released?"""
+    left = root.region(prev.payload.region)
+    if not left.earlier or not moves(record, prev):
+        return False
+    outer = _outer(record.signed)
+    return not released_by(left.registrar_key, outer.payload, outer.release)
 
 
 def moves(record: HomeRecord, prev: HomeRecord | None) -> bool:
@@ -228,7 +262,10 @@ def _check_asked(record: HomeRecord, region: RootRegion, prev: HomeRecord | None
     _check_devices(record, prev)
 
 
-def _check_release(outer: _SignedHome, root: Root, record: HomeRecord, prev: HomeRecord | None) -> None:
+def _check_release(
+    outer: _SignedHome, root: Root, record: HomeRecord, prev: HomeRecord | None, spot: Spot | None,
+    *, brought: bool = False,
+) -> None:  # fmt: skip
     if prev is None or not moves(record, prev):
         if outer.release:
             raise BrokenChain(f"home record version {record.version} carries a release, and moves nobody")
@@ -237,7 +274,10 @@ def _check_release(outer: _SignedHome, root: Root, record: HomeRecord, prev: Hom
         what = f"home record version {record.version} moves a user from {prev.cell} to {record.cell} without a release"
         raise NotReleased(what, f"The registrar of {prev.payload.region} has to sign it, too")
     left = root.region(prev.payload.region)
-    verify(left.registrar_key, _RELEASE, outer.payload, outer.release, f"home record, release by {left.name}")
+    what = f"home record, release by {left.name}"
+    used = verify_endorsed(left, _RELEASE, outer.payload, outer.release, what)
+    if used is not None and not brought:
+        check_spot(used, spot or spot_of(record.signed, root, used), what)
 
 
 def _owner(payload: HomePayload) -> bytes:
@@ -328,63 +368,3 @@ def _check_recovery(payload: HomePayload, before: HomePayload | None, *, recover
         before.region, before.cell, before.move_epoch,
     ):  # fmt: skip
         raise Overreach("home record: the recovery key may not move the user", "Move with the user key")
-
-
-def verify_chain(
-    chain: Sequence[bytes], root: Root, now_ms: int, user: bytes, known: HomeRecord | None = None
-) -> HomeRecord:
-    """Verify signed records, oldest first, that lead from `known` (or from version 1) to the newest one of `user`. One
-    that is newer than `known` is in its region's log, by its staple: `check_stapled`.
-
-    Raises TrustError and its kinds; Rollback where the result is older than `known`."""
-    record = known
-    for signed in chain[:MAX_CHAIN]:
-        if known is not None and (again := read_home(signed)).version <= known.version:
-            if again.version == known.version and again.digest != known.digest:  # what is signed, not how often
-                raise BrokenChain("two different home records of one version: a fork")
-            continue
-        record = verify_home(signed, root, record)
-    if record is None:
-        raise TrustError("no home record")
-    if record.user != user:
-        raise BrokenChain("the home record is another user's")
-    if known is not None and record.version < known.version:
-        raise Rollback(f"home record version {record.version} after {known.version}")
-    check_current(record, now_ms)
-    if record is not known:
-        check_stapled(record, root)
-    return record
-
-
-def check_stapled(record: HomeRecord, root: Root) -> None:
-    """A verified record is in the log that the root names for its region, by the staple that it came with. That of the
-    newest says it for all before it, which it names by their hashes. A region without a log is exempt.
-
-    Raises NotLogged (no staple) and the other kinds of LogError: relay.core.trust.logs.check_logged."""
-    check_logged(record.signed, root, record.payload.region)
-
-
-def verify_move(chain: Sequence[bytes], root: Root, known: HomeRecord | None = None) -> list[HomeRecord]:
-    """Verify all records of a user, from version 1 on: the records. What `known` says must be among them, if they go as
-    far. The newest may have run out: that it was signed is what counts for where mail goes. Whether it is logged is the
-    caller's to ask (`check_stapled`).
-
-    Raises TrustError and its kinds."""
-    records: list[HomeRecord] = []
-    for signed in chain:
-        records.append(verify_home(signed, root, records[-1] if records else None))
-    if not records:
-        raise TrustError("no home record")
-    if known is not None and known.version <= len(records) and records[known.version - 1].digest != known.digest:
-        raise BrokenChain(f"two different home records of version {known.version}: a fork")
-    return records
-
-
-def check_current(record: HomeRecord, now_ms: int) -> None:
-    """Raises NotYet before `not_before` (but for what the clock of whoever made it may be ahead), NotValidNow from
-    `expires` on."""
-    if now_ms + HOME_CLOCK_AHEAD < record.payload.not_before:
-        ahead = (record.payload.not_before - now_ms) // 1000
-        raise NotYet(f"home record version {record.version} is not valid for another {ahead} s", "Compare the clocks")
-    if now_ms >= record.payload.expires:
-        raise NotValidNow(f"home record version {record.version} has expired", "Ask the registrar for a newer one")

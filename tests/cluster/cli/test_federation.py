@@ -7,13 +7,17 @@ import stat
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 import cluster.cli.federation
 from cluster.cli.exits import Exit
 from cluster.cli.options import now_ms
-from cluster.federation.regionfile import load_region_file
+from cluster.federation.keys import load_signer
+from cluster.federation.regionfile import load_region_file, sign_region
 from cluster.federation.repository import repository_files
-from relay.core.trust import verify_root
+from cluster.registrar.replacing import Replacement
+from relay.core.codec import encode
+from relay.core.trust import EarlierKey, verify_root
 from relay.errors import OperatorError
 from relay.limits import DAY
 
@@ -51,6 +55,29 @@ def test_every_holder_makes_a_key_of_their_own(posthouse: Posthouse) -> None:
     root = published()
     assert root.payload.federation == "north" and root.payload.threshold == 2 and root.cells() == ["norden/1"]
     assert list(Path("table/staged").iterdir()) and not (Path("table/staged/root.json")).exists()
+
+
+def test_another_registrars_key_comes_by_the_regions_word_and_nobody_else_takes_the_old_one(table: Posthouse) -> None:
+    before = published().region("norden")
+    old = EarlierKey(before.registrar_key, (("norden", 120), ("sauda", 1112)))
+    Path("replaced").write_bytes(encode(Replacement(1, "norden", b"n" * 32, old)))
+    for _ in range(2):  # the same once more changes nothing
+        text = said(table("init", "statement", "--registrar-key", "replaced", "--dir", "norden"))
+        assert f"before it {before.registrar_key.hex()[:16]}…, until entry 120 of norden, 1112 of sauda" in text
+    Path("foreign").write_bytes(encode(Replacement(1, "norden", b"o" * 32, old)))
+    refused_ = table("init", "statement", "--registrar-key", "foreign", "--dir", "norden", status=Exit.OPERATOR)
+    assert "was not replaced in the statement" in refused_.stderr
+    assert "before it" in said(table("federation", "add-region", region_file("norden"), *DIR))
+    table("federation", "publish", *DIR)
+    now = published().region("norden")
+    assert (now.registrar_key, now.earlier) == (b"n" * 32, (old,))
+    table("init", "region", "taiga", "--host", "taiga.example", "--dir", "taiga")
+    own = load_region_file(Path(region_file("taiga"))).region.registrar_key
+    for key, earlier in ((old.key, ()), (own, (EarlierKey(b"n" * 32, ()),)), (own, (old,))):
+        entry = structs.replace(load_region_file(Path(region_file("taiga"))).region, registrar_key=key, earlier=earlier)
+        signer = load_signer(Path("taiga/secrets/taiga.region.pem"))
+        Path("thief.region").write_bytes(sign_region(entry, [signer], now_ms()))
+        assert "have one registrar key" in refused(table, "add-region", "thief.region", *DIR)
 
 
 def test_a_region_says_something_anew_without_the_keepers(table: Posthouse) -> None:

@@ -93,6 +93,15 @@ def test_keys_of_logs_that_would_stop_others(table: Posthouse) -> None:
     assert "its witness key is none" in refused(table, "add-region", "wild.region", *DIR)
 
 
+def test_an_authority_that_would_stop_others(table: Posthouse) -> None:
+    file = load_region_file(Path(region_file("sauda")))
+    signer = load_signer(Path("sauda/secrets/sauda.region.pem"))
+    for authority in (b"", b"junk"):
+        part = region_part(msgspec.structs.replace(file.region, authority=authority), [signer], 9, now_ms() + DAY)
+        Path("wild.region").write_bytes(encode(msgspec.structs.replace(file.file, part=part)))
+        assert "its authority is no certificate" in refused(table, "add-region", "wild.region", *DIR)
+
+
 def test_one_key_does_not_get_two_regions(table: Posthouse) -> None:
     table("init", "region", "taiga", "--host", "taiga.example", "--dir", "taiga")
     taiga = load_region_file(Path(region_file("taiga"))).region

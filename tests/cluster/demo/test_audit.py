@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from base64 import b64encode
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from relay.core.mailroom import Mailroom
 from relay.journal.portal import open_portal
 from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
+from tests.relay.core.mailroom.conftest import Log, User
 from tests.residency import AnythingGoes
 
 ANNA, BEN, CHIARA, GROUP = (bytes([number]) * 32 for number in range(1, 5))
@@ -151,15 +153,54 @@ async def test_a_checkpoint_that_is_not_the_current_one_is_looked_into(tmp_path:
     tick = records.encode_record(records.Tick())
     rows = [*Mailroom("here/1", LOG).checkpoint(), foreign]
     ring = await keep(tmp_path / "node", [tick], [tick], rows=rows)
-    change(tmp_path / "node", "UPDATE checkpoint_row SET generation = 7", "DELETE FROM checkpoint")
+    change(tmp_path / "node", "DELETE FROM checkpoint")
     shelf = look(own, tmp_path / "node", ring)
     assert shelf.rows == 2 and shelf.foreign_bytes == 16
-    assert "unfinished or older checkpoint after block 2" in shelf.findings[0]
+    assert "unfinished or older checkpoint 1" in shelf.findings[0]
     assert "cannot be read" in shelf.findings[1]  # an envelope is no row of a checkpoint
 
     change(tmp_path / "node", "UPDATE checkpoint_row SET ordinal = ordinal + 9")
     shelf = look(own, tmp_path / "node", ring)
-    assert not shelf.foreign and "2 rows of an unfinished checkpoint cannot be unsealed" in shelf.findings[0]
+    assert not shelf.foreign and "checkpoint row 0 of generation 1: no sealed value" in shelf.findings[0]
+
+
+async def test_what_a_kill_left_of_an_older_checkpoint_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes in steps, from its end: its beginning says what the rest is. What newer ones have of it, too, stays."""
+    monkeypatch.setattr("relay.core.mailroom.checkpoint.ROW_BYTES", 100)
+    monkeypatch.setattr("relay.journal.store._DELETE_STEP", 1)
+    log, tick, path = Log("here/1"), records.encode_record(records.Tick()), tmp_path / "node/data"
+    for name in ("anna", "ben", "chiara"):
+        log.enrol(User(name, "here/1"), name)
+    states = [list(log.room.checkpoint())]
+    for name in ("dora", "emil"):
+        log.enrol(User(name, "here/1"), name)
+        states.append(list(log.room.checkpoint()))
+    states.append(list(Log("here/1").room.checkpoint()))  # of the second, what lies with the first goes only now
+    ring, left = StorageRing.generate(tmp_path / "storage.key"), list[Path]()
+    (tmp_path / "node").mkdir()
+    async with open_portal() as portal, open_solo(
+        path, env=RealEnv(portal), ring=ring, residency=AnythingGoes(), cell="here/1", federation=bytes(32),
+    ) as journal:  # fmt: skip
+        store = journal.disk.store
+        clear = store.clear_unfinished
+
+        async def watched(generation: int, lent: int | None = None) -> bool:
+            more = await clear(generation, lent)
+            if more:
+                left.append(shutil.copytree(path, tmp_path / f"copy{len(left)}/data"))
+            return more
+
+        monkeypatch.setattr(store, "clear_unfinished", watched)
+        for index, rows in enumerate(states, 1):
+            await journal.append([tick])
+            await journal.save_checkpoint(index, rows)
+    assert len(left) > 5
+    for copy in left:
+        shelf = audit("here", copy.parent, copy, ring, book(), book().scanner([]))
+        assert shelf.clean, (copy, shelf.findings)
+    assert shelf.rows == len(rows)
 
 
 async def test_what_follows_a_damaged_block_is_looked_into(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 from msgspec import structs
 from nacl.signing import SigningKey
+from trio.testing import wait_all_tasks_blocked
 
 from cluster.directory.federation import _holds_on
-from relay.core.trust import Policy, RootCell
+from relay.core.trust import EarlierKey, Policy, RootCell
 from relay.core.wire import Code
 from relay.errors import BadSignature, Refused
+from relay.limits import DIRECTORY_FRESH
 from tests.logged import log_key, logged_region
 from tests.roots import verified_root
 
@@ -69,6 +72,36 @@ async def test_an_answer_that_was_verified_by_the_document_before_is_not_kept(wo
         assert not directory._known
 
 
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_record_of_before_does_not_come_back_by_a_question_that_was_under_way(
+    world: Any, answers: bool
+) -> None:
+    """The cell is asked what is new of bob when a document with another key of his registrar comes: the link ends, or
+    it answers that there is nothing."""
+    bob = world.user(2)
+    world.cells.serve(bob)
+    other = structs.replace(world.root.region("sueden"), registrar_key=bytes(SigningKey(b"o" * 32).verify_key))
+    async with world.open() as directory, trio.open_nursery() as nursery:
+        await directory.lookup(bob.id, "sueden")
+        directory.stale(bob.id)
+        world.env.settable.now += DIRECTORY_FRESH
+        world.cells.gate = trio.Event()
+
+        async def ask() -> None:
+            with pytest.raises(Refused) as refused:
+                await directory.lookup(bob.id, "sueden")
+            assert refused.value.code == Code.UNREACHABLE
+
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        directory.follow(verified_root([world.root.region("norden"), other], FAR))
+        if not answers:
+            world.cells.answers.clear()
+        world.cells.gate.set()
+        await wait_all_tasks_blocked()
+        assert not directory._known and directory._bytes == 0
+
+
 def logged(**changes: Any) -> Any:
     regions = {name: logged_region(name, SigningKey(b"r" * 32)) for name in ("norden", "sueden", "vika", "west")}
     regions |= {name: structs.replace(regions[name], **change) for name, change in changes.items()}
@@ -82,6 +115,7 @@ def logged(**changes: Any) -> Any:
         ({"norden": {"policy": Policy(quorum=0)}}, True), ({"vika": {"witness_key": ""}}, False),
         ({"norden": {"log_key": ""}}, False), ({"norden": {"log_key": str(log_key("other").verifier)}}, False),
         ({"vika": {"policy": Policy(quorum=2)}}, True), ({"norden": {"registrar_key": b"x" * 32}}, False),
+        ({"norden": {"earlier": (EarlierKey(b"x" * 32, (("norden", 7),)),)}}, False),
     ],
 )  # fmt: skip
 def test_whether_what_verified_still_does(change: Any, holds: bool) -> None:

@@ -61,7 +61,7 @@ async def test_what_waits_for_the_store_does_not_change_what_the_snapshot_brough
             nursery.start_soon(one, lambda: disk.put(write, journal._chain))
             await wait_all_tasks_blocked()
             for call in (
-                lambda: disk.release(4), lambda: disk.put_back(kept), lambda: disk.stage_rows(9, 9, 0, [b"row"]),
+                lambda: disk.release(4), lambda: disk.put_back(kept), lambda: disk.stage_rows(9, 0, [b"row"]),
             ):  # fmt: skip
                 nursery.start_soon(one, call)
                 await wait_all_tasks_blocked()

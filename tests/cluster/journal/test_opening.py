@@ -315,9 +315,9 @@ async def test_a_foreign_store_is_refused_and_left_alone(opened, made, tmp_path,
 
 async def test_a_newer_format_is_refused_and_left_alone(opened, made, tmp_path):
     database = sqlite3.connect(tmp_path / STORE_FILE)
-    database.execute(f"PRAGMA user_version = {0x050505}")
+    database.execute(f"PRAGMA user_version = {0x060606}")
     database.close()
-    with pytest.raises(StoreForeign, match="format 5; this release reads format 4"):
+    with pytest.raises(StoreForeign, match="format 6; this release reads format 5"):
         async with opened():
             pytest.fail("opened")
     assert aside(tmp_path) == []

@@ -13,10 +13,11 @@ from pytest import MonkeyPatch
 from cluster.core import linkwire
 from cluster.core.linkwire import Peer
 from cluster.core.raft import Members, NotLeader
-from cluster.journal.proposals import Placed, Proposals
+from cluster.journal.proposals import Placed, Proposals, ask_leader, sift
 from cluster.journal.shapes import from_members
-from relay.errors import Overloaded, ResidencyError
-from relay.limits import MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
+from relay.core.wire import Code
+from relay.errors import Overloaded, PeerError, Refused, ResidencyError
+from relay.limits import LINK_DEADLINE_S, MAX_BLOCK, MAX_BLOCK_RECORDS, MAX_INTAKE
 from tests.cluster.journal.conftest import CELL
 from tests.cluster.journal.virtual import virtual_cell, virtually
 
@@ -37,6 +38,14 @@ def test_a_proposal_stays_whole_and_a_block_has_bounds() -> None:
     rest = waiting.add([b"x" * (MAX_BLOCK // 2), b"y"])
     many, more = waiting.add([b""] * (MAX_BLOCK_RECORDS - 1)), waiting.add([b""] * 2)
     assert [waiting.take() for _ in range(4)] == [[half], [rest], [many], [more]]
+
+
+def test_a_block_is_filled_to_its_bounds() -> None:
+    waiting = Proposals(1)
+    made = [waiting.add([b""] * (MAX_BLOCK_RECORDS - 1)), waiting.add([b"x"])]
+    assert waiting.take() == made
+    made = [waiting.add([b"x" * (MAX_BLOCK - 1)]), waiting.add([b"y"])]
+    assert waiting.take() == made and not waiting
 
 
 @pytest.mark.parametrize("records", [[], [b""] * (MAX_BLOCK_RECORDS + 1), [b"x" * MAX_BLOCK, b"y"]])
@@ -98,6 +107,44 @@ async def test_who_is_cancelled_while_his_records_go_into_a_block_is_only_cancel
     with trio.move_on_after(0) as scope:
         await waiting.outcome(made)
     assert scope.cancelled_caught and waiting._bytes == 0
+
+
+def test_of_what_may_not_rest_each_asker_is_told_which_of_its_records() -> None:
+    waiting, asked = Proposals(1), list[list[bytes]]()
+    made = [waiting.add(records) for records in ([b"1", b"0"], [b"2", b"bad"], [b"3"], [b"bad", b"4"])]
+
+    def check(records):
+        asked.append(list(records))
+        for ordinal, record in enumerate(records):
+            if record == b"bad":
+                raise ResidencyError("not here", "", ordinal)
+        return ((b"fact", b""),)
+
+    assert sift(waiting.take(), check) == ([made[0], made[2]], ((b"fact", b""),))
+    assert asked[-1] == [b"1", b"0", b"3"]
+    assert [one.outcome.ordinal if one.outcome else None for one in made] == [None, 1, None, 0]
+
+
+class SilentLinks:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def ask(self, node: str, message: linkwire.Propose, deadline_s: float) -> linkwire.Answer:
+        await trio.sleep(deadline_s)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [PeerError("silent"), Refused(Code.UNREACHABLE, "cut")])
+async def test_nobody_waits_for_a_leader_that_is_silent_or_was_followed_by_another(autojump_clock, error) -> None:
+    links, message, changed = SilentLinks(error), linkwire.Propose(b"l" * 16, (b"x",)), trio.Event()
+    began = trio.current_time()
+    assert await ask_leader(links, "n2", message, changed) == linkwire.NotLeading("")
+    assert trio.current_time() == (silent := began + LINK_DEADLINE_S)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask_leader, links, "n2", message, changed)
+        await trio.sleep(1)
+        changed.set()
+    assert trio.current_time() == silent + 1
 
 
 @given(st.lists(st.one_of(st.integers(1, MAX_BLOCK // 3), st.just(0), st.just(-1)), max_size=60))

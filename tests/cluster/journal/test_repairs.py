@@ -268,6 +268,32 @@ async def test_a_checkpoint_that_rotted_is_not_given_as_a_snapshot(world):
     assert asked == [True] and leader.lives == 1
 
 
+ELSEWHERE = {  # each row of a checkpoint lies where another says, or as another
+    "lies": "UPDATE checkpoint_row SET lies_at = 3 WHERE ordinal = 2",
+    "twice": "UPDATE checkpoint_row SET ordinal = 9 WHERE ordinal = 2",
+    "gone": "DELETE FROM checkpoint_row WHERE ordinal = 2",
+}
+
+
+@pytest.mark.parametrize("statement", ELSEWHERE.values(), ids=ELSEWHERE)
+async def test_a_row_that_is_not_the_one_is_not_given_with_a_snapshot(world, statement):
+    """It opens where it lies; only who knows which one belongs there can tell."""
+    leader, peer = world.leader(), Peer("norden", CELL, "n9")
+    log_id, disk = leader.journal.log_id, leader.journal.disk
+    await leader.journal.save_checkpoint(8, [b"one", b"two", b"three"])
+    whole = await leader.cell.answer(peer, linkwire.FetchCheckpoint(log_id, 8, 1))
+    assert whole.rows == (b"one", b"two", b"three")
+    asked = []
+    disk.renew_checkpoint = lambda: asked.append(True)
+    await change(leader, statement)
+    with pytest.raises(StoreDamaged):
+        await leader.cell.answer(peer, linkwire.FetchCheckpoint(log_id, 8, 1))
+    assert asked == [True]
+    await leader.journal.save_checkpoint(9, [b"one", b"two", b"three"])
+    again = await leader.cell.answer(peer, linkwire.FetchCheckpoint(log_id, 9, 1))
+    assert again.rows == whole.rows
+
+
 async def test_a_leader_whose_facts_rotted_gives_up_its_store_and_leads_no_more(world):
     """They are not in the log any more when its blocks are gone: they are not to be had block by block."""
     node, peer = world.leader(), Peer("norden", CELL, "n9")

@@ -9,10 +9,11 @@ import trio
 from msgspec import structs
 
 from cluster.core.linkwire import LookUp, Records
+from cluster.links.pace import FAR as FAR_PACE
 from cluster.pki import make_authority
 from relay.core.trust import Root, RootNode
 from relay.core.wire import Code
-from relay.errors import Refused
+from relay.errors import PeerError, Refused
 from tests.cluster.links.conftest import FAR
 from tests.roots import verified_root
 
@@ -118,3 +119,60 @@ async def test_where_a_cell_is_now_is_dialled_at_once(net: Any, autojump_clock: 
             assert set(net.env.dialled) == {99}
             norden.links.follow(net.root)
             assert await norden.links.request("sueden/1", LOOKUP, 0.1) == FOUND
+
+
+async def test_what_waits_for_a_link_when_another_root_document_comes_is_judged_anew(
+    net: Any, autojump_clock: Any
+) -> None:
+    """Whoever asks has looked at the policies of the one before: it may not go out any more."""
+    norden, sueden = net.nodes["norden"], net.nodes["sueden"]
+    norden.links.follow(with_node(net.root, "sueden", RootNode("n1", "127.0.0.1:99", ())))
+    refusals: list[Refused] = []
+
+    async def ask() -> None:
+        with pytest.raises(Refused) as refused:
+            await norden.links.request("sueden/1", LOOKUP, 30)
+        refusals.append(refused.value)
+
+    with trio.fail_after(60):
+        async with net.running("norden", "sueden"), trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(5)
+            norden.links.follow(net.root)
+            await trio.sleep(5)
+            assert [one.code for one in refusals] == [Code.UNREACHABLE] and not sueden.asked
+            assert await norden.links.request("sueden/1", LOOKUP, 1) == FOUND
+
+
+async def test_who_is_found_elsewhere_while_the_old_place_is_dialled_is_dialled_next(
+    net: Any, autojump_clock: Any
+) -> None:
+    """Somebody takes connections there, and says nothing."""
+    norden = net.nodes["norden"]
+    await net.env.listen("127.0.0.1", 99)
+    norden.links.follow(with_node(net.root, "sueden", RootNode("n1", "127.0.0.1:99", ())))
+    with trio.fail_after(600):
+        async with net.running("norden", "sueden"):
+            with pytest.raises(Refused):
+                await norden.links.request("sueden/1", LOOKUP, 300)
+            tries = len(net.env.dials)
+            while True:
+                if len(net.env.dials) > tries:
+                    break
+                await trio.sleep(0.1)
+            norden.links.follow(net.root)
+            began = trio.current_time()
+            assert await norden.links.request("sueden/1", LOOKUP, 60) == FOUND
+            assert trio.current_time() - began <= FAR_PACE.handshake_s + 0.5
+
+
+async def test_whom_another_answered_for_is_not_held_against_who_is_there_now(net: Any, autojump_clock: Any) -> None:
+    """westen answers where the document of before has sueden: nobody is told so any more."""
+    norden = net.nodes["norden"]
+    norden.links.follow(with_node(net.root, "sueden", RootNode("n1", f"127.0.0.1:{net.ports['westen']}", ())))
+    with trio.fail_after(60):
+        async with net.running("norden", "sueden", "westen"):
+            with pytest.raises(PeerError, match="answers for sueden/1/n1"):
+                await norden.links.request("sueden/1", LOOKUP)
+            norden.links.follow(net.root)
+            assert await norden.links.request("sueden/1", LOOKUP) == FOUND

@@ -148,9 +148,10 @@ class World:
 
     @asynccontextmanager
     async def region(
-        self, name: str = "norden", k: int = 2, wait_s: float = 60.0, file: str = "registry.sqlite"
-    ) -> AsyncIterator[Region]:
-        """The registrar of a region, serving."""
+        self, name: str = "norden", k: int = 2, wait_s: float = 60.0, file: str = "registry.sqlite",
+        root: Root = ROOT, registrar: SigningKey | None = None,
+    ) -> AsyncIterator[Region]:  # fmt: skip
+        """The registrar of a region, serving, by its key or another."""
         directory = self.directory / name
         directory.mkdir(exist_ok=True)
         signer = log_key(name)
@@ -162,7 +163,7 @@ class World:
                 self.trust(name, k), [(witness_key(other).verifier, door) for other, door in doors.items()],
                 registry.consistency, wait_s=wait_s,
             )  # fmt: skip
-            log = RegionLog(name, registry, choir, ROOT, registrar_key(name), lambda: self.now_ms)
+            log = RegionLog(name, registry, choir, root, registrar or registrar_key(name), lambda: self.now_ms)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(log.run)
                 nursery.start_soon(choir.run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -111,13 +112,15 @@ def test_a_quorum_that_cannot_be_had(tmp_path: Path) -> None:
         {"log_key": "nonsense"},
         {"log_key": "norden's"},
         {"registrar_url": "ftp://a:1"},
+        {"registrar_url": "https://127.0.0.1:1", "authority": b""},
+        {"registrar_url": "https://127.0.0.1:1", "authority": b"junk"},
     ],
 )
-def test_what_a_region_says_wrongly_of_itself_stops_no_other(tmp_path: Path, wrong: dict[str, str]) -> None:
+def test_what_a_region_says_wrongly_of_itself_stops_no_other(tmp_path: Path, wrong: dict[str, Any]) -> None:
     peers = make(tmp_path, quorum=1)
     known = {"norden's": peers["norden"].log, "sauda's": peers["sauda"].witness}
     root = verify_root((tmp_path / "root.bin").read_bytes(), NOW)
-    changed = {key: str(known.get(value, value)) for key, value in wrong.items()}
+    changed = {key: str(known[value]) if value in known else value for key, value in wrong.items()}
     regions = [
         msgspec.structs.replace(region, **changed) if region.name == "vika" else region
         for region in root.payload.regions

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import trio
+from msgspec import structs
+from nacl.signing import SigningKey
 from structlog.testing import capture_logs
 
 from cluster.audit.trails import check_key, hold_together, read_log
 from cluster.registrar.onlookers import Onlookers
 from cluster.trail import DIRECTORY, Trail, files_in, open_registrar_trail
 from relay.core.tlog import ED25519, Checkpoint, SignerKey
+from relay.core.trust import EarlierKey
 from relay.errors import PeerError
 from relay.limits import LOOKUP_S
 from tests.cluster.registrar.site import ROOT, registrar_key
+from tests.roots import verified_root
 
 CLOCK = itertools.count(1_700_000_000_000, 1000)
 
@@ -125,6 +129,39 @@ async def test_what_is_not_its_own_word_is_not_kept(tmp_path: Path) -> None:
         await looking["norden"].look()
     assert [one["event"] for one in said] == ["audit_not_kept"]
     assert trails["norden"].seen == {} and trails["norden"].size == 2
+
+
+async def test_an_audit_log_is_begun_anew_with_another_key_and_not_gone_on_with(tmp_path: Path) -> None:
+    """Who stole the old one shows what he likes by it."""
+    trails, looking, lines = pair(tmp_path)
+    await looking["norden"].look()
+    new = SigningKey(b"n" * 32)
+    sauda = ROOT.region("sauda")
+    old = EarlierKey(sauda.registrar_key, (("sauda", 1),))
+    changed = structs.replace(sauda, registrar_key=bytes(new.verify_key), earlier=(old,))
+    regions = [changed if one.name == "sauda" else one for one in ROOT.payload.regions]
+    root = verified_root(regions, ROOT.payload.expires)
+    looking["norden"] = Onlookers(trails["norden"], root, {"sauda": lines["norden"]})  # type: ignore[dict-item]
+    trails["sauda"].note("directory.log", "registrar", actions=["enrol 01020304 v1"])
+    size = trails["norden"].size
+    with capture_logs() as said:
+        await looking["norden"].look()
+    assert "a key that was replaced" in said[0]["text"] and trails["norden"].size == size
+    trails["sauda"].close()
+    (tmp_path / "sauda" / DIRECTORY).rename(tmp_path / "sauda" / "audit-before")
+    trail = open_registrar_trail(tmp_path / "sauda" / DIRECTORY, "sauda", new, CLOCK.__next__)
+    trail.note("registrar.run", "registrar", "begun")
+    lines["norden"].to = Onlookers(trail, root, {})
+    with capture_logs() as said:
+        await looking["norden"].look()
+    assert said == [] and trails["norden"].size == size + 1, "one log after the other is no contradiction here"
+    trail.close()
+    logs = [read_log(files_in(tmp_path / "sauda" / name)) for name in (DIRECTORY, "audit-before")]
+    for log in logs:
+        check_key(log, root)
+    trails["norden"].close()
+    judged = hold_together([*logs, read_log(files_in(tmp_path / "norden" / DIRECTORY))], [], [])
+    assert not judged.findings and not any(log.findings for log in logs) and judged.held == 2
 
 
 async def test_who_is_away_silent_or_of_an_older_release_costs_a_round(tmp_path: Path, autojump_clock: object) -> None:

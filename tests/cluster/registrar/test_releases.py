@@ -21,7 +21,7 @@ from relay.core.tlog import (
 )  # fmt: skip
 from relay.core.tlog.tiles import Tile
 from relay.core.trust import (
-    HomeRecord, Policy, RootCell, RootRegion, StapledHome, read_home, release_home, sign_home, staple_home,
+    HomeRecord, Policy, Root, RootCell, RootRegion, StapledHome, read_home, release_home, sign_home, staple_home,
 )  # fmt: skip
 from relay.errors import (
     AlreadyReleased, BadSignature, BrokenChain, NotReleased, OperatorError, PeerError, RolledBack, TrustError,
@@ -56,7 +56,7 @@ async def enrolled(region: Region, number: int) -> HomeRecord:
     return read_home((await region.log.enrol(request(number))).signed)
 
 
-async def findings(world: World, region: Region, directory: Path) -> list[str]:
+async def findings(world: World, region: Region, directory: Path, root: Root = ROOT) -> list[str]:
     async def get(path: str, most: int) -> bytes | None:
         if path == "checkpoint":
             note = region.choir.note
@@ -68,7 +68,7 @@ async def findings(world: World, region: Region, directory: Path) -> list[str]:
 
     directory.mkdir(exist_ok=True)
     async with open_notebook(directory, world.portal, str(log_key(region.name).verifier)) as notebook:
-        one = Audit(region.name, ROOT, world.trust(region.name, 2), get, notebook)
+        one = Audit(region.name, root, world.trust(region.name, 2), get, notebook)
         await one.run()
         return one.findings
 

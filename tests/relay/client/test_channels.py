@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from relay.core.codec import digest
 from relay.core.posts import MAX_NUMBER, MAX_TEXT, open_post, post_id, read_header
 from relay.core.trust.channels import verify_terms
 from relay.core.wire import Code
-from relay.errors import Rollback, TrustError
+from relay.errors import OperatorError, Rollback, TrustError
 from tests.channels import Channel
 from tests.flipping import flipped
 from tests.relay.client.fake_cell import Federation
@@ -45,6 +45,7 @@ class Node:
         self.older: list[bytes] = []  # terms that are shown first
         self.stale = 7  # what it says to be the newest number, with STALE
         self.reads = 1_000  # pages that may be asked for
+        self.left: list[bytes] = []
 
     def _newest(self) -> int:
         return self.last if self.last is not None else max((read_header(post).number for post in self.posts), default=0)
@@ -75,6 +76,9 @@ class Node:
 
     async def next(self, channel: bytes) -> Live:
         return self.live
+
+    async def unsubscribe(self, channel: bytes) -> None:
+        self.left.append(channel)
 
 
 class Desk:
@@ -346,3 +350,36 @@ async def test_a_node_cannot_use_up_the_numbers(fed: Federation, tmp_path: Path,
             await desk.channels.post(card.channel, b"one")
         assert await desk.channels.post(card.channel, b"two") == 2  # the first one goes out with it
         assert [read_header(post).number for post in desk.node.taken] == [1, 2]
+
+
+async def test_who_reads_no_more_tells_the_node(fed: Federation, tmp_path: Path, clock: MockClock) -> None:
+    async with desk_of(fed, tmp_path) as desk:
+        desk.node.posts = [desk.channel.seal(b"one"), desk.channel.seal(b"two")]
+        assert len(await desk.read()) == 2 and desk.node.left == [desk.channel.id]
+        async with aclosing(desk.channels.posts(desk.channel.id)) as never_asked:
+            pass
+        assert desk.node.left == [desk.channel.id]
+        desk.node.posts.append(desk.channel.seal(b"three"))
+        older, newer = desk.channels.posts(desk.channel.id), desk.channels.posts(desk.channel.id)
+        assert [(await anext(one)).number for one in (older, newer)] == [3, 3]
+        await older.aclose()
+        assert desk.node.left == [desk.channel.id], "somebody else reads it"
+        await newer.aclose()
+        await newer.aclose()
+        assert desk.node.left == [desk.channel.id] * 2
+        for ended in (never_asked, newer):
+            with pytest.raises(StopAsyncIteration):
+                await anext(ended)
+        desk.node.posts.append(desk.channel.seal(b"four"))
+        left = desk.channels.posts(desk.channel.id)
+        assert (await anext(left)).number == 4
+        await desk.channels.leave(desk.channel.id)
+        assert desk.node.left == [desk.channel.id] * 3
+
+
+async def test_a_channel_without_a_title_is_not_made(fed: Federation, tmp_path: Path, clock: MockClock) -> None:
+    async with desk_of(fed, tmp_path) as desk:
+        for empty in ("", " \t"):
+            with pytest.raises(OperatorError, match="title"):
+                await desk.channels.create(empty)
+        assert [one.title for one in await desk.channels.list()] == ["news"]

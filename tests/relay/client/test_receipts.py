@@ -18,7 +18,7 @@ from relay.client.receipts import (
 from relay.client.shapes import Effects
 from relay.core import wire
 from relay.core.codec import digest
-from relay.core.proven import Missing
+from relay.core.proven import Missing, all_told, question, told
 from relay.core.receipts import verify_receipt
 from relay.core.wire import Code
 from relay.certificates import certify
@@ -59,10 +59,11 @@ def test_what_is_asked_for(db: sqlite3.Connection) -> None:
     assert not outcome(db, parcel(db, 1, own_copy=1), Code.STORED) and not outcome(db, digest(b"?"), Code.STORED)
     assert not outcome(db, parcel(db, 1, what=PUBLISH), Code.STORED)
     assert not outcome(db, three, Code.STORED) and not outcome(db, one, Code.STALE)
-    assert outcome(db, one, Code.ACCEPTED) and not outcome(db, one, Code.STORED, "sueden/1"), "once, of the first"
+    assert outcome(db, one, Code.ACCEPTED, position=7 << 20)
+    assert not outcome(db, one, Code.STORED, "sueden/1"), "once, of the first"
     assert not outcome(db, two, Code.ACCEPTED) and outcome(db, two, Code.STORED, "sueden/1")
-    assert open_wants(db, 1_000) == ("norden/1", [wire.Wanted(one, 1, 9)], 1_000)
-    assert open_wants(db, 1_000) == ("sueden/1", [wire.Wanted(two, 2, 0)], 1_000), "a position is the own cell's"
+    assert open_wants(db, 1_000) == ("norden/1", question([(7, told(one, 1))]), 1_000)
+    assert open_wants(db, 1_000) == ("sueden/1", question([(0, told(two, 2))]), 1_000), "a position is the own cell's"
     cell, wanted, due = open_wants(db, 1_000)
     assert not cell and not wanted and due > 1_000
 
@@ -79,7 +80,7 @@ def test_how_long_it_is_asked_for(db: sqlite3.Connection) -> None:
             break
         if wanted:
             times += 1
-            take_receipts(db, [], [Missing(one.id, Code.UNREACHABLE) for one in wanted])
+            take_receipts(db, [], [Missing(one[:32], Code.UNREACHABLE) for one in all_told(wanted)])
         now = max(now + 1, due)
     assert times == TRIES and receipts_of(db, 1) == ([], [64, 64], False)
     assert 5 * 60_000 < now < 60 * 60_000
@@ -108,7 +109,7 @@ def test_what_a_node_says_is_kept_if_it_holds_and_was_asked_for() -> None:
     desk: Any = SimpleNamespace(own=OWN)
     proving = Proving(desk, say)
     block = PAGE.block(0, 2, 3)
-    wanted = [wire.Wanted(PAGE.ids[number], Code.STORED, 0) for number in (0, 2, 3)]  # 3 was only accepted
+    wanted = question((0, told(PAGE.ids[number], Code.STORED)) for number in (0, 2, 3))  # 3 was only accepted
     found = proving._verified("norden/1", wanted, wire.Proof(1, (block,), ()))
     assert [id_ for id_, _ in found] == [PAGE.ids[0], PAGE.ids[2]]
     for id_, data in found:

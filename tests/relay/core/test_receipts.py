@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from cluster.pki import make_authority
 from relay.certificates import certify
 from relay.core.block import make_block, position
-from relay.core.book import Book, Taken, key
+from relay.core.book import Book, Taken
 from relay.core.codec import digest, encode
 from relay.core.envelope import envelope_id
-from relay.core.proven import ProvenBlock, verify_block
+from relay.core.proven import ProvenBlock, told, verify_block
 from relay.core.receipts import (
     ROW, Receipt, Statement, Verified, _Leaf, _leaf, _receipt, _statement, leaf_head, majority, make_receipt,
     verify_receipt,
@@ -53,8 +53,8 @@ class Page:
         self.index, self.statement = index, statement
 
     def block(self, *numbers: int) -> ProvenBlock:
-        keys = [key(self.ids[number], Code.ACCEPTED if number % 2 else Code.STORED) for number in numbers]
-        ordinals = [self.book.places(self.index)[key] for key in keys]
+        asked = [told(self.ids[number], Code.ACCEPTED if number % 2 else Code.STORED) for number in numbers]
+        ordinals = self.book.find(self.index, asked)
         found = self.book.prove(self.index, ordinals, [one.attestation(self.statement) for one in (N1, N2)])
         assert found is not None and found.ordinals == numbers
         return found
@@ -151,6 +151,17 @@ def test_what_a_node_hands_on_holds_as_a_whole_or_not_at_all(parts: dict[str, An
 def test_paths_need_no_hashes() -> None:
     with pytest.raises(WrongPath):
         verify_block(msgspec.structs.replace(PAGE.block(3), hashes=bytes(32)), ROOT, certify)
+
+
+def test_paths_come_one_for_each_envelope_in_the_order_of_the_block() -> None:
+    one, three = PAGE.block(1), PAGE.block(3)
+    for parts in (
+        {"paths": three.paths * 2},
+        {"ordinals": (3, 3), "rows": three.rows * 2, "paths": three.paths * 2},
+        {"ordinals": (3, 1), "rows": three.rows + one.rows, "paths": three.paths + one.paths},
+    ):
+        with pytest.raises(WrongPath):
+            verify_block(msgspec.structs.replace(three, **parts), ROOT, certify)
 
 
 # --- who signs -------------------------------------------------------------------------------------

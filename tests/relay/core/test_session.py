@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
 from relay.core import wire
+from relay.core.proven import question
 from relay.core.session import TRANSITIONS, Admit, Ask, Begun, Close, Send, Session, State
 from relay.core.wire import Code, Fault
 from relay.errors import AuthError, BadSignature, DiskFailed, Overloaded, ProtocolError, Refused, RolledBack
-from relay.limits import MAX_FRAME
+from relay.limits import MAX_FRAME, MAX_WANTED
 
 KEY = SigningKey(b"k" * 32)
 DEVICE, USER = bytes(KEY.verify_key), b"u" * 32
@@ -192,3 +193,12 @@ def test_what_the_office_raises_becomes_a_fault(error: Exception, fault: Fault, 
 def test_hello_is_asked_for_too_early() -> None:
     with pytest.raises(LookupError):
         _ = Session(CHALLENGE).hello
+
+
+@pytest.mark.parametrize(("count", "asked"), [(MAX_WANTED, True), (MAX_WANTED + 1, False)])
+def test_a_question_for_receipts_is_bounded_as_a_whole(count: int, asked: bool) -> None:
+    session = Session(CHALLENGE)
+    session.state = State.LIVE
+    wanted = question((at % 9, bytes(33)) for at in range(count))
+    effect = session.receive(wire.encode_message(wire.Prove(1, "c/1", wanted)))
+    assert isinstance(effect, Ask) if asked else isinstance(effect, Close) and effect.fault is Fault.PROTOCOL

@@ -17,7 +17,7 @@ from relay.core import wire
 from relay.core.codec import digest
 from relay.core.envelope import envelope_id
 from relay.core.frames import server_frame
-from relay.core.proven import Missing
+from relay.core.proven import Missing, all_told
 from relay.core.wire import Code, Fault
 from relay.errors import AuthError, Refused
 from relay.gateway.api import Identity, Line, Started
@@ -120,7 +120,8 @@ class HonestOffice:
 
     async def prove(self, line: Line, request: wire.Prove) -> wire.Proof:
         await trio.lowlevel.checkpoint()
-        return wire.Proof(request.request, (), tuple(Missing(one.id, Code.UNPROVEN) for one in request.items))
+        missing = tuple(Missing(one[:32], Code.UNPROVEN) for one in all_told(request.items))
+        return wire.Proof(request.request, (), missing)
 
     async def lookup(self, line: Line, request: wire.Lookup) -> wire.Record:
         self.looking += 1

@@ -118,3 +118,26 @@ async def test_both_ends_and_what_is_written_without_waiting() -> None:
         assert await dialer.receive_some() == b"three"
     await trio.aclose_forcefully(dialer)
     await trio.aclose_forcefully(listener)
+
+
+async def test_nobody_else_starves_beside_a_peer_that_sends_many_small_records() -> None:
+    stream, peer = await pair()
+    for _ in range(64):
+        await peer.send_all(b".")
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            for _ in range(64):
+                assert await stream.receive_some() == b"."
+            nursery.cancel_scope.cancel()
+    assert turns >= 32
+    await trio.aclose_forcefully(stream)
+    await trio.aclose_forcefully(peer)

@@ -19,6 +19,7 @@ from relay.journal.seal import StorageRing
 from relay.journal.solo import open_solo
 from relay.journal.store import open_store
 from relay.ports import Journal, Residency
+from tests.relay.journal.rigs import RealRig, Rig, SimRig
 from tests.residency import AnythingGoes
 
 START = 1_800_000_000_000
@@ -118,6 +119,16 @@ async def solo(
 
 
 Opener = Callable[..., AbstractAsyncContextManager[Journal]]
+
+
+@pytest.fixture(params=["real", "simulated"])
+async def rig(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any) -> AsyncIterator[Rig]:
+    """Where a store is opened: on a real disk, and on a simulated one."""
+    if request.param == "simulated":
+        yield SimRig()
+        return
+    async with open_portal() as portal:
+        yield RealRig(tmp_path, portal, monkeypatch)
 
 
 @pytest.fixture

@@ -32,8 +32,13 @@ def test_a_channel_rests_in_its_owners_home(desk: Desk) -> None:
     taken = records.Channel(public("anna's phone"), stranger.sign(stranger.draft()))
     desk.refuses(taken, text="whose owner is not at home")
     desk.refuses(stranger.publish(), text="not at home")
+    desk.refuses(records.Channel(public("stranger"), channel.sign(early)), text="a record of device")
     desk.refuses(records.Channel(channel.device, flipped(channel.sign(early))), text="does not verify")
     desk.write(channel.publish())
+    older = channel.publish()
+    desk.write(older)
+    desk.write(channel.publish())
+    assert not desk.guard.check([encode_record(older)]), "what came before changes nothing"
     desk.restart()
     desk.write(channel.post(b"hello"))
     carried = records.Carried(1, 0, encode_record(channel.post(b"again")))

@@ -107,8 +107,9 @@ def handed_roster(roster: records.Roster) -> records.HandIn:
 class Desk:
     """A guard whose batches are committed at once, as a journal does it."""
 
-    def __init__(self) -> None:
-        self.guard = ResidencyGuard("norden", HERE, ROOT)
+    def __init__(self, root: Root = ROOT) -> None:
+        self.root = root
+        self.guard = ResidencyGuard("norden", HERE, root)
         self.kept: dict[bytes, bytes] = {}
 
     def write(self, *batch: Struct) -> None:
@@ -122,7 +123,7 @@ class Desk:
         assert refused.value.ordinal == ordinal
 
     def restart(self) -> None:
-        self.guard = ResidencyGuard("norden", HERE, ROOT)
+        self.guard = ResidencyGuard("norden", HERE, self.root)
         self.guard.learn(sorted(self.kept.items()))
 
 
@@ -199,7 +200,7 @@ def test_home_records_are_verified(desk: Desk, anna: Person) -> None:
     fork = Person("bo")
     fork.home("bo's phone")
     desk.refuses(fork.home("mallory's phone"), text="two different home records")
-    desk.refuses(records.Home(b"junk"), text="does not verify")
+    desk.refuses(records.Tick(), records.Home(b"junk"), text="does not verify", ordinal=1)
 
 
 def test_records_of_a_batch_build_on_each_other(desk: Desk) -> None:
@@ -230,6 +231,11 @@ def test_what_is_written_and_not_committed_counts_above_what_is_known(desk: Desk
     third = desk.guard.check([batch(Group("pad").publish({HERE: [bo]}))], above)
     assert len(third) == 1 and third[0] not in above  # nothing is taught twice
     desk.refuses(submit("bo's phone", bo.id), text="not at home")  # the blocks were truncated
+
+
+def test_what_is_learned_is_kept_once(desk: Desk, anna: Person) -> None:
+    """The packed map has it: what a layer taught is for the store, not for memory."""
+    assert desk.kept and not desk.guard._known.facts
 
 
 def test_a_check_alone_teaches_nothing(desk: Desk) -> None:

@@ -13,6 +13,7 @@ from relay.errors import DiskFailed
 from relay.journal.portal import open_portal
 from relay.journal.files import STORE_FILE
 from tests.patience import PATIENCE_S
+from tests.relay.journal.checkpoints import load_checkpoint
 
 
 async def test_a_directory_that_cannot_be_written(tmp_path: Path, solo) -> None:
@@ -81,3 +82,67 @@ async def test_a_block_that_is_released_while_it_is_read_is_not_damaged(tmp_path
             await trio.sleep(0.05)
             go.set()
         assert (await journal.read(5)).index == 5
+
+
+async def test_who_is_cancelled_while_a_checkpoint_is_made_the_current_one_knows_it(
+    tmp_path: Path, solo, monkeypatch
+) -> None:
+    """Else the next one begins by letting go of its rows, while the store's head still stands for them."""
+    async with solo(tmp_path) as journal:
+        for number in range(3):
+            await journal.append([b"%d" % number])
+        await journal.save_checkpoint(1, [b"one"])
+        with trio.CancelScope() as scope:
+            store = journal.disk.store
+            monkeypatch.setattr(store, "finish_checkpoint", cut(store.finish_checkpoint, scope))
+            await journal.save_checkpoint(2, [b"two"])
+        assert journal.disk.head == await journal.disk.store.checkpoint()
+        await journal.disk.clean()
+        assert await load_checkpoint(journal) == (2, [b"two"])
+
+
+async def test_who_is_cancelled_while_blocks_are_released_knows_them(tmp_path: Path, solo, monkeypatch) -> None:
+    async with solo(tmp_path) as journal:
+        for number in range(600):
+            await journal.append([b"%d" % number])
+        await journal.save_checkpoint(600, [b"state"])
+        with trio.CancelScope() as scope:
+            monkeypatch.setattr(journal.disk.store, "release", cut(journal.disk.store.release, scope))
+            await journal.release(500)
+        assert 1 < journal.first < 500 and journal.first == journal.disk.store.meta.first
+        monkeypatch.undo()
+        await journal.release(600)
+        assert journal.first == 600 and (await journal.read(600)).records == (b"599",)
+
+
+def cut(call: Any, scope: trio.CancelScope) -> Any:
+    """The call completes in its thread, and who waits for it is cancelled meanwhile."""
+
+    async def cancelled(*args: Any) -> Any:
+        scope.cancel()
+        with trio.CancelScope(shield=True):
+            result = await call(*args)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return result
+
+    return cancelled
+
+
+async def test_rows_of_the_checkpoint_before_go_with_the_next_one(tmp_path: Path, solo) -> None:
+    async with solo(tmp_path) as journal:
+        for index in (1, 2):
+            await journal.append([b"x"])
+            await journal.save_checkpoint(index, [b"state %d" % index])
+        store = journal.disk.store
+        assert not await store.checkpoint_rows(1, 0) and len(await store.checkpoint_rows(2, 0)) == 1
+
+
+async def test_cleaning_up_takes_what_a_crash_left_of_a_checkpoint(tmp_path: Path, solo) -> None:
+    """An erasure receipt says that nothing is left, and users who have left lie in its rows."""
+    async with solo(tmp_path) as journal:
+        await journal.append([b"x"])
+        await journal.save_checkpoint(1, [b"state"])
+        await journal.disk.stage_rows(2, 0, [b"left by a crash"])
+        await journal.disk.clean()
+        store = journal.disk.store
+        assert not await store.checkpoint_rows(2, 0) and len(await store.checkpoint_rows(1, 0)) == 1

@@ -119,7 +119,7 @@ async def test_an_unfinished_checkpoint_is_forgotten(tmp_path: Path, solo) -> No
     async with solo(tmp_path) as journal:
         await journal.append([b"x"])
         await journal.save_checkpoint(1, [b"whole"])
-    change(tmp_path, "INSERT INTO checkpoint_row VALUES (2, 0, x'00')")
+    change(tmp_path, "INSERT INTO checkpoint_row VALUES (2, 0, 2, 0, x'00')")
     async with solo(tmp_path) as journal:
         assert await load_checkpoint(journal) == (1, [b"whole"])
         await journal.save_checkpoint(1, [b"next"])
@@ -168,9 +168,9 @@ async def test_a_foreign_store_is_refused_and_left_alone(tmp_path: Path, solo, o
 
 async def test_a_newer_format_is_refused(tmp_path: Path, solo) -> None:
     await fill(solo, tmp_path)
-    change(tmp_path, f"PRAGMA user_version = {0x050505}")
+    change(tmp_path, f"PRAGMA user_version = {0x060606}")
     for opened in (solo(tmp_path), _stopped(tmp_path)):
-        with pytest.raises(StoreForeign, match=r"format 5; this release reads format 4\. Run"):
+        with pytest.raises(StoreForeign, match=r"format 6; this release reads format 5\. Run"):
             async with opened:
                 pass
 

@@ -22,6 +22,7 @@ from relay.journal.seal import StorageRing
 from relay.journal.solo import SoloJournal, open_solo
 from relay.limits import SCRUB_BLOCK, SCRUB_EVERY_S, SCRUB_FIRST_S, SCRUB_RATE
 from relay.observe.metrics import Metrics
+from tests.relay.journal.checkpoints import load_checkpoint
 from tests.relay.journal.conftest import CELL, FEDERATION, RING, FakeEnv
 from tests.residency import AnythingGoes
 from tests.simulation.store import SimDisk
@@ -194,3 +195,56 @@ async def test_a_missing_key_is_told_and_nothing_is_overwritten(tmp_path: Path, 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.journal.scrub.SCRUB_RATE", 1 << 40)
+
+
+async def test_what_rotted_is_not_kept_for_the_next_checkpoint(tmp_path: Path, solo: Any, quick: None) -> None:
+    """Its bytes would be read again: all of a damaged checkpoint is written anew."""
+    async with solo(tmp_path) as journal:
+        await fill(journal)
+        rows = [b"%d" % number * 40 for number in range(5)]
+        await journal.save_checkpoint(journal.tip, rows)
+        rot = "UPDATE checkpoint_row SET sealed = zeroblob(50) WHERE ordinal = 3"
+        await journal.disk.store._db.run(lambda connection: connection.execute(rot))
+        scrubber = Scrubber(journal.disk, Metrics())
+        assert await scrubber.scrub() == 1
+        await journal.append([b"more"])
+        await journal.save_checkpoint(journal.tip, rows)
+        assert await scrubber.scrub() == 0
+
+
+async def test_a_checkpoint_writes_what_the_one_before_has_not(tmp_path: Path, solo: Any, quick: None) -> None:
+    async with solo(tmp_path) as journal:
+        await fill(journal)
+        rows = [b"%d" % number * 40 for number in range(5)]
+        await journal.save_checkpoint(journal.tip, rows)
+    async with solo(tmp_path) as journal:
+        assert await load_checkpoint(journal) == (journal.tip, rows)
+        await journal.append([b"more"])
+        rows = [b"new", *rows[:4]]
+        await journal.save_checkpoint(journal.tip, rows)
+        query = "SELECT generation, count(*), count(nullif(sealed, x'')) FROM checkpoint_row GROUP BY generation"
+        found = await journal.disk.store._db.run(lambda connection: connection.execute(query).fetchall())
+        assert found == [(2, 4, 4), (3, 5, 1)], "four rows lie where they lay, one is new, and the fifth has gone"
+    async with solo(tmp_path) as journal:
+        assert await load_checkpoint(journal) == (journal.tip, rows)
+
+
+async def test_what_is_found_damaged_while_the_next_is_saved_is_not_kept_either(
+    tmp_path: Path, solo: Any, quick: None
+) -> None:
+    async with solo(tmp_path) as journal:
+        await fill(journal)
+        rows = [b"%d" % number * 40 for number in range(5)]
+        await journal.save_checkpoint(journal.tip, rows)
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield rows[0]
+            journal.disk.distrust_checkpoint()
+            for row in rows[1:]:
+                yield row
+
+        for again in (slowly(), rows):
+            await journal.append([b"more"])
+            await journal.save_checkpoint(journal.tip, again)
+        query = "SELECT count(*) FROM checkpoint_row WHERE sealed != x'' AND lies = (SELECT generation FROM checkpoint)"
+        assert await journal.disk.store._db.run(lambda connection: connection.execute(query).fetchall()) == [(5,)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,18 +11,8 @@ import trio
 
 from relay.errors import DiskFailed, StoreDamaged, StoreForeign, StoreLocked
 from relay.journal.api import BlockRow, CheckpointHead, FactRow, Hard, LogStore, Write
-from relay.journal.portal import open_portal
-from tests.relay.journal.rigs import FRESH, RealRig, Rig, SimRig, another, cleared, opened, row, rows
+from tests.relay.journal.rigs import FRESH, Rig, another, cleared, opened, row, rows
 from tests.relay.journal.store_model import A, B, C, VOTER, Model
-
-
-@pytest.fixture(params=["real", "simulated"])
-async def rig(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any) -> AsyncIterator[Rig]:
-    if request.param == "simulated":
-        yield SimRig()
-        return
-    async with open_portal() as portal:
-        yield RealRig(tmp_path, portal, monkeypatch)
 
 
 async def all_blocks(store: LogStore) -> list[BlockRow]:
@@ -176,7 +164,7 @@ async def test_many_facts_come_in_order(rig: Rig) -> None:
 async def checkpoint_of(store: LogStore) -> list[bytes]:
     head, found = await store.checkpoint(), list[bytes]()
     while head and (batch := await store.checkpoint_rows(head.generation, len(found))):
-        found += batch
+        found += [row.sealed for row in batch]
     return found
 
 
@@ -196,7 +184,7 @@ async def test_a_checkpoint_replaces_the_one_before(rig: Rig) -> None:
         assert await checkpoint_of(store) == [b"1", b"2"]
         await store.finish_checkpoint(two)
     async with opened(rig) as store:
-        assert await store.checkpoint() == two and await store.checkpoint_rows(1, 0) == [b"1", b"2"]
+        assert await store.checkpoint() == two and len(await store.checkpoint_rows(1, 0)) == 2
         await cleared(store, 2)
         assert await checkpoint_of(store) == [b"3", b"4" * 900_000, b"5" * 900_000]
         assert await store.checkpoint_rows(1, 0) == []
@@ -204,7 +192,7 @@ async def test_a_checkpoint_replaces_the_one_before(rig: Rig) -> None:
         await cleared(store, 2, 3)
         await store.finish_checkpoint(CheckpointHead(3, 8, 1, b"d" * 32))
         await cleared(store, 3, 2)  # the one before is read by somebody
-        assert await checkpoint_of(store) == [b"6"] and (await store.checkpoint_rows(2, 0))[:1] == [b"3"]
+        assert await checkpoint_of(store) == [b"6"] and (await store.checkpoint_rows(2, 0))[0] == ((2, 0), b"3")
         await cleared(store, 3)
         assert await checkpoint_of(store) == [b"6"] and await store.checkpoint_rows(2, 0) == []
 

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import pytest
 
 from relay.journal.api import BlockRow, CheckpointHead, Write
-from relay.journal.portal import open_portal
-from tests.relay.journal.rigs import RealRig, Rig, SimRig, cleared, opened, row
-
-
-@pytest.fixture(params=["real", "simulated"])
-async def rig(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any) -> AsyncIterator[Rig]:
-    if request.param == "simulated":
-        yield SimRig()
-        return
-    async with open_portal() as portal:
-        yield RealRig(tmp_path, portal, monkeypatch)
+from tests.relay.journal.rigs import Rig, cleared, opened, row
 
 
 def large(first: int, last: int) -> list[BlockRow]:
@@ -54,3 +40,26 @@ async def test_large_blocks_are_released_in_steps(rig: Rig) -> None:
         while first < 14:
             first = await store.release(first, 14)
         assert first == 14 and await store.ends() is None
+
+
+async def test_what_a_kill_between_two_steps_leaves_is_there_from_its_beginning_and_goes_later(rig: Rig) -> None:
+    async with opened(rig) as store:
+        await store.write(Write([row(1), *large(2, 13)]))
+        for ordinal in range(12):
+            await store.add_checkpoint_rows(1, ordinal, [bytes([ordinal]) * 400_000])
+        await store.finish_checkpoint(CheckpointHead(1, 13, 12, b"x" * 32))
+        await store.add_checkpoint_rows(2, 0, [b"new"])
+        await store.finish_checkpoint(CheckpointHead(2, 13, 1, b"y" * 32))
+        assert await store.clear_unfinished(2)
+        first = await store.release(1, 14, b"members")
+        await rig.killed(store)
+    async with opened(rig) as store:
+        assert store.behind is None and await store.checkpoint() == CheckpointHead(2, 13, 1, b"y" * 32)
+        assert await store.checkpoint_rows(2, 0) == [((2, 0), b"new")]
+        assert (await store.checkpoint_rows(1, 0))[0].sealed == bytes(400_000)
+        assert (store.meta.first, store.meta.members) == (first, b"members")
+        assert store.meta.prev == row(first - 1).hash and await store.ends() == (first, 13)
+        while first < 14:
+            first = await store.release(first, 14)
+        assert await cleared(store, 2) > 1
+        assert await store.checkpoint_rows(1, 0) == [] and await store.checkpoint_rows(2, 0) == [((2, 0), b"new")]

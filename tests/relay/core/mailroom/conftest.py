@@ -132,10 +132,10 @@ class Log:
 
 
 class Group:
-    """A group whose owner signs versions."""
+    """A group whose owner signs versions. `name`: of an owner's second one."""
 
-    def __init__(self, owner: str) -> None:
-        self.owner, self.last, self.version, self.seed = owner, b"", 0, digest(owner.encode())
+    def __init__(self, owner: str, name: str = "") -> None:
+        self.owner, self.last, self.version, self.seed = owner, b"", 0, digest((name or owner).encode())
         self.id = group_id(device_id(owner), self.seed)
         self.since: dict[bytes, int] = {}
 

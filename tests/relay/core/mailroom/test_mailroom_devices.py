@@ -38,6 +38,7 @@ def test_what_waits_only_for_a_revoked_device_goes_with_it(log, make_user):
     log.ack_all("b1")
     assert log.room.state.users[bob.id].box.bytes and len(log.pending("b2")) == 5
     assert gone(log.apply(records.Home(bob.record("b1")))) == [(device_id("b2"), 5)]
+    assert log.room.state.user_of(device_id("b2")) == bob.id
     assert log.room.state.users[bob.id].box.bytes == 0 == len(log.room.state.sources)
     assert log.answers(log.submit("b2", log.seal(bob.id, 2))) == []  # it submits no more
     effects = log.apply(records.Session(device_id("b2"), "n1", b"s" * 16, 0))
@@ -151,3 +152,47 @@ def test_group_mail_goes_when_the_last_device_has_it(log, make_user, make_group)
     log.ack_all("b2")
     passes(log)
     assert box.bytes == 0 == len(log.room.state.sources)
+
+
+def test_a_home_record_out_of_turn_changes_nothing(log, make_user):
+    bob = make_user("bob", log.cell)
+    first, second, third = bob.record("b1"), bob.record("b1", "b2"), bob.record("b1", "b2", "b3")
+    state = log.room.state
+    log.apply(records.Home(second))
+    assert bob.id not in state.users and device_id("b2") not in state.devices
+    log.apply(records.Home(first), records.Home(third))
+    assert state.users[bob.id].record.version == 1 and device_id("b3") not in state.devices
+    log.apply(records.Home(second), records.Home(first))
+    assert state.users[bob.id].chain == [first, second]
+    bob.move(ABROAD)
+    log.apply(records.Move(tuple(bob.chain)))
+    log.apply(records.Home(first))  # it would be at home here again
+    assert bob.id in state.moved and bob.id not in state.users and device_id("b1") not in state.devices
+    restored(log)
+
+
+def test_who_lists_another_users_device_neither_gets_nor_ends_it(log, make_user):
+    alice, bob = people(log, make_user)
+    log.apply(records.Home(bob.record("b1", "b2", "a1")))
+    assert log.room.state.devices[device_id("a1")].user == alice.id
+    assert gone(log.apply(records.Home(bob.record("b1", "b2")))) == []
+    assert log.room.state.devices[device_id("a1")].user == alice.id
+
+
+def test_what_came_to_a_group_before_a_device_is_not_for_it(log, make_user, make_group):
+    alice, bob = people(log, make_user)
+    group = make_group("a1")
+    log.apply(group.publish({log.cell: sorted([alice.id, bob.id])}))
+    assert log.answers(log.submit("a1", log.seal(group.id, roster=True))) == [Code.STORED]
+    log.apply(records.Home(bob.record("b1", "b2", "b3")))
+    assert len(log.pending("b1")) == 1 and not log.pending("b3")
+
+
+def test_new_keys_begin_without_a_session(log, make_user):
+    _, bob = people(log, make_user)
+    log.apply(records.Session(device_id("b2"), "n1", b"s" * 16, 0))
+    effects = log.apply(records.Home(bob.rotate("b2", "b2'")))
+    assert log.room.state.devices[device_id("b2'")].session == b""
+    assert [effect.rotated for effect in effects if isinstance(effect, DeviceGone)] == [True]
+    effects = log.apply(records.Home(bob.record("b1")))
+    assert [effect.rotated for effect in effects if isinstance(effect, DeviceGone)] == [False]

@@ -78,3 +78,16 @@ def test_a_rest_is_short_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> N
     state.users.rest()
     state.users.rest()  # bob's turn came, or comes: he has mail
     assert awake(state.users) == {bob.id}
+
+
+def test_who_has_a_notice_waiting_keeps_it() -> None:
+    log, _, _ = open_cell()
+    state = log.room.state
+    log.apply(log.submit("a1", log.seal(b"c" * 32), "sauda/1"))
+    log.apply(records.Handed("sauda/1", 1, (records.HandedAnswer(1, 2, 1),), b"a" * 16, b""))
+    for _ in range(3):
+        log.apply(records.Tick())
+        assert awake(state.devices) == {device_id("a1")}
+    assert len(log.ids("a1")) == 1
+    log.ack_all("a1")
+    assert not awake(state.devices)

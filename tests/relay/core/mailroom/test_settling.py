@@ -51,9 +51,26 @@ def test_as_long_as_one_who_is_away_lacks_the_oldest_nobody_else_is_looked_at(lo
     assert not log.room.state.sources and roster.left is False
 
 
+def test_a_large_roster_is_looked_at_less_often(log, club, monkeypatch):
+    """Passes are two blocks apart; twelve members and five to a pass: every third."""
+    monkeypatch.setattr(settle, "_MEMBERS_A_PASS", 5)
+    group = Group("d0")
+    log.apply(group.publish({log.cell: sorted(user.id for user in club)}))
+    state = log.room.state
+    for number in range(3):
+        log.apply(log.submit("d0", log.seal(group.id, roster=True, body=b"%d" % number)))
+        for n in range(12):
+            log.ack_all(f"d{n}")
+        began = state.index
+        while state.sources:
+            log.apply(records.Tick())
+        assert state.index % 6 == 0 and state.index - began <= 6
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_a_room_that_remembers_nothing_settles_the_same(log, club, seed):
+def test_a_room_that_remembers_nothing_settles_the_same(log, club, seed, monkeypatch):
     """Beside each block that is applied, one that was just loaded from a checkpoint applies it, too."""
+    monkeypatch.setattr(settle, "_MEMBERS_A_PASS", [5, 1000][seed % 2])
     random, group = Random(seed), Group("d0")
     inside = {club[0].id, *(user.id for user in random.sample(club, 6))}
     log.apply(group.publish({log.cell: sorted(inside)}))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.core.codec import encode
-from relay.core.trust import Policy, RootCell, RootRegion
+from relay.core.trust import Policy, RootCell, RootNode, RootRegion
 from relay.core.trust.metadata import MAX_METADATA
 from relay.core.trust.root import MAX_BUNDLE, MAX_ROOTS, parse_bundle
 from relay.core.trust.statement import encode_statement
@@ -88,6 +88,7 @@ def test_a_statement_that_contradicts_itself() -> None:
     for wrong, what in (
         (replace_cells("norden", "sauda/1"), "not named after it"),
         (replace_cells("norden", "norden/1", "norden/1"), "stands there twice"),
+        (replace_nodes("norden", "n1", "n2", "n1"), "node norden/1/n1 stands in the root document 2 times"),
         (region("norden", policy=Policy(send_to=("sauda", "sauda"))), "names a region twice"),
     ):
         with pytest.raises(TrustError, match=what):
@@ -95,6 +96,11 @@ def test_a_statement_that_contradicts_itself() -> None:
     for policy in (Policy(retention_days=0), Policy(quorum=-1), Policy(hold="maybe"), Policy(receive_from=("No",))):  # type: ignore[arg-type]
         with pytest.raises(ProtocolError, match="wrong shape"):
             encode_statement(region("norden", policy=policy))
+
+
+def replace_nodes(name: str, *nodes: str) -> RootRegion:
+    cell = RootCell(f"{name}/1", tuple(RootNode(node, f"{node}.example:1", ()) for node in nodes))
+    return msgspec.structs.replace(region(name), cells=(cell,))
 
 
 def replace_cells(name: str, *cells: str) -> RootRegion:
