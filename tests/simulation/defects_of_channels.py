@@ -16,6 +16,7 @@ from relay.core.mailroom.channelstate import ChannelState
 from relay.core.mailroom.state import State
 from relay.core.mailroom.turn import EXPIRE_CHANNEL, Turn
 from relay.core.trust import Policy
+from relay.core.wire import Code
 from relay.farchannels import FarChannels
 from relay.limits import KIB
 from tests.simulation.network import Weather
@@ -31,6 +32,28 @@ def keeps_posts_for_ever(patch: Patch) -> None:
         return kind != EXPIRE_CHANNEL and honest(turn, kind, address, number)
 
     patch.setattr(expiry, "_expire", expire)
+
+
+def keeps_all_of_a_flood(patch: Patch) -> None:
+    """The window lets go of what is too old, and of nothing else: whoever posts much has all of it kept."""
+
+    def trim(turn: Turn, channel: ChannelState) -> None:
+        keep_ms = channel.terms.terms.keep_ms
+        while (first := channel.window.first()) is not None and first.time + keep_ms <= turn.time:
+            channels._drop(turn.state, channel, first)
+
+    patch.setattr(channels, "_trim", trim)
+
+
+def calls_a_repeated_post_stale(patch: Patch) -> None:
+    """An owner who had no receipt, and brings its post again, is told to number it anew: readers would read it twice."""
+    honest = channels.refusal
+
+    def refusal(state: State, post: bytes, own: bytes, user: bytes) -> tuple[Code | None, int]:
+        code, newest = honest(state, post, own, user)
+        return (Code.STALE if code == Code.STORED else code), newest
+
+    patch.setattr(channels, "refusal", refusal)
 
 
 def forgets_the_newest_post(patch: Patch) -> None:
@@ -62,6 +85,16 @@ def gives_new_posts_for_old_tickets(patch: Patch) -> None:
 def forgets_who_missed_posts(patch: Patch) -> None:
     """A line that took no more, and missed posts, is told so, and gets no live ones ever after."""
     patch.setattr(Channels, "_heard", Channels._settle)
+
+
+def shows_a_post_twice(patch: Patch) -> None:
+    """A page begins with the post that its reader has read last."""
+    honest = Channels._posts
+
+    async def posts(self: Channels, channel: ChannelState, after: int) -> list[bytes]:
+        return await honest(self, channel, max(after - 1, 0))
+
+    patch.setattr(Channels, "_posts", posts)
 
 
 def leaves_out_a_post_of_a_page(patch: Patch) -> None:
@@ -116,16 +149,21 @@ def denies_by_terms_it_heard(patch: Patch) -> None:
 
 READ: dict[str, Any] = {"channels": 2, "posts": 5.0, "every": {}, "size": 600}
 ABROAD = {**READ, "regions": 3, "people": 1}
+SLOW = {  # lines are behind at the end, of channels without other terms since: short, many readers, little room
+    **READ, "people": 4, "size": 6000, "safety": 15.0, "heal": 30.0, "every": {"slow": 1.0}, "away": 3.0,
+    "weather": Weather(window=8 * KIB), "limits": {"OUTBOX_BYTES": 8 * KIB},
+}  # fmt: skip
 PLANTS = (  # with the rule that each breaks, the seed that found it, and the options that bring it to light
     (keeps_posts_for_ever, "ADR 36", 2, READ),
+    (keeps_all_of_a_flood, "ADR 36", 1, READ),
+    (calls_a_repeated_post_stale, "ADR 36", 1, {**READ, "every": {"cut": 0.5}}),
     (forgets_the_newest_post, "ADR 36", 1, {**READ, "every": {"kill": 3.0}, "limits": {"CHECKPOINT_BYTES": 8 * KIB}}),
     (keeps_channels_of_who_left, "ADR 36", 2, {**ABROAD, "every": {"move": 3.0}}),
     (gives_new_posts_for_old_tickets, "ADR 36", 1, READ),
-    (forgets_who_missed_posts, "ADR 36", 1, {
-        **READ, "posts": 20.0, "size": 6000, "every": {"slow": 3.0}, "away": 5.0, "weather": Weather(window=8 * KIB),
-        "limits": {"OUTBOX_BYTES": 16 * KIB}}),
+    (forgets_who_missed_posts, "ADR 36", 1, SLOW),
+    (shows_a_post_twice, "ADR 36", 1, READ),
     (leaves_out_a_post_of_a_page, "ADR 36", 1, READ),
-    (shows_old_pages, "ADR 36", 1, {**READ, "every": {"offline": 2.0}}),
+    (shows_old_pages, "ADR 36", 4, {**READ, "every": {"offline": 2.0}}),
     (lets_posts_over_any_border, "ADR 36", 1, {
         **ABROAD, "policies": {"norden": Policy(send_to=("sauda",)), "quito": Policy(receive_from=("norden",))}}),
     (denies_by_terms_it_heard, "ADR 36", 3, ABROAD),
