@@ -66,6 +66,9 @@ class _Reader:
         self.taken += len(frames)
         return True
 
+    def give(self, data: bytes) -> bool:
+        return self.push((data,))
+
     def flush(self) -> None: ...
 
 

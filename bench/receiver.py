@@ -26,7 +26,7 @@ from bench.pipes import Cost, Go, Plan, Progress, Receive, Received, Stop, Subsc
 from bench.posthouse import Members
 from bench.process import Process
 from bench.scenario import Schedule
-from bench.tape import Noted, Reel, Run, Tape
+from bench.tape import Noted, Part, Run, Tape
 from relay.errors import ProtocolError
 
 _KNOWN = 4096  # messages that are kept decoded; recipients are never further apart unless they catch up
@@ -46,12 +46,14 @@ class Tally:
         self.known: dict[bytes, Noted] = {}
         here = Counter(map(hearing.stream, range(hearing.recipients)))
         self.tapes = {stream: Tape() for stream, count in here.items() if count > 1} if hearing.alike else {}
+        self.parts: list[Part] = []  # that have times which are not counted yet
         self.deliveries = self.reads = self.wire_duplicates = self.damaged = 0
         self.returned_ns = self.live_ns = self.caught_ns = 0
         self._usage: tuple[float, float, int] | None = None
 
     def decode(self, message: bytes) -> Noted:
         """What is known of a message, and remember it. Raises ProtocolError."""
+        self.settle()
         position, sequence, scheduled_ns = self.hearing.decode(message)
         if not 0 <= sequence < self.total:
             raise ProtocolError("an envelope that the bench did not send")
@@ -66,6 +68,20 @@ class Tally:
         counts = self.latencies[self.schedule.interval(sequence)].counts if timed else None
         self.known[message] = known = stream, position, number, sequence, scheduled_ns, counts
         return known
+
+    def settle(self) -> None:
+        """Count what was read of parts up to now: `deliveries`, `latencies` and `last_ns` are right."""
+        last_ns = self.last_ns
+        for part in self.parts:
+            times_ns, newest_ns = part.times_ns, part.times_ns[-1]
+            self.deliveries += len(times_ns) * len(part.notes)
+            if part.counts is not None:
+                due_ns = [note[4] for note in part.notes]
+                part.counts.update([(now_ns - due) // 1000 for now_ns in times_ns for due in due_ns])
+                for note in part.notes:
+                    last_ns[note[3]] = max(last_ns[note[3]], newest_ns)
+            times_ns.clear()
+        self.parts.clear()
 
     def cost(self) -> Cost:
         """CPU since the first measured message."""
@@ -107,9 +123,8 @@ class Recipient:
         """The hot path: what is on the tape in a few steps, whatever it is; and one by one where that does not do."""
         count, tally = 0, self._tally
         if type(messages) is Run:
-            for first, end in messages.parts(tally.known):
-                part = self._read_part(messages.reel, first, end, now_ns)
-                count += part or self._read_each(messages.reel.messages[first:end], now_ns)
+            for part in messages.parts(tally.known):
+                count += self._read_part(part, now_ns) or self._read_each(part.messages, now_ns)
         else:
             count = self._read_each(messages, now_ns)
         tally.reads += count > 0
@@ -152,22 +167,16 @@ class Recipient:
         tally.deliveries += taken
         return deliveries
 
-
-    def _read_part(self, reel: Reel, first: int, end: int, now_ns: int) -> int:
-        """See Run.parts. 0, and nothing is done, where it does not follow on for this recipient."""
-        tally, client, ledger = self._tally, self.client, self.ledger
-        note, newest = reel.notes[first], reel.notes[end - 1]
-        if note is None or newest is None:
+    def _read_part(self, part: Part, now_ns: int) -> int:
+        """How many it has. 0, and nothing is done, where it does not follow on for this recipient."""
+        ledger, client, times_ns = self.ledger, self.client, part.times_ns
+        if part.number != ledger.next or part.stream != self.stream or 0 < part.position <= client.cursor:
             return 0
-        stream, position, number, sequence, _, counts = note
-        if stream != self.stream or number != ledger.next or 0 < position <= client.cursor:
-            return 0
-        ledger.next, client.cursor = newest[2] + 1, newest[1]
-        tally.deliveries += end - first
-        if counts is not None:
-            counts.update([(now_ns - due_ns) // 1000 for due_ns in reel.due_ns[first:end]])
-            tally.last_ns[sequence : newest[3] + 1 : tally.streams] = array("q", [now_ns]) * (end - first)
-        return end - first
+        ledger.next, client.cursor = part.next, part.cursor
+        if not times_ns:
+            self._tally.parts.append(part)
+        times_ns.append(now_ns)
+        return len(part.messages)
 
 
 def parse_us(net: Net, hearing: Hearing, plan: Plan) -> float:
@@ -181,6 +190,7 @@ def parse_us(net: Net, hearing: Hearing, plan: Plan) -> float:
     for frame in frames:
         for line, recipient in recipients:
             recipient.read(line.feed(frame), time.monotonic_ns())
+    tally.settle()
     return (time.process_time_ns() - start_ns) / 1000 / (len(frames) * len(recipients))
 
 
@@ -274,11 +284,13 @@ class Receiver:
 
     def _progress(self) -> Progress:
         assert self._net is not None and self._tally is not None
+        self._tally.settle()
         return Progress(self._tally.deliveries, self._net.live)
 
     def _result(self) -> Received:
         assert self._net is not None and self._tally is not None and self._plan is not None
         tally, ledgers = self._tally, [recipient.ledger for recipient in self._recipients]
+        tally.settle()
         cost = tally.cost()  # before the summing up, which is no part of it
         absent: Counter[int] = Counter()
         for recipient in self._recipients:

@@ -24,7 +24,8 @@ from relay.limits import KIB
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _NARROW = 4 * KIB  # bytes of a narrow connection's window
 _SEGMENT = 536  # bytes, the least that TCP takes (RFC 9293 3.7.1): the sender's buffer grows with it
-_RECV = 256 * KIB  # bytes asked for in one recv: what a busy socket collects between two rounds of the loop
+_WIDE = 256 * KIB  # bytes of its window once who did not read reads again
+_RECV = 64 * KIB  # bytes asked for in one recv; CPython makes room for them before: 128 KiB and more cost a mmap
 
 
 class Hub:
@@ -181,7 +182,7 @@ class Connection(Generic[LineT]):
         self._deaf = deaf
         if not self.closed and not self._connecting and not self._handshaking:
             if not deaf:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECV)
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WIDE)
             self._watch(READ | WRITE if self.line.output else READ)
 
     def close(self) -> None:

@@ -16,7 +16,6 @@ from typing import Final
 from relay.limits import MIB
 
 _BYTES: Final = 4 * MIB  # of a reel; recipients that are further behind cut for themselves
-_FEW: Final = 3  # messages; fewer are looked at one by one as quickly as together
 _ASTRAY: Final = 1_000  # reads in a row that nothing on the tape was in: it leads nowhere
 
 # Of a delivery: stream, position, number in the stream, sequence, scheduled_ns, where its latencies count.
@@ -26,7 +25,7 @@ Noted = tuple[int, int, int, int, int, Counter[int] | None]
 class Reel:
     """A part of the stream. Message number n ends at `ends[n]`; the first one's bytes are not there."""
 
-    __slots__ = ("data", "due_ns", "ends", "messages", "notes", "places", "steady")
+    __slots__ = ("_runs", "data", "ends", "messages", "notes", "places", "steady")
 
     def __init__(self, message: bytes, rest: bytes) -> None:
         """It begins behind `message`, with `rest`."""
@@ -35,8 +34,8 @@ class Reel:
         self.messages = [message]
         self.places = {message: 0}
         self.notes: list[Noted | None] = []  # of the first messages, as far as somebody asked
-        self.due_ns: list[int] = []
         self.steady: list[int] = []  # from which message on one follows the other, up to this one
+        self._runs: dict[tuple[int, int], Run] = {}  # what was read since there was something new
 
     def add(self, data: bytes, messages: list[bytes], ends: list[int]) -> bool:
         """`data` follows the last message, with these in it, which end so. False where what is there already of the
@@ -49,33 +48,59 @@ class Reel:
             self.places[message] = len(self.messages)
             self.messages.append(message)
             self.ends.append(begun + end)
+        self._runs.clear()
         return True
+
+    def run(self, first: int, end: int) -> Run:
+        """The messages from number `first` to before `end`: the same one for whoever reads just these."""
+        run = self._runs.get((first, end))
+        if run is None:
+            self._runs[first, end] = run = Run(self, first, end)
+        return run
+
+
+class Part:
+    """Some messages of a run in which one follows the other: one stream without a gap, rising in position, timed
+    together. Whoever reads it leaves but the time: `times_ns`, to be counted once for all of them."""
+
+    __slots__ = ("counts", "cursor", "messages", "next", "notes", "number", "position", "stream", "times_ns")
+
+    def __init__(self, messages: list[bytes], notes: list[Noted]) -> None:
+        """`notes` of all of them, or of none: then it is no delivery, and of no stream."""
+        self.messages, self.notes = messages, notes
+        self.times_ns: list[int] = []
+        self.stream = self.position = self.number = self.cursor = self.next = -1
+        self.counts: Counter[int] | None = None
+        if notes:
+            self.stream, self.position, self.number, _, _, self.counts = notes[0]
+            self.cursor, self.next = notes[-1][1], notes[-1][2] + 1
 
 
 class Run(list[bytes]):
     """Messages that are on a tape, one after the other, from number `first` on."""
 
-    __slots__ = ("first", "reel")
+    __slots__ = ("_parts", "first", "reel")
 
     def __init__(self, reel: Reel, first: int, end: int) -> None:
         super().__init__(reel.messages[first:end])
         self.reel, self.first = reel, first
+        self._parts: list[Part] = []
 
-    def parts(self, known: Mapping[bytes, Noted]) -> list[tuple[int, int]]:
-        """(first, end), as the reel counts, of parts in which one follows the other: one stream without a gap, rising
-        in position, timed together. `known` has the notes of deliveries; what is none is a part of its own."""
-        reel, first, end = self.reel, self.first, self.first + len(self)
-        while (at := len(reel.notes)) < end:
-            note = known.get(reel.messages[at])
-            before = reel.notes[-1] if at else None
-            reel.notes.append(note)
-            reel.due_ns.append(note[4] if note else 0)
-            reel.steady.append(reel.steady[-1] if note and before and _follows(note, before) else at)
-        parts = []
-        while end > first:
-            parts.append((max(first, reel.steady[end - 1]), end))
-            end = parts[-1][0]
-        return parts[::-1]
+    def parts(self, known: Mapping[bytes, Noted]) -> list[Part]:
+        """All of it. `known` has the notes of deliveries; what is none is a part of its own."""
+        if not self._parts:
+            reel, first, end = self.reel, self.first, self.first + len(self)
+            while (at := len(reel.notes)) < end:
+                note = known.get(reel.messages[at])
+                before = reel.notes[-1] if at else None
+                reel.notes.append(note)
+                reel.steady.append(reel.steady[-1] if note and before and _follows(note, before) else at)
+            while end > first:
+                begin = max(first, reel.steady[end - 1])
+                notes = [note for note in reel.notes[begin:end] if note]
+                self._parts.insert(0, Part(reel.messages[begin:end], notes))
+                end = begin
+        return self._parts
 
 
 def _follows(note: Noted, before: Noted) -> bool:
@@ -151,9 +176,7 @@ class Taped:
             if reel.data.startswith(data, at):
                 self._at = at = at + len(data)
                 self._behind = bisect_right(reel.ends, at, behind)
-                if self._behind - behind < _FEW:
-                    return reel.messages[behind : self._behind]
-                return Run(reel, behind, self._behind)
+                return reel.run(behind, self._behind) if self._behind > behind else []
             later = self._tape.after(reel) if self._tape is not None else None
             left = reel.data[at:]
             if later is not None and data.startswith(left):

@@ -332,7 +332,7 @@ class Delivery:
             if item.expires <= self.room.state.time:
                 seat.sent = item.position  # rule 14: nothing expired is delivered
                 continue
-            seat.count(item.position, len(frame))
+            seat.count((item.position, len(frame)))
             sent += 1
             if seat.unacked_bytes > UNACKED_BYTES:
                 break

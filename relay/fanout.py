@@ -31,7 +31,7 @@ from relay.limits import (
 from relay.observe.metrics import Metrics
 from relay.observe.pulse import Pulse
 from relay.ports import Clock
-from relay.seat import Address, Item, Lane, Seat
+from relay.seat import Address, Item, Lane, Piece, Seat
 
 _FEW: Final = 8  # seats of a lane that is emptied at once, when its block is applied
 _SLICE: Final = 32  # seats that are written to before others have their turn: below a millisecond
@@ -193,12 +193,11 @@ class Fanout:
             lane = lanes[0]
             newest = lane.items[-1].position
             while seat.live and seat.sent < newest and (piece := lane.piece(seat.sent)) is not None:
-                self._push(seat, *piece)
-                seat.line.flush()
+                self._push(seat, piece, at_once=True)
         elif lanes:
             for item in self._gather(seat, lanes):
                 if seat.live:
-                    self._push(seat, item.frame, 1, item.position)
+                    self._push(seat, Piece(item.frame, 1, (item.position, len(item.frame))), at_once=False)
             seat.line.flush()
 
     def _gather(self, seat: Seat, lanes: Iterable[Lane]) -> list[Item]:
@@ -220,14 +219,14 @@ class Fanout:
         roster, own = address
         return entry.expires > self._state.time and reading.receives(self._state, seat.line.device, own, roster, entry)
 
-    def _push(self, seat: Seat, data: bytes, count: int, last: int) -> None:
+    def _push(self, seat: Seat, piece: Piece, at_once: bool) -> None:
         if seat.unacked_bytes > UNACKED_BYTES:
             self.demote(seat, "unacked")
-        elif not seat.line.push((data,)):
+        elif not (seat.line.give(piece.data) if at_once else seat.line.push((piece.data,))):
             self.demote(seat, "unread")
         else:
-            seat.count(last, len(data))
-            self._given += count
+            seat.count(piece.sent)
+            self._given += piece.frames
 
     def _observe(self, time: int) -> None:
         """Seats were given what they lacked, of blocks from `time` on; 0: of none."""

@@ -31,10 +31,11 @@ class Seat:
         self.unacked_bytes = 0
         self.lanes: dict[Lane, None] = {}
 
-    def count(self, pos: int, size: int) -> None:
-        self.sent = pos
-        self.unacked.append((pos, size))
-        self.unacked_bytes += size
+    def count(self, sent: tuple[int, int]) -> None:
+        """As in `unacked`."""
+        self.sent = sent[0]
+        self.unacked.append(sent)
+        self.unacked_bytes += sent[1]
 
     def acked(self, pos: int) -> None:
         count = bisect_left(self.unacked, (pos + 1,))
@@ -58,11 +59,11 @@ class Item(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Frames of one lane, joined: how many, and the position of the last."""
+    """Frames of one lane, joined: how many, the position of the last, and how many bytes all are."""
 
     data: bytes
     frames: int
-    last: int
+    sent: tuple[int, int]
 
 
 class Lane:
@@ -120,7 +121,7 @@ class Lane:
             if self._joined + size > FANOUT_PIECE + self.size:  # seats that each lack something else share little
                 self._forget_pieces()
             data = b"".join(item.frame for item in self.items[first:end])
-            self._pieces[first] = piece = Piece(data, end - first, self._positions[end - 1])
+            self._pieces[first] = piece = Piece(data, end - first, (self._positions[end - 1], size))
             self._joined += size
         return piece
 

@@ -56,6 +56,9 @@ class Line(Protocol):
     def flush(self) -> None:
         """Write what is queued now. Never blocks: what does not fit is left to a writer task."""
 
+    def give(self, data: bytes) -> bool:
+        """`push` of frames that are joined, and `flush`: quicker than these where nothing is queued."""
+
     async def send(self, frame: bytes) -> None:
         """Queue one frame and write it, waiting for room. Once the connection is ending this only waits to be
         cancelled, which happens at once."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import ssl
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from relay.gateway.source import reader
 from relay.gateway.tls import TlsStream
 from relay.gateway.websocket import accept
 from relay.limits import HANDSHAKE_S, IDLE_S, KIB, LINGER_S, MAX_LOOKUPS, MAX_STRING, MIB, OUTBOX_BYTES
+from relay.observe.logs import innermost
 from relay.ports import Env
 from relay.ws import Closed
 
@@ -129,6 +129,10 @@ class Connection:
     def push(self, frames: Sequence[bytes]) -> bool:
         """See Line."""
         return self._live and self._outbox.push(frames)
+
+    def give(self, data: bytes) -> bool:
+        """See Line."""
+        return self._live and self._outbox.give(data)
 
     def flush(self) -> None:
         """See Line."""
@@ -348,7 +352,7 @@ class Connection:
         close = closing(error, state)
         if close.fault is Fault.INTERNAL:
             text = error.text if isinstance(error, PosthouseError) else ""
-            _log.error("connection_failed", error=type(error).__name__, text=text, where=_where(error))
+            _log.error("connection_failed", error=type(error).__name__, text=text, where=innermost(error))
         self._end(close)
 
     def _end(self, close: Close) -> None:
@@ -392,9 +396,3 @@ class Connection:
                     pass
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
-
-
-def _where(error: BaseException) -> str:
-    """The innermost places of a traceback: no values, so nothing of a user can get into a log."""
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    return " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in reversed(frames))

@@ -3,8 +3,8 @@
 Data frames are encoded once and shared between outboxes; what the WebSocket library writes (handshake, pongs, closes)
 queues behind them, whole. The rules:
 
-* A socket, plain or with TLS, is written by whoever flushes, with one non-blocking call for all that is queued. What it
-  does not take is left to a writer task, which lives only as long as something is left.
+* A socket, plain or with TLS, is written by whoever flushes (or gives), with one non-blocking call for all that is
+  queued. What it does not take is left to a writer task, which lives only as long as something is left.
 * Any other stream is written by the writer task only: joined, with `send_all`.
 * While a writer task lives, nobody else writes.
 * `limit` bounds what shared frames may queue, and `Queued` what all outboxes do. What the library writes may pass it:
@@ -89,8 +89,8 @@ class Outbox:
     """A queue of whole frames in front of one stream, bounded by `limit` bytes."""
 
     __slots__ = (
-        "_broke", "_broken", "_ended", "_gone", "_limit", "_nursery", "_progress", "_queue", "_queued", "_reported",
-        "_sink", "_size", "_stream", "_writing",
+        "_broke", "_broken", "_direct", "_ended", "_gone", "_limit", "_nursery", "_progress", "_queue",
+        "_queued", "_reported", "_sink", "_size", "_stream", "_writing",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +105,7 @@ class Outbox:
         turns out to be broken."""
         self._stream = stream
         self._sink = _sink(stream)
+        self._direct = self._sink.socket if isinstance(self._sink, SocketSink) else None
         self._nursery = nursery
         self._queued = queued
         self._broke = broke
@@ -134,6 +135,26 @@ class Outbox:
             return False
         self._queue.extend(frames)
         self._size = size
+        return True
+
+    def give(self, data: bytes) -> bool:
+        """`push` of whole frames that are joined, and `flush`: in one step where nothing is queued before them."""
+        if self._size or self._ended or self._direct is None or len(data) > self._limit:
+            pushed = self.push((data,))
+            self.flush()
+            return pushed
+        try:
+            sent = os.write(self._direct.fileno(), data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._break()
+            return True
+        self._gone += sent
+        if sent < len(data):
+            self._queue.append(memoryview(data)[sent:])
+            self._size = len(data) - sent
+            self.flush()
         return True
 
     async def send(self, frame: bytes) -> None:

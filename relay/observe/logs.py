@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from typing import Final, TextIO
 
 import msgspec
@@ -76,3 +77,9 @@ class _FromLibraries(logging.Handler):
         kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
         log = structlog.get_logger(record.name)
         log.log(record.levelno, "library_log", library=record.name, template=str(record.msg), exception=kind)
+
+
+def innermost(error: BaseException) -> str:
+    """The innermost places of a traceback: no values, so nothing of a user can get into a log."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    return " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in reversed(frames))

@@ -148,6 +148,7 @@ def seen(words: Sequence[bytes], pieces: list[int], alike: bool) -> list[Any]:
         for line, recipient in zip(lines, recipients, strict=True):
             now += 7_000
             returned.append(recipient.read(line.feed(piece), now))
+    tally.settle()
     ledgers = [recipient.ledger for recipient in recipients]
     counted = [tally.deliveries, tally.reads, tally.wire_duplicates, tally.damaged, list(tally.last_ns)]
     counted += [dict(one.counts) for one in tally.latencies]

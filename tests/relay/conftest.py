@@ -121,6 +121,11 @@ class FakeLine:
     def flush(self) -> None:
         self.flushed += 1
 
+    def give(self, data: bytes) -> bool:
+        pushed = self.push((data,))
+        self.flush()
+        return pushed
+
     async def send(self, frame: bytes) -> None:
         while not self.left:
             await self.came.wait()

@@ -275,11 +275,11 @@ def test_pieces_are_bounded_and_leave_nothing_out() -> None:
     pos, got = 4, b""
     while (piece := lane.piece(pos)) is not None:
         assert 0 < len(piece.data) <= FANOUT_PIECE and piece is lane.piece(pos)
-        got, pos = got + piece.data, piece.last
+        got, pos = got + piece.data, piece.sent[0]
     assert got == b"".join(frames[4:])
     lane.forget(8)
     assert [item.position for item in lane.items] == [9, 10] and lane.size == 2 * (FANOUT_PIECE // 3)
-    assert lane.piece(10) is None and lane.piece(0) == (frames[8] + frames[9], 2, 10)
+    assert lane.piece(10) is None and lane.piece(0) == (frames[8] + frames[9], 2, (10, lane.size))
 
 
 def test_seats_that_each_lack_something_else_do_not_fill_the_memory_with_joined_copies() -> None:
@@ -327,7 +327,7 @@ def test_what_a_lane_holds_since_is_when_its_oldest_block_was_made() -> None:
 def test_an_ack_frees_what_was_sent_up_to_it_and_nothing_more() -> None:
     seat = Seat(FakeLine(user("bob"), "bob 1"), b"", 0, 0)
     for position in (3, 5, 9):
-        seat.count(position, 100)
+        seat.count((position, 100))
     for position, left in [(2, 300), (3, 200), (8, 100), (9, 0), (9, 0)]:
         seat.acked(position)
         assert seat.unacked_bytes == left

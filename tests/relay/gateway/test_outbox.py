@@ -106,6 +106,43 @@ async def test_a_socket_that_takes_it_is_written_without_a_task() -> None:
         box.outbox.flush()
 
 
+@every
+async def test_who_gives_writes_at_once_and_behind_what_is_queued(kind: str) -> None:
+    async with open_box(kind) as box:
+        frames = [server_frame(bytes([i]) * size) for i, size in enumerate((1, 70_000, 3, 40_000, 5))]
+        for frame in frames[:3]:
+            assert box.outbox.give(frame)
+        assert box.outbox.size == box.gauge == box.queued.size
+        assert box.outbox.push(frames[3:4]) and box.outbox.give(frames[4])
+        assert await read(box.peer, sum(map(len, frames))) == b"".join(frames)
+        await box.outbox.written()
+        assert box.outbox.size == box.gauge == 0
+        assert box.outbox.give(b"again") and await read(box.peer, 5) == b"again"
+
+
+@every
+async def test_what_is_given_is_bounded_as_what_is_pushed(kind: str) -> None:
+    async with open_box(kind) as box:
+        assert not box.outbox.give(bytes(LIMIT + 1)) and box.outbox.size == 0
+        taken = 0
+        while box.outbox.give(bytes(1000)):
+            taken += 1
+            await trio.lowlevel.checkpoint()
+        assert LIMIT - 1000 < box.outbox.size == box.gauge <= LIMIT
+        box.outbox.finish([b"bye"])
+        assert not box.outbox.give(b"x")
+        assert (await read(box.peer, taken * 1000 + 3))[-3:] == b"bye"
+
+
+async def test_who_gives_to_a_socket_that_broke_is_told_once() -> None:
+    async with open_box("socket") as box:
+        await box.peer.aclose()
+        for _ in range(3):
+            box.outbox.give(b"x")
+        assert (box.broken, box.outbox.size, box.gauge) == (1, 0, 0)
+        assert not box.outbox.give(b"x")
+
+
 async def test_more_pieces_than_one_writev_takes() -> None:
     async with open_box("socket") as box:
         pieces = [i.to_bytes(2, "big") for i in range(3 * IOV_MAX)]
