@@ -46,7 +46,7 @@ def keeps_all_of_a_flood(patch: Patch) -> None:
 
 
 def calls_a_repeated_post_stale(patch: Patch) -> None:
-    """An owner who had no receipt, and brings its post again, is told to number it anew: readers would read it twice."""
+    """An owner who had no receipt, and brings a post again, is told to number it anew: it would be read twice."""
     honest = channels.refusal
 
     def refusal(state: State, post: bytes, own: bytes, user: bytes) -> tuple[Code | None, int]:
