@@ -150,7 +150,7 @@ class Reception:
     ) -> None:
         self._intake.offer([records.encode_record(record) for record in offered], refused, written=written)
         self._coming[peer.cell] = (numbered[-1].origin_log, numbered[-1].number)
-        self._delivery.stir()
+        self._delivery.look_again()
 
     def _judge(self, peer: Peer, request: linkwire.HandOver, first: int) -> tuple[list[records.HandIn], Batch]:
         """What goes into the log of the numbers from `first` on, as they are or refused; and who moves with them."""

@@ -243,11 +243,6 @@ class Delivery:
         """Wait until everything that is committed here now is applied."""
         await self.applied(self._journal.tip)
 
-    def stir(self) -> None:
-        """Whoever waits in `wait_for` asks again."""
-        self._applied.set()
-        self._applied = trio.Event()
-
     def attach(self, line: Line) -> None:
         """Receipts for its device go to this line as well."""
         self._lines.setdefault(line.device, []).append(line)

@@ -153,13 +153,17 @@ async def _at_once(world, *requests):
 async def test_a_batch_goes_into_the_log_right_behind_the_one_before(autojump_clock, monkeypatch):
     async with Opened() as world:
         sealed = [seal(world.cell, world.bob.id, body=bytes([n])) for n in range(6)]
-        append, began = world.cell.journal.append, []
+        append, places = world.cell.journal.append, list[trio.Event]()
 
         async def slow(items, placed):
+            before, mine = places[-1:], trio.Event()
+            places.append(mine)
             placed()
-            began.append(trio.current_time())
             await trio.sleep(1)
+            for one in before:  # two that wake at once do so in any order; the log keeps that of the places
+                await one.wait()
             await append(items)
+            mine.set()
 
         monkeypatch.setattr(world.cell.journal, "append", slow)
         start = trio.current_time()
