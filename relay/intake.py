@@ -29,6 +29,7 @@ from relay.ports import Journal
 
 _log = structlog.get_logger("relay.intake")
 LAZY_S = 0.2  # seconds that acks wait for company: a commit of their own would cost as much as one with mail
+LAZY_BUSY_S = 1.0  # while the node is busy: where its mail is elsewhere every fifth block was of such
 OnRefused = Callable[[ResidencyError], None]
 
 
@@ -66,7 +67,7 @@ class Intake:
     ) -> None:
         """Queue records for the journal: they stay together, in order. `refused` is called if the disk writer refuses
         them, `written` when they are committed here. `lazily`: nobody waits for them, so that they ride with the next
-        block, or make one after LAZY_S.
+        block, or make one after LAZY_S (LAZY_BUSY_S).
 
         Raises Overloaded, and nothing is taken, when the queue is full; ValueError beyond the bounds of a block."""
         size = sum(map(len, records))
@@ -93,7 +94,7 @@ class Intake:
         async with trio.open_nursery() as nursery:
             while True:
                 await self._arrived.wait()
-                with trio.move_on_after(LAZY_S):
+                with trio.move_on_after(LAZY_BUSY_S if self._pulse.busy else LAZY_S):
                     await self._urgent.wait()
                 if self._pulse.busy:
                     await trio.sleep_until(last + self._pulse.every_s)

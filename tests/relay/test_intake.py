@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from relay.errors import Overloaded, ResidencyError
-from relay.intake import Intake
+from relay.intake import LAZY_BUSY_S, LAZY_S, Intake
 from relay.limits import BUSY_S, INTAKE_AHEAD, INTAKE_EVERY_BUSY_S, INTAKE_EVERY_FEW_S, OFFER_BYTES
 from relay.observe.metrics import Metrics
 from relay.observe.pulse import Pulse
@@ -95,6 +95,36 @@ async def test_a_busy_node_waits_for_the_batch_before(autojump_clock):
         await trio.sleep(0.1)
         intake.offer([b"x"])
         await trio.sleep(0.1)
+        assert len(journal.log) == 4
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_nobody_waits_for_rides_along_and_while_the_node_is_busy_waits_longer_for_that(autojump_clock):
+    class Quick:
+        log, tip, first = [], 0, 1
+
+        async def append(self, items, placed):
+            self.log.append((trio.current_time(), len(items)))
+            placed()
+
+    journal, pulse = Quick(), Pulse()
+    intake = Intake(journal, Metrics(), pulse)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(intake.run)
+        for late_s, alone_s in ((0.0, LAZY_S), (2 * BUSY_S, LAZY_BUSY_S)):
+            pulse.late_s = late_s
+            began = trio.current_time()
+            intake.offer([b"ack"], lazily=True)
+            await trio.sleep(alone_s / 2)
+            intake.offer([b"ack"], lazily=True)
+            await trio.sleep(alone_s)
+            assert journal.log[-1] == (pytest.approx(began + alone_s), 2)
+            began = trio.current_time()
+            intake.offer([b"ack"], lazily=True)
+            await trio.sleep(alone_s / 2)
+            intake.offer([b"mail"])
+            await trio.sleep(alone_s)
+            assert journal.log[-1] == (pytest.approx(began + alone_s / 2), 2)
         assert len(journal.log) == 4
         nursery.cancel_scope.cancel()
 

@@ -40,8 +40,8 @@ from relay.journal.solo import SoloJournal
 from relay.limits import KIB
 from relay.office import Office
 from relay.steward import Steward
-from tests.simulation import defects_of_devices as of_devices, defects_of_hand_overs as of_hand_overs
-from tests.simulation import defects_of_liars as of_liars
+from tests.simulation import defects_of_channels as of_channels, defects_of_devices as of_devices
+from tests.simulation import defects_of_hand_overs as of_hand_overs, defects_of_liars as of_liars
 from tests.simulation import defects_of_moves as of_moves, defects_of_policies as of_policies
 from tests.simulation.network import Weather
 from tests.simulation.world import START_MS
@@ -329,6 +329,7 @@ class Defect:
 SMALL = {
     "safety": 40.0, "heal": 90.0, "people": 2, "devices": 2, "rate": 3.0, "burst": 4, "size": 200, **of_liars.TRUE,
     "weather": Weather(), "limits": {}, "policies": {}, "short_lived": 0, "slow_disk": 0, "down": 10.0, "away": 20.0,
+    "channels": 0,
 }  # fmt: skip
 ALONE = {**SMALL, "nodes": 1, "regions": 1, "groups": 0}
 ABROAD = {**SMALL, "nodes": 1, "regions": 3, "people": 1, "groups": 3, "group_share": 0.5}
@@ -347,7 +348,7 @@ DEFECTS = [
     Defect(stands_without_prevote, "3", 1, {**CELL, "every": {"flap": 6.0}}),
     Defect(counts_learners, "4, 8", 1, {**CELL, "every": {}}),
     Defect(no_doubt, "4, 5", 1, {**CELL, "every": {"old_copy": 6.0}, "down": 5.0}),
-    Defect(no_mark, "5", 1, {**CELL, "rate": 8.0, "every": {"lost_tail": 6.0}, "down": 20.0}),
+    Defect(no_mark, "5", 2, {**CELL, "rate": 8.0, "every": {"lost_tail": 6.0}, "down": 20.0}),
     Defect(skips_what_is_damaged, "6, 18", 2, {**CELL, "every": {"flip": 1.0, "offline": 2.0}, "limits": TIGHT}),
     Defect(fold_reads_the_clock, "10", 1, {**ALONE, "short_lived": 0.4, "every": {"kill": 5.0, "offline": 3.0}}),
     Defect(checkpoint_is_of_another_index, "11", 1, {**ALONE, "every": {"kill": 5.0}, "limits": TIGHT}),
@@ -375,13 +376,14 @@ DEFECTS = [
         **CELL, "people": 4, "rate": 6.0, "burst": 40, "disk": 0.02, "slow_disk": 0.02,
         "every": {"enrol": 1.0, "silence": 5.0}}),
     Defect(empty_before_the_session, "18", 1, {**ALONE, "rate": 10.0, "disk": 0.05, "every": {"cut": 0.5}}),
-    Defect(of_moves.drops_what_comes_late, "ADR 21", 1, MOVING),
-    Defect(of_moves.leaves_what_waits_behind, "ADR 21", 1, {**MOVING, "every": {"move": 3.0, "offline": 2.0}}),
-    Defect(of_moves.forwards_before_the_home_is_known, "ADR 21", 1, {
+    Defect(of_moves.drops_what_comes_late, "ADR 21", 2, MOVING),
+    Defect(of_moves.leaves_what_waits_behind, "ADR 21", 2, {**MOVING, "every": {"move": 3.0, "offline": 2.0}}),
+    Defect(of_moves.forwards_before_the_home_is_known, "ADR 21", 2, {
         **MOVING, "every": {"move": 3.0, "offline": 2.0}}),
     Defect(of_moves.the_old_home_goes_on, "ADR 21", 1, MOVING),
-    Defect(of_moves.drops_forwards_that_are_known, "ADR 21", 1, {**MOVING, "every": {"move": 1.0, "offline": 2.0}}),
-    Defect(of_moves.forwards_to_another_cell, "section 5, 3", 1, MOVING),
-    Defect(of_moves.says_stored_when_it_is_sent_on, "19; ADR 21", 1, MOVING),
-    *(Defect(*three, {**ALONE, **more}) for of in (of_liars, of_moves, of_policies) for *three, more in of.PLANTS),
+    Defect(of_moves.drops_forwards_that_are_known, "ADR 21", 2, {**MOVING, "every": {"move": 1.0, "offline": 2.0}}),
+    Defect(of_moves.forwards_to_another_cell, "section 5, 3", 2, MOVING),
+    Defect(of_moves.says_stored_when_it_is_sent_on, "19; ADR 21", 2, MOVING),
+    *(Defect(*three, {**ALONE, **more})
+      for of in (of_liars, of_moves, of_policies, of_channels) for *three, more in of.PLANTS),
 ]  # fmt: skip

@@ -35,6 +35,6 @@ RULED: dict[str, Any] = {
 }  # fmt: skip
 PLANTS = (  # with the rule that each breaks, the seed that found it, and the options that bring it to light
     (lets_mail_over_any_border, "section 5, 2", 1, RULED),
-    (lets_what_is_bound_abroad_wait, "section 5, 3", 1, RULED),
-    (keeps_mail_as_long_as_it_likes, "ADR 25", 1, RULED),
+    (lets_what_is_bound_abroad_wait, "section 5, 3", 2, RULED),
+    (keeps_mail_as_long_as_it_likes, "ADR 25", 2, RULED),
 )

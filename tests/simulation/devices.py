@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from random import Random
 
 import trio
@@ -10,6 +10,7 @@ import trio
 from relay.core import wire
 from relay.core.codec import digest, encode
 from relay.core.envelope import Header, To, envelope_id, join
+from tests.simulation.channels import SimChannel
 from tests.simulation.clock import SimClock
 from tests.simulation.frames import Gone
 from tests.simulation.keys import public
@@ -39,6 +40,8 @@ class SimDevice:
         self.logs: dict[bytes, Log] = {}
         self.out: OrderedDict[bytes, Out] = OrderedDict()  # by envelope id or roster digest
         self.counters: dict[bytes, int] = {}
+        self.channels: list[SimChannel] = []  # that it owns
+        self.intrudes: deque[wire.Terms | wire.Posts] = deque()  # what it sends to channels of others
         self.session: Connection | None = None
         self.connections = 0
         self.confirmed = False  # its home knows the device

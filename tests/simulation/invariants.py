@@ -55,6 +55,7 @@ class Checks:
         node.delivery = delivery
         self.trace("applied", node.host.name, block.index, block.hash)
         self._stamped(node, block)
+        self.ledger.channels.applied(node, delivery, block)
         place = (block.log_id, block.index)
         if self._blocks.setdefault(place, block.hash) != block.hash:
             raise Violation(f"{node}: block {block.index} is another one than was applied elsewhere or earlier")

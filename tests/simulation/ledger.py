@@ -74,6 +74,7 @@ class Ledger:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.proofs: Any = None  # tests.simulation.proofs.Proofs
+        self.channels: Any = None  # tests.simulation.channels.Book
         self.letters: list[Letter] = []
         self._by_canary: dict[bytes, Letter] = {}
         self._by_id: dict[bytes, Letter] = {}
@@ -104,6 +105,10 @@ class Ledger:
         self._by_canary[letter.canary] = letter
         kind = "group letter" if letter.group else "letter"
         self.trace(kind, letter.number, letter.sender, len(letter.required), letter.size)
+
+    def mark(self, post: Letter) -> None:
+        """A post to a channel: nobody counts on it here, but where it lies it is recognised."""
+        self._by_canary[post.canary] = post
 
     def sealed(self, letter: Letter, envelope_id: bytes, expires_ms: int) -> None:
         """The letter goes out as this envelope from now on."""

@@ -47,6 +47,8 @@ class Options:
     size: int = 600  # bytes of a letter, at most
     short_lived: float = 0.05  # share of letters that live for seconds only
     lookups: float = 0.1
+    channels: int = 0  # broadcast channels that are there at a time
+    posts: float = 1.0  # things a second that happen to them, all together; most are posts
     receipts: float = 0.0  # share of outcomes that senders have proven
     liar: str = ""  # the region that lies to the others (tests.simulation.liar); empty: none
     lies: float = 0.1  # the share of its messages that it lies about, where it can
@@ -123,6 +125,10 @@ def derive(seed: int, **fixed: Any) -> Options:
         chosen["false_witness"] = standing.choice(regions) if not chosen["forks"] or standing.random() < 0.7 else ""
         if chosen["forks"] and "liar" not in chosen:  # it tells no other lies
             chosen["liar"], chosen["lies"] = standing.choice(regions), 0.0
+    casting = Random(f"{seed}/channels")
+    if casting.random() < 0.4:
+        chosen["channels"], chosen["posts"] = casting.randint(1, 3), round(casting.uniform(0.3, 2.0), 6)
+        chosen["limits"] |= _narrow(casting)
     if fixed.get("liar", chosen.get("liar")):  # what was seen is asked for again, and not all of it is in memory
         chosen["limits"] |= {"DIRECTORY_CACHE": 4 * KIB, "DIRECTORY_FRESH": 5 * SECOND}
         # Mail for a group whose list its owner's region withholds takes room, 1 MiB of a sender at most
@@ -150,6 +156,16 @@ def _tight(random: Random) -> dict[str, int]:
         "MAX_OUTBOX": random.choice([16 * KIB, 64 * KIB, 1024 * MIB]),
         "ADMISSION_WINDOW": random.choice([1, 10]) * MINUTE,
     }
+    return {name: value for name, value in limits.items() if random.random() < 0.7}
+
+
+def _narrow(random: Random) -> dict[str, float]:
+    """The same for channels."""
+    limits: dict[str, float] = {
+        "CHANNEL_PAGE": random.choice([1, 4]) * KIB, "CHANNEL_PAGE_POSTS": random.choice([2, 16]),
+        "CHANNEL_PAGES": random.choice([2, 16]) * KIB, "CHANNEL_BYTES_LEAST": random.choice([8, 32]) * KIB,
+        "CHANNEL_READS": random.choice([1, 2]), "FAR_POLL_S": random.choice([2.0, 5.0]),
+    }  # fmt: skip
     return {name: value for name, value in limits.items() if random.random() < 0.7}
 
 

@@ -18,6 +18,7 @@ from tests.simulation.keys import key
 from tests.simulation.ledger import Letter
 from tests.simulation.people import CLIENTS_PORT, Person
 from tests.simulation.proofs import Asking
+from tests.simulation.readers import Seat
 from tests.simulation.world import Violation
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Connection:
         self.requests = 0
         self.wanted: list[tuple[Person, int]] = []  # whom to look up, after which version
         self.proving = Asking(device.ledger.proofs)
+        self.seat = Seat(device, number)
         self.asked: dict[int, tuple[Person, int]] = {}  # lookups under way: whom, after which version
 
     async def run(self) -> None:
@@ -116,6 +118,7 @@ class Connection:
         proof = key(device.key).sign(wire.challenge_bytes(challenge, person.id, device.id)).signature
         known = device.confirmed and device.random.random() < 0.7 and person.known == person.version
         await self._say(wire.Auth(person.id, device.id, proof, () if known else tuple(person.chain)))
+        self.seat.begin(challenge)
         welcome = self.welcome = await self._hear(wire.Welcome)
         if welcome.log_id != device.log_id:
             device.log_id, device.cursor = welcome.log_id, 0
@@ -192,12 +195,16 @@ class Connection:
                 self._delivered(position, envelope)
             case wire.Receipt(items):
                 for item in items:
+                    if self.seat.answered(item):
+                        continue
                     self.proving.outcome(item.id, item.code, item.cell, item.position)
                     self._answered(item.id, item.code, item.cell)
             case wire.Notice(position, id_, code, _, cell):
                 self._place(position, b"%d notice" % position + id_)  # a group's cells have an outcome each
                 self.proving.outcome(id_, code, cell, 0)
                 self._answered(id_, code, cell)
+            case wire.Channel() | wire.Page() | wire.Posted():
+                self.seat.take(message)
             case wire.Proof():
                 self.proving.answered(message)
             case wire.Empty(position):
@@ -324,6 +331,9 @@ class Connection:
             if (question := self.proving.next()) is not None:
                 await self._say(question)
                 continue
+            if (about_channels := self.seat.next(now)) is not None:
+                await self._say(about_channels)
+                continue
             if now - self.heard >= PING_S and not self.pinged:
                 self.pinged = True
                 await self.socket.send(b"", PING)
@@ -339,7 +349,7 @@ class Connection:
 
     def _next(self, now: float) -> float:
         """When there is something to do, if nobody wakes us."""
-        due = min(self.ack_at, float("inf") if self.pinged else self.heard + PING_S)
+        due = min(self.ack_at, float("inf") if self.pinged else self.heard + PING_S, self.seat.due())
         for out in self.device.out.values():
             due = min(due, out.sent_at + RECEIPT_S if out.sent_on == self.number else out.not_before)
         return max(due, now + 0.001)

@@ -17,6 +17,8 @@ import trio
 
 from relay.errors import DiskFailed
 from tests.simulation.authors import Authors
+from tests.simulation.broadcasters import Broadcasters
+from tests.simulation.channels import Book, overseeing
 from tests.simulation.devices import SimDevice
 from tests.simulation.erasing import Asking, giving
 from tests.simulation.faults import Faults
@@ -65,6 +67,7 @@ class Federation:
         self.world, self.options = world, options
         self.net = Network(world, replace(options.weather))
         self.ledger = Ledger(world.trace)
+        self.ledger.channels = Book(self.ledger)
         self.checks = Checks(self.ledger, world.trace)
         self.net.watch = self.checks.sent
         regions = REGIONS[: options.regions]
@@ -85,6 +88,7 @@ class Federation:
         self.authors = Authors(world, self.net, self.ledger, options)
         self.checks.rules = self.authors.rules
         self._tell_of_the_liar()
+        self.broadcasters = Broadcasters(world, self.ledger.channels, self.authors, options)
         self.erasing = Asking(world.trace, self.ledger, root, self.nodes, self.checks.names)
         self.authors.leaving = self.erasing.moves
         self.registrars = Registrars(world, self.net, self.nodes, regions, options)
@@ -133,6 +137,8 @@ class Federation:
             nursery.start_soon(self.authors.found_groups)
             nursery.start_soon(self.authors.write)
             nursery.start_soon(self.faults.run)
+            if self.options.channels:
+                nursery.start_soon(self.broadcasters.run)
             await trio.sleep(self.options.safety)
             nursery.cancel_scope.cancel()
 
@@ -148,6 +154,7 @@ class Federation:
         self.world.trace("healed", round(trio.current_time() - began, 3))
         self.checks.lost()
         self.checks.at_home_once(self.nodes)
+        self.ledger.channels.at_end(newest_of(self.nodes))
         if not self._served():
             away = [device.name for device in self._honest() if not device.ready]
             if self._not_told():
@@ -164,6 +171,8 @@ class Federation:
             raise Violation(f"{self.options.heal:.0f} s after healing not whole: {', '.join(self._broken())}")
         if self._not_erased():
             raise Violation(f"{self.options.heal:.0f} s after healing not erased: {', '.join(self._not_erased())}")
+        if self._unread():
+            raise Violation(f"{self.options.heal:.0f} s after healing not read: {', '.join(self._unread())}")
         if self._unanswered():
             raise Violation(f"{self.options.heal:.0f} s after healing no answer to {', '.join(self._unanswered())}")
 
@@ -171,12 +180,17 @@ class Federation:
         """A cell is not whole yet, or has not handed over everything for who has left."""
         boxes = [box for node in newest_of(self.nodes) for box in node.delivery.room.state.outboxes.values()]
         users = (item.user for box in boxes for item in box.items.values() if item.user)
-        waits = [self._broken(), self._not_erased(), self._unanswered()]
+        waits = [self._broken(), self._not_erased(), self._unanswered(), self._unread()]
         return any(waits) or any(map(self.checks.honest, users))
 
     def _unanswered(self) -> list[str]:
-        """Owners of groups whose newest version no home has taken or refused."""
-        return [one.name for one in self._honest() if any(out.roster is not None for out in one.out.values())]
+        """Owners of groups and channels for whom no home has taken or refused what they bring."""
+        owners = [one.name for one in self._honest() if any(out.roster is not None for out in one.out.values())]
+        return owners + self.ledger.channels.unanswered()
+
+    def _unread(self) -> list[str]:
+        """Readers of channels who have not read all that there is."""
+        return self.ledger.channels.missing(self.authors.devices)
 
     def _not_erased(self) -> list[str]:
         """Receipts that are not there yet, where they are not to take minutes."""
@@ -238,7 +252,7 @@ def run_seed(seed: int, echo: Callable[[str], None] | None = None, **fixed: Any)
         federation = Federation(world, options)
         with (
             watching(federation.checks), counting(world.trace), noticing(world.trace, options.liar), giving(),
-            federation.registrars.halts.told(),
+            overseeing(federation.ledger.channels), federation.registrars.halts.told(),
         ):
             await federation.run()
 

@@ -33,6 +33,9 @@ MUST = (
     "moves", "follows", "sent on", "told later", "erasure receipt", "erasure receipt of a node that was away",
     "owner moves",
     "not_permitted", "lifetime", "passed on",
+    # and in broadcast channels
+    "channel founded", "channel closed", "card", "other secret", "other window", "post taken", "page", "posted",
+    "post read", "post read abroad", "post missed", "subscription ended", "intrusion",
     # and what a region that lies does, and others notice
     "lie", "noticed home record: BrokenChain", "noticed home record: BadSignature",
     "noticed answer to a hand-over: PeerError",

@@ -11,7 +11,7 @@ from tests.simulation.defects import DEFECTS
 from tests.simulation.hunt import hunt
 
 ROOT = Path(__file__).parents[2]
-ROWS = re.findall(r"^\| (?:R?\d+|moves) \|.*$", (ROOT / "docs/TESTING.md").read_text("utf-8"), re.MULTILINE)
+ROWS = re.findall(r"^\| (?:R?\d+|moves|channels) \|.*$", (ROOT / "docs/TESTING.md").read_text("utf-8"), re.MULTILINE)
 QUICK = ("admits repeats", "catch up skips", "fold reads the clock", "delivers what has expired")
 
 
@@ -23,7 +23,7 @@ def test_a_defect_is_found(name: str) -> None:
 
 
 def test_the_table_names_every_rule_and_every_defect() -> None:
-    rules = [*map(str, range(1, 20)), "moves", *(f"R{n}" for n in range(1, 8))]
+    rules = [*map(str, range(1, 20)), "moves", "channels", *(f"R{n}" for n in range(1, 8))]
     assert [row.split(" | ")[0].strip("| ") for row in ROWS] == rules
     named = {name.strip() for row in ROWS for name in row.split(" | ")[3].strip("| ").split("core:")[0].split(";")}
     assert named - {"–", ""} == {defect.name for defect in DEFECTS}
