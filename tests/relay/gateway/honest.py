@@ -28,6 +28,7 @@ from relay.gateway.server import Entrance, Gateway
 from tests.roots import verified_root
 
 LOG_ID = b"L" * 16
+ROOT = verified_root([RootRegion("norden", b"", bytes(32), ())], 10**13)
 
 
 class FakeClock:
@@ -74,7 +75,7 @@ class HonestOffice:
     on_lookup: Callable[[wire.Lookup], Awaitable[None]] | None = None
     on_serve: Callable[[Line], Awaitable[None]] | None = None
     looking: int = 0
-    root: Root = field(default_factory=lambda: verified_root([RootRegion("norden", b"", bytes(32), ())], 10**13))
+    root: Root = ROOT
 
     async def admit(self, user: bytes, device: bytes, records: Sequence[bytes]) -> None:
         await trio.lowlevel.checkpoint()
