@@ -112,7 +112,8 @@ class Fanout:
         """A block is applied: empty the lanes of few seats, and wake whoever does the rounds."""
         oldest = 0
         if self._mail:
-            self._pulse.applied(True in self._mail)
+            if True not in self._mail:
+                self._pulse.gave(0.0)
             self._mail.clear()
         for lane in [lane for lane in self._dirty if len(lane.seats) <= _FEW]:
             for seat in lane.seats:
@@ -154,7 +155,8 @@ class Fanout:
     async def _round(self, lanes: list[Lane]) -> None:
         """Everything that these hold now, to everybody whom it is for. What is filed meanwhile goes along where it can;
         it is the next round's."""
-        number, sharing = 0, len(self._dirty)  # those that rest with something, too: their turn comes in our rests
+        start, number = trio.current_time(), 0
+        sharing = len(self._dirty)  # those that rest with something, too: their turn comes in our rests
         for lane in lanes:
             if lane not in self._dirty:
                 continue  # everybody has left it meanwhile
@@ -169,6 +171,7 @@ class Fanout:
             rest, most = (FANOUT_REST_BUSY, FANOUT_REST_BUSY_S) if self._pulse.busy else (FANOUT_REST, FANOUT_REST_S)
             now = trio.current_time()
             lane.due = now + min(most, rest * sharing * (now - began))
+        self._pulse.gave(trio.current_time() - start)
         await trio.lowlevel.checkpoint()
 
     async def _give_way(self) -> None:

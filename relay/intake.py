@@ -135,8 +135,11 @@ class Intake:
 
     async def _append(self, batch: list[_Offer], placed: Callable[[], None] = lambda: None) -> None:
         records = [record for offer in batch for record in offer.records]
-        with self._metrics.commit_seconds.time():
-            await self._journal.append(records, placed)
+        began = trio.current_time()
+        await self._journal.append(records, placed)
+        took = trio.current_time() - began
+        self._metrics.commit_seconds.observe(took)
+        self._pulse.committed(took)
         self._metrics.journal_bytes.inc(sum(offer.size for offer in batch))
         for offer in batch:
             if offer.written is not None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import structlog
 import trio
 
-from relay.limits import BUSY_S, INTAKE_EVERY_BUSY_S, INTAKE_EVERY_FEW_S
+from relay.limits import BUSY_S, INTAKE_EVERY_MOST_S, INTAKE_EVERY_S, INTAKE_ROUNDS
 from relay.observe.metrics import Metrics
 
 EVERY_S: Final = 0.02  # seconds between two looks at the clock: a stop is seen that much shorter; 0.2 % of a core
@@ -31,40 +31,42 @@ LEAST: Final = 500_000  # objects, some 200 MiB of connections
 _TICK_S: Final = 0.001  # seconds that a timer may be late on a machine with nothing to do: epoll counts in ms
 _MOST_S: Final = 0.004  # seconds: one long stop says no more than that
 _SHARE: Final = 0.04  # of the newest look in the mean: that of half a second
-_BLOCK: Final = 0.1  # of the newest block with mail in the mean
+_BLOCK: Final = 0.1  # of the newest block in the mean
 _OLDEST: Final = 2  # generation: a look at that is one at everything that is not frozen
 _STEPS: Final = (8, 32)  # looks at what is new until one at the second and at the oldest generation: 0.16 s and 0.64 s
 _log = structlog.get_logger("relay.pulse")
 
 
 class Pulse:
-    """How late the loop wakes now, on average; and for how many its mail is."""
+    """How late the loop wakes now, on average; and how long what a node does for a block takes."""
 
-    __slots__ = ("late_s", "rounds")
+    __slots__ = ("busy", "commit_s", "late_s", "round_s")
 
     def __init__(self) -> None:
         self.late_s = 0.0  # seconds, beside a timer's tick
-        self.rounds = 0.0  # share of the blocks with mail, of late, that take a round of the fan-out
+        # Is there more to do than the processors do at once? Then what shares a block or a write comes sooner than what
+        # has one of its own.
+        self.busy = False
+        self.commit_s = 0.0  # seconds that a batch takes from when it is made until it is committed
+        self.round_s = 0.0  # seconds that the fan-out takes for a block with mail; 0 for one whose mail is for few
 
     def felt(self, late: float) -> None:
         """It woke `late` seconds late."""
         self.late_s += _SHARE * (min(max(0.0, late - _TICK_S), _MOST_S) - self.late_s)
+        self.busy = self.late_s > (BUSY_S / 2 if self.busy else BUSY_S)
 
-    def applied(self, takes_round: bool) -> None:
-        """A block with mail for this node's seats: for more than few of them?"""
-        self.rounds += _BLOCK * (takes_round - self.rounds)
+    def committed(self, seconds: float) -> None:
+        """A batch is."""
+        self.commit_s += _BLOCK * (seconds - self.commit_s)
+
+    def gave(self, seconds: float) -> None:
+        """The mail of a block, or of some, was given out."""
+        self.round_s += _BLOCK * (seconds - self.round_s)
 
     @property
     def every_s(self) -> float:
-        """Seconds from batch to batch at least, while it is busy. Rounds take as long as that; mail to few would only
-        wait."""
-        return INTAKE_EVERY_BUSY_S if self.rounds > 0.5 else INTAKE_EVERY_FEW_S
-
-    @property
-    def busy(self) -> bool:
-        """Is there more to do than the processors do at once? Then what shares a block or a write comes sooner than
-        what has one of its own."""
-        return self.late_s > BUSY_S
+        """Seconds from batch to batch at least, while it is busy: what comes sooner finds the others still at it."""
+        return min(max(INTAKE_EVERY_S, self.commit_s + INTAKE_ROUNDS * self.round_s), INTAKE_EVERY_MOST_S)
 
 
 async def feel_pulse(metrics: Metrics, pulse: Pulse) -> None:

@@ -154,18 +154,19 @@ async def test_a_round_gives_way_to_other_processes_beside_mail_to_few_only(crow
     assert await crowd.takes() == pytest.approx(0.001 * (CROWD - 1))
 
 
-async def test_it_tells_the_pulse_whether_mail_is_for_more_than_few(crowd, monkeypatch):
+async def test_it_tells_the_pulse_how_long_the_mail_of_a_block_takes(crowd, autojump_clock, monkeypatch):
     told = []
-    monkeypatch.setattr(Pulse, "applied", lambda self, takes_round: told.append(takes_round))
+    monkeypatch.setattr(Pulse, "gave", lambda self, seconds: told.append(seconds))
     await crowd.say(b"to all")
+    await trio.sleep(1)
     await crowd.say(b"to bob", crowd.bob.id)
     crowd.cell.intake.offer([records.encode_record(records.Tick())])
     await trio.sleep(1)
-    assert told == [True, False]
+    assert told == [pytest.approx(0.001 * CROWD), 0.0], "to few: at once"
     fanout, notice = crowd.cell.delivery._fanout, Item(crowd.cell.state.index << 20, b"", None, crowd.bobs.device)
     fanout.file((False, crowd.bob.id), notice, 1)
     fanout.hurry()
-    assert told == [True, False], "what was settled comes with blocks of acks"
+    assert len(told) == 2, "what was settled comes with blocks of acks"
 
 
 async def test_few_seats_do_not_wait_for_a_round(crowd, autojump_clock):

@@ -7,7 +7,7 @@ import trio
 
 from relay.errors import Overloaded, ResidencyError
 from relay.intake import LAZY_BUSY_S, LAZY_S, Intake
-from relay.limits import BUSY_S, INTAKE_AHEAD, INTAKE_EVERY_BUSY_S, INTAKE_EVERY_FEW_S, OFFER_BYTES
+from relay.limits import INTAKE_AHEAD, OFFER_BYTES
 from relay.observe.metrics import Metrics
 from relay.observe.pulse import Pulse
 
@@ -66,7 +66,7 @@ async def test_a_busy_node_waits_for_the_batch_before(autojump_clock):
             await trio.sleep(self.seconds)
 
     journal, pulse = Slow(), Pulse()
-    pulse.late_s = 2 * BUSY_S
+    pulse.busy = True
     intake = Intake(journal, Metrics(), pulse)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(intake.run)
@@ -77,9 +77,11 @@ async def test_a_busy_node_waits_for_the_batch_before(autojump_clock):
         await trio.sleep(3)
         journal.log.clear()
         journal.seconds = 0.001
-        for takes_round, every in ((False, INTAKE_EVERY_FEW_S), (True, INTAKE_EVERY_BUSY_S)):
-            for _ in range(20):
-                pulse.applied(takes_round)
+        for round_s in (0.0, 0.02):
+            for _ in range(200):
+                pulse.committed(0.001)
+                pulse.gave(round_s)
+            every = pulse.every_s
             journal.log.clear()
             for _ in range(2):  # the one before is long committed, but not long begun
                 intake.offer([b"x"])
@@ -89,7 +91,7 @@ async def test_a_busy_node_waits_for_the_batch_before(autojump_clock):
             assert len(journal.log) == 2
             await trio.sleep(1)
         journal.seconds = 1
-        pulse.late_s = 0.0
+        pulse.busy = False
         await trio.sleep(1)
         intake.offer([b"x"])
         await trio.sleep(0.1)
@@ -111,8 +113,8 @@ async def test_what_nobody_waits_for_rides_along_and_while_the_node_is_busy_wait
     intake = Intake(journal, Metrics(), pulse)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(intake.run)
-        for late_s, alone_s in ((0.0, LAZY_S), (2 * BUSY_S, LAZY_BUSY_S)):
-            pulse.late_s = late_s
+        for busy, alone_s in ((False, LAZY_S), (True, LAZY_BUSY_S)):
+            pulse.busy = busy
             began = trio.current_time()
             intake.offer([b"ack"], lazily=True)
             await trio.sleep(alone_s / 2)

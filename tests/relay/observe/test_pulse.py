@@ -12,6 +12,7 @@ import trio
 
 from relay.observe import pulse
 from relay.observe.metrics import Metrics
+from relay.limits import BUSY_S, INTAKE_EVERY_MOST_S, INTAKE_EVERY_S, INTAKE_ROUNDS
 from relay.observe.pulse import Garbage, Pulse, feel_pulse
 
 
@@ -130,6 +131,24 @@ def test_a_node_is_busy_while_its_loop_wakes_late_again_and_again() -> None:
     for _ in range(25):
         pulse.felt(0.002)
     assert pulse.busy
+    while pulse.late_s > 0.6 * BUSY_S:
+        pulse.felt(0.001)
+    assert pulse.busy, "one quiet moment"
     for _ in range(100):
         pulse.felt(0.0)
     assert not pulse.busy
+
+
+def test_the_time_from_batch_to_batch_is_that_of_what_a_block_takes() -> None:
+    pulse = Pulse()
+    assert pulse.every_s == INTAKE_EVERY_S
+    for _ in range(100):
+        pulse.committed(0.006)
+        pulse.gave(0.008)
+    assert pulse.every_s == pytest.approx(0.006 + INTAKE_ROUNDS * 0.008, rel=0.01)
+    for _ in range(100):
+        pulse.gave(0.0)  # to few
+    assert pulse.every_s == INTAKE_EVERY_S
+    for _ in range(100):
+        pulse.gave(5.0)
+    assert pulse.every_s == INTAKE_EVERY_MOST_S
