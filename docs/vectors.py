@@ -118,6 +118,7 @@ def messages() -> list[Struct]:
         wire.Ephemeral(bytes([7]) * 32, "birch", b"typing"),
         wire.Prove(2, "amber/1", proven.question([(9, told(own, receipt)), (0, told(bytes([7]) * 32, receipt))])),
         *vectors_of_channels.asked(),
+        wire.AskRoot(3, 7, 0),
         challenge(),
         wire.Welcome(LOG_ID, AT, NOW, 1, 64, 1_000, 131_072, 256),
         wire.Receipt((wire.ReceiptItem(own, receipt, position(8, 0), 2, "amber/1"),)),
@@ -131,6 +132,7 @@ def messages() -> list[Struct]:
         wire.Moved((b"signed record",)),
         wire.Proof(2, (proven_block(),), (proven.Missing(bytes([7]) * 32, wire.Code.UNPROVEN),)),
         *vectors_of_channels.told(),
+        wire.RootPart(3, 8, 20, 0, b"a newer root documen"),
     ]
 
 

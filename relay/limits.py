@@ -98,6 +98,11 @@ FAR_ASK_S: Final = 5.0  # seconds for another cell to answer; below what a clien
 FAR_ASKS: Final = 4  # questions to one other cell at a time: mail on the same link keeps its room
 FAR_REST_S: Final = 2.0  # seconds that a cell is not asked again after it gave no answer; readers are told so at once
 
+# --- root documents ------------------------------------------------------------------------------
+MAX_BUNDLE: Final = 8 * MIB  # bytes; 256 regions with statements of 30 KiB
+ROOT_PART: Final = 64 * KIB  # bytes of a root document in one answer to a client: one for what a few regions sign
+MAX_ROOT_PARTS: Final = 1_024  # such answers on one connection, 8 of the largest documents; "no newer one" counts not
+
 # --- receipts ------------------------------------------------------------------------------------
 MAX_RECEIPT: Final = 32 * KIB  # bytes of a receipt; nine nodes with large certificates fit
 MAX_CERTIFICATE: Final = 2 * KIB  # bytes of a node's certificate (DER) in a receipt; ours have about 600

@@ -45,7 +45,7 @@ class Office:
         metrics: Metrics, notary: Notary,
     ) -> None:
         self.identity = identity
-        self._root = root
+        self.root = root
         self._policies = Policies(root)
         self._delivery = delivery
         self._intake = intake
@@ -60,11 +60,11 @@ class Office:
 
     def follow(self, root: Root) -> None:
         """Go by this root document from now on. Who is served is served on: devices were admitted by the old one."""
-        self._root = root
+        self.root = root
         self._policies.follow(root)
 
     def _check_readable(self, cell: str) -> None:
-        check_readable(self._root, self._policies, self.identity.cell, cell)
+        check_readable(self.root, self._policies, self.identity.cell, cell)
         self.halted(cell)
 
     # --- sessions --------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class Office:
         record, chain = self._known(user)
         try:
             if records_:
-                newest = verify_chain(records_, self._root, self._delivery.time_ms(), user, record)
+                newest = verify_chain(records_, self.root, self._delivery.time_ms(), user, record)
                 await self._enrol(newest, chain, records_)
                 await self._restaple(record, records_)
                 record = newest
@@ -139,7 +139,7 @@ class Office:
 
     def _holds(self, record: HomeRecord) -> bool:
         try:
-            check_stapled(record, self._root)
+            check_stapled(record, self.root)
         except TrustError:
             return False
         return True
@@ -216,7 +216,7 @@ class Office:
                     raise home
                 if home is not None and header.to_version > home.version:
                     raise Refused(Code.UNREACHABLE, "the recipient's home does not have that version yet")
-                dest = route(header, self.identity.cell, home, self._root)
+                dest = route(header, self.identity.cell, home, self.root)
                 self._check_policy(header, dest)
                 if not self._policies.may_wait(self.identity.cell, dest):
                     passing.setdefault(dest, []).append(item.envelope)
@@ -354,7 +354,7 @@ class Office:
 
     async def roster(self, line: Line, roster: wire.Roster) -> None:
         """See relay.gateway.api.Office."""
-        unknown = [cell for cell, _ in roster.parts if self._root.cell(cell) is None]
+        unknown = [cell for cell, _ in roster.parts if self.root.cell(cell) is None]
         if unknown:
             self._receipt(line, [self._outcome(digest(roster.head), Code.UNKNOWN_REGION)])
             return

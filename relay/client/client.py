@@ -55,9 +55,9 @@ RECHECK_S = 1.0  # seconds between looks at what another process may have settle
 class Client:
     """One device's client. Made by `open_client`."""
 
-    def __init__(self, desk: Desk, urls: list[str], *, receives: bool) -> None:
+    def __init__(self, desk: Desk, connect_to: Sequence[str] | None, *, receives: bool) -> None:
         self._desk = desk
-        self._urls, self._at = urls, desk.own.cell  # where to connect, while our user is at home there
+        self._given, self._at = connect_to, desk.own.cell  # where to connect, while our user is at home there
         self._line: Line | None = None
         self._messages = Messages(desk)
         self.channels = Channels(desk)
@@ -262,7 +262,7 @@ class Client:
         """Keep connected until cancelled, or until something happens that no reconnect heals."""
         desk, failed, turn = self._desk, 0, 0
         left = pardoned = -math.inf  # when the last connection ended, and when a FENCED was taken for our own
-        start = int(desk.seams.random_float() * len(self._urls))
+        start = int(desk.seams.random_float() * len(addresses(desk.own, self._given)))
         while True:
             after_ms, lived = 0, False
             try:
@@ -271,7 +271,7 @@ class Client:
                     with trio.fail_after(HANDSHAKE_S):
                         welcome, nonce = await self._greet(socket)
                     lived = True
-                    self._line = Line(desk, socket, welcome, receive=self.receives, nonce=nonce)
+                    self._line = Line(desk, socket, welcome, receive=self.receives, nonce=nonce, url=url)
                     self.channels.connected(self._line.channels)
                     await self._line.serve()
             except FOR_GOOD as error:
@@ -304,8 +304,9 @@ class Client:
         """Where to connect next. Raises OperatorError where the root lists no node of our home."""
         own = self._desk.own
         if own.cell != self._at:
-            self._urls, self._at = addresses(own, None), own.cell
-        return self._urls[turn % len(self._urls)]
+            self._given, self._at = None, own.cell
+        urls = addresses(own, self._given)
+        return urls[turn % len(urls)]
 
     async def _follow(self, records: Sequence[bytes]) -> bool:
         """A node says that we are at home elsewhere. True where the records hold, and we go there."""
@@ -354,10 +355,11 @@ async def open_client(
             raise StoreLocked(f"another process receives with {store.path}", "Stop it, or open with receive=False")
         own = await store.run(lambda db: load_own(db, seams.wall_ms()))
         if seams.wall_ms() >= own.root.payload.fresh_until:
-            log.warning("root_stale", store=str(store.path), remedy="Give it the newest root document: update_root")
+            log.warning("root_stale", store=str(store.path), remedy="Its node is asked for the newest one")
         desk = Desk(store, own, seams, dedup=dedup, hold_ms=int(hold_s * 1000))
         await desk.recall()
-        client = Client(desk, addresses(own, connect_to), receives=receives)
+        addresses(own, connect_to)  # there are some
+        client = Client(desk, connect_to, receives=receives)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.run)

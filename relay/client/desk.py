@@ -19,8 +19,8 @@ from relay.client.outgoing import REFUSED, progress, settle
 from relay.client.people import newest
 from relay.client.sealer import Sealer, requeue
 from relay.client.shapes import Effects, Failure, Own, Stats
-from relay.client.store import Db, Store
-from relay.core.trust import HomeRecord
+from relay.client.store import Db, Store, get, reopen, take_root
+from relay.core.trust import HomeRecord, Root
 from relay.errors import PosthouseError, StoreError, TrustError
 from relay.limits import MIB
 
@@ -69,6 +69,7 @@ class Desk:
         self.wanted: dict[bytes, list[str]] = {}  # users to look up → region hints
         self.unfound: dict[tuple[bytes, str], PosthouseError] = {}  # (user, hint) that failed for good, for who asks
         self.wishes: Counter[bytes] = Counter()  # how often each was wanted: a wish during a lookup asks once more
+        self.deaf: dict[str, float] = {}  # URLs of nodes that do not know ASKROOT → until when they are not asked
         self.inbox_bytes = 0
         self.oldest_held: int | None = None  # since when the message that waits longest for its predecessor does
         self.ended: Exception | None = None  # why this client can do no more
@@ -132,6 +133,23 @@ class Desk:
         """Our user is at home where `record` says."""
         self.own = self.sealer.own = replace(self.own, region=record.payload.region, cell=record.cell)
         self.moved.ring()
+
+    async def take_root(self, signed: bytes) -> Root:
+        """Go by a newer root document once it is verified, and on the disk. Raises TrustError and its kinds."""
+        root = await self.run(lambda db: take_root(db, signed, self.now, self.own.cell))
+        self._go_by(root)
+        return root
+
+    def _go_by(self, root: Root) -> None:
+        self.own = self.sealer.own = replace(self.own, root=root)
+        self.changed.ring()
+
+    async def look_root(self) -> None:
+        """Another process may have put a newer root document into the store."""
+        signed = await self.run(lambda db: get(db, "root"), lazily=True)
+        if signed != self.own.root.signed:
+            with suppress(TrustError):
+                self._go_by(await self.run(lambda db: reopen(db, self.now), lazily=True))
 
     async def look_home(self) -> None:
         """Another process may have put a newer record of our own user into the store."""
@@ -252,6 +270,7 @@ class Desk:
             if version == seen:
                 continue
             seen = version
+            await self.look_root()
             await self.look_home()
             sends = list(self._waiters)
             if sends:

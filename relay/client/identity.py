@@ -19,10 +19,10 @@ from relay.client import groups, people
 from relay.client.card import Card
 from relay.client.outgoing import extend
 from relay.client.shapes import Effects, Own
-from relay.client.store import Db, Store, create, get, keep_device_key, keep_user_key, load_own, put
+from relay.client.store import Db, Store, create, keep_device_key, keep_user_key, load_own, put, take_root
 from relay.core.codec import encode, pack
 from relay.core.trust import (
-    Device, HomePayload, HomeRecord, Root, ask_home, check_stapled, follow_root, prove_devices, read_home, request_home,
+    Device, HomePayload, HomeRecord, Root, ask_home, check_stapled, prove_devices, read_home, request_home,
     verify_asked,
     verify_home, verify_root,
 )
@@ -135,19 +135,13 @@ def take_records(path: Path, records: Sequence[bytes], now_ms: int) -> HomeRecor
 
 
 def update_root(path: Path, signed: bytes, now_ms: int | None = None) -> Root:
-    """Put a newer root document into a store, verified against the old one; the same one again is fine.
+    """Put a newer root document into a store, verified against the old one; the same one again is fine. A client
+    that is connected asks its node for it; this is for one that cannot connect with what it has.
 
     Raises TrustError and its kinds; then the store is as it was."""
-
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-
-    def work(db: Db) -> Root:
-        root = follow_root(signed, get(db, "root"), now, get(db, "federation"))
-        put(db, "root", root.signed)
-        return root
-
     with closing(Store(path)) as store:
-        return store.transact(work)
+        return store.transact(lambda db: take_root(db, signed, now))
 
 
 # --- what relay.client.lifecycle does it with, too -----------------------------------------------

@@ -16,6 +16,7 @@ from relay.client.incoming import wanted_senders
 from relay.client.lookups import Lookups, Task
 from relay.client.outgoing import MAILBOX
 from relay.client.proving import Proving
+from relay.client.roots import Roots
 from relay.client.sealer import Prepared, Ready
 from relay.client.store import Db, process_gone
 from relay.client.window import Window
@@ -41,7 +42,9 @@ Arrival = wire.Deliver | wire.Notice | wire.Receipt | wire.Empty
 class Line:
     """One connection after WELCOME."""
 
-    def __init__(self, desk: Desk, socket: Socket, welcome: wire.Welcome, *, receive: bool, nonce: bytes) -> None:
+    def __init__(
+        self, desk: Desk, socket: Socket, welcome: wire.Welcome, *, receive: bool, nonce: bytes, url: str
+    ) -> None:
         self._desk = desk
         self._socket = socket
         self._welcome = welcome
@@ -54,8 +57,9 @@ class Line:
         self._position = self._acked = 0
         self._unacked = self._unacked_bytes = 0
         self._ack_due = trio.Event()
-        self._lookups = Lookups(desk, self._say, self._start)
-        self._proving = Proving(desk, self._say)
+        self._roots = Roots(desk, self._say, url)
+        self._lookups = Lookups(desk, self._say, self._start, self._roots.newer)
+        self._proving = Proving(desk, self._say, self._roots.newer)
         self.channels = ChannelTalk(self._say, desk.own.device, nonce, desk.own.cell)
         self._draining = False
         self._empty = False
@@ -70,8 +74,7 @@ class Line:
         """Until the connection ends; raises why."""
         await self._prepare()
         tasks = [self._read, self._take_in, self._submit, self._lookups.run, self._ping, self._rescue, self._expect]
-        tasks.append(self._stay)
-        tasks.append(self._proving.run)
+        tasks += [self._stay, self._proving.run, self._roots.run]
         if self._receive:
             tasks += [self._ack, self._hold]
         async with trio.open_nursery() as nursery:
@@ -140,9 +143,12 @@ class Line:
                 self.channels.take(message)
             elif isinstance(message, wire.Proof):
                 self._proving.answered(message)
+            elif isinstance(message, wire.RootPart):
+                self._roots.answered(message)
             elif isinstance(message, wire.Drain):
                 self._start(self._leave(message.spread_ms))
             elif isinstance(message, wire.Error):
+                self._roots.ended(message)
                 raise hung_up(message)
 
     def _leave(self, spread_ms: int) -> Task:

@@ -12,6 +12,7 @@ from relay.client.desk import Desk
 from relay.client.incoming import waits_for
 from relay.client.outgoing import newest_spoken
 from relay.core import wire
+from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.errors import PosthouseError, Refused, TrustError
 from relay.limits import LINK_DEADLINE_S
@@ -28,14 +29,17 @@ Task = Callable[[], Awaitable[None]]
 
 
 class Lookups:
-    """`say` sends a message; `start` runs a task that ends with the connection."""
+    """`say` sends a message; `start` runs a task that ends with the connection; `newer`: is there a newer root document
+    than this one, by which something does not verify?"""
 
     def __init__(
-        self, desk: Desk, say: Callable[[wire.ClientMessage], Awaitable[None]], start: Callable[[Task], None]
-    ) -> None:
+        self, desk: Desk, say: Callable[[wire.ClientMessage], Awaitable[None]], start: Callable[[Task], None],
+        newer: Callable[[Root], Awaitable[bool]],
+    ) -> None:  # fmt: skip
         self._desk = desk
         self._say = say
         self._start = start
+        self._newer = newer
         self._asked: dict[int, tuple[trio.Event, list[wire.Record]]] = {}
         self._request = 0
         self._looking: set[bytes] = set()
@@ -104,11 +108,14 @@ class Lookups:
             del self._asked[number]
         if not answers or answers[0].code == Code.UNREACHABLE:
             return None
+        root = desk.own.root
         try:
             if answers[0].code >= 16:
                 raise Refused(answers[0].code, f"the lookup in {hint} was refused")
             version = await desk.take_in(lambda incoming: incoming.learned(user, answers[0].records, desk.server_now))
         except (TrustError, Refused) as error:
+            if isinstance(error, TrustError) and await self._newer(root):
+                return None
             log.warning("lookup_failed", user=user.hex()[:8], region=hint, reason=error.text)
             return await self._unknown(user, hint, error)
         if give_up:

@@ -26,11 +26,16 @@ ANSWER_S = LINK_DEADLINE_S  # seconds for a PROOF; the node takes PROVE_S
 
 
 class Proving:
-    """Asks for receipts on one connection. `say` sends a message."""
+    """Asks for receipts on one connection. `say` sends a message; `newer`: is there a newer root document than this
+    one, by which something does not verify?"""
 
-    def __init__(self, desk: Desk, say: Callable[[wire.ClientMessage], Awaitable[None]]) -> None:
+    def __init__(
+        self, desk: Desk, say: Callable[[wire.ClientMessage], Awaitable[None]],
+        newer: Callable[[Root], Awaitable[bool]],
+    ) -> None:  # fmt: skip
         self._desk = desk
         self._say = say
+        self._newer = newer
         self._request = 0
         self._answer: wire.Proof | None = None
         self._answered = trio.Event()
@@ -63,16 +68,19 @@ class Proving:
         answer: wire.Proof | None = self._answer
         if answer is None:
             return
-        found = self._verified(cell, wanted, answer)
+        root = desk.own.root
+        found, held = self._verified(cell, wanted, answer)
+        if not held and await self._newer(root):
+            found, _ = self._verified(cell, wanted, answer)
         await desk.run(lambda db: take_receipts(db, found, answer.missing))
         desk.changed.ring()
 
     def _verified(
         self, cell: str, wanted: tuple[Wanted, ...], answer: wire.Proof
-    ) -> list[tuple[bytes, bytes]]:
-        """Of what came, what holds and was asked for. The rest is asked for again."""
+    ) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """Of what came, what holds and was asked for (the rest is asked for again); and whether all of it held."""
         asked = set(all_told(wanted))
-        found = []
+        found, held = [], True
         for block in answer.blocks:
             try:
                 for verified, receipt in verify_block(block, self._desk.own.root, _certify):
@@ -80,8 +88,9 @@ class Proving:
                     if leaf.cell == cell and told(leaf.id, leaf.code) in asked:
                         found.append((leaf.id, receipt))
             except TrustError as error:
+                held = False
                 log.error("receipt_refused", cell=cell, reason=error.text)
-        return found
+        return found, held
 
 
 @lru_cache(maxsize=64)

@@ -25,8 +25,8 @@ from nacl.signing import SigningKey
 
 from relay.client.errors import ClientClosed
 from relay.client.shapes import Own
-from relay.core.trust import read_home, reopen_root
-from relay.errors import OperatorError, StoreDamaged, StoreError, StoreForeign, StoreLocked
+from relay.core.trust import Root, follow_root, read_home, reopen_root
+from relay.errors import OperatorError, StoreDamaged, StoreError, StoreForeign, StoreLocked, TrustError
 from relay.limits import MIB
 
 T = TypeVar("T")
@@ -312,11 +312,29 @@ def keep_device_key(db: Db, signing: SigningKey, private: bytes) -> None:
     db.execute("INSERT INTO device_keys VALUES (?,?,?,0)", (bytes(signing.verify_key), bytes(signing), private))
 
 
+def reopen(db: Db, now_ms: int) -> Root:
+    """The root document that is kept. Raises TrustError where it does not hold (any more)."""
+    return reopen_root(get(db, "root"), now_ms, pinned=get(db, "federation"))
+
+
+def take_root(db: Db, signed: bytes, now_ms: int, cell: str = "") -> Root:
+    """Keep a newer root document, or the same one again, verified against the one that is there. `cell`: it has to list
+    a node of it, for that is where the next one comes from. Raises TrustError and its kinds; then the store is as it
+    was."""
+    root = follow_root(signed, get(db, "root"), now_ms, get(db, "federation"))
+    home = root.cell(cell)
+    if cell and not (home and any(node.clients for node in home.nodes)):
+        what = f"version {root.payload.version} of the root document lists no node of {cell}, the user's home"
+        raise TrustError(what, "It is not gone by, for the next one would be out of reach: ask the region's operator")
+    put(db, "root", root.signed)
+    return root
+
+
 def load_own(db: Db, now_ms: int) -> Own:
     """Who this store is for, at home where the newest of its records says. Its keys are those that the newest record
     lists that lists any of them: if it is not the newest of all, the device was revoked. Raises TrustError where the
     root does not hold (any more)."""
-    root = reopen_root(get(db, "root"), now_ms, pinned=get(db, "federation"))
+    root = reopen(db, now_ms)
     db.execute("UPDATE device_keys SET private=x'' WHERE until>0 AND until<?", (now_ms,))
     rows = db.execute("SELECT id, seed, private FROM device_keys").fetchall()
     keys = {bytes(key): (bytes(seed), bytes(private)) for key, seed, private in rows}

@@ -2,7 +2,7 @@
 
              HELLO             AUTH               Begun
     ┌───────┐ Send(Challenge) ┌──────┐ Admit ┌──────────┐ Send(Welcome) ┌──────┐ SUBMIT ACK LOOKUP ROSTER EPHEMERAL
-    │ HELLO │ ───────────────▶│ AUTH │ ─────▶│ STARTING │ ─────────────▶│ LIVE │ ──┐ Ask
+    │ HELLO │ ───────────────▶│ AUTH │ ─────▶│ STARTING │ ─────────────▶│ LIVE │ ──┐ Ask; ASKROOT: Send(RootPart)
     └───────┘                 └──────┘       └──────────┘               └──────┘ ◀─┘
          anything else, anywhere: Close, and the session is CLOSED
 
@@ -21,11 +21,13 @@ from nacl.signing import VerifyKey
 
 from relay.core import wire
 from relay.core.proven import all_told
+from relay.core.rootparts import part_of
+from relay.core.trust import Root
 from relay.core.wire import Fault
 from relay.errors import (
     AuthError, DeviceRevoked, MovedAway, Overloaded, PosthouseError, ProtocolError, Refused, RolledBack, TrustError,
 )  # fmt: skip
-from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE, MAX_LIFETIME, MAX_WANTED
+from relay.limits import ACK_EVERY, ACK_MS, MAX_BATCH, MAX_ENVELOPE, MAX_LIFETIME, MAX_ROOT_PARTS, MAX_WANTED
 
 _LOG_ID = 16  # bytes
 
@@ -91,10 +93,13 @@ Effect = Send | Admit | Ask | Close
 
 
 class Session:
-    """One client connection's protocol. `challenge` is what HELLO will be answered with: its nonce is fresh."""
+    """One client connection's protocol. `challenge` is what HELLO will be answered with: its nonce is fresh. `root`
+    says which root document the node goes by now."""
 
-    def __init__(self, challenge: wire.Challenge) -> None:
+    def __init__(self, challenge: wire.Challenge, root: Callable[[], Root]) -> None:
         self._challenge = challenge
+        self._root = root
+        self._root_parts = 0  # that were given
         self._hello: wire.Hello | None = None
         self.state = State.HELLO
 
@@ -182,6 +187,14 @@ class Session:
             raise ProtocolError(f"PROVE for more than {MAX_WANTED} envelopes", "Ask in several questions")
         return Ask(prove)
 
+    def _on_ask_root(self, ask: wire.AskRoot) -> Effect:
+        part = part_of(self._root(), ask)
+        self._root_parts += bool(part.size)
+        if self._root_parts > MAX_ROOT_PARTS:
+            what = f"ASKROOT for more than {MAX_ROOT_PARTS} parts on one connection"
+            raise ProtocolError(what, "Keep the document, and ask for newer ones only")
+        return Send(part)
+
     def _on_request(
         self, message: wire.Submit | wire.Lookup | wire.Roster | wire.Ephemeral | wire.ChannelMessage
     ) -> Effect:
@@ -207,6 +220,7 @@ TRANSITIONS: Final[dict[State, dict[type, tuple[_Action, State]]]] = {
         wire.Read: (Session._on_request, State.LIVE),
         wire.Terms: (Session._on_request, State.LIVE),
         wire.Posts: (Session._on_request, State.LIVE),
+        wire.AskRoot: (Session._on_ask_root, State.LIVE),
     },
     State.CLOSED: {},
 }
@@ -222,7 +236,7 @@ _EXPECTED: Final = {
     State.HELLO: "Open with HELLO",
     State.AUTH: "Answer CHALLENGE with AUTH",
     State.STARTING: "Wait for WELCOME",
-    State.LIVE: "Send SUBMIT, ACK, LOOKUP, ROSTER, EPHEMERAL, PROVE, or what is for channels",
+    State.LIVE: "Send SUBMIT, ACK, LOOKUP, ROSTER, EPHEMERAL, PROVE, ASKROOT, or what is for channels",
     State.CLOSED: "Reconnect",
 }
 

@@ -16,7 +16,7 @@ from relay.core.proven import Missing, ProvenBlock, Wants
 from relay.core.shapes import (
     CellName, EnvelopeBytes, Hash, Key, LogId, MaybeLogId, Millis, Name, Nonce, Position, Signature, Text, UInt,
 )
-from relay.limits import MAX_BATCH, MAX_CHAIN, MAX_FRAME, MAX_LIFETIME
+from relay.limits import MAX_BATCH, MAX_BUNDLE, MAX_CHAIN, MAX_FRAME, MAX_LIFETIME, ROOT_PART
 
 SUBPROTOCOL = "posthouse.v0"
 VERSION = 0
@@ -191,8 +191,17 @@ class SubscribeFar(Struct, frozen=True, tag=15):
     cell: CellName
 
 
+class AskRoot(Struct, frozen=True, tag=16):
+    """Ask for the root document, from byte `offset` on, if it is newer than the one of these versions (of the root
+    role, and of the timestamp). Answered by ROOTPART. A node that does not know the question ends the connection."""
+
+    root_version: UInt
+    version: UInt
+    offset: Annotated[int, Meta(ge=0, le=MAX_BUNDLE)]
+
+
 ChannelMessage = Union[Subscribe, Unsubscribe, Read, Terms, Posts, SubscribeFar]
-ClientMessage = Union[Hello, Auth, Submit, Ack, Lookup, Roster, Ephemeral, Prove, ChannelMessage]
+ClientMessage = Union[Hello, Auth, Submit, Ack, Lookup, Roster, Ephemeral, Prove, ChannelMessage, AskRoot]
 decode_client: Decoder[ClientMessage] = Decoder(ClientMessage, "client message", MAX_FRAME)
 
 
@@ -341,9 +350,20 @@ class Posted(Struct, frozen=True, tag=78):
     post: EnvelopeBytes
 
 
+class RootPart(Struct, frozen=True, tag=79):
+    """The answer to ASKROOT: which root document the node has, its size in bytes, and ROOT_PART bytes of it from
+    `offset` on (the last part: what is left). `size` 0: it is no newer."""
+
+    root_version: UInt
+    version: UInt
+    size: Annotated[int, Meta(ge=0, le=MAX_BUNDLE)]
+    offset: Annotated[int, Meta(ge=0, le=MAX_BUNDLE)]
+    part: Annotated[bytes, Meta(max_length=ROOT_PART)]
+
+
 ServerMessage = Union[
     Challenge, Welcome, Receipt, Deliver, Empty, Record, Notice, Drain, Error, EphemeralFrom, Moved, Proof, Channel,
-    Page, Posted,
+    Page, Posted, RootPart,
 ]
 decode_server: Decoder[ServerMessage] = Decoder(ServerMessage, "server message", 4 * MAX_FRAME)
 encode_message = encode

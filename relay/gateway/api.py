@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay.core import wire
+from relay.core.trust import Root
 from relay.limits import ACK_MS, MAX_LIFETIME
 
 
@@ -103,6 +104,10 @@ class Office(Protocol):
 
     @property
     def channels(self) -> ChannelOffice: ...
+
+    @property
+    def root(self) -> Root:
+        """The root document that the node goes by now."""
 
     async def admit(self, user: bytes, device: bytes, records: Sequence[bytes]) -> None:
         """The device proved its key. Verifies `records`, appends newer home records and waits until they are applied.

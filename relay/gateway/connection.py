@@ -214,7 +214,7 @@ class Connection:
         self._open = True
         try:
             data = await socket.receive()
-            session = Session(self._challenge())
+            session = Session(self._challenge(), lambda: self._around.office.root)
             while True:
                 await self._carry_out(session, session.receive(data))
                 if self._live:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from cluster.federation.keys import load_signer
 from cluster.local import Layout, LocalFederation
 from cluster.local.people import create_user, find_card
 from cluster.registrar.config import load_config
-from relay.client import Card, Client, open_client, update_root
+from relay.client import Card, Client, open_client
 from relay.client.identity import own_records
+from relay.client.store import Store, get
 from relay.core.trust import RootRegion, check_stapled, read_home, reopen_root
 from relay.errors import ConfigError
 from tests.e2e.test_logged import REGIONS, make_logged, patiently, registrars
@@ -84,30 +85,34 @@ async def test_users_log_in_write_and_move_while_their_registrar_gets_another_ke
         for region in REGIONS:
             await fed.start(region)
         with registrars(layout):
-            for name, region in (("alice", "amber"), ("mover", "amber"), ("late", "amber"), ("bob", "birch")):
-                await patiently(create_user, home, name, region, now_ms())
+            for region, names in (("amber", ("alice", "mover", "late")), ("birch", ("bob", "clara"))):
+                for name in names:
+                    await patiently(create_user, home, name, region, now_ms())
             await types("registrar", "move", "mover", "--to", "birch/1", "--dir", home.directory)
             assert "another process holds this store" in await refused("registrar", "replace-key", "--at", at)
-        changed = await another_key(at, operator)
-        signed = await while_it_stands_still(layout, [changed, birch])
-        with registrars(layout):
-            await patiently(create_user, home, "dora", "amber", now_ms())
-            await types("registrar", "rotate", "--as", "alice", "--at", at, "--dir", home.directory)
-            await types("registrar", "move", "late", "--to", "birch/1", "--dir", home.directory)
-            await types("registrar", "move", "mover", "--to", "amber/1", "--dir", home.directory)
-            root = reopen_root(signed, now_ms())
-            for name, version in (("alice", 2), ("late", 2), ("mover", 3), ("dora", 1)):
-                newest = read_home(own_records(home.store(name))[-1])
-                check_stapled(newest, root)
-                assert newest.version == version
-            async with people(layout, "late", "mover", "dora", "bob") as (late, mover, dora, bob):
-                await writes(mover, late, find_card(home, "late"), b"each from where the other was")
-                await writes(late, mover, find_card(home, "mover"), b"and back")
-                await writes(dora, bob, find_card(home, "bob"), b"from who is new")
-            await types(
-                "registrar", "audit", f"unix:{at / 'inner'}", "--region", "amber", "--root", home.root_path,
-                "--dir", tmp_path / "audit",
-            )  # fmt: skip
+        async with people(layout, "clara") as (clara,):  # on one line all the while
+            changed = await another_key(at, operator)
+            signed = await while_it_stands_still(layout, [changed, birch])
+            with registrars(layout):
+                await patiently(create_user, home, "dora", "amber", now_ms())
+                await types("registrar", "rotate", "--as", "alice", "--at", at, "--dir", home.directory)
+                await types("registrar", "move", "late", "--to", "birch/1", "--dir", home.directory)
+                await types("registrar", "move", "mover", "--to", "amber/1", "--dir", home.directory)
+                root = reopen_root(signed, now_ms())
+                for name, version in (("alice", 2), ("late", 2), ("mover", 3), ("dora", 1)):
+                    newest = read_home(own_records(home.store(name))[-1])
+                    check_stapled(newest, root)
+                    assert newest.version == version
+                async with people(layout, "late", "mover", "dora", "bob") as (late, mover, dora, bob):
+                    await writes(mover, late, find_card(home, "late"), b"each from where the other was")
+                    await writes(late, mover, find_card(home, "mover"), b"and back")
+                    await writes(dora, bob, find_card(home, "bob"), b"from who is new")
+                    await writes(clara, dora, find_card(home, "dora"), b"from who had not heard of that key")
+                    assert await kept(layout, "clara") == signed
+                await types(
+                    "registrar", "audit", f"unix:{at / 'inner'}", "--region", "amber", "--root", home.root_path,
+                    "--dir", tmp_path / "audit",
+                )  # fmt: skip
 
 
 async def while_it_stands_still(layout: Layout, regions: list[RootRegion]) -> bytes:
@@ -119,12 +124,26 @@ async def while_it_stands_still(layout: Layout, regions: list[RootRegion]) -> by
         signed = publish(layout, regions)
         await taken(layout, signed, *REGIONS)
         await writes(bob, alice, cards["alice"], b"after, on the lines of before")
-    for name in ("alice", "bob", "mover", "late"):
-        update_root(home.store(name), signed)
-    async with people(layout, "alice", "bob", "mover") as (alice, bob, mover):
+    async with people(layout, "alice", "bob", "mover", "late") as (alice, bob, mover, _):
+        with trio.fail_after(PATIENCE_S):
+            for name in ("alice", "bob", "mover", "late"):
+                while True:
+                    if await kept(layout, name) == signed:  # their nodes gave it to them
+                        break
+                    await trio.sleep(0.1)
         await writes(bob, alice, cards["alice"], b"by records of before")
         await writes(alice, mover, cards["mover"], b"to whom the old key let go")
     return signed
+
+
+async def kept(layout: Layout, name: str) -> bytes:
+    """The root document in a user's store."""
+
+    def look() -> bytes:
+        with closing(Store(layout.home.store(name))) as store:
+            return store.transact(lambda db: get(db, "root"))
+
+    return await trio.to_thread.run_sync(look)
 
 
 @asynccontextmanager

@@ -87,7 +87,7 @@ async def test_another_proof_takes_the_place_of_one_that_does_not_hold_any_more(
         await admit(cell, alice, old)
         await admit(cell, alice, new)
         assert cell.state.users[alice.id].chain == old  # ours holds
-        cell.office._root = after
+        cell.office.root = after
         await admit(cell, alice, [stapled(alice.chain[0], "sauda")])  # neither holds: nothing is changed for it
         assert cell.state.users[alice.id].chain == old
         await admit(cell, alice, new)

@@ -19,9 +19,8 @@ from relay.core.shapes import Hash, Key, Millis, Name, Text, UInt
 from relay.core.trust.metadata import MAX_METADATA, check_file, check_signed, ends_ms, key_values, parse
 from relay.core.trust.statement import MAX_REGIONS, MAX_STATEMENT, RootCell, RootRegion, decode_statement
 from relay.errors import BrokenChain, FastForward, Frozen, MixAndMatch, NotValidNow, ProtocolError, Rollback, TrustError
-from relay.limits import MIB
+from relay.limits import MAX_BUNDLE
 
-MAX_BUNDLE: Final = 8 * MIB  # bytes; 256 regions with statements of 30 KiB
 MAX_STEP: Final = 10_000  # versions of a region between two publications: beyond it no operator has signed them in turn
 MAX_ROOTS: Final = 512  # versions of the root role; a rotation each month for 42 years
 _FORMAT: Final = 2

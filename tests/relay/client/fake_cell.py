@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +20,7 @@ from relay.client.identity import Registrar
 from relay.core import wire
 from relay.core.codec import digest
 from relay.core.envelope import Header, To, envelope_id, read_header
+from relay.core.rootparts import part_of
 from relay.core.trust import (
     HomeRecord, Root, RootCell, RootNode, RootRegion, endorse_request, read_home, verify_home, verify_part,
     verify_roster, verify_root,
@@ -48,6 +49,7 @@ class Faults:
     drop_after_submit: int = 0  # so many SUBMITs are taken, and the connection dies before the answer
     mute: int = 0  # so many SUBMITs are lost, and the connection lives on
     swallow_submit: int = 0  # so many SUBMITs are lost with the connection
+    roots: Callable[[wire.AskRoot, Root], Sequence[wire.ServerMessage | bytes]] = lambda ask, root: [part_of(root, ask)]
     deliver: Callable[[list[bytes]], list[bytes]] = lambda frames: frames  # what becomes of a batch of DELIVER frames
 
 
@@ -145,6 +147,9 @@ class Cell:
         elif isinstance(message, wire.Lookup):
             self.lookups += 1
             session.socket.say(self.fed.look_up(message, self))
+        elif isinstance(message, wire.AskRoot):
+            for answer in self.faults.roots(message, self.fed.root):
+                session.socket.say(answer)
         elif isinstance(message, wire.Roster):
             session.socket.say(wire.Receipt((self.publish(session, message),)))
             self.pump()

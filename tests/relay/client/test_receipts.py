@@ -20,6 +20,7 @@ from relay.core import wire
 from relay.core.codec import digest
 from relay.core.proven import Missing, all_told, question, told
 from relay.core.receipts import verify_receipt
+from relay.core.trust import Root
 from relay.core.wire import Code
 from relay.certificates import certify
 from tests.relay.core.test_receipts import N1, N2, PAGE, ROOT
@@ -106,16 +107,18 @@ def test_what_comes_is_kept_and_a_final_no_ends_it(db: sqlite3.Connection) -> No
 def test_what_a_node_says_is_kept_if_it_holds_and_was_asked_for() -> None:
     async def say(message: wire.ClientMessage) -> None: ...
 
+    async def newer(than: Root) -> bool: ...
+
     desk: Any = SimpleNamespace(own=OWN)
-    proving = Proving(desk, say)
+    proving = Proving(desk, say, newer)
     block = PAGE.block(0, 2, 3)
     wanted = question((0, told(PAGE.ids[number], Code.STORED)) for number in (0, 2, 3))  # 3 was only accepted
-    found = proving._verified("norden/1", wanted, wire.Proof(1, (block,), ()))
-    assert [id_ for id_, _ in found] == [PAGE.ids[0], PAGE.ids[2]]
+    found, held = proving._verified("norden/1", wanted, wire.Proof(1, (block,), ()))
+    assert [id_ for id_, _ in found] == [PAGE.ids[0], PAGE.ids[2]] and held
     for id_, data in found:
         assert verify_receipt(data, ROOT, certify, envelope_id=id_)
-    assert proving._verified("sueden/1", wanted, wire.Proof(1, (block,), ())) == []
+    assert proving._verified("sueden/1", wanted, wire.Proof(1, (block,), ())) == ([], True)
     few = msgspec.structs.replace(block, attestations=(N1.attestation(PAGE.statement),))
     twice = msgspec.structs.replace(block, attestations=(N1.attestation(PAGE.statement),) * 2)
     other = msgspec.structs.replace(block, attestations=(N1.attestation(PAGE.statement), N2.attestation(b"other")))
-    assert proving._verified("norden/1", wanted, wire.Proof(1, (few, twice, other), ())) == []
+    assert proving._verified("norden/1", wanted, wire.Proof(1, (few, twice, other), ())) == ([], False)

@@ -23,6 +23,7 @@ from relay.core.trust.metadata import _check_keys, _Key, _KeyValue
 from relay.core.trust.signing import verify
 from relay.errors import AuthError, BadSignature, TrustError
 from tests.points import NO_KEYS, NOT_CANONICAL, SMALL, forgeries, mixed, sign_mixed
+from tests.roots import verified_root
 
 HERE = Path(__file__).resolve().parents[3]
 MESSAGES = [bytes([number]) for number in range(32)]  # a forgery holds for one in eight, where it does at all
@@ -54,7 +55,8 @@ def test_the_library_takes_no_signature_under_them(key: bytes) -> None:
 @pytest.mark.parametrize("key", NO_KEYS, ids=bytes.hex)
 def test_nobody_proves_a_device_of_such_a_key(key: bytes) -> None:
     for forged in forgeries():
-        session = Session(wire.Challenge(bytes(32), "norden", "norden/1", "n1", bytes(16), 1))
+        challenge = wire.Challenge(bytes(32), "norden", "norden/1", "n1", bytes(16), 1)
+        session = Session(challenge, lambda: verified_root([], 10**13))
         with pytest.raises(AuthError):
             session._on_auth(wire.Auth(bytes(32), key, forged, ()))
 

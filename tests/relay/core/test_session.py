@@ -12,15 +12,20 @@ from nacl.signing import SigningKey
 from relay.core import wire
 from relay.core.proven import question
 from relay.core.session import TRANSITIONS, Admit, Ask, Begun, Close, Send, Session, State
+from relay.core.trust import Root, RootRegion
 from relay.core.wire import Code, Fault
 from relay.errors import AuthError, BadSignature, DiskFailed, Overloaded, ProtocolError, Refused, RolledBack
-from relay.limits import MAX_FRAME, MAX_WANTED
+from relay.limits import MAX_FRAME, MAX_ROOT_PARTS, MAX_WANTED
+from tests.roots import verified_root
 
 KEY = SigningKey(b"k" * 32)
 DEVICE, USER = bytes(KEY.verify_key), b"u" * 32
 LOG_ID = b"l" * 16
 BEGUN = Begun(LOG_ID, 5, 2, 1_700_000_000_001)
 CHALLENGE = wire.Challenge(b"n" * 32, "norden", "norden/1", "n1", LOG_ID, 1_700_000_000_000)
+
+
+ROOT = verified_root([RootRegion("norden", b"", bytes(32), ())], 10**13)
 
 
 def hello(**changes: Any) -> wire.Hello:
@@ -49,8 +54,12 @@ REQUESTS: list[wire.ClientMessage] = [
 GOOD: list[wire.ClientMessage] = [hello(), auth(), *REQUESTS]
 
 
+def fresh(root: Root = ROOT) -> Session:
+    return Session(CHALLENGE, lambda: root)
+
+
 def live(**changes: Any) -> Session:
-    session = Session(CHALLENGE)
+    session = fresh()
     session.receive(wire.encode_message(hello(**changes)))
     session.receive(wire.encode_message(auth()))
     session.begun(BEGUN)
@@ -59,7 +68,7 @@ def live(**changes: Any) -> Session:
 
 
 def test_the_one_way_in() -> None:
-    session = Session(CHALLENGE)
+    session = fresh()
     assert session.receive(wire.encode_message(hello())) == Send(CHALLENGE)
     assert session.receive(wire.encode_message(auth())) == Admit(USER, DEVICE, (b"record",))
     effect = session.begun(BEGUN)
@@ -83,7 +92,7 @@ def test_the_one_way_in() -> None:
     ],
 )
 def test_a_proof_for_another_key_user_nonce_region_or_log_does_not_hold(wrong: wire.Auth) -> None:
-    session = Session(CHALLENGE)
+    session = fresh()
     session.receive(wire.encode_message(hello()))
     effect = session.receive(wire.encode_message(wrong))
     assert isinstance(effect, Close) and effect.fault is Fault.AUTH
@@ -99,12 +108,12 @@ def test_a_proof_for_another_key_user_nonce_region_or_log_does_not_hold(wrong: w
     ],
 )
 def test_a_hello_that_makes_no_sense(changes: dict[str, Any], says: str) -> None:
-    effect = Session(CHALLENGE).receive(wire.encode_message(hello(**changes)))
+    effect = fresh().receive(wire.encode_message(hello(**changes)))
     assert isinstance(effect, Close) and effect.fault is Fault.PROTOCOL and says in effect.text
 
 
 def test_a_new_device_has_neither_log_id_nor_cursor() -> None:
-    assert Session(CHALLENGE).receive(wire.encode_message(hello(log_id=b"", cursor=0))) == Send(CHALLENGE)
+    assert fresh().receive(wire.encode_message(hello(log_id=b"", cursor=0))) == Send(CHALLENGE)
 
 
 def test_an_ack_needs_a_connection_that_receives() -> None:
@@ -126,14 +135,14 @@ def test_what_the_table_does_not_have_closes_the_session(state: State, message: 
 
 
 def test_too_large_is_said_before_anything_is_decoded() -> None:
-    effect = Session(CHALLENGE).receive(bytes(MAX_FRAME + 1))
+    effect = fresh().receive(bytes(MAX_FRAME + 1))
     assert isinstance(effect, Close) and str(MAX_FRAME) in effect.text
 
 
 @given(data=st.binary(max_size=300))
 @pytest.mark.parametrize("is_live", [False, True])
 def test_garbage_gets_an_error_and_nothing_is_raised(data: bytes, is_live: bool) -> None:
-    session = live() if is_live else Session(CHALLENGE)
+    session = live() if is_live else fresh()
     effect = session.receive(data)
     if isinstance(effect, Close):
         assert effect.fault is Fault.PROTOCOL and effect.text and session.state is State.CLOSED
@@ -151,7 +160,7 @@ def test_a_flipped_bit_is_another_message_or_an_error(position: int, bit: int, w
 
 @given(steps=st.lists(st.sampled_from([*GOOD, BEGUN, b"\xc1"]), max_size=12))
 def test_only_hello_proof_and_the_office_in_this_order_lead_to_live(steps: list[Any]) -> None:
-    session, taken = Session(CHALLENGE), []
+    session, taken = fresh(), []
     for step in steps:
         before = session.state
         if step is BEGUN:
@@ -183,7 +192,7 @@ def test_only_hello_proof_and_the_office_in_this_order_lead_to_live(steps: list[
     ],
 )
 def test_what_the_office_raises_becomes_a_fault(error: Exception, fault: Fault, retry: int) -> None:
-    session = Session(CHALLENGE)
+    session = fresh()
     session.state = State.STARTING
     close = session.failed(error)
     assert (close.fault, close.retry_after_ms, session.state) == (fault, retry, State.CLOSED)
@@ -192,13 +201,30 @@ def test_what_the_office_raises_becomes_a_fault(error: Exception, fault: Fault, 
 
 def test_hello_is_asked_for_too_early() -> None:
     with pytest.raises(LookupError):
-        _ = Session(CHALLENGE).hello
+        _ = fresh().hello
 
 
 @pytest.mark.parametrize(("count", "asked"), [(MAX_WANTED, True), (MAX_WANTED + 1, False)])
 def test_a_question_for_receipts_is_bounded_as_a_whole(count: int, asked: bool) -> None:
-    session = Session(CHALLENGE)
+    session = fresh()
     session.state = State.LIVE
     wanted = question((at % 9, bytes(33)) for at in range(count))
     effect = session.receive(wire.encode_message(wire.Prove(1, "c/1", wanted)))
     assert isinstance(effect, Ask) if asked else isinstance(effect, Close) and effect.fault is Fault.PROTOCOL
+
+
+def test_the_root_document_is_given_to_who_has_an_older_one() -> None:
+    session, ask = live(), wire.encode_message
+    assert session.receive(ask(wire.AskRoot(1, 0, 0))) == Send(wire.RootPart(1, 1, len(ROOT.signed), 0, ROOT.signed))
+    assert session.receive(ask(wire.AskRoot(1, 1, 0))) == Send(wire.RootPart(1, 1, 0, 0, b""))
+    early = fresh()
+    assert isinstance(early.receive(ask(wire.AskRoot(1, 0, 0))), Close), "nobody is given anything before WELCOME"
+
+
+def test_what_one_connection_is_given_of_root_documents_is_bounded() -> None:
+    session = live()
+    nothing, something = (wire.encode_message(wire.AskRoot(1, version, 0)) for version in (1, 0))
+    for data in [nothing] * (MAX_ROOT_PARTS + 1) + [something] * MAX_ROOT_PARTS:
+        assert isinstance(session.receive(data), Send)
+    effect = session.receive(something)
+    assert isinstance(effect, Close) and effect.fault is Fault.PROTOCOL and "ASKROOT" in effect.text

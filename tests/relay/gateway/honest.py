@@ -18,14 +18,17 @@ from relay.core.codec import digest
 from relay.core.envelope import envelope_id
 from relay.core.frames import server_frame
 from relay.core.proven import Missing, all_told
+from relay.core.trust import Root, RootRegion
 from relay.core.wire import Code, Fault
 from relay.errors import AuthError, Refused
 from relay.gateway.api import Identity, Line, Started
 from relay.gateway.connection import Bounds, Connection, Surroundings
 from relay.gateway.outbox import Queued
 from relay.gateway.server import Entrance, Gateway
+from tests.roots import verified_root
 
 LOG_ID = b"L" * 16
+ROOT = verified_root([RootRegion("norden", b"", bytes(32), ())], 10**13)
 
 
 class FakeClock:
@@ -72,6 +75,7 @@ class HonestOffice:
     on_lookup: Callable[[wire.Lookup], Awaitable[None]] | None = None
     on_serve: Callable[[Line], Awaitable[None]] | None = None
     looking: int = 0
+    root: Root = ROOT
 
     async def admit(self, user: bytes, device: bytes, records: Sequence[bytes]) -> None:
         await trio.lowlevel.checkpoint()

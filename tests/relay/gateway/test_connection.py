@@ -8,6 +8,7 @@ import msgpack
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 from nacl.signing import SigningKey
 
 from relay import ws
@@ -379,3 +380,15 @@ async def test_cancellation_detaches_and_closes_at_every_stage() -> None:
         assert metrics.connections._value.get() == metrics.sessions._value.get() == 0
         with pytest.raises(trio.ClosedResourceError):
             await ours.send_all(b"x")
+
+
+async def test_the_root_document_that_the_office_goes_by_now_is_given() -> None:
+    office = HonestOffice()
+    async with memory_call(office) as (socket, _):
+        caller = Caller(socket)
+        await caller.enter(receive=False)
+        await caller.say(wire.AskRoot(1, 1, 0))
+        assert await caller.hear() == wire.RootPart(1, 1, 0, 0, b"")
+        office.root = structs.replace(office.root, payload=structs.replace(office.root.payload, version=2))
+        await caller.say(wire.AskRoot(1, 1, 0))
+        assert await caller.hear() == wire.RootPart(1, 2, len(office.root.signed), 0, office.root.signed)
