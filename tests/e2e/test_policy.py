@@ -202,5 +202,5 @@ async def test_mail_lives_no_longer_than_the_regions_keep_it(layout: Layout) -> 
             async with open_client(layout.home.store(name), receive=False) as client:
                 with trio.fail_after(PATIENCE_S):
                     await client.send(find_card(layout.home, other), b"x", wait="stored")
-                assert client.stats.resealed == resealed
+                assert client.stats.resealed <= resealed  # none where the newer root document came first (ADR 43)
         await fed.stop_all()
