@@ -85,7 +85,7 @@ async def test_a_busy_node_waits_for_the_batch_before(autojump_clock):
             journal.log.clear()
             for _ in range(2):  # the one before is long committed, but not long begun
                 intake.offer([b"x"])
-                await trio.sleep(every / 2)
+                await trio.sleep(every / 3)
             assert len(journal.log) == 1
             await trio.sleep(every)
             assert len(journal.log) == 2
